@@ -1,0 +1,67 @@
+# make demo         install, train and test DialogueLLM on the embedded dialogues, say where the results lie
+# make test         install with the dev extra, run the test suite
+# make lint         ruff and the import rules
+# make constraints  write constraints.txt from what .venv holds (after upgrading something in it)
+# make clean        remove .venv, caches and build leftovers; runs/ stays
+#
+# The first demo or test installs (a network is needed); later ones install nothing and work offline, until
+# pyproject.toml or constraints.txt change. PYTHON chooses the interpreter: make test PYTHON=python3.12
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+RUNS ?= runs/demo
+
+# A stamp is named after the content it was installed from, so neither a checkout nor a touched file installs again.
+CONTENT := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
+PLAIN := $(VENV)/.installed-$(CONTENT)
+DEV := $(VENV)/.installed-dev-$(CONTENT)
+OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
+
+.PHONY: demo test lint constraints clean
+
+# the dev install holds everything the plain one does
+demo: $(if $(wildcard $(DEV)),$(DEV),$(PLAIN))
+	$(OFFLINE) $(BIN)/lightning fit --config configs/dialoguellm/demo.yaml --trainer.default_root_dir $(RUNS)
+	@run=$$(ls -d $(RUNS)/lightning_logs/version_* | sort -V | tail -n 1); \
+	echo "$(BIN)/zoo test --ckpt_path $$run"; \
+	$(OFFLINE) $(BIN)/zoo test --ckpt_path "$$run" && printf '\nThe results lie in %s:\n' "$$run" && ls -1 "$$run"
+
+# one thread per process: the models of the tests are too small for more to pay
+test: $(DEV)
+	$(OFFLINE) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q
+
+lint: $(DEV)
+	$(BIN)/ruff check .
+	$(BIN)/lint-imports --no-cache --no-logo
+
+# --no-compile: a minute less; Python compiles what it imports anyway
+$(PLAIN):
+	$(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/.installed*
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e .
+	touch $@
+
+$(DEV):
+	$(PYTHON) -m venv $(VENV)
+	rm -f $(VENV)/.installed*
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e '.[dev]'
+	touch $@
+
+# Exact versions and nothing else: no addresses, no local suffix (+cpu). Pins of packages that .venv does not hold (the
+# other extras) are kept as they are.
+constraints:
+	@test -x $(BIN)/python || { echo "no $(BIN)/python to take versions from; run 'make test' first" >&2; exit 1; }
+	@$(BIN)/python -m pip freeze --exclude-editable --exclude emotion-zoo > $(VENV)/freeze.txt
+	@touch constraints.txt
+	@{ echo "# Exact versions of everything zoo and its extras install; written by 'make constraints'."; \
+	   echo "# Use: pip install -c constraints.txt -e '.[dev]'"; \
+	   sed -nE 's/^([A-Za-z0-9._-]+==[A-Za-z0-9.!]+)(\+[^ ;]*)?$$/\1/p' $(VENV)/freeze.txt constraints.txt \
+	   | awk -F== '{ name = tolower($$1); gsub(/[-_.]+/, "-", name); if (!seen[name]++) print name "==" $$2 }' \
+	   | LC_ALL=C sort -t= -k1,1; } > $(VENV)/constraints.txt
+	@mv $(VENV)/constraints.txt constraints.txt && rm $(VENV)/freeze.txt
+	@echo "constraints.txt: $$(grep -c == constraints.txt) versions"
+
+clean:
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,521 @@
+import itertools
+import random
+import re
+import time
+from collections import Counter, defaultdict
+from dataclasses import dataclass
+from functools import lru_cache
+
+import numpy as np
+import pytest
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+
+from zoo.data.meld import MELD
+from zoo.data.synthetic import Synthetic, script
+from zoo.data.synthetic.phrases import WORDINGS
+from zoo.data.synthetic.script import (
+    CAST,
+    LABELS,
+    SHARES,
+    TEXT_MODES,
+    Settings,
+    ceilings,
+    generate,
+    next_label,
+    odds,
+    posterior,
+    with_history,
+)
+
+SETS = [("text",), ("descriptions",), ("text", "descriptions")]
+PRIOR = np.array(SHARES) / sum(SHARES)
+
+
+def utterances(dialogues):
+    return [u for d in dialogues for u in d.utterances]
+
+
+def index(label):
+    return LABELS.index(label)
+
+
+@lru_cache
+def sitcom(captioner, domain="studio"):
+    return generate(11, 600 if captioner == "clean" else 480, descriptions=captioner, domain=domain)
+
+
+@lru_cache
+def all_posteriors(captioner):
+    """(given, extra) -> (n, 7), and the true labels, (n,), of the first 460 dialogues."""
+    dialogues, p = sitcom(captioner)[:460], {}
+    every = utterances(dialogues)
+    for given in SETS:
+        p[given, ""] = np.stack([posterior(u, given) for u in every])
+        p[given, "past labels"] = np.stack([posterior(u, given, past_labels=True) for u in every])
+        p[given, "history"] = np.concatenate([with_history(d, given) for d in dialogues])
+    return p, np.array([index(u.label) for u in every])
+
+
+@pytest.fixture
+def corpus():
+    return sitcom("clean")
+
+
+captioners = pytest.mark.parametrize("captioner", ["clean", "noisy", "noisy_independent"])
+domains = pytest.mark.parametrize("domain", ["studio", "wild"])
+
+
+# ---- the same corpus again
+def test_seed_decides():
+    assert generate(5, 4) == generate(5, 4)
+    texts = [{u.text for u in utterances(generate(seed, 20))} for seed in (5, 6)]
+    assert len(texts[0] & texts[1]) < 0.2 * len(texts[0])
+
+
+def test_known_line():
+    """Golden: a change here changes every published number on the corpus."""
+    u = generate(0, 1)[0].utterances[0]
+    assert (u.id, u.speaker, u.label) == ("dia0_utt0", "Nina", "neutral")
+    assert u.text == "Right, so that's how you spell it. Are you going to the reunion?"
+    assert u.descriptions == {
+        "audio": "The speaker sounds hard to read, too short to tell.",
+        "video": "Nina looks out of focus: half out of the frame.",
+    }
+
+
+def test_longer_corpus_extends_shorter():
+    assert generate(5, 9)[:4] == generate(5, 4)
+
+
+def test_corpora_of_one_seed_are_paired():
+    clean, noisy, wild = (
+        utterances(generate(5, 10, **knobs)) for knobs in ({}, {"descriptions": "noisy"}, {"domain": "wild"})
+    )
+    plot = [[(u.speaker, u.label, u.truth.text_mode) for u in corpus] for corpus in (clean, noisy, wild)]
+    assert plot[0] == plot[1] == plot[2]
+    assert [u.text for u in clean] == [u.text for u in noisy]
+    assert [u.descriptions for u in clean] != [u.descriptions for u in noisy]
+    assert not {u.text for u in clean} & {u.text for u in wild}
+    assert not {d for u in clean for d in u.descriptions.values()} & {d for u in wild for d in u.descriptions.values()}
+
+
+def test_speed():
+    odds(Settings())
+    start = time.process_time()
+    n = len(utterances(generate(3, 60)))
+    assert (time.process_time() - start) / n < 0.002  # 2 s per 1000
+
+
+# ---- what it looks like
+def test_dialogues(corpus):
+    lengths = Counter(len(d.utterances) for d in corpus)
+    assert set(lengths) == set(range(5, 13))
+    for number, dialogue in enumerate(corpus):
+        speakers = {u.speaker for u in dialogue.utterances}
+        assert speakers <= set(CAST) and len(speakers) in (2, 3)
+        assert [u.id for u in dialogue.utterances] == [f"dia{number}_utt{i}" for i in range(len(dialogue.utterances))]
+        last = {}
+        for before, u in zip((None, *dialogue.utterances), dialogue.utterances, strict=False):
+            assert (u.own_last, u.previous) == (last.get(u.speaker), before.label if before else None)
+            assert set(u.descriptions) == {"audio", "video"}
+            last[u.speaker] = u.label
+
+
+def test_shares(corpus):
+    every = utterances(corpus)
+    counts = np.array([sum(u.label == label for u in every) for label in LABELS])
+    assert np.abs(counts / len(every) - PRIOR).max() < 0.03  # labels of one dialogue are alike: wider than binomial
+    modes = Counter(u.truth.text_mode for u in every)
+    assert [modes[m] / len(every) for m in TEXT_MODES] == pytest.approx([.50, .32, .18], abs=0.025)
+
+
+def test_labels_keep_their_shares_in_a_dialogue():
+    """posterior() without past labels is exact only if every position has the prior."""
+    np.testing.assert_allclose(PRIOR @ odds(Settings()).follows, PRIOR, atol=1e-12)
+    for own, previous in ((True, True), (True, False), (False, True)):
+        p = sum(PRIOR[a] * next_label(Settings(), LABELS[a] if own else None, LABELS[a] if previous else None)
+                for a in range(7))
+        np.testing.assert_allclose(p, PRIOR, atol=1e-12)
+
+
+@pytest.mark.parametrize("captioner, wrong", [
+    ("clean", (.06, .06, .06)), ("noisy", (.55, .10, .10)), ("noisy_independent", (.35, .35, .35))])
+def test_captioners(captioner, wrong):
+    states = defaultdict(Counter)
+    for u in utterances(sitcom(captioner)):
+        states[u.truth.text_mode][u.truth.description_state] += 1
+        shown = {"good": u.label, "vague": None}.get(u.truth.description_state, u.truth.shown)
+        assert u.truth.shown == shown and (u.truth.description_state == "wrong") <= (u.truth.shown != u.label)
+    for mode, rate in zip(TEXT_MODES, wrong, strict=True):
+        assert states[mode]["wrong"] / states[mode].total() == pytest.approx(rate, abs=0.04)
+
+
+def test_texts_are_mostly_distinct(corpus):
+    texts = [u.text for u in utterances(corpus)][:5000]
+    assert len(texts) == 5000 and len(set(texts)) > 0.8 * 5000
+
+
+def test_texts_are_clean(corpus):
+    for u in utterances(corpus) + utterances(generate(1, 60, domain="wild")):
+        for text in (u.text, *u.descriptions.values()):
+            assert text[0] == text[0].upper() and text[-1] in ".!?" and text == " ".join(text.split())
+            assert not re.search(r"[{}/]| [.,!?]|[,.]{2}(?<!\.\.)|(?<![A-Za-z.])i(?![a-z])", text), text
+
+
+def test_banks():
+    for domain, cues, remarks in (("studio", 60, 100), ("wild", 30, 100)):
+        words = WORDINGS[domain]
+        assert all(len(words.cues[label]) >= cues for label in LABELS)
+        assert sum(len(t.statements) + len(t.questions) for t in words.topics.values()) >= remarks
+        assert all(topic in words.topics for favourites in script.TOPICS.values() for topic in favourites)
+    assert list(WORDINGS["studio"].topics) == list(WORDINGS["wild"].topics)
+
+
+# ---- the surface shows the choices: a parser that was written apart finds them, and finds nothing else
+@dataclass
+class Rule:
+    """One sentence of the language: what it matches and which choices it shows."""
+
+    pattern: re.Pattern
+    kind: str
+    choice: tuple[str, object]
+    mark: str
+    topic: str | None
+
+
+def either(phrases):
+    return f"(?:{'|'.join(map(re.escape, phrases))})"
+
+
+def rules(words):
+    things = either(thing for topic in words.topics.values() for thing in topic.things)
+    name, hedge = either(CAST), either(words.hedges)
+
+    def body(phrase):
+        filled = re.escape(phrase.removesuffix("?"))
+        return filled.replace(r"\{thing\}", f"(?P<thing>{things})").replace(r"\{who\}", name)
+
+    for cue in {cue for bank in words.cues.values() for cue in bank}:
+        kind, marks = ("question mark", r"\?!|\?") if cue.endswith("?") else ("cue mark", r"\.\.\.|[.!]")
+        pattern = f"{body(cue)}(?:, {name})?(?P<mark>{marks})(?: |$)"
+        yield Rule(re.compile(pattern, re.I), "cue", ("cue", cue), kind, None)
+    for name_of_topic, topic in words.topics.items():
+        for remark in topic.questions:
+            pattern = rf"(?:{name}, )?{body(remark)}(?P<mark>\?!|\?)(?: |$)"
+            yield Rule(re.compile(pattern, re.I), "remark", ("asks", True), "question mark", name_of_topic)
+        for remark in topic.statements:
+            pattern = rf"(?:{name}, )?(?:{hedge} )?{body(remark)}(?P<mark>\.\.\.|[.!?])(?: |$)"
+            yield Rule(re.compile(pattern, re.I), "remark", ("asks", False), "statement mark", name_of_topic)
+
+
+def sentences(text, grammar):
+    """Every way to read sentences off the front of a text -> [(rule, match), ...], rest."""
+    yield [], text
+    for rule in grammar:
+        if match := rule.pattern.match(text):
+            for more, rest in sentences(text[match.end():], grammar):
+                yield [(rule, match), *more], rest
+
+
+def derivations(text, words, grammar):
+    """Every way a text can have come about, as a Counter of (table, value)."""
+    topic_of = {thing.lower(): name for name, topic in words.topics.items() for thing in topic.things}
+    leading, trailing = ({t for bank in banks.values() for t in bank} for banks in (words.leading, words.trailing))
+    openers = {o for bank in words.openers.values() for o in bank}
+    forms = {form for odds_ in script.FORMS.values() for form in odds_}
+    starts = {"": ("opener", "")} | {o + " ": ("opener", o) for o in openers} | {t + " ": ("tell", t) for t in leading}
+    for start, shown in starts.items():
+        if not text.startswith(start):
+            continue
+        for found, rest in sentences(text[len(start):], grammar):
+            form = " ".join(rule.kind for rule, _ in found)
+            topics = {rule.topic or topic_of[match["thing"].lower()] for rule, match in found
+                      if rule.topic or "thing" in match.groupdict()}
+            if form not in forms or len(topics) > 1 or rest not in {"", *trailing}:
+                continue
+            if shown[0] == "tell" and rest:
+                continue  # one tell only
+            tell = [] if shown[0] == "tell" else [("tell", rest)]
+            yield Counter([
+                shown, *tell, ("form", form), *(("topic", t) for t in topics), *(rule.choice for rule, _ in found),
+                *((rule.mark, match["mark"]) for rule, match in found)])
+
+
+@domains
+def test_a_text_shows_its_choices_and_no_others(domain):
+    words = WORDINGS[domain]
+    assert len({thing for topic in words.topics.values() for thing in topic.things}) == sum(
+        len(topic.things) for topic in words.topics.values())
+    grammar = list(rules(words))
+    for u in utterances(generate(4, 30, domain=domain)):
+        assert list(derivations(u.text, words, grammar)) == [Counter(u.choices["text"])], u.text
+
+
+@domains
+def test_no_phrase_is_another_one_with_a_word_in_front(domain):
+    words = WORDINGS[domain]
+    cues = {cue for bank in words.cues.values() for cue in bank}
+    remarks = {r for topic in words.topics.values() for r in topic.statements + topic.questions}
+    assert not cues & remarks
+    phrases = {phrase.lower() for phrase in cues | remarks}
+    for word in {o.lower() for bank in words.openers.values() for o in bank} | set(words.hedges):
+        assert not phrases & {p.removeprefix(word + " ") for p in phrases if p.startswith(word + " ")}, word
+
+
+@domains
+def test_captions_show_their_choices(domain):
+    words = WORDINGS[domain]
+    for u in utterances(generate(4, 60, domain=domain)):
+        voice, face, unsure = (value for _, value in u.choices["descriptions"])
+        for kind, (word, detail), names in (
+            ("audio", voice, words.sure), ("video", face, words.unsure if unsure else words.sure),
+        ):
+            readable = {t.format(subject=n.format(name=u.speaker), word=word, detail=detail).lower() + "."
+                        for t in getattr(words, kind) for n in names}
+            assert u.descriptions[kind].lower() in readable
+    # no word has the mark that ends it in a caption, so a caption can be read in one way only
+    for bank in (words.voice, words.face):
+        for words_, _ in bank.values():
+            assert not any(mark in word for word in words_ for mark in (",", ":", " - "))
+
+
+# ---- likelihoods: by hand and by brute force
+def test_tables_are_distributions():
+    for settings in (Settings(), Settings(domain="wild", descriptions="noisy", text_modes=(.2, .3, .5))):
+        for name, table in odds(settings).tables.items():
+            assert (table.odds >= 0).all(), name
+            np.testing.assert_allclose(sum(table.likelihood(value) for value in table.values), 1, atol=1e-9)
+        np.testing.assert_allclose(odds(settings).hidden.sum((0, 1, 2)), 1, atol=1e-12)
+
+
+def test_draws_follow_the_odds():
+    table, rng, n = odds(Settings()).tables["opener"], random.Random(0), 20_000
+    hidden = (3, TEXT_MODES.index("explicit"), 0, index("disgust"))
+    drawn = Counter(table.draw(rng, hidden) for _ in range(n))
+    for value in table.values:
+        p = table.likelihood(value)[0, hidden[1], 0, hidden[3]]
+        assert abs(drawn[value] - n * p) <= 4 * np.sqrt(n * p * (1 - p)), value
+
+
+def test_cue_by_hand():
+    """P(cue | mode, label), written out for two phrases."""
+    words, table = WORDINGS["studio"], odds(Settings()).tables["cue"]
+    first = {label: 1 / sum(r ** -.7 for r in range(1, len(words.cues[label]) + 1)) for label in LABELS}
+    explicit, _, misleading = table.likelihood("I love it")[0, :, 0]  # the first of joy
+    assert explicit[index("joy")] == pytest.approx(.82 * first["joy"])
+    assert explicit[index("surprise")] == pytest.approx(.18 / 3 * first["joy"])
+    assert explicit[index("anger")] == 0
+    assert misleading[index("joy")] == 0
+    assert misleading[index("sadness")] == pytest.approx(1 / 2 * first["joy"])
+    second = table.likelihood("shut up")[0, 0, 0]
+    assert second[index("anger")] == pytest.approx(.82 * first["anger"] * 2 ** -.7)
+
+
+def test_caption_by_brute_force():
+    """P(pair | shown) summed over the bank it may come from."""
+    words, table = WORDINGS["studio"], odds(Settings()).tables["voice"]
+    pair = ("calm", "in an even tone")
+    zipf = lambda bank, value: (bank.index(value) + 1) ** -.7 / sum(r ** -.7 for r in range(1, len(bank) + 1))  # noqa: E731
+    neutral = zipf(words.voice["neutral"][0], pair[0]) * zipf(words.voice["neutral"][1], pair[1])
+    for shown, share in (("neutral", .70), ("joy", .15), ("sadness", .15), ("disgust", .15), ("anger", 0)):
+        assert table.likelihood(pair)[0, 0, index(shown), 0] == pytest.approx(share * neutral)
+
+
+def test_posterior_by_simulation():
+    """One coarse event on a restricted corpus: the labels of the lines that are just one question with "?"."""
+    p = PRIOR * [script.QUESTION[label] * script.QUESTION_MARKS[label][0] for label in LABELS]
+    counts, expected = np.zeros(7), []
+    for u in utterances(generate(9, 300, text_modes=(0, 1, 0), inertia=0, contagion=0)):
+        shown = dict(u.choices["text"])
+        if shown["form"] == "remark" and shown.get("question mark") == "?":
+            counts[index(u.label)] += 1
+            expected.append(posterior(u, ("text",)))
+    n = counts.sum()
+    assert n > 300
+    bound = 4 * np.sqrt(p / p.sum() / n)
+    assert (np.abs(counts / n - p / p.sum()) < bound).all()
+    assert (np.abs(np.mean(expected, 0) - p / p.sum()) < bound).all()
+
+
+def test_history_by_enumeration():
+    """with_history against the sum over every theme and every sequence of labels, written out."""
+    dialogue = next(d for d in generate(8, 40) if len({u.speaker for u in d.utterances[:4]}) == 3)
+    dialogue = script.Dialogue(dialogue.id, dialogue.theme, dialogue.utterances[:4])
+    evidence = [script._likelihood(u.settings, u.choices, ("text",)) for u in dialogue.utterances]
+    sums = np.zeros((4, 7))
+    for labels in itertools.product(range(7), repeat=4):
+        p, last, per_theme = 1., {}, np.ones(len(evidence[0]))
+        for t, (u, y) in enumerate(zip(dialogue.utterances, labels, strict=True)):
+            p *= next_label(u.settings, last.get(u.speaker), LABELS[labels[t - 1]] if t else None)[y]
+            per_theme = per_theme * evidence[t][:, y]
+            sums[t, y] += p * per_theme.sum() / 7 ** (3 - t)
+            last[u.speaker] = LABELS[y]
+    np.testing.assert_allclose(with_history(dialogue, ("text",)), sums / sums.sum(1, keepdims=True), atol=1e-9)
+
+
+# ---- posteriors: calibrated, so exact
+@captioners
+def test_posteriors_are_calibrated(captioner):
+    """An exact posterior says how often it is right; one wrong likelihood and this fails."""
+    posteriors, truth = all_posteriors(captioner)
+    n = len(truth)
+    assert n > 3700 and len(posteriors) == 9
+    for name, p in posteriors.items():
+        np.testing.assert_allclose(p.sum(1), 1, atol=1e-9)
+        top = p.max(1)
+        error = np.sqrt((top * (1 - top)).sum()) / n
+        assert abs((p.argmax(1) == truth).mean() - top.mean()) < 2.5 * error, name
+        right, expected = p[np.arange(n), truth], (p ** 2).sum(1)  # E[p(true label)] = E[sum of p^2]
+        error = np.sqrt(((p ** 3).sum(1) - expected ** 2).sum()) / n
+        assert abs((right - expected).mean()) < 2.5 * error, name
+
+
+@domains
+@pytest.mark.parametrize("given, shows", [
+    (("text",), lambda u: dict(u.choices["text"])["form"]),
+    (("text",), lambda u: bool(dict(u.choices["text"])["tell"])),
+    (("text",), lambda u: u.text[-1]),
+    (("text",), lambda u: dict(u.choices["text"]).get("opener", "") in WORDINGS[u.settings.domain].openers["surprise"]),
+    (("text",), lambda u: dict(u.choices["text"]).get("topic")),
+    (("descriptions",), lambda u: dict(u.choices["descriptions"])["unsure"]),
+    (("descriptions",), lambda u: dict(u.choices["descriptions"])["face"][0]),
+    (("text", "descriptions"), lambda u: (dict(u.choices["text"])["form"], dict(u.choices["descriptions"])["unsure"])),
+], ids=["form", "tell", "mark", "opener", "topic", "unsure", "face", "form-unsure"])
+def test_posteriors_are_calibrated_given_what_shows(given, shows, domain):
+    """Among all lines with one visible property, the mean posterior is the share of each label."""
+    groups = defaultdict(list)
+    for u in utterances(sitcom("noisy", domain)[:250]):
+        groups[shows(u)].append((posterior(u, given), np.eye(7)[index(u.label)]))
+    checked = 0
+    for key, rows in groups.items():
+        p, y = (np.stack(column) for column in zip(*rows, strict=True))
+        if len(p) >= 40:
+            error = np.sqrt((p * (1 - p)).sum(0)) / len(p)
+            assert (np.abs(p.mean(0) - y.mean(0)) < 4 * error + 2 / len(p)).all(), key
+            checked += 1
+    assert checked >= 2
+
+
+@captioners
+def test_more_information_never_hurts(captioner):
+    posteriors, truth = all_posteriors(captioner)
+    accuracy = {name: (p.argmax(1) == truth).mean() for name, p in posteriors.items()}
+    slack = 1 / np.sqrt(len(truth))  # two standard errors at most
+    for given in SETS:
+        assert accuracy[given, "history"] > accuracy[given, ""] - slack
+        assert accuracy[given, "past labels"] > accuracy[given, "history"] - slack
+    for extra in ("", "history", "past labels"):
+        assert accuracy[SETS[2], extra] > max(accuracy[SETS[0], extra], accuracy[SETS[1], extra]) - slack
+
+
+@pytest.mark.parametrize("captioner, design", [
+    ("clean", (67, 80, 87)), ("noisy", (67, 60, 79)), ("noisy_independent", (67, 60, 75))])
+def test_ceilings_are_as_designed(captioner, design):
+    """Accuracy in percent from text, descriptions and both; true past labels add about 4.5 to text."""
+    posteriors, truth = all_posteriors(captioner)
+    accuracy = {name: 100 * (p.argmax(1) == truth).mean() for name, p in posteriors.items()}
+    assert [accuracy[given, ""] for given in SETS] == pytest.approx(design, abs=4)
+    assert accuracy[SETS[0], "past labels"] - accuracy[SETS[0], ""] == pytest.approx(4.5, abs=2)
+
+
+def test_ceilings():
+    dialogues = sitcom("noisy")[:40]
+    posteriors, truth = all_posteriors("noisy")
+    n = len(utterances(dialogues))
+    scores = ceilings(dialogues)
+    assert len(scores) == 9
+    for (given, extra), p in posteriors.items():
+        score = scores[" + ".join((*given, *filter(None, [extra])))]
+        assert score == script._scores(p[:n].argmax(1), truth[:n])
+        assert 0 < score["weighted_f1"] < score["accuracy"] < 1
+
+
+def test_effect_of_descriptions(corpus):
+    for u in utterances(corpus[:60]):
+        without, with_ = (posterior(u, given).argmax() == index(u.label) for given in (SETS[0], SETS[2]))
+        assert u.truth.effect == {(False, True): "help", (True, False): "hurt"}.get((without, with_), "needless")
+    effects = Counter(u.truth.effect for u in utterances(corpus))  # clean
+    assert effects["help"] > 3 * effects["hurt"] > 0
+
+
+def test_scores_agree_with_torchmetrics():
+    from torch import from_numpy
+    from torchmetrics.functional import accuracy, f1_score
+    rng = np.random.default_rng(0)
+    truth, predicted = rng.integers(0, 7, 300), rng.integers(0, 6, 300)
+    ours, to = script._scores(predicted, truth), {"task": "multiclass", "num_classes": 7}
+    pair = from_numpy(predicted), from_numpy(truth)
+    assert ours["accuracy"] == pytest.approx(float(accuracy(*pair, **to, average="micro")))
+    assert ours["weighted_f1"] == pytest.approx(float(f1_score(*pair, **to, average="weighted")))
+
+
+def test_probe_stays_below_the_text_ceiling(corpus):
+    """TF-IDF + logistic regression learns a good part of it and does not beat Bayes."""
+    train, test = utterances(generate(21, 400)), utterances(corpus[:460])
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"[\w']+|[?!.,]+", min_df=2)
+    probe = LogisticRegression(C=4, max_iter=200)
+    probe.fit(words.fit_transform([u.text for u in train]), [u.label for u in train])
+    right = np.mean(probe.predict(words.transform([u.text for u in test])) == [u.label for u in test])
+    posteriors, truth = all_posteriors("clean")
+    ceiling = (posteriors[SETS[0], ""].argmax(1) == truth).mean()
+    assert PRIOR.max() + 0.05 < right < ceiling + 3 * 0.5 / np.sqrt(len(test))
+
+
+# ---- as a corpus
+def test_corpus():
+    data = Synthetic(train_dialogues=5, dev_dialogues=3, test_dialogues=4)
+    assert data.labels.corpus == "synthetic" and data.labels.names == MELD.labels.names
+    for split, size in (("train", 5), ("dev", 3), ("test", 4)):
+        samples, dialogues = data.samples(split), data.dialogues(split)
+        assert len({s.dialogue for s in samples}) == size and len({s.id for s in samples}) == len(samples)
+        assert [s.target.text for s in samples] == [u.text for u in utterances(dialogues)]
+    first, third = data.samples("train")[0], data.samples("train")[2]
+    assert (first.id, first.dialogue, first.history) == ("synthetic/train/dia0_utt0", "synthetic/train/dia0", ())
+    assert third.history == (first.target, data.samples("train")[1].target)
+    assert set(first.target.descriptions) == {"audio", "video"} and first.label in range(7)
+    assert first.target.video is None and first.target.audio is None
+    assert data.reading("train").report() == {
+        "n_used": len(data.samples("train")), "n_official": None, "excluded": {}, "notes": {}}
+
+
+def test_splits_share_no_dialogue():
+    data = [Synthetic(corpus_seed=seed, train_dialogues=20, dev_dialogues=20, test_dialogues=20) for seed in (0, 1)]
+    first = [tuple(u.text for u in d.utterances) for c in data for split in c.splits() for d in c.dialogues(split)]
+    assert len(set(first)) == len(first) == 120
+
+
+def test_arguments():
+    wild = Synthetic(domain="wild", descriptions="noisy", test_dialogues=3, batch_size=4, limit=2)
+    assert wild.dialogues("test")[0].utterances[0].settings == Settings("noisy", "wild")
+    assert len({s.dialogue for s in wild.samples("test")}) == 2
+    assert Synthetic(seed=7, test_dialogues=2).samples("test") == Synthetic(test_dialogues=2).samples("test")
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"root": "somewhere"}, "generated"), ({"corpus_seed": -1}, "corpus_seed"), ({"dev_dialogues": 0}, "dev_dialogues"),
+    ({"descriptions": "perfect"}, "clean, noisy"), ({"domain": "moon"}, "studio, wild"), ({"batch_size": 0}, "batch"),
+])
+def test_corpus_says_what_is_wrong(options, said):
+    with pytest.raises(ValueError, match=said):
+        Synthetic(**options)
+
+
+@pytest.mark.parametrize("options, said", [
+    ({"dialogues": 0}, "dialogues"), ({"descriptions": "perfect"}, "descriptions"), ({"domain": "moon"}, "domain"),
+    ({"shares": (1, 2)}, "7 positive"), ({"shares": (0, 1, 1, 1, 1, 1, 1)}, "positive"),
+    ({"text_modes": (.5, .5, .5)}, "sum to 1"), ({"text_modes": (1.5, -.5, 0.)}, "sum to 1"),
+    ({"inertia": .8, "contagion": .3}, "together"), ({"inertia": -.1}, "at least 0"),
+])
+def test_generate_says_what_is_wrong(options, said):
+    with pytest.raises(ValueError, match=said):
+        generate(**{"seed": 0, "dialogues": 1} | options)
+
+
+def test_unknown_modality():
+    u = generate(0, 1)[0].utterances[0]
+    with pytest.raises(ValueError, match="text, descriptions, got 'smell'"):
+        posterior(u, ("smell",))
+    with pytest.raises(ValueError, match="at least one"):
+        ceilings([])
+    np.testing.assert_allclose(posterior(u, ()), PRIOR)

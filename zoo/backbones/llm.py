@@ -1,0 +1,386 @@
+"""A causal language model with adapters behind four verbs.
+
+    prefix = llm.encode(ids, mask)            the prompt, computed once
+    llm.sample(prefix, n, ...)                n completions of each prompt
+    llm.logprobs(prefix, answers, mask)       per-token log-probabilities of given answers, with gradients
+    llm.score(prefix, candidates)             log-probability of each candidate answer
+    with llm.reference(): ...                 the same weights with the adapter off
+
+Prompts are token ids or embeddings (images and audio enter as embeddings). Prompts are padded on the left, answers on the
+right; positions count real tokens, so padding never changes a result beyond floating-point rounding.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import hashlib
+import json
+import logging
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, NamedTuple
+
+import torch
+from peft import LoraConfig, PeftModel, get_peft_model
+from torch import Tensor, nn
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from zoo.backbones.shapes import SHAPES
+
+log = logging.getLogger(__name__)
+
+REPOSITORY = Path(__file__).resolve().parents[2]  # where `checkpoints/` lies in a clone
+Dtype = Literal["float32", "bfloat16", "float16"]
+
+
+@dataclass(frozen=True)
+class LoRA:
+    """Low-rank adapters (Hu et al. 2022).
+
+    Args:
+        r: rank.
+        alpha: scale; the update is multiplied by alpha / r.
+        dropout: on the adapter's input.
+        targets: regular expression that must match the *whole* name of a module of the language model, e.g.
+            ``model\\.layers\\.\\d+\\.self_attn\\.(q|v)_proj``; vision and audio encoders can therefore never be adapted by accident.
+    """
+
+    r: int = 8
+    alpha: float = 16.0
+    dropout: float = 0.0
+    targets: str = r"model\.layers\.\d+\.self_attn\.(q|v)_proj"
+
+
+class Completions(NamedTuple):
+    """Sampled answers. B prompts, n answers each, up to T tokens."""
+
+    ids: Tensor  # (B, n, T) int64, pad after the end
+    mask: Tensor  # (B, n, T) bool: True on answer tokens, the end token included
+    logprobs: Tensor  # (B, n, T) float32: log-probability under the sampling distribution; 0 where masked
+    finished: Tensor  # (B, n) bool: False if cut off at max_new_tokens
+
+
+@dataclass
+class Prefix:
+    """An encoded prompt batch.
+
+    Attributes:
+        embeddings: (B, P, D), left-padded.
+        mask: (B, P) bool.
+        cache: keys and values of the prompt; None until a verb needs it.
+        logits: (B, V) float32, next-token logits after the prompt; None until a verb needs it.
+    """
+
+    embeddings: Tensor
+    mask: Tensor
+    cache: DynamicCache | None = None
+    logits: Tensor | None = None
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) true prompt lengths."""
+        return self.mask.sum(1)
+
+
+def locate(path: str) -> str:
+    """A model folder, a published name of ``checkpoints/``, or a hub id, in this order.
+
+    Raises:
+        FileNotFoundError: if it is none of them, saying where was looked.
+    """
+    published = REPOSITORY / "checkpoints" / path
+    for folder in (Path(path), REPOSITORY / path, published):
+        if (folder / "config.json").is_file():
+            return str(folder)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).exists():
+        return path
+    raise FileNotFoundError(
+        f"no language model at {path!r}: neither a folder with a config.json, nor a published name in {published.parent}, "
+        "nor a hub id of the form owner/name. Give --model.llm the folder that holds config.json and *.safetensors"
+    )
+
+
+def fingerprint(path: str, revision: str | None = None) -> str:
+    """Identity of a base model: sha256 over its config.json and, of every safetensors file, the header and 64 blocks of
+    4 KiB spread over it (the whole file of a 7B model would take a minute). Independent of the dtype it is loaded in."""
+    folder = Path(path)
+    if not folder.is_dir():
+        folder = Path(cached_file(path, "config.json", revision=revision)).parent
+    digest = hashlib.sha256()
+    config = json.loads((folder / "config.json").read_text())
+    for key in ("transformers_version", "_name_or_path", "torch_dtype", "dtype"):
+        config.pop(key, None)
+    digest.update(json.dumps(config, sort_keys=True).encode())
+    for file in sorted(folder.glob("*.safetensors")):
+        size = file.stat().st_size
+        digest.update(f"{file.name}:{size}".encode())
+        with file.open("rb") as f:
+            header = int.from_bytes(f.read(8), "little")
+            digest.update(f.read(min(header, size)))
+            for i in range(64):
+                f.seek(8 + header + (size - 8 - header) * i // 64)
+                digest.update(f.read(4096))
+    return digest.hexdigest()
+
+
+class LLM(nn.Module):
+    """A causal LM of transformers, its tokenizer, and optionally LoRA.
+
+    Args:
+        path: folder, published name or hub id (see `locate`); or ``shape:NAME`` with a name of `SHAPES` for a model of that
+            architecture with random weights and no tokenizer.
+        dtype: dtype of the weights. Always explicit, because a folder's own dtype would be taken otherwise.
+        revision: hub revision (a commit hash) to pin.
+        attention: ``sdpa`` or ``eager``.
+        device: ``meta`` builds the architecture without weights.
+        gradient_checkpointing: recompute activations in the backward pass.
+
+    Raises:
+        FileNotFoundError: nothing at ``path``, or no safetensors weights there.
+        ValueError: weights that do not fit the config, or that are not finite.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: Dtype = "float32",
+        revision: str | None = None,
+        attention: Literal["sdpa", "eager"] = "sdpa",
+        device: str | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.path, self.revision = path, revision
+        self.lora: LoRA | None = None
+        torch_dtype = getattr(torch, dtype)
+        if path.startswith("shape:"):
+            name = path.removeprefix("shape:")
+            if name not in SHAPES:
+                raise ValueError(f"unknown shape {name!r}; expected one of {', '.join(SHAPES)}")
+            kind, values = SHAPES[name]
+            config = AutoConfig.for_model(kind, **values)
+            self.tokenizer = None
+        else:
+            path = self.path = locate(path)
+            config = AutoConfig.from_pretrained(path, revision=revision)
+            self.tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+        self.pad_id = _pad_id(self.tokenizer, config.vocab_size)
+        if device == "meta" or self.tokenizer is None:
+            with torch.device(device or "cpu"):
+                self.model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=attention)
+        else:
+            self.model = self._load(path, torch_dtype, attention)
+        self.model.generation_config.pad_token_id = self.pad_id
+        self.train()  # transformers loads in eval mode, in which dropout would silently do nothing
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _load(self, path: str, dtype: torch.dtype, attention: str) -> nn.Module:
+        if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
+            raise FileNotFoundError(f"{path} has a config.json but no *.safetensors; convert pickle weights first (see README)")
+        transformers_logging.disable_progress_bar()
+        try:
+            model, info = AutoModelForCausalLM.from_pretrained(
+                path, dtype=dtype, revision=self.revision, attn_implementation=attention, use_safetensors=True,
+                output_loading_info=True,
+            )
+        except Exception as error:  # transformers and safetensors raise many types; the cause stays chained
+            raise ValueError(f"the weights in {path} could not be read ({type(error).__name__}: {error}); "
+                             "a truncated or damaged download? Fetch the folder again") from error
+        problems = {k: sorted(map(str, v)) for k, v in info.items() if v}
+        if problems:
+            raise ValueError(f"the weights in {path} do not fit its config.json: {problems}")
+        bad = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
+        if bad:
+            raise ValueError(f"the weights in {path} are not finite (NaN or infinity) in {len(bad)} tensors: {bad[:3]} ...")
+        return model
+
+    # ---- adapters
+    def add_lora(self, lora: LoRA) -> None:
+        """Freezes the model and adds adapters to every module whose full name matches. ValueError if none does."""
+        names = [n for n, m in self.model.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(lora.targets, n)]
+        if not names:
+            linears = sorted({re.sub(r"\.\d+\.", r".N.", n) for n, m in self.model.named_modules() if isinstance(m, nn.Linear)})
+            raise ValueError(f"no linear layer's full name matches lora.targets {lora.targets!r}; the names are {linears}")
+        config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names, bias="none",
+                            task_type="CAUSAL_LM")
+        self.model = get_peft_model(self.model, config)
+        self.lora = lora
+
+    @contextlib.contextmanager
+    def reference(self) -> Iterator[None]:
+        """Inside, the adapter is off: the model as it was before training. Needs LoRA (ValueError otherwise)."""
+        if not isinstance(self.model, PeftModel):
+            raise ValueError("reference() needs LoRA: a fully trained model has no second set of weights to refer to")
+        with self.model.disable_adapter():
+            yield
+
+    # ---- parts
+    @property
+    def causal_lm(self) -> nn.Module:
+        """The transformers model itself, adapters inside."""
+        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+
+    @property
+    def width(self) -> int:
+        return self.causal_lm.config.hidden_size
+
+    @property
+    def eos_ids(self) -> list[int]:
+        """Tokens that end an answer: the tokenizer's and the generation config's."""
+        eos = self.causal_lm.generation_config.eos_token_id
+        ids = set(eos if isinstance(eos, list) else [eos]) | {self.tokenizer.eos_token_id if self.tokenizer else None}
+        return sorted(i for i in ids if i is not None)
+
+    def embed(self, ids: Tensor) -> Tensor:
+        """(...,) token ids -> (..., D)."""
+        return self.causal_lm.get_input_embeddings()(ids)
+
+    def head(self, hidden: Tensor) -> Tensor:
+        """(..., D) -> (..., V) float32 logits."""
+        return self.causal_lm.get_output_embeddings()(hidden).float()
+
+    def hidden(self, embeddings: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
+        """Last hidden states.
+
+        Args:
+            embeddings: (B, T, D).
+            mask: (B, C + T) bool over cached and new tokens, True on real ones.
+            cache: C cached tokens; extended in place.
+
+        Returns:
+            (B, T, D).
+        """
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1]:]  # real tokens only
+        return self.causal_lm.get_decoder()(
+            inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache,
+            use_cache=cache is not None,
+        ).last_hidden_state
+
+    # ---- verbs
+    def encode(self, prompt: Tensor, mask: Tensor) -> Prefix:
+        """Prompt ids (B, P) int64 or embeddings (B, P, D), left-padded, with mask (B, P) -> Prefix.
+
+        Raises:
+            ValueError: if a prompt is empty or not padded on the left.
+        """
+        mask = mask.bool()
+        if not mask[:, -1].all():
+            raise ValueError("prompts must be padded on the left and hold at least one token")
+        return Prefix(prompt if prompt.is_floating_point() else self.embed(prompt), mask)
+
+    def _prefill(self, prefix: Prefix) -> None:
+        if prefix.cache is None:
+            prefix.cache = DynamicCache(config=self.causal_lm.config)
+            prefix.logits = self.head(self.hidden(prefix.embeddings, prefix.mask, prefix.cache)[:, -1])
+
+    @torch.no_grad()
+    def sample(self, prefix: Prefix, n: int = 1, *, max_new_tokens: int, temperature: float = 1.0,
+               generator: torch.Generator | None = None) -> Completions:
+        """n answers of each prompt, until an end token or ``max_new_tokens``; ``temperature`` 0 is greedy."""
+        self._prefill(prefix)
+        rows = prefix.mask.shape[0] * n
+        cache = copy.deepcopy(prefix.cache)
+        cache.batch_repeat_interleave(n)
+        mask = prefix.mask.repeat_interleave(n, 0)
+        logits = prefix.logits.repeat_interleave(n, 0)
+        eos = torch.tensor(self.eos_ids, device=mask.device)
+        alive = torch.ones(rows, dtype=torch.bool, device=mask.device)
+        ids, logprobs, masks = [], [], []
+        for _ in range(max_new_tokens):
+            logp = torch.log_softmax(logits / temperature if temperature else logits, -1)
+            token = torch.multinomial(logp.exp(), 1, generator=generator)[:, 0] if temperature else logp.argmax(-1)
+            ids.append(torch.where(alive, token, self.pad_id))
+            logprobs.append(torch.where(alive, logp.gather(1, token[:, None])[:, 0], 0.0))
+            masks.append(alive)
+            alive = alive & ~torch.isin(token, eos)
+            if not alive.any() or len(ids) == max_new_tokens:
+                break
+            mask = torch.cat([mask, masks[-1][:, None]], 1)
+            logits = self.head(self.hidden(self.embed(ids[-1])[:, None], mask, cache)[:, -1])
+        shape = (prefix.mask.shape[0], n, len(ids))
+        return Completions(torch.stack(ids, 1).view(shape), torch.stack(masks, 1).view(shape),
+                           torch.stack(logprobs, 1).view(shape), ~alive.view(shape[:2]))
+
+    def logprobs(self, prefix: Prefix, answers: Tensor, mask: Tensor) -> Tensor:
+        """Per-token log-probabilities of given answers, with gradients.
+
+        Args:
+            answers: (B, n, T) int64, right-padded.
+            mask: (B, n, T) bool.
+
+        Returns:
+            (B, n, T) float32; 0 where masked.
+        """
+        b, n, t = answers.shape
+        embeddings = torch.cat([prefix.embeddings.repeat_interleave(n, 0), self.embed(answers.view(b * n, t))], 1)
+        full_mask = torch.cat([prefix.mask.repeat_interleave(n, 0), mask.view(b * n, t)], 1)
+        hidden = self.hidden(embeddings, full_mask)[:, -t - 1: -1]  # the state before each answer token predicts it
+        logp = torch.log_softmax(self.head(hidden), -1).gather(2, answers.view(b * n, t, 1))[..., 0]
+        return logp.view(b, n, t).masked_fill(~mask, 0.0)
+
+    def score(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tensor:
+        """Log-probability of each candidate answer after each prompt.
+
+        Args:
+            candidates: token ids of L answers, without end token; shared by all prompts. They form a trie, so the first token
+                of every candidate costs nothing beyond the prompt, and common beginnings are computed once.
+
+        Returns:
+            (B, L) float32, summed over tokens.
+
+        Raises:
+            ValueError: if a candidate is empty, repeated, or the beginning of another (the comparison would be unfair).
+        """
+        tuples = [tuple(c) for c in candidates]
+        for c in tuples:
+            if not c or any(o[: len(c)] == c for o in tuples if o is not c):
+                raise ValueError(f"candidates must be non-empty and none the beginning of another, got {tuples}")
+        self._prefill(prefix)
+        b = prefix.mask.shape[0]
+        logp = {(): torch.log_softmax(prefix.logits, -1)}  # trie node -> (B, V) log-probabilities of the next token
+        inner = {c[:i] for c in tuples for i in range(1, len(c))}
+        paths = sorted(p for p in inner if not any(o[: len(p)] == p and o != p for o in inner))  # longest only
+        if paths:
+            length = max(map(len, paths))
+            ids = torch.full((len(paths), length), self.pad_id, device=prefix.mask.device)
+            real = torch.zeros_like(ids, dtype=torch.bool)
+            for i, p in enumerate(paths):
+                ids[i, : len(p)] = torch.tensor(p, device=ids.device)
+                real[i, : len(p)] = True
+            cache = copy.deepcopy(prefix.cache)
+            cache.batch_repeat_interleave(len(paths))
+            mask = torch.cat([prefix.mask.repeat_interleave(len(paths), 0), real.repeat(b, 1)], 1)
+            hidden = self.hidden(self.embed(ids.repeat(b, 1)), mask, cache)
+            out = torch.log_softmax(self.head(hidden), -1).view(b, len(paths), length, -1)
+            for i, p in enumerate(paths):
+                for j in range(len(p)):
+                    logp[p[: j + 1]] = out[:, i, j]
+        return torch.stack([sum(logp[c[:i]][:, c[i]] for i in range(len(c))) for c in tuples], 1)
+
+    @torch.no_grad()
+    def beam(self, prompt: Tensor, mask: Tensor, *, beams: int, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[str]:
+        """Beam search over prompt ids (B, P), left-padded; the text of the best beam of each (transformers' `generate`)."""
+        out = self.model.generate(
+            input_ids=prompt, attention_mask=mask.long(), num_beams=beams, do_sample=False, max_new_tokens=max_new_tokens,
+            repetition_penalty=repetition_penalty, eos_token_id=self.eos_ids, pad_token_id=self.pad_id,
+        )
+        return self.tokenizer.batch_decode(out[:, prompt.shape[1]:], skip_special_tokens=True)
+
+
+def _pad_id(tokenizer, rows: int) -> int:
+    """A token for padding that the model has a row for. Padding is always masked, so any valid id does: the tokenizer's own,
+    else unk, else end of text (Llama-2's has none; some of its copies carry a [PAD] one beyond the embedding)."""
+    candidates = [] if tokenizer is None else [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id]
+    for i, candidate in enumerate(candidates):
+        if candidate is not None and candidate < rows:
+            if i > 0:
+                log.info("the tokenizer has no usable pad token; padding with %r (masked)",
+                         tokenizer.convert_ids_to_tokens(candidate))
+            return candidate
+    return 0

@@ -1,0 +1,156 @@
+"""Published weights: list, verify, export; and making a small backbone to train. See `checkpoints/index.yaml`."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+from pathlib import Path
+from typing import Any
+
+import torch
+import yaml
+
+
+from zoo.runs import REPOSITORY, find_checkpoint, run_of
+
+INDEX = REPOSITORY / "checkpoints" / "index.yaml"
+
+
+def index() -> dict[str, dict[str, Any]]:
+    """name -> what is published: ``files`` (name -> sha256), ``licence``, ``config``, ``reported``."""
+    return yaml.safe_load(INDEX.read_text()) or {}
+
+
+def sha256(path: Path) -> str:
+    digest = hashlib.sha256()
+    with path.open("rb") as f:
+        while block := f.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def verify(name: str) -> list[str]:
+    """What is wrong with a published checkpoint, one line each; empty if every file has the recorded sha256."""
+    folder = INDEX.parent / name
+    problems = []
+    for file, wanted in index()[name]["files"].items():
+        if not (folder / file).is_file():
+            problems.append(f"{name}/{file} is missing")
+        elif sha256(folder / file) != wanted:
+            problems.append(f"{name}/{file} is not the published file: sha256 {sha256(folder / file)[:12]}..., expected {wanted[:12]}...")
+    return problems
+
+
+def published(args: list[str]) -> None:
+    """``zoo checkpoints [--verify]``"""
+    parser = argparse.ArgumentParser("zoo checkpoints", description="List the published checkpoints.")
+    parser.add_argument("--verify", action="store_true", help="compare every file with its recorded sha256; exit code 1 if one differs")
+    options = parser.parse_args(args)
+    problems = []
+    for name, entry in index().items():
+        print(f"{name:<16} {entry['what']}; {entry['licence']}")
+        for score in entry["reported"]:
+            print(f"{'':<16} {score['metric']} {score['value']:.4f} on {score['split']}, n={score['n']}")
+        if options.verify:
+            problems += verify(name)
+    if problems:
+        raise ValueError("; ".join(problems))
+    if options.verify:
+        print("all files are as published")
+
+
+def export(args: list[str]) -> None:
+    """``zoo export --ckpt_path RUN --out FOLDER``: the run's language model as an ordinary model (or adapter) folder."""
+    parser = argparse.ArgumentParser("zoo export", description=export.__doc__)
+    parser.add_argument("--ckpt_path", required=True, help="run folder or .ckpt")
+    parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="dtype of the written weights; the run's if not given")
+    parser.add_argument("--merge", action="store_true", help="fold LoRA into the weights; without it, an adapter folder is written")
+    options = parser.parse_args(args)
+    if options.out.exists() and any(options.out.iterdir()):
+        raise FileExistsError(f"{options.out} is not empty; choose another folder")
+    module = load(options.ckpt_path)
+    llm = module.llm.eval()
+    if options.merge:
+        if llm.lora is None:
+            raise ValueError("--merge: this run has no LoRA; leave it out")
+        probe = torch.arange(1, 9)[None]
+        with torch.no_grad():
+            before = llm.causal_lm(probe).logits
+            merged = llm.model.merge_and_unload()
+            difference = (merged(probe).logits - before).abs().max().item()
+        llm.model, llm.lora = merged, None
+        print(f"largest logit difference, merged against adapter: {difference:.2e}")
+        if difference > 1e-3 * before.abs().max().item() and llm.causal_lm.dtype == torch.float32:
+            raise ValueError(f"merging changed the logits by {difference}; nothing was written")
+    if options.dtype:
+        llm.model.to(getattr(torch, options.dtype))
+    llm.model.save_pretrained(options.out)
+    llm.tokenizer.save_pretrained(options.out)
+    print(f"wrote {options.out}")
+
+
+def load(path: str) -> Any:
+    """The module of a run with its weights, from the run folder alone: ``load("lightning_logs/version_0").llm``.
+
+    Raises:
+        FileNotFoundError: no checkpoint, or no config.yaml beside it.
+        ValueError: the checkpoint does not fit the config (see `EmotionModule.on_load_checkpoint`).
+    """
+    from jsonargparse import ArgumentParser
+
+    from zoo.module import EmotionModule, read_checkpoint
+
+    file = find_checkpoint(path)
+    run = run_of(file)
+    if run is None:
+        raise FileNotFoundError(f"{file} does not lie in a run folder, so its config.yaml is not known")
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(EmotionModule, "model", required=True)
+    config = parser.parse_object({"model": yaml.safe_load((run / "config.yaml").read_text())["model"]})
+    module = parser.instantiate_classes(config).model
+    module.configure_model()
+    content = read_checkpoint(file)
+    module.on_load_checkpoint(content)
+    module.load_state_dict(content["state_dict"])
+    return module
+
+
+def prepare(args: list[str]) -> None:
+    """``zoo prepare tiny | leaks``"""
+    parser = argparse.ArgumentParser("zoo prepare", description=prepare.__doc__)
+    what = parser.add_subparsers(dest="what", required=True)
+    tiny = what.add_parser("tiny", help="a small language model with random weights and a tokenizer made from text")
+    tiny.add_argument("--out", required=True, type=Path)
+    tiny.add_argument("--goemotions", type=Path, help="folder of GoEmotions; its training sentences shape the tokenizer")
+    tiny.add_argument("--synthetic", type=int, default=2000, help="dialogues of the embedded corpus that shape the tokenizer")
+    tiny.add_argument("--family", choices=["llama", "qwen2"], default="llama")
+    tiny.add_argument("--vocab_size", type=int, default=4096)
+    tiny.add_argument("--hidden_size", type=int, default=192)
+    tiny.add_argument("--layers", type=int, default=3)
+    tiny.add_argument("--heads", type=int, default=6)
+    tiny.add_argument("--intermediate_size", type=int, default=512)
+    tiny.add_argument("--seed", type=int, default=0)
+    what.add_parser("leaks", help="utterances that stand in two splits or two corpora", add_help=False)
+    options, rest = parser.parse_known_args(args)
+    if options.what == "leaks":
+        from zoo.data import leaks
+        leaks.main(rest)
+        return
+    if rest:
+        parser.error(f"unknown arguments {rest}")
+    from zoo.backbones.tiny import make_folder
+    from zoo.data import GoEmotions, Synthetic
+    from zoo.models.causal_lm import CausalLM
+    from zoo.prompts import load_template, render
+
+    corpora = [Synthetic(train_dialogues=options.synthetic)] if options.synthetic else []
+    corpora += [GoEmotions(root=options.goemotions)] if options.goemotions else []
+    if not corpora:
+        raise ValueError("a tokenizer needs text: give --goemotions, --synthetic, or both")
+    template = load_template("default", CausalLM.templates)
+    texts = [f"{render(template, s, window=0, kinds=('audio', 'video'), said=s.labels.names)} {s.target.label}"
+             for corpus in corpora for s in corpus.samples("train")]
+    make_folder(options.out, texts, options.family, options.vocab_size, options.hidden_size, options.layers, options.heads,
+                intermediate_size=options.intermediate_size, seed=options.seed)
+    print(f"wrote {options.out} (tokenizer from {len(texts)} utterances)")

@@ -1,0 +1,77 @@
+"""The front door: ``zoo`` and ``lightning`` (one entry point), and ``python -m zoo``.
+
+``fit``, ``validate``, ``test`` and ``predict`` are LightningCLI's verbs. Precedence is flag > later --config > earlier --config >
+the config.yaml of the run that --ckpt_path names; the checkpoint itself never sets a value. torch is imported only when a verb
+needs it, so ``zoo --help`` answers at once.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+LIGHTNING_VERBS = {
+    "fit": "train a system: zoo fit --config configs/dialoguellm/demo.yaml",
+    "validate": "score a checkpoint on the validation split",
+    "test": "score a checkpoint on the test split: zoo test --ckpt_path RUN",
+    "predict": "write predictions.jsonl without scores",
+}
+ZOO_VERBS = {
+    "prepare": "make what a run needs: a small backbone, a leak report",
+    "export": "a run's language model as a model folder or an adapter folder",
+    "checkpoints": "list and verify the published checkpoints",
+}
+
+
+def usage() -> str:
+    lines = ["usage: zoo VERB [options]       (zoo VERB --help for its options)", ""]
+    lines += [f"  {verb:<12} {what}" for verb, what in {**LIGHTNING_VERBS, **ZOO_VERBS}.items()]
+    lines += ["", "  lightning VERB ...           the first four, under Lightning's own name"]
+    return "\n".join(lines)
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Entry point of the scripts. Returns None on success; every failure leaves with an exit code other than 0."""
+    args = list(sys.argv[1:] if argv is None else argv)
+    verbs = LIGHTNING_VERBS if Path(sys.argv[0]).name == "lightning" and argv is None else LIGHTNING_VERBS | ZOO_VERBS
+    if not args or args[0] in ("-h", "--help"):
+        print(usage())
+        return
+    if args[0] == "--version":
+        from zoo import __version__
+        print(f"zoo {__version__}")
+        return
+    if args[0] not in verbs:
+        sys.exit(f"zoo: unknown verb {args[0]!r}; expected one of {', '.join(verbs)} (zoo --help)")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every loader worker warns about forking
+    try:
+        _run(args[0], args[1:])
+    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, NotADirectoryError) as error:
+        if os.environ.get("ZOO_DEBUG") or not _ours(error):
+            raise
+        sys.exit(f"zoo {args[0]}: {error}\n(ZOO_DEBUG=1 shows the traceback)")
+
+
+def _ours(error: BaseException) -> bool:
+    """True if the zoo itself raised it, so that its message says what to do; a library's error keeps its traceback."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+
+
+def _run(verb: str, args: list[str]) -> None:
+    if verb in LIGHTNING_VERBS:
+        from zoo.lightning_cli import run
+        run(verb, args)
+        return
+    command: Callable[[list[str]], None]
+    if verb == "prepare":
+        from zoo.checkpoints import prepare as command
+    elif verb == "export":
+        from zoo.checkpoints import export as command
+    else:
+        from zoo.checkpoints import published as command
+    command(args)

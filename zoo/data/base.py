@@ -1,0 +1,245 @@
+"""EmotionData: samples of one corpus -> loaders, in an order that is a pure function of (seed, epoch).
+
+A corpus is one subclass that fills ``read(split)``. Batches are made by the model's collator, which `trainer` hands over, so
+tokenizer and prompt belong to the paper and never to the corpus.
+
+Exact resume: the order of an epoch depends on (seed, epoch) only, the randomness inside a batch on (seed, epoch, batch number)
+only, and ``state_dict`` holds how many batches of the epoch were trained on; workers and restarts therefore change nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from zoo.schema import Labels, Sample
+
+log = logging.getLogger(__name__)
+
+Split = Literal["train", "dev", "test"]
+Collator = Callable[[Sequence[Sample], np.random.Generator], dict[str, Any]]
+
+
+@dataclass
+class Reading:
+    """One split as read: the samples and everything that was left out or changed, so that nothing happens silently.
+
+    Attributes:
+        samples: in the corpus' own order.
+        official: number of utterances the corpus' authors state for this split; None if they state none.
+        excluded: utterance key -> reason it is not among the samples.
+        notes: other counted facts, e.g. ``{"audio descriptions missing": 1}``; zero counts are left out.
+    """
+
+    samples: list[Sample]
+    official: int | None = None
+    excluded: dict[str, str] = field(default_factory=dict)
+    notes: dict[str, int] = field(default_factory=dict)
+
+    def report(self) -> dict[str, Any]:
+        """What ``metrics.json`` says about the population."""
+        return {
+            "n_used": len(self.samples), "n_official": self.official,
+            "excluded": dict(self.excluded), "notes": {k: v for k, v in self.notes.items() if v},
+        }
+
+
+class EmotionData(LightningDataModule):
+    """Base of every corpus.
+
+    Args:
+        root: the corpus' own folder in its released layout; None for a corpus that is generated.
+        batch_size: samples per training batch, per process.
+        eval_batch_size: samples per validation/test batch; ``batch_size`` if None. Does not change predictions.
+        num_workers: loader processes; does not change what is trained on.
+        seed: seed of the training order and of every random choice a collator makes; None takes --seed_everything.
+        bucket: put samples of similar length into one batch (order of batches stays random); saves padding.
+        limit: use only the first so many dialogues of each split (for trying things out); None for all.
+    """
+
+    labels: Labels
+    protocol = "all_utterances"  # which utterances are scored; results of different protocols are never ranked together
+
+    def __init__(
+        self,
+        root: Path | None = None,
+        batch_size: int = 16,
+        eval_batch_size: int | None = None,
+        num_workers: int = 0,
+        seed: int | None = None,
+        bucket: bool = True,
+        limit: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
+            raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size}")
+        self.root = Path(root) if root is not None else None
+        self.batch_size = batch_size
+        self.eval_batch_size = eval_batch_size or batch_size
+        self.num_workers = num_workers
+        self.seed = seed
+        self.bucket = bucket
+        self.limit = limit
+        self.readings: dict[str, Reading] = {}
+        self._resume_at = (0, 0)  # (epoch, batches of it already trained on) of the run that is resumed
+
+    # ---- what a corpus fills in
+    def read(self, split: Split) -> Reading:
+        """Reads one split. Raises FileNotFoundError or ValueError naming the file, what was got, expected, and what to do."""
+        raise NotImplementedError
+
+    @property
+    def label_sets(self) -> dict[str, Labels]:
+        """corpus name -> Labels; several when corpora are joined."""
+        return {self.labels.corpus: self.labels}
+
+    def splits(self) -> tuple[Split, ...]:
+        return ("train", "dev", "test")
+
+    # ---- shared by all
+    @property
+    def run_seed(self) -> int:
+        """``seed``, else the run's --seed_everything, else 0."""
+        return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
+
+    def reading(self, split: Split) -> Reading:
+        """The split, read once."""
+        if split not in self.readings:
+            reading = self.read(split)
+            if self.limit is not None:
+                kept = set(list(dict.fromkeys(s.dialogue for s in reading.samples))[: self.limit])
+                samples = [s for s in reading.samples if s.dialogue in kept]
+                reading.notes["left out by --data.limit"] = len(reading.samples) - len(samples)
+                reading.samples = samples
+            if not reading.samples:
+                raise ValueError(f"{type(self).__name__} has no {split} samples (root {self.root}); excluded: {len(reading.excluded)}")
+            for what, n in reading.report()["notes"].items():
+                log.info("%s %s: %d %s", type(self).__name__, split, n, what)
+            for key, reason in reading.excluded.items():
+                log.warning("%s %s: %s left out: %s", type(self).__name__, split, key, reason)
+            self.readings[split] = reading
+        return self.readings[split]
+
+    def samples(self, split: Split) -> list[Sample]:
+        return self.reading(split).samples
+
+    def setup(self, stage: str) -> None:
+        for split in {"fit": ("train", "dev"), "validate": ("dev",), "test": ("test",), "predict": ("test",)}[stage]:
+            self.reading(split)  # fail before any training work; the test split is not even read during fit
+
+    def train_dataloader(self) -> DataLoader:
+        return self._loader("train", self.batch_size, shuffle=True)
+
+    def val_dataloader(self) -> DataLoader:
+        return self._loader("dev", self.eval_batch_size, shuffle=False)
+
+    def test_dataloader(self) -> DataLoader:
+        return self._loader("test", self.eval_batch_size, shuffle=False)
+
+    def predict_dataloader(self) -> DataLoader:
+        return self.test_dataloader()
+
+    def _loader(self, split: Split, batch_size: int, shuffle: bool) -> DataLoader:
+        collator = self.trainer.lightning_module.collator(training=shuffle)
+        batches = Batches(self.samples(split), collator, batch_size, shuffle, self.bucket, self.run_seed,
+                          self.trainer.global_rank, self.trainer.world_size)
+        # The training loader's sampler knows the epoch before workers prefetch, and where in it to go on.
+        order = BatchOrder(batches, self._resume_at if shuffle else (0, 0))
+        return DataLoader(batches, batch_size=None, sampler=order, num_workers=self.num_workers, collate_fn=_as_it_is)
+
+    # ---- exact resume
+    def state_dict(self) -> dict[str, Any]:
+        progress = self.trainer.fit_loop.epoch_loop.batch_progress
+        epoch, done = self.trainer.current_epoch, progress.current.processed
+        return {"epoch": epoch + progress.is_last_batch, "batches_done": 0 if progress.is_last_batch else done,
+                "seed": self.run_seed, "batch_size": self.batch_size}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        for key, now in (("seed", self.run_seed), ("batch_size", self.batch_size)):
+            if state[key] != now:
+                raise ValueError(
+                    f"resuming with {key} {now}, but the checkpoint was written with {state[key]}; the run would not continue "
+                    "the same order. Use the checkpoint's value, or start a new run with --model.start_from"
+                )
+        self._resume_at = (state["epoch"], state["batches_done"])
+
+
+def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+    """The dataset returns whole batches; torch's default would rebuild their tuples as lists."""
+    return batch
+
+
+class Batches(Dataset):
+    """Maps (epoch, batch number) to a collated batch; holds no state, so every worker and every restart agrees."""
+
+    def __init__(self, samples: Sequence[Sample], collator: Collator, batch_size: int, shuffle: bool, bucket: bool, seed: int,
+                 rank: int = 0, world_size: int = 1) -> None:
+        self.samples, self.collator, self.batch_size = samples, collator, batch_size
+        self.shuffle, self.bucket, self.seed = shuffle, bucket, seed
+        self.rank, self.world_size = rank, world_size
+        self.lengths = np.array([collator.length(s) for s in samples]) if bucket else None
+        self._cached: tuple[int, list[np.ndarray]] | None = None
+
+    def __len__(self) -> int:
+        if self.shuffle:  # every rank the same number of steps: the last incomplete round is padded with repeats
+            return -(-len(self.samples) // (self.batch_size * self.world_size))
+        return -(-len(self._own()) // self.batch_size)
+
+    def _own(self) -> range:
+        return range(self.rank, len(self.samples), self.world_size)  # evaluation: each sample exactly once over all ranks
+
+    def order(self, epoch: int) -> list[np.ndarray]:
+        """Sample indices of each batch of this rank."""
+        if self._cached is not None and self._cached[0] == epoch:
+            return self._cached[1]
+        if not self.shuffle:
+            indices = np.array(self._own(), dtype=np.int64)
+            if self.bucket:
+                indices = indices[np.argsort(self.lengths[indices], kind="stable")]
+            chunks = [indices[i: i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        else:
+            rng = np.random.default_rng((self.seed, epoch))
+            indices = rng.permutation(len(self.samples))
+            step = self.batch_size * self.world_size
+            if self.bucket:  # sort inside groups of 50 batches, then shuffle the batches again
+                group = 50 * step
+                parts = [p[np.argsort(self.lengths[p], kind="stable")]
+                         for p in (indices[i: i + group] for i in range(0, len(indices), group))]
+                indices = np.concatenate(parts)
+            rounds = [indices[i: i + step] for i in range(0, len(indices), step)]
+            if self.world_size > 1 and len(rounds[-1]) < step:
+                rounds[-1] = np.resize(rounds[-1], step)
+            chunks = [rounds[i][self.rank:: self.world_size] for i in rng.permutation(len(rounds))]
+        self._cached = (epoch, chunks)
+        return chunks
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, number = key
+        samples = [self.samples[i] for i in self.order(epoch)[number]]
+        return self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
+
+
+class BatchOrder(Sampler):
+    """Yields (epoch, batch number); in the epoch ``resume[0]`` from batch ``resume[1]`` on. Lightning calls ``set_epoch``, and a
+    loader with workers asks for the order more than once, so nothing here is used up."""
+
+    def __init__(self, batches: Batches, resume: tuple[int, int] = (0, 0)) -> None:
+        self.batches, self.resume, self.epoch = batches, resume, resume[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        start = self.resume[1] if self.epoch == self.resume[0] else 0
+        return iter([(self.epoch, i) for i in range(start, len(self.batches))])

@@ -1,0 +1,58 @@
+"""Several corpora fitted together; every sample keeps its own corpus' label list."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from zoo.data.base import EmotionData, Reading, Split
+from zoo.schema import Labels
+
+
+class Joint(EmotionData):
+    """Concatenates corpora, e.g. for DialogueLLM's joint fit.
+
+    Every sample carries its corpus' labels, so prompts and scores use those; results are reported per corpus.
+
+    Args:
+        parts: the corpora. Of a part only what decides its samples counts (root, captions, limit, ...); batch sizes,
+            seed, workers and bucketing are the ones given here.
+    """
+
+    def __init__(self, parts: list[EmotionData], **kwargs) -> None:
+        super().__init__(**kwargs)
+        names = [name for part in parts for name in part.label_sets]
+        if not parts or len(set(names)) != len(names):
+            raise ValueError(
+                f"Joint got the corpora {', '.join(names) or 'none'}; expected at least one, and each once. "
+                "Correct --data.parts"
+            )
+        for option, value in (("root", self.root), ("limit", self.limit)):
+            if value is not None:
+                raise ValueError(f"Joint got {option} {value}; expected it on each part, Joint has none of its own")
+        protocols = {name: part.protocol for part in parts for name in part.label_sets}
+        if len(set(protocols.values())) > 1:
+            raise ValueError(f"Joint got parts of different protocols, {protocols}; expected one. Give each the same")
+        self.parts = parts
+        self.protocol = parts[0].protocol
+
+    @property
+    def label_sets(self) -> dict[str, Labels]:
+        return {name: labels for part in self.parts for name, labels in part.label_sets.items()}
+
+    def splits(self) -> tuple[Split, ...]:
+        return tuple(split for split in ("train", "dev", "test") if any(split in part.splits() for part in self.parts))
+
+    def read(self, split: Split) -> Reading:
+        samples, excluded, notes, official = [], {}, Counter(), []
+        for part in self.parts:
+            name = "+".join(part.label_sets)
+            if split not in part.splits():
+                notes[f"{name}: has no {split} split"] = 1
+                continue
+            reading = part.reading(split)
+            samples += reading.samples
+            official.append(reading.official)
+            excluded |= {f"{name}/{key}": reason for key, reason in reading.excluded.items()}
+            notes[f"{name}: used"] = len(reading.samples)
+            notes |= {f"{name}: {what}": n for what, n in reading.notes.items()}
+        return Reading(samples, None if None in official else sum(official), excluded, dict(notes))

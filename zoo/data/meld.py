@@ -1,0 +1,148 @@
+"""MELD: seven emotions in multi-party dialogues of a TV show (Poria et al. 2019)."""
+
+from __future__ import annotations
+
+from collections import Counter
+from itertools import pairwise
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.captions import load_captions
+from zoo.data.text import clean_text, drop_repeats, find_file, read_table, some
+from zoo.schema import Labels, Sample, Turn
+
+ADVICE = (
+    "These are the files of the MELD release (https://github.com/declare-lab/MELD, MELD.Raw.tar.gz, or the CSVs of its "
+    "folder data/MELD for text only); give their folder as --data.root"
+)
+COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
+OFFICIAL = {"train": (9989, 1038), "dev": (1109, 114), "test": (2610, 280)}  # utterances, dialogues
+CLIPS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
+RECUT = "final_videos_test"  # prefix of 132 second cuts among the test clips
+
+# Faults of the release. The text stays, the clip (picture and sound) is not used.
+KNOWN_BAD = {
+    ("train", "dia125_utt3"): "clip unreadable",
+    ("dev", "dia110_utt7"): "clip missing",
+    ("test", "dia38_utt4"): "clip mis-cut, 305 s",
+    ("test", "dia220_utt0"): "clip mis-cut, 235 s",
+}
+
+
+class MELD(EmotionData):
+    """MELD from the user's own copy of the release.
+
+    Expects ``{train,dev,test}_sent_emo.csv`` in ``root`` or in ``root/{split}``, as the release unpacks, with rows like
+    (made up; the columns from Season on need not be there)::
+
+        Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime
+        1,"Well, who took the last muffin?",Ada,anger,negative,0,0,1,2,"00:01:02,345","00:01:04,000"
+
+    Clips are optional: files ``dia0_utt0.mp4`` in ``train_splits``, ``dev_splits_complete`` and
+    ``output_repeated_splits_test`` of ``root`` or ``root/{split}``; a turn whose clip exists has it as ``video`` and as
+    ``audio``. Clips without a row are ignored, and so are the release's second cuts ``final_videos_test*`` (counted:
+    users report that where both exist the second cut is the one that fits the text; not checked here).
+
+    Licence: annotations GPL-3.0; the clips are cut from a TV show and may not be passed on. The zoo ships neither.
+
+    Args:
+        captions: files with descriptions, or folders of them: ``{kind}_description_{split}.json``,
+            ``meld_audio_features.csv``, ``meld_stage_directions.jsonl``.
+        protocol: which utterances are classified, all (test: 2610) or the last one of each dialogue (test: 280).
+            Scores of the two cannot be compared.
+    """
+
+    labels = Labels("meld", ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"))
+
+    def __init__(
+        self,
+        captions: list[Path] | None = None,
+        protocol: Literal["all_utterances", "last_utterance"] = "all_utterances",
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        if protocol not in ("all_utterances", "last_utterance"):
+            raise ValueError(f"protocol is all_utterances or last_utterance, got {protocol!r}")
+        self.captions = captions
+        self.protocol = protocol
+
+    def read(self, split: Split) -> Reading:
+        name = f"{split}_sent_emo.csv"
+        path = find_file(self.root, [name, f"{split}/{name}"], "MELD", ADVICE)
+        notes: Counter[str] = Counter()
+        table = self._table(path, notes)
+        table, excluded = drop_repeats(table, path)
+
+        descriptions: dict[str, dict[str, str]] = {}
+        if self.captions:
+            descriptions, more = load_captions(self.captions, split, table["key"])
+            notes.update(more)
+
+        empty = table["text"] == ""
+        excluded |= dict.fromkeys(table["key"][empty], "empty utterance")
+        table = table[~empty].sort_values(["dialogue", "utterance"])
+
+        clips = self._clips(split, notes)
+        samples = []
+        for dialogue, rows in table.groupby("dialogue"):
+            turns: list[Turn] = []
+            for row in rows.itertuples():
+                clip = None
+                if (split, row.key) in KNOWN_BAD:
+                    notes["clips known to be bad, not used"] += 1
+                elif clips is not None:
+                    clip = clips.get(row.key)
+                    notes["clips missing"] += clip is None
+                described = descriptions.get(row.key, {})
+                turns.append(Turn(row.key, row.speaker, row.text, row.label, described, video=clip, audio=clip))
+            first = len(turns) - 1 if self.protocol == "last_utterance" else 0
+            notes["not the last of their dialogue, context only"] += first
+            name = f"meld/{split}/dia{dialogue}"
+            for i, turn in enumerate(turns[first:], first):
+                samples.append(Sample(f"meld/{split}/{turn.id}", name, self.labels, turn, tuple(turns[:i])))
+        utterances, dialogues = OFFICIAL[split]
+        return Reading(samples, dialogues if self.protocol == "last_utterance" else utterances, excluded, dict(notes))
+
+    def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:
+        """key, dialogue, utterance, speaker, text, label: checked and cleaned, rows as in the file."""
+        raw = read_table(path, COLUMNS)
+        notes.update(raw.attrs["notes"])
+        for column in ("Dialogue_ID", "Utterance_ID"):
+            bad = raw[column][~raw[column].str.strip().str.fullmatch(r"[0-9]+")]
+            if len(bad):
+                raise ValueError(
+                    f"{path}: {column} is {some(f'{value!r} in row {row}' for row, value in bad.items())}; "
+                    "expected whole numbers like 0 or 12. Correct the cells, or use the released file"
+                )
+        table = pd.DataFrame({
+            "dialogue": raw["Dialogue_ID"].astype(int),
+            "utterance": raw["Utterance_ID"].astype(int),
+            "speaker": raw["Speaker"].map(clean_text),
+            "text": raw["Utterance"].map(clean_text),
+            "label": raw["Emotion"].str.strip().str.lower(),
+        })
+        table["key"] = [f"dia{d}_utt{u}" for d, u in zip(table["dialogue"], table["utterance"], strict=True)]
+        unknown = table["key"][~table["label"].isin(self.labels.names)]
+        if len(unknown):
+            got = some(f"{raw.Emotion[row]!r} in row {row} ({key})" for row, key in unknown.items())
+            raise ValueError(
+                f"{path}: unknown label {got}; expected one of {', '.join(self.labels.names)}. "
+                "Correct the cells, or leave the rows out"
+            )
+        notes["labels written in another case or padded"] = int((table["label"] != raw["Emotion"]).sum())
+        repaired = [a.split() != b.split() for a, b in zip(raw["Utterance"], table["text"], strict=True)]
+        notes["texts with encoding leftovers, repaired"] = sum(repaired)
+        order = list(zip(table["dialogue"], table["utterance"], strict=True))
+        notes["rows out of order"] = sum(after < before for before, after in pairwise(order))
+        return table
+
+    def _clips(self, split: Split, notes: Counter[str]) -> dict[str, Path] | None:
+        """key -> clip; None without a clip folder."""
+        for folder in (self.root / CLIPS[split], self.root / split / CLIPS[split]):
+            if folder.is_dir():
+                notes[f"second cuts ({RECUT}*), not used"] = len(list(folder.glob(f"{RECUT}dia*_utt*.mp4")))
+                return {path.stem: path for path in folder.glob("dia*_utt*.mp4")}
+        return None

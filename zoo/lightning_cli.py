@@ -1,0 +1,226 @@
+"""LightningCLI with the zoo's rules: where results lie, which checkpoint is meant, and that no flag is ever overruled by a file."""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import zoo.data  # noqa: F401 - corpora and models are known by their short names on the command line
+import zoo.models.causal_lm
+import zoo.models.dialoguellm  # noqa: F401
+from zoo.data import EmotionData
+from zoo.module import EmotionModule
+from zoo.runs import ResumingCSVLogger, find_checkpoint, newest_run, next_version, published, run_of
+
+EVALUATION = ("validate", "test", "predict")
+
+
+class SaveConfig(SaveConfigCallback):
+    """config.yaml for a new run, config.resume-K.yaml for a resumed one, config.test.yaml (etc.) for an evaluation; never overwrites
+    another run's."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self.already_saved or trainer.fast_dev_run:
+            return
+        folder = Path(trainer.log_dir or trainer.default_root_dir)
+        if trainer.is_global_zero:
+            folder.mkdir(parents=True, exist_ok=True)
+            if stage != "fit":
+                name = f"config.{stage}.yaml"
+            elif not (folder / "config.yaml").exists():
+                name = "config.yaml"
+            else:
+                k = 1
+                while (folder / f"config.resume-{k}.yaml").exists():
+                    k += 1
+                name = f"config.resume-{k}.yaml"
+            self.parser.save(self.config, str(folder / name), skip_none=False, overwrite=stage != "fit")
+        self.already_saved = True
+
+
+class ZooCLI(LightningCLI):
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.add_argument("--zero_shot", type=bool, default=False,
+                            help="Evaluate without a checkpoint: the pretrained language model as it is.")
+        parser.add_class_arguments(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({
+            "checkpoint.monitor": "val/wf1", "checkpoint.mode": "max", "checkpoint.filename": "best",
+            "checkpoint.auto_insert_metric_name": False, "checkpoint.enable_version_counter": False,
+        })
+        parser.add_argument("--save_last_every", type=int, default=200,
+                            help="Training steps between two writings of last.ckpt, the file to resume from; it is also written "
+                                 "after every validation. 0: only then.")
+
+    # ---- nothing in a checkpoint overrules a flag or a file (stock Lightning merges hyper-parameters over both)
+    def _parse_ckpt_path(self) -> None:
+        return
+
+    def before_instantiate_classes(self) -> None:
+        config = self.config[self.subcommand]
+        if self.subcommand in EVALUATION:
+            if config.zero_shot and config.ckpt_path:
+                raise ValueError("--zero_shot evaluates without a checkpoint, but --ckpt_path was given too; drop one")
+            if not config.zero_shot and not config.ckpt_path:
+                raise ValueError(f"{self.subcommand} needs trained weights: give --ckpt_path (a run folder, a .ckpt, or a published "
+                                 "name), or --zero_shot to evaluate the pretrained language model as it is")
+        config.weights_only = True
+
+    def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        config = self.config_init[self.subcommand]
+        trainer, root = config.trainer, Path(config.trainer.default_root_dir or ".")
+        checkpoint = config.get("ckpt_path")
+        home = run_of(Path(checkpoint)) if checkpoint else None
+        quick = bool(trainer.fast_dev_run)
+        if trainer.logger is None and not quick:
+            if self.subcommand != "fit" and home is not None:
+                kwargs |= {"logger": False, "default_root_dir": str(home)}  # results lie beside the run's config.yaml
+            else:
+                resume_step = None
+                if home is not None:
+                    resume_step = torch.load(checkpoint, weights_only=True, map_location="meta")["global_step"]
+                    root, version = home.parent.parent, int(home.name.removeprefix("version_"))
+                else:
+                    version = next_version(root)
+                kwargs["logger"] = [ResumingCSVLogger(str(root), "lightning_logs", version, resume_step),
+                                    TensorBoardLogger(str(root), "lightning_logs", version)]
+                kwargs["default_root_dir"] = str(root)
+        extra = []
+        if self.subcommand == "fit" and not quick and trainer.enable_checkpointing is not False:
+            extra += [config.checkpoint, LastCheckpoint(config.save_last_every)]
+        self.trainer_defaults["callbacks"] = extra
+        made = super().instantiate_trainer(**kwargs)
+        self.run_folder = made.log_dir or made.default_root_dir
+        if not quick:
+            print(f"run folder: {self.run_folder}", flush=True)
+        return made
+
+    def _announce(self, what: str) -> None:
+        if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
+            print(f"{what}: {self.run_folder}", flush=True)
+
+    def after_fit(self) -> None:
+        best = self.trainer.checkpoint_callback
+        if best is not None and best.best_model_score is not None:
+            print(f"best {best.monitor} {best.best_model_score:.4f}")
+        self._announce("run folder")
+
+    def after_test(self) -> None:
+        self._announce("results in")
+
+
+class LastCheckpoint(Checkpoint):
+    """last.ckpt: every so many steps, after every validation, at the end, and when the run is interrupted. Written to a temporary
+    file first (Lightning's own way), so a kill at any moment leaves a whole file."""
+
+    def __init__(self, every: int) -> None:
+        self.every, self.saved_at = every, -1
+
+    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if self.every and trainer.global_step % self.every == 0:
+            self._save(trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and not trainer.sanity_checking:
+            self.saved_at = -1  # the same step again, now with the validation behind it
+            self._save(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer)
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
+            self._save(trainer)
+            print(f"interrupted at step {trainer.global_step}; go on with: zoo fit --ckpt_path {trainer.log_dir}", flush=True)
+
+    def _save(self, trainer: Trainer) -> None:
+        if trainer.global_step != self.saved_at:
+            self.saved_at = trainer.global_step
+            trainer.save_checkpoint(Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt")
+
+
+def run(verb: str, args: list[str]) -> None:
+    """One LightningCLI verb, with --ckpt_path resolved first."""
+    _quiet()
+    args = resolve_checkpoint(verb, args)
+    # flat module names: `--model DialogueLLM`, `--data MELD`; None returned, because sys.exit(object) would mean failure
+    sys.argv = ["zoo", verb, *args]  # where LightningCLI reads
+    ZooCLI(
+        EmotionModule, EmotionData, subclass_mode_model=True, subclass_mode_data=True,
+        save_config_callback=SaveConfig, seed_everything_default=0,
+        trainer_defaults={"use_distributed_sampler": False},  # the data module shards by itself, exactly once in evaluation
+        parser_kwargs={"prog": "zoo"},
+    )
+
+
+def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
+    """Turns --ckpt_path RUN | NAME | best | last into a file, and puts the run's own config.yaml before all other configs.
+
+    ``best`` and ``last`` mean the run that --config's folder is, else the newest run of --trainer.default_root_dir.
+    """
+    values = {key: _value(args, key) for key in ("--ckpt_path", "--config", "--trainer.default_root_dir")}
+    path, config = values["--ckpt_path"], values["--config"] or _value(args, "-c")
+    if path is None or path == "null":
+        return args
+    if path in ("best", "last"):
+        beside = Path(config).parent if config else None
+        if beside is not None and (beside / "checkpoints").is_dir():
+            folder = beside
+        else:
+            root = Path(values["--trainer.default_root_dir"] or ".")
+            folder = newest_run(root)
+            if folder is None:
+                raise FileNotFoundError(f"--ckpt_path {path}: no run with a last.ckpt under {root / 'lightning_logs'}; name the run folder")
+        file = find_checkpoint(folder, path)
+    else:
+        file = find_checkpoint(path, "last" if verb == "fit" else "best")
+    home = run_of(file) or (file.parent if (file.parent / "config.yaml").is_file() else None)
+    kept = _without(args, "--ckpt_path")
+    if home is not None and not (verb == "fit" and config):
+        kept = ["--config", str(home / "config.yaml"), *kept]
+    if file.name == "model.safetensors":  # a published backbone: its folder is the model, there is nothing more to load
+        return [*kept, f"--model.llm={published(path) or file.parent}", "--zero_shot=true"]
+    return [*kept, f"--ckpt_path={file}"]
+
+
+def _value(args: list[str], key: str) -> str | None:
+    """The last value of a flag, in either spelling."""
+    value = None
+    for i, arg in enumerate(args):
+        if arg == key and i + 1 < len(args):
+            value = args[i + 1]
+        elif arg.startswith(f"{key}="):
+            value = arg.split("=", 1)[1]
+    return value
+
+
+def _without(args: list[str], key: str) -> list[str]:
+    kept, skip = [], False
+    for arg in args:
+        if skip:
+            skip = False
+        elif arg == key:
+            skip = True
+        elif not arg.startswith(f"{key}="):
+            kept.append(arg)
+    return kept
+
+
+def _quiet() -> None:
+    """Silences advertisements and warnings that ask for nothing; everything else stays."""
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("zoo").setLevel(logging.INFO)
+    for message in (r".*does not have many workers.*", r".*litlogger.*", r".*litmodels.*", r".*`isinstance\(treespec, LeafSpec\)`.*",
+                    r".*Checkpoint directory .* exists and is not empty.*", r".*Experiment logs directory.*", r".*your dataloader is not resumable.*"):
+        warnings.filterwarnings("ignore", message)
+    chatter = ("litlogger", "litmodels", "`weights_only` was not set", "TPU available")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):
+        logging.getLogger(name).addFilter(lambda record: not any(c in record.getMessage() for c in chatter))

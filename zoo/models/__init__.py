@@ -1,0 +1,1 @@
+"""One folder per paper; papers do not import each other."""

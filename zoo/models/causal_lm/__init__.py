@@ -1,0 +1,3 @@
+from zoo.models.causal_lm.model import CausalLM
+
+__all__ = ["CausalLM"]

@@ -1,0 +1,3 @@
+from zoo.models.dialoguellm.model import DialogueLLM
+
+__all__ = ["DialogueLLM"]

@@ -1,0 +1,675 @@
+"""EmotionModule: what every system shares (validate, test, predict, small strict checkpoints, exact resume), and Supervised:
+the one fine-tuning step of the systems that answer a text prompt with a label word.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+import platform
+import re
+import subprocess
+import time
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from jinja2 import Template
+from lightning.pytorch import LightningModule
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from zoo.backbones import LLM, LoRA
+from zoo.backbones.llm import Dtype, fingerprint
+from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
+from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
+from zoo.runs import find_checkpoint, set_aside_results
+from zoo.schema import UNPARSED, Labels, Prediction, Sample
+
+log = logging.getLogger(__name__)
+
+FORMAT = 1  # of the contract inside a checkpoint
+IGNORE = -100  # target id that carries no loss
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """``state_dict`` and ``zoo`` (the contract) of a .ckpt or weights.safetensors; never unpickles code.
+
+    Raises:
+        ValueError: if the file is damaged, holds more than tensors and plain values, or no contract.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            with safe_open(path, "pt") as f:
+                state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - a safetensors handle, not a dict
+                return {"state_dict": state, "zoo": json.loads((f.metadata() or {})["zoo"])}
+        content = torch.load(path, map_location="cpu", weights_only=True)
+        return {"state_dict": content["state_dict"], "zoo": content["zoo"]}
+    except KeyError as error:
+        raise ValueError(f"{path} is not a checkpoint of the zoo: it has no {error}") from error
+    except Exception as error:  # torch and safetensors raise many types; the cause stays chained
+        raise ValueError(f"{path} could not be read as weights ({type(error).__name__}: {str(error)[:200]}); "
+                         "is it truncated, or a pickle of more than tensors?") from error
+
+
+class EmotionModule(LightningModule):
+    """Base of every system.
+
+    A system overrides `build` (its parts), `collator`, `training_step` and `predict`.
+
+    Args:
+        train: regular expressions; a parameter is trained if one matches the whole of its name. None trains whatever `build`
+            left trainable (with LoRA: the adapters; else everything).
+        start_from: run folder, checkpoint or published name whose weights to begin with. To *resume* a run use --ckpt_path.
+        lr: peak learning rate of AdamW.
+        betas, weight_decay: of AdamW; matrices decay, vectors do not.
+        warmup: steps of linear warm-up; below 1 a share of all steps.
+        schedule: what follows the warm-up, down to zero at the last step.
+    """
+
+    def __init__(
+        self,
+        train: list[str] | None = None,
+        start_from: str | None = None,
+        lr: float = 1e-4,
+        betas: tuple[float, float] = (0.9, 0.999),
+        weight_decay: float = 0.0,
+        warmup: float = 0.03,
+        schedule: Literal["cosine", "linear", "constant"] = "cosine",
+    ) -> None:
+        super().__init__()
+        self.patterns, self.start_from = train, start_from
+        self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
+        self._built = False
+        self.from_hub: set[str] = set()  # names of tensors that hold exactly what a backbone's folder holds
+        self.rows: list[Prediction] = []
+        self.counts: Counter[str] = Counter()  # counted events of a test, e.g. truncated prompts
+
+    # ---- what a system fills in
+    def build(self) -> None:
+        """Makes the parts with their pretrained weights, without adapters."""
+        raise NotImplementedError
+
+    def add_adapters(self) -> None:
+        """Adds adapters, after ``start_from`` was loaded (peft renames the layers it wraps)."""
+
+    def collator(self, training: bool) -> Callable:
+        """A picklable (samples, rng) -> batch dict with at least ``samples`` (see `Rows`)."""
+        raise NotImplementedError
+
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        raise NotImplementedError
+
+    def bases(self) -> dict[str, LLM]:
+        """attribute name -> backbone whose frozen weights are not stored in checkpoints."""
+        return {}
+
+    # ---- weights
+    def configure_model(self) -> None:
+        if self._built:
+            return
+        self._built = True
+        self.build()
+        self.from_hub = {f"{name}.{key}" for name, base in self.bases().items() for key in base.state_dict()}
+        if self.start_from is not None:
+            self._start(find_checkpoint(self.start_from))
+        before = {id(p): name for name, p in self.named_parameters()}
+        self.add_adapters()
+        renamed = {before[id(p)]: name for name, p in self.named_parameters() if id(p) in before}
+        self.from_hub = {renamed.get(name, name) for name in self.from_hub} & set(self.state_dict())
+        if self.patterns is not None:
+            named = dict(self.named_parameters())
+            for pattern in self.patterns:
+                if not any(re.fullmatch(pattern, n) for n in named):
+                    raise ValueError(f"train pattern {pattern!r} matches no parameter; names are like {list(named)[:3]}")
+            for name, parameter in named.items():
+                parameter.requires_grad_(any(re.fullmatch(p, name) for p in self.patterns))
+
+    def _start(self, path: Path) -> None:
+        """Loads every tensor of an earlier stage; each must have a place of the same shape here."""
+        content = read_checkpoint(path)
+        state, own = content["state_dict"], self.state_dict()
+        if any(".lora_" in k for k in state):
+            raise ValueError(f"{path} holds adapters; merge it first (zoo export --ckpt_path {path} --out FOLDER --merge) "
+                             "and start from that folder with --model.llm FOLDER")
+        self._check_bases(content["zoo"], path)
+        _check_shapes(state, own, path)
+        unknown = sorted(set(state) - set(own))
+        if unknown:
+            raise ValueError(f"{path} holds {len(unknown)} tensors that this model lacks: {unknown[:3]} ...")
+        self.load_state_dict(own | state)
+        self.from_hub -= {k for k, v in state.items() if not torch.equal(v, own[k].cpu())}
+        rank_zero_info(f"started from {path}: {len(state)} tensors")
+
+    def pristine(self) -> set[str]:
+        """Tensors that still hold exactly what the backbone's folder holds, because nothing ever trains them."""
+        frozen = {n for n, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        return self.from_hub & frozen
+
+    def contract(self) -> dict[str, Any]:
+        """What a checkpoint says about itself: the class, the exact names, and which base models its missing tensors are."""
+        identities = {name: {"path": _portable(base.path), "revision": base.revision, "fingerprint": fingerprint(base.path, base.revision)}
+                      for name, base in self.bases().items() if base.tokenizer is not None}
+        return {"format": FORMAT, "class": f"{type(self).__module__}.{type(self).__qualname__}", "bases": identities,
+                "pristine": _digest(self.pristine())}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        pristine = self.pristine()
+        checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in pristine}
+        if not hasattr(self, "_contract"):  # reading a base model's folder once per run is enough
+            self._contract = self.contract()
+        checkpoint["zoo"] = self._contract
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Checks the checkpoint against this model, then adds the backbone's own tensors, so that Lightning loads strictly."""
+        path = self.trainer.ckpt_path if self._trainer is not None else "checkpoint"
+        if "zoo" not in checkpoint:
+            raise ValueError(f"{path} was not written by the zoo: it has no contract. Published weights are converted first")
+        contract, state, own = checkpoint["zoo"], checkpoint["state_dict"], self.state_dict()
+        if contract["format"] != FORMAT:
+            raise ValueError(f"{path} has format {contract['format']}, this version reads {FORMAT}")
+        name = f"{type(self).__module__}.{type(self).__qualname__}"
+        if contract["class"] != name:
+            raise ValueError(f"{path} holds a {contract['class']}, but the config builds a {name}")
+        self._check_bases(contract, path)
+        _check_shapes(state, own, path)
+        pristine = self.pristine()
+        missing, unknown = sorted(set(own) - set(state) - pristine), sorted(set(state) - set(own))
+        if missing or unknown or contract["pristine"] != _digest(pristine):
+            raise ValueError(
+                f"{path} does not fit this model: {len(missing)} tensors are missing and would stay at random values "
+                f"{missing[:3]}, {len(unknown)} are unknown {unknown[:3]}. Were LoRA, train or the base model changed?"
+            )
+        bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
+        if bad:
+            raise ValueError(f"{path} holds NaN or infinite values in {len(bad)} tensors: {bad[:3]}; training had diverged")
+        checkpoint["state_dict"] = {k: state.get(k, own[k]) for k in own}
+
+    def _check_bases(self, contract: dict[str, Any], path: object) -> None:
+        for name, base in self.bases().items():
+            said = contract["bases"].get(name)
+            if said and base.tokenizer is not None and said["fingerprint"] != fingerprint(base.path, base.revision):
+                raise ValueError(f"{path} was trained on the base model {said['path']!r} (revision {said['revision']}), but "
+                                 f"{base.path!r} holds other weights or another config; give its folder with --model.{name}")
+
+    # ---- training
+    def configure_optimizers(self) -> dict[str, Any]:
+        trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
+        if not trained:
+            raise ValueError("nothing to train: no parameter is trainable; check `train` and `lora`")
+        groups = [{"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": self.weight_decay},
+                  {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0}]
+        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
+        total = self.trainer.estimated_stepping_batches
+        if self.schedule != "constant" and not math.isfinite(total):
+            raise ValueError(f"a {self.schedule} schedule needs an end: set --trainer.max_epochs or --trainer.max_steps")
+        warmup = self.warmup if self.warmup >= 1 else self.warmup * (total if math.isfinite(total) else 0)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(self.schedule, warmup, total))
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Dropout and sampling of a step depend on (seed, epoch, batch, rank) only, so a resumed run repeats them exactly."""
+        key = (self.trainer.datamodule.run_seed, self.current_epoch, batch_idx, self.global_rank)
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
+
+    def check_finite(self, loss: Tensor, batch: dict[str, Any]) -> None:
+        """FloatingPointError naming the batch if the loss is NaN or infinite; the run stops and nothing is saved as best."""
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss is {loss.item()} at step {self.global_step}; samples: {batch['samples'].ids()}. "
+                                     "A lower --model.lr, or --trainer.gradient_clip_val 1, usually helps")
+
+    # ---- evaluation
+    def labels_of(self, corpus: str) -> Labels:
+        return self.trainer.datamodule.label_sets[corpus]
+
+    def setup(self, stage: str) -> None:
+        self.val_metrics = {c: EmotionMetrics(labels) for c, labels in self.trainer.datamodule.label_sets.items()}
+        self._val = nn.ModuleList(self.val_metrics.values())  # so that Lightning moves their state to the device
+        del self._modules["_val"]  # ... but never into a checkpoint
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        predictions = self.predict(batch)
+        by_corpus: dict[str, tuple[list[int], list[int]]] = {}
+        for sample, p in zip(batch["samples"], predictions, strict=True):
+            predicted = UNPARSED if p.predicted is None else sample.labels.index(p.predicted)
+            said, true = by_corpus.setdefault(sample.labels.corpus, ([], []))
+            said.append(predicted)
+            true.append(sample.label)
+        for corpus, (said, true) in by_corpus.items():
+            self.val_metrics[corpus].to(self.device).update(torch.tensor(said, device=self.device), torch.tensor(true, device=self.device))
+
+    def on_validation_epoch_end(self) -> None:
+        results = {c: m.compute() for c, m in self.val_metrics.items()}
+        for m in self.val_metrics.values():
+            m.reset()
+        short = {"weighted_f1": "wf1", "accuracy": "acc", "macro_f1": "macro_f1", "uar": "uar", "unparsed": "unparsed"}
+        for key, name in short.items():  # over several corpora: their plain mean, each beside it
+            values = {c: float(r[key]) for c, r in results.items()}
+            self.log(f"val/{name}", sum(values.values()) / len(values), prog_bar=name == "wf1", sync_dist=False)
+            if len(values) > 1:
+                self.log_dict({f"val/{c}/{name}": v for c, v in values.items()})
+
+    def on_test_start(self) -> None:
+        self.rows, self.counts = [], Counter()
+        self._started = time.perf_counter()
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        self.rows += self.predict(batch)
+        self.counts["prompts cut to max_length"] += batch.get("truncated", 0)
+
+    def on_test_epoch_end(self) -> None:
+        seconds = time.perf_counter() - self._started
+        rows = [p.row() for p in self._gathered()]
+        if not self.trainer.is_global_zero:
+            return
+        data = self.trainer.datamodule
+        place = {s.id: i for i, s in enumerate(data.samples("test"))}
+        rows.sort(key=lambda r: place[r["id"]])
+        run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        run.mkdir(parents=True, exist_ok=True)
+        moved = set_aside_results(run)
+        if moved:
+            rank_zero_info(f"the results of an earlier test were moved to {moved}")
+        _write_jsonl(run / "predictions.jsonl", rows)
+        scores = {}
+        for corpus, labels in data.label_sets.items():
+            scores[corpus] = evaluate([r for r in rows if r["id"].startswith(f"{corpus}/")], labels)
+            picture = "confusion.png" if len(data.label_sets) == 1 else f"confusion_{corpus}.png"
+            confusion_picture(scores[corpus], labels, run / picture, f"{type(self).__name__} on {corpus} test")
+        if len(scores) == 1:
+            summary = next(iter(scores.values()))
+        else:
+            keys = ("accuracy", "weighted_f1", "macro_f1", "uar", "unparsed")
+            summary = {"n": len(rows), **{k: float(np.mean([s[k] for s in scores.values()])) for k in keys},
+                       "aggregation": "plain mean over corpora", "corpora": scores}
+        record = {"split": "test", "corpus": "+".join(scores), "eval_protocol": data.protocol, **summary,
+                  "population": data.reading("test").report(), "events": {k: v for k, v in self.counts.items() if v},
+                  "seconds_per_sample": seconds / max(1, len(rows)), "batch_size": data.eval_batch_size,
+                  "model": f"{type(self).__module__}.{type(self).__qualname__}", "seed": data.run_seed,
+                  "parameters": sum(p.numel() for p in self.parameters()),
+                  "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
+                  "checkpoint": _portable(str(self.trainer.ckpt_path)) if self.trainer.ckpt_path else None, **provenance()}
+        (run / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+        for key in ("weighted_f1", "accuracy", "macro_f1", "uar", "unparsed"):
+            self.log(f"test/{'wf1' if key == 'weighted_f1' else key}", summary[key], rank_zero_only=True)
+        if not all(math.isfinite(summary[k]) for k in ("accuracy", "weighted_f1")):
+            raise FloatingPointError(f"the scores are not finite: {summary}")
+
+    def on_predict_start(self) -> None:
+        self.rows, self.counts = [], Counter()
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """(B,) label indices, -1 = unparsed; the full rows are written to ``predictions.jsonl`` of the run."""
+        predictions = self.predict(batch)
+        self.rows += predictions
+        return torch.tensor([UNPARSED if p.predicted is None else s.labels.index(p.predicted)
+                             for s, p in zip(batch["samples"], predictions, strict=True)])
+
+    def on_predict_epoch_end(self) -> None:
+        rows = [p.row() for p in self._gathered()]
+        if self.trainer.is_global_zero:
+            run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+            run.mkdir(parents=True, exist_ok=True)
+            set_aside_results(run)
+            place = {s.id: i for i, s in enumerate(self.trainer.datamodule.samples("test"))}
+            _write_jsonl(run / "predictions.jsonl", sorted(rows, key=lambda r: place[r["id"]]))
+
+    def _gathered(self) -> list[Prediction]:
+        """The predictions of all processes."""
+        if self.trainer.world_size == 1:
+            return self.rows
+        parts: list[list[Prediction]] = [[] for _ in range(self.trainer.world_size)]
+        torch.distributed.all_gather_object(parts, self.rows)
+        return [p for part in parts for p in part]
+
+
+@dataclass(frozen=True)
+class _Schedule:
+    kind: str
+    warmup: float
+    total: float
+
+    def __call__(self, step: int) -> float:
+        if step < self.warmup:
+            return (step + 1) / self.warmup if self.warmup >= 1 else 1.0
+        if self.kind == "constant":
+            return 1.0
+        done = min(1.0, (step - self.warmup) / max(1.0, self.total - self.warmup))
+        return 1 - done if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+
+class Rows(tuple):
+    """The samples of a batch. Lightning moves batches by rebuilding tuples and dataclasses; ``to`` makes it leave this one alone."""
+
+    def to(self, *args: Any, **kwargs: Any) -> Rows:
+        return self
+
+    def ids(self) -> list[str]:
+        return [s.id for s in self]
+
+
+@dataclass
+class PromptCollator:
+    """Input processing of a prompted language model: samples -> padded token ids.
+
+    The batch holds ``input_ids`` (B, T) int64, ``mask`` (B, T) bool, ``target_ids`` (B, T) int64 (-100 = no loss; in training only),
+    ``answer`` (B, T) bool (True on answer tokens; in training only), ``samples`` (Rows) and ``truncated`` (int, prompts that lost
+    turns, examples or their beginning to ``max_length``). Prompts are padded on the left.
+
+    Args:
+        pool: labelled samples that solved examples are drawn from.
+        word_dropout: share of the words of the target utterance left out in training.
+    """
+
+    tokenizer: Any
+    pad_id: int
+    template: Template
+    window: int
+    kinds: tuple[str, ...]
+    verbalizer: Mapping[str, str] | None
+    max_length: int
+    training: bool
+    shots: int = 0
+    pool: Sequence[Sample] = field(default_factory=tuple)
+    word_dropout: float = 0.0
+    examples_seed: int = 0
+
+    def length(self, sample: Sample) -> int:
+        """Characters that vary between samples; only the order matters."""
+        window = sample.history[max(0, len(sample.history) - self.window):] if self.window else ()
+        return sum(len(t.text) + sum(len(t.descriptions.get(k, "")) for k in self.kinds) for t in (*window, sample.target))
+
+    def examples(self, sample: Sample, rng: np.random.Generator) -> list[Sample]:
+        """Solved examples of the sample's corpus, as many labels as possible, in random order, never the sample itself nor a turn
+        of its dialogue. In evaluation all samples of a corpus see the same ones."""
+        if not self.shots:
+            return []
+        by_label: dict[int, list[Sample]] = {}
+        for s in self.pool:
+            if s.labels.corpus == sample.labels.corpus and s.dialogue != sample.dialogue:
+                by_label.setdefault(s.label, []).append(s)
+        chosen: list[Sample] = []
+        while len(chosen) < self.shots:
+            for label in rng.permutation(sorted(by_label)):
+                pick = by_label[label][rng.integers(len(by_label[label]))]
+                chosen.append(pick)
+        return [chosen[i] for i in rng.permutation(self.shots)]
+
+    def prompt_ids(self, sample: Sample, rng: np.random.Generator) -> tuple[list[int], bool]:
+        """Token ids of the prompt, and whether anything had to be left out."""
+        if self.training and self.word_dropout:
+            kept = [w for w in sample.target.text.split() if rng.random() >= self.word_dropout]
+            if kept:
+                target = type(sample.target)(**{**vars(sample.target), "text": " ".join(kept)})
+                sample = type(sample)(**{**vars(sample), "target": target})
+        examples = self.examples(sample, rng if self.training else np.random.default_rng(self.examples_seed))
+        said = words(sample.labels, self.verbalizer)
+        window, cut = self.window, False
+        while True:
+            text = render(self.template, sample, window=window, kinds=self.kinds, said=said, examples=examples,
+                          verbalizer=self.verbalizer)
+            ids = self.tokenizer(text)["input_ids"]
+            if ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
+                ids = ids[:-1]  # a tokenizer that closes every text would end the prompt before the answer
+            if len(ids) <= self.max_length:
+                return ids, cut
+            cut = True
+            if window > 0:
+                window = min(window, len(sample.history)) - 1
+            elif examples:
+                examples = examples[1:]
+            else:
+                return ids[:1] + ids[1 - self.max_length:], cut  # the beginning-of-text token, then the end
+
+    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
+        prompts, cuts = zip(*(self.prompt_ids(s, rng) for s in samples), strict=True)
+        batch: dict[str, Any] = {"samples": Rows(samples), "truncated": sum(cuts)}
+        answers: list[list[int]] = [[] for _ in samples]
+        if self.training:
+            for s, answer in zip(samples, answers, strict=True):
+                if s.target.label is not None:
+                    answer += self.answer_ids(words(s.labels, self.verbalizer)[s.label]) + [self.tokenizer.eos_token_id]
+        length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
+        ids = torch.full((len(samples), length), self.pad_id)
+        mask = torch.zeros(len(samples), length, dtype=torch.bool)
+        answer_mask = torch.zeros_like(mask)
+        for i, (p, a) in enumerate(zip(prompts, answers, strict=True)):
+            ids[i, length - len(p) - len(a):] = torch.tensor(p + a)
+            mask[i, length - len(p) - len(a):] = True
+            answer_mask[i, length - len(a):] = bool(a)
+        batch |= {"input_ids": ids, "mask": mask}
+        if self.training:
+            batch |= {"target_ids": ids.masked_fill(~mask, IGNORE), "answer": answer_mask}
+        return batch
+
+    def answer_ids(self, word: str) -> list[int]:
+        return answer_ids(self.tokenizer, word)
+
+
+def answer_ids(tokenizer: Any, word: str) -> list[int]:
+    """Tokens of `` word`` as they stand after a colon: training and scoring agree, and sentencepiece adds no second space."""
+    before, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (":", f": {word}"))
+    if whole[: len(before)] != before:
+        raise ValueError(f"this tokenizer merges ':' with what follows ({word!r}); answers cannot be separated from prompts")
+    return whole[len(before):]
+
+
+class Supervised(EmotionModule):
+    """A language model that answers a prompt with a label word, trained by next-token cross-entropy.
+
+    Args:
+        llm: folder, published name (e.g. ``tiny-llama``) or hub id of the language model.
+        dtype: dtype of its weights.
+        revision: hub revision to pin.
+        attention: attention implementation.
+        gradient_checkpointing: recompute activations in the backward pass.
+        lora: adapters on the frozen language model; None trains all of it.
+        template: prompt template, a name from the paper's ``templates/`` or a file.
+        window: earlier turns shown.
+        descriptions: kinds of description shown, e.g. ``[video]``; the corpus must provide them.
+        shots: solved examples in the prompt, drawn from the training split.
+        verbalizer: label -> word the model says, where it differs.
+        max_length: prompts longer than this many tokens lose old turns, then examples, then their beginning; counted.
+        prompt_loss: weight of the prompt's own tokens in the loss; 0 trains on the answer alone, 1 on the whole text.
+        class_weight: exponent p of class weights n^-p in the answer's loss; 0 = none, 1 = fully balanced.
+        word_dropout: share of words of the utterance left out in training (ours).
+        dropout: on the language model's input embeddings and last hidden states in training (ours; LLaMA itself has none).
+        decode: ``score`` compares the log-probabilities of the label words, ``greedy`` and ``beam`` generate and parse.
+        beams, repetition_penalty: for ``beam``.
+        max_new_tokens: for ``greedy`` and ``beam``.
+    """
+
+    templates = Path(__file__).parent / "models"
+
+    def __init__(
+        self,
+        llm: str,
+        dtype: Dtype = "float32",
+        revision: str | None = None,
+        attention: Literal["sdpa", "eager"] = "sdpa",
+        gradient_checkpointing: bool = False,
+        lora: LoRA | None = None,
+        template: str = "default",
+        window: int = 0,
+        descriptions: list[str] | None = None,
+        shots: int = 0,
+        verbalizer: dict[str, str] | None = None,
+        max_length: int = 1024,
+        prompt_loss: float = 0.0,
+        class_weight: float = 0.0,
+        word_dropout: float = 0.0,
+        dropout: float = 0.0,
+        decode: Literal["score", "greedy", "beam"] = "score",
+        beams: int = 4,
+        repetition_penalty: float = 1.0,
+        max_new_tokens: int = 16,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if window < 0 or shots < 0 or max_length < 2 or not 0 <= word_dropout < 1 or prompt_loss < 0:
+            raise ValueError(f"need window >= 0, shots >= 0, max_length >= 2, 0 <= word_dropout < 1 and prompt_loss >= 0; got "
+                             f"{window}, {shots}, {max_length}, {word_dropout}, {prompt_loss}")
+        self.llm_args = {"path": llm, "dtype": dtype, "revision": revision, "attention": attention,
+                         "gradient_checkpointing": gradient_checkpointing}
+        self.lora = lora
+        self.template = load_template(template, self.templates)
+        self.window, self.descriptions, self.shots = window, tuple(descriptions or ()), shots
+        self.verbalizer, self.max_length = verbalizer, max_length
+        self.prompt_loss, self.class_weight, self.word_dropout = prompt_loss, class_weight, word_dropout
+        self.dropout = nn.Dropout(dropout)
+        self.decode, self.beams, self.repetition_penalty, self.max_new_tokens = decode, beams, repetition_penalty, max_new_tokens
+
+    # ---- parts
+    def build(self) -> None:
+        self.llm = LLM(**self.llm_args)
+
+    def add_adapters(self) -> None:
+        if self.lora is not None:
+            self.llm.add_lora(self.lora)
+
+    def bases(self) -> dict[str, LLM]:
+        return {"llm": self.llm}
+
+    def collator(self, training: bool) -> PromptCollator:
+        pool = self.trainer.datamodule.samples("train") if self.shots else ()
+        return PromptCollator(self.llm.tokenizer, self.llm.pad_id, self.template, self.window, self.descriptions, self.verbalizer,
+                              self.max_length, training, self.shots, pool, self.word_dropout,
+                              self.trainer.datamodule.run_seed)
+
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        data = self.trainer.datamodule
+        for labels in data.label_sets.values():
+            words(labels, self.verbalizer)  # two labels with one word: say so before any work
+        split = {"fit": "train", "validate": "dev"}.get(stage, "test")
+        samples = data.samples(split)
+        for kind in self.descriptions:
+            if not any(kind in s.target.descriptions for s in samples):
+                held = sorted({k for s in samples for k in s.target.descriptions})
+                raise ValueError(f"no {split} sample has a description of kind {kind!r}; the data has {held or 'none'}. "
+                                 "Give the description files with --data.captions")
+        control = count_control_tokens(samples)
+        if control:
+            log.warning("%d of %d %s utterances hold chat-template tokens; they are written apart in the prompt", control,
+                        len(samples), split)
+            data.reading(split).notes["utterances with chat-template tokens, written apart"] = control
+        if stage == "fit" and self.class_weight:
+            self.weights = {c: _class_weights([s.label for s in samples if s.labels.corpus == c], len(labels), self.class_weight)
+                            for c, labels in data.label_sets.items()}
+
+    # ---- training
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        loss = self.loss(batch)
+        self.check_finite(loss, batch)
+        self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["samples"]))
+        return loss
+
+    def loss(self, batch: dict[str, Any]) -> Tensor:
+        """Weighted mean of -log p over tokens: answer tokens weigh their class weight, prompt tokens ``prompt_loss``."""
+        ids, targets = batch["input_ids"], batch["target_ids"][:, 1:]
+        weight = batch["answer"][:, 1:].float()
+        if self.class_weight:
+            per_sample = torch.tensor([self.weights[s.labels.corpus][s.label] if s.label >= 0 else 1.0 for s in batch["samples"]])
+            weight = weight * per_sample.to(weight)[:, None]
+        if self.prompt_loss:
+            weight = torch.where(batch["answer"][:, 1:], weight, self.prompt_loss)
+        weight = weight * ((targets != IGNORE) & batch["mask"][:, :-1])
+        chosen = weight > 0  # only these positions reach the vocabulary
+        hidden = self.llm.hidden(self.dropout(self.llm.embed(ids)), batch["mask"])[:, :-1][chosen]  # (N, D)
+        token_loss = cross_entropy(self.llm.head(self.dropout(hidden)), targets[chosen], reduction="none")
+        return (token_loss * weight[chosen]).sum() / weight.sum().clamp(min=1e-9)
+
+    # ---- answers
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        samples: Rows = batch["samples"]
+        if self.decode == "score":
+            return self._predict_by_score(batch)
+        if self.decode == "beam":
+            texts = self.llm.beam(batch["input_ids"], batch["mask"], beams=self.beams, max_new_tokens=self.max_new_tokens,
+                                  repetition_penalty=self.repetition_penalty)
+        else:
+            prefix = self.llm.encode(batch["input_ids"], batch["mask"])
+            answers = self.llm.sample(prefix, 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
+            texts = [self.llm.tokenizer.decode(i[m], skip_special_tokens=True)
+                     for i, m in zip(answers.ids[:, 0], answers.mask[:, 0], strict=True)]
+        return [Prediction(s.id, s.dialogue, s.target.label, self.read_answer(s, text), text=text)
+                for s, text in zip(samples, texts, strict=True)]
+
+    def read_answer(self, sample: Sample, text: str) -> str | None:
+        """Label word of an answer, or None if it is unreadable."""
+        index = parse_label(text, words(sample.labels, self.verbalizer))
+        return None if index is None else sample.labels.names[index]
+
+    @torch.no_grad()
+    def _predict_by_score(self, batch: dict[str, Any]) -> list[Prediction]:
+        """Each sample's answer is the most probable of its own corpus' labels; batches may mix corpora."""
+        samples: Rows = batch["samples"]
+        sets = {s.labels.corpus: s.labels for s in samples}
+        candidates: dict[str, tuple[int, ...]] = {}  # word -> tokens, over all corpora of the batch
+        for labels in sets.values():
+            for word in words(labels, self.verbalizer):
+                candidates.setdefault(word, tuple(answer_ids(self.llm.tokenizer, word)))
+        place = {word: i for i, word in enumerate(candidates)}
+        scores = self.llm.score(self.llm.encode(batch["input_ids"], batch["mask"]), list(candidates.values()))  # (B, L)
+        predictions = []
+        for sample, row in zip(samples, scores, strict=True):
+            said = words(sample.labels, self.verbalizer)
+            p = torch.softmax(row[[place[w] for w in said]].double(), 0).tolist()
+            best = sample.labels.names[int(np.argmax(p))]
+            predictions.append(Prediction(sample.id, sample.dialogue, sample.target.label, best,
+                                          scores={n: round(x, 6) for n, x in zip(sample.labels.names, p, strict=True)}))
+        return predictions
+
+
+def _class_weights(labels: Sequence[int], classes: int, power: float) -> list[float]:
+    """n^-power per class, scaled so that the mean over samples is 1; a class that never occurs gets the largest weight."""
+    counts = np.bincount([x for x in labels if x >= 0], minlength=classes).astype(float)
+    weights = np.maximum(counts, 1.0) ** -power
+    return (weights * counts.sum() / (weights * counts).sum()).tolist()
+
+
+def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: object) -> None:
+    wrong = [f"{k} is {tuple(v.shape)}, expected {tuple(own[k].shape)}" for k, v in state.items()
+             if k in own and v.shape != own[k].shape]
+    if wrong:
+        raise ValueError(f"{path} has {len(wrong)} tensors of another shape (another LoRA rank or base model?): {'; '.join(wrong[:3])}")
+
+
+def _digest(names: set[str]) -> str:
+    return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
+
+
+def _portable(path: str) -> str:
+    """A path as it may stand in a file that travels: relative to the working directory, else its last two parts."""
+    p = Path(path)
+    if not p.is_absolute():
+        return path
+    return str(p.relative_to(Path.cwd())) if p.is_relative_to(Path.cwd()) else "/".join(p.parts[-2:])
+
+
+def _write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
+
+
+@rank_zero_only
+def provenance() -> dict[str, Any]:
+    """What produced a number: commit of the zoo (with ``+`` if the tree was changed) and versions."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        done = subprocess.run(["git", "-C", str(here), *args], capture_output=True, text=True, check=False)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    commit = git("rev-parse", "HEAD")
+    versions = {name: version(name) for name in ("torch", "lightning", "transformers", "peft")}
+    return {"git": (commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")) or None,
+            "versions": versions | {"python": platform.python_version()}}

@@ -1,0 +1,127 @@
+"""From samples to prompt text, and from answer text back to a label. No tensors here.
+
+A prompt is a Jinja template (sandboxed: a template file cannot reach Python). It sees
+
+    labels    list of label words, in the words the model is to use
+    target    the utterance: .speaker .text .descriptions (dict kind -> text, only the kinds asked for)
+    history   the window of earlier turns, oldest first, each with the same three
+    examples  solved examples: each with .target, .history, .label
+
+and ends where the answer begins; white space at its end is dropped, the answer follows as `` word``.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from zoo.schema import Labels, Sample, Turn
+
+# Control tokens of the chat formats in use. Found in data they would be read as structure: they are written apart and counted.
+CONTROL = re.compile(
+    r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:s|pad|unk|bos|eos|image|video|audio|img|think|answer)>", re.IGNORECASE
+)
+NEGATION = re.compile(r"\b(?:not|no|neither|nor|never|without)\b|n't\b")
+
+
+@dataclass(frozen=True)
+class Shown:
+    """A turn as a template sees it."""
+
+    speaker: str
+    text: str
+    descriptions: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Example:
+    """A solved example as a template sees it."""
+
+    target: Shown
+    history: tuple[Shown, ...]
+    label: str
+
+
+def escape(text: str) -> str:
+    """Writes control tokens apart (``<|eot_id|>`` -> ``< |eot_id| >``) so that a tokenizer reads them as plain text."""
+    return CONTROL.sub(lambda m: f"{m[0][0]} {m[0][1:-1]} {m[0][-1]}", text)
+
+
+def count_control_tokens(samples: Sequence[Sample]) -> int:
+    """Samples whose own utterance holds a control token (see `escape`)."""
+    return sum(bool(CONTROL.search(s.target.text)) for s in samples)
+
+
+@functools.cache
+def load_template(name: str, folder: Path) -> Template:
+    """A template by path, or by name from ``folder`` (the paper's own ``templates/``).
+
+    Raises:
+        FileNotFoundError: neither a file nor a name in ``folder``; lists the names.
+        ValueError: not a valid template.
+    """
+    path = Path(name) if Path(name).is_file() else folder / f"{name}.txt"
+    if not path.is_file():
+        names = ", ".join(sorted(p.stem for p in folder.glob("*.txt")))
+        raise FileNotFoundError(f"no prompt template {name!r}: give a file, or one of {names}")
+    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    try:
+        return environment.from_string(path.read_text(encoding="utf-8"))
+    except TemplateError as error:
+        raise ValueError(f"prompt template {path}: {error}") from error
+
+
+def show(turn: Turn, kinds: Collection[str]) -> Shown:
+    described = {k: escape(v) for k, v in turn.descriptions.items() if k in kinds}
+    return Shown(escape(turn.speaker), escape(turn.text), described)
+
+
+def words(labels: Labels, verbalizer: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """The word the model says for each label, in index order.
+
+    Args:
+        verbalizer: label -> word, e.g. ``{"joy": "joyful"}``; labels it does not name keep their own word. One verbaliser may
+            serve several corpora, so it may name labels that this corpus lacks.
+
+    Raises:
+        ValueError: if two labels get the same word.
+    """
+    said = tuple((verbalizer or {}).get(name, name) for name in labels.names)
+    if len(set(said)) != len(said):
+        raise ValueError(f"the verbalizer gives two labels of {labels.corpus} the same word: {dict(zip(labels.names, said, strict=True))}")
+    return said
+
+
+def render(template: Template, sample: Sample, *, window: int, kinds: Collection[str] = (), said: Sequence[str],
+           examples: Sequence[Sample] = (), verbalizer: Mapping[str, str] | None = None) -> str:
+    """Prompt text of one sample.
+
+    Args:
+        window: number of earlier turns to show, of the sample and of each example.
+        kinds: kinds of description to show.
+        said: label words (see `words`).
+        examples: solved examples, in order; each must be labelled.
+    """
+
+    def history(s: Sample) -> tuple[Shown, ...]:
+        return tuple(show(t, kinds) for t in s.history[max(0, len(s.history) - window):])
+
+    solved = [Example(show(e.target, kinds), history(e), words(e.labels, verbalizer)[e.label]) for e in examples]
+    return template.render(labels=list(said), target=show(sample.target, kinds), history=history(sample), examples=solved).rstrip()
+
+
+def parse_label(answer: str, said: Sequence[str]) -> int | None:
+    """Index of the label an answer names, or None if it is unreadable.
+
+    Strict: the first non-empty line must hold exactly one of the label words, as a whole word in any case, and no negation. Nothing
+    is guessed: an answer that names no label or two is an outcome of its own, counted as wrong.
+    """
+    line = next((stripped for part in answer.splitlines() if (stripped := part.strip().lower())), "")
+    found = {i for i, word in enumerate(said) if re.search(rf"(?<!\w){re.escape(word.lower())}(?!\w)", line)}
+    return found.pop() if len(found) == 1 and not NEGATION.search(line) else None

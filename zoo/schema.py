@@ -1,0 +1,118 @@
+"""The words every part of the zoo shares: Labels, Turn, Sample, Prediction.
+
+Plain Python: no tensors, no third-party imports. A Sample holds text, paths and captions, never pixels, so any paper runs on
+any corpus that has the modalities it needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+UNPARSED = -1  # label index of an answer that names no label, or names several
+
+
+@dataclass(frozen=True)
+class Labels:
+    """The label set of one corpus, in a fixed order.
+
+    Attributes:
+        corpus: short name of the corpus, e.g. ``meld``; results of different corpora are never mixed.
+        names: label words in index order, lower case.
+
+    Raises:
+        ValueError: if a name is repeated, empty, or not lower case.
+    """
+
+    corpus: str
+    names: tuple[str, ...]
+
+    def __post_init__(self) -> None:
+        if len(set(self.names)) != len(self.names) or not all(n and n == n.lower().strip() for n in self.names):
+            raise ValueError(f"labels of {self.corpus} must be distinct, lower-case words, got {self.names}")
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def index(self, name: str) -> int:
+        """Index of an exact label word; ValueError naming the allowed words otherwise."""
+        try:
+            return self.names.index(name)
+        except ValueError:
+            raise ValueError(f"unknown label {name!r} for {self.corpus}; expected one of {', '.join(self.names)}") from None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One utterance of a dialogue.
+
+    Attributes:
+        id: key of the utterance inside its split, e.g. ``dia0_utt3``.
+        speaker: name as the corpus gives it; ``""`` if it has none.
+        text: what was said, cleaned to UTF-8; never empty.
+        label: true label word, or None if unlabelled.
+        descriptions: named texts about this utterance, e.g. ``{"audio": "a loud voice", "video": "she frowns"}``; a kind that
+            is missing for this utterance has no key.
+        video, audio: path of the clip, or None. Nothing is decoded here.
+    """
+
+    id: str
+    speaker: str
+    text: str
+    label: str | None = None
+    descriptions: Mapping[str, str] = field(default_factory=dict)
+    video: Path | None = None
+    audio: Path | None = None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One utterance to classify, with what was said before it.
+
+    Attributes:
+        id: unique over corpora and splits: ``{corpus}/{split}/{turn id}``.
+        dialogue: ``{corpus}/{split}/{dialogue id}``; the unit of bootstrap intervals and of leak-free splitting.
+        labels: label set of the corpus.
+        target: the utterance itself.
+        history: all earlier turns of the dialogue, oldest first; a paper takes the window it wants.
+    """
+
+    id: str
+    dialogue: str
+    labels: Labels
+    target: Turn
+    history: tuple[Turn, ...] = ()
+
+    @property
+    def label(self) -> int:
+        """Index of the true label; ``UNPARSED`` (-1) when the target is unlabelled."""
+        return UNPARSED if self.target.label is None else self.labels.index(self.target.label)
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a system said about one sample: one row of ``predictions.jsonl``.
+
+    Attributes:
+        predicted: a label word, or None if the answer was unreadable.
+        scores: probability per label word, when the system scores labels.
+        text: the raw answer, when the system generates one.
+        details: whatever else a paper reports per sample (e.g. a selector's decision).
+    """
+
+    id: str
+    dialogue: str
+    label: str | None
+    predicted: str | None
+    scores: Mapping[str, float] | None = None
+    text: str | None = None
+    details: Mapping[str, object] | None = None
+
+    def row(self) -> dict[str, object]:
+        """JSON-ready dict; optional fields that are None are left out (``predicted`` and ``label`` never are)."""
+        optional = {"scores": self.scores, "text": self.text, "details": self.details}
+        row: dict[str, object] = {
+            "id": self.id, "dialogue": self.dialogue, "label": self.label, "predicted": self.predicted
+        }
+        return row | {k: v for k, v in optional.items() if v is not None}
