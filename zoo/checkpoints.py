@@ -10,7 +10,6 @@ from typing import Any
 import torch
 import yaml
 
-
 from zoo.runs import REPOSITORY, find_checkpoint, run_of
 
 INDEX = REPOSITORY / "checkpoints" / "index.yaml"
@@ -37,14 +36,19 @@ def verify(name: str) -> list[str]:
         if not (folder / file).is_file():
             problems.append(f"{name}/{file} is missing")
         elif sha256(folder / file) != wanted:
-            problems.append(f"{name}/{file} is not the published file: sha256 {sha256(folder / file)[:12]}..., expected {wanted[:12]}...")
+            problems.append(
+                f"{name}/{file} is not the published file: sha256 {sha256(folder / file)[:12]}..., "
+                f"expected {wanted[:12]}..."
+            )
     return problems
 
 
 def published(args: list[str]) -> None:
     """``zoo checkpoints [--verify]``"""
     parser = argparse.ArgumentParser("zoo checkpoints", description="List the published checkpoints.")
-    parser.add_argument("--verify", action="store_true", help="compare every file with its recorded sha256; exit code 1 if one differs")
+    parser.add_argument(
+        "--verify", action="store_true", help="compare every file with its recorded sha256; exit code 1 if one differs"
+    )
     options = parser.parse_args(args)
     problems = []
     for name, entry in index().items():
@@ -60,12 +64,19 @@ def published(args: list[str]) -> None:
 
 
 def export(args: list[str]) -> None:
-    """``zoo export --ckpt_path RUN --out FOLDER``: the run's language model as an ordinary model (or adapter) folder."""
+    """``zoo export --ckpt_path RUN --out FOLDER``: the run's language model as an ordinary model (or adapter)
+    folder."""
     parser = argparse.ArgumentParser("zoo export", description=export.__doc__)
     parser.add_argument("--ckpt_path", required=True, help="run folder or .ckpt")
     parser.add_argument("--out", required=True, type=Path)
-    parser.add_argument("--dtype", choices=["float32", "float16", "bfloat16"], help="dtype of the written weights; the run's if not given")
-    parser.add_argument("--merge", action="store_true", help="fold LoRA into the weights; without it, an adapter folder is written")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "float16", "bfloat16"],
+        help="dtype of the written weights; the run's if not given",
+    )
+    parser.add_argument(
+        "--merge", action="store_true", help="fold LoRA into the weights; without it, an adapter folder is written"
+    )
     options = parser.parse_args(args)
     if options.out.exists() and any(options.out.iterdir()):
         raise FileExistsError(f"{options.out} is not empty; choose another folder")
@@ -122,8 +133,12 @@ def prepare(args: list[str]) -> None:
     what = parser.add_subparsers(dest="what", required=True)
     tiny = what.add_parser("tiny", help="a small language model with random weights and a tokenizer made from text")
     tiny.add_argument("--out", required=True, type=Path)
-    tiny.add_argument("--goemotions", type=Path, help="folder of GoEmotions; its training sentences shape the tokenizer")
-    tiny.add_argument("--synthetic", type=int, default=2000, help="dialogues of the embedded corpus that shape the tokenizer")
+    tiny.add_argument(
+        "--goemotions", type=Path, help="folder of GoEmotions; its training sentences shape the tokenizer"
+    )
+    tiny.add_argument(
+        "--synthetic", type=int, default=2000, help="dialogues of the embedded corpus that shape the tokenizer"
+    )
     tiny.add_argument("--family", choices=["llama", "qwen2"], default="llama")
     tiny.add_argument("--vocab_size", type=int, default=4096)
     tiny.add_argument("--hidden_size", type=int, default=192)
@@ -135,6 +150,7 @@ def prepare(args: list[str]) -> None:
     options, rest = parser.parse_known_args(args)
     if options.what == "leaks":
         from zoo.data import leaks
+
         leaks.main(rest)
         return
     if rest:
@@ -149,8 +165,20 @@ def prepare(args: list[str]) -> None:
     if not corpora:
         raise ValueError("a tokenizer needs text: give --goemotions, --synthetic, or both")
     template = load_template("default", CausalLM.templates)
-    texts = [f"{render(template, s, window=0, kinds=('audio', 'video'), said=s.labels.names)} {s.target.label}"
-             for corpus in corpora for s in corpus.samples("train")]
-    make_folder(options.out, texts, options.family, options.vocab_size, options.hidden_size, options.layers, options.heads,
-                intermediate_size=options.intermediate_size, seed=options.seed)
+    texts = [
+        f"{render(template, s, window=0, kinds=('audio', 'video'), said=s.labels.names)} {s.target.label}"
+        for corpus in corpora
+        for s in corpus.samples("train")
+    ]
+    make_folder(
+        options.out,
+        texts,
+        options.family,
+        options.vocab_size,
+        options.hidden_size,
+        options.layers,
+        options.heads,
+        intermediate_size=options.intermediate_size,
+        seed=options.seed,
+    )
     print(f"wrote {options.out} (tokenizer from {len(texts)} utterances)")

@@ -1,8 +1,8 @@
 """The front door: ``zoo`` and ``lightning`` (one entry point), and ``python -m zoo``.
 
-``fit``, ``validate``, ``test`` and ``predict`` are LightningCLI's verbs. Precedence is flag > later --config > earlier --config >
-the config.yaml of the run that --ckpt_path names; the checkpoint itself never sets a value. torch is imported only when a verb
-needs it, so ``zoo --help`` answers at once.
+``fit``, ``validate``, ``test`` and ``predict`` are LightningCLI's verbs. Precedence is flag > later --config > earlier
+--config > the config.yaml of the run that --ckpt_path names; the checkpoint itself never sets a value. torch is
+imported only when a verb needs it, so ``zoo --help`` answers at once.
 """
 
 from __future__ import annotations
@@ -41,6 +41,7 @@ def main(argv: list[str] | None = None) -> None:
         return
     if args[0] == "--version":
         from zoo import __version__
+
         print(f"zoo {__version__}")
         return
     if args[0] not in verbs:
@@ -65,6 +66,7 @@ def _ours(error: BaseException) -> bool:
 def _run(verb: str, args: list[str]) -> None:
     if verb in LIGHTNING_VERBS:
         from zoo.lightning_cli import run
+
         run(verb, args)
         return
     command: Callable[[list[str]], None]

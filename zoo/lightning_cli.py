@@ -1,4 +1,5 @@
-"""LightningCLI with the zoo's rules: where results lie, which checkpoint is meant, and that no flag is ever overruled by a file."""
+"""LightningCLI with the zoo's rules: where results lie, which checkpoint is meant, and that no flag is ever overruled
+by a file."""
 
 from __future__ import annotations
 
@@ -25,8 +26,8 @@ EVALUATION = ("validate", "test", "predict")
 
 
 class SaveConfig(SaveConfigCallback):
-    """config.yaml for a new run, config.resume-K.yaml for a resumed one, config.test.yaml (etc.) for an evaluation; never overwrites
-    another run's."""
+    """config.yaml for a new run, config.resume-K.yaml for a resumed one, config.test.yaml (etc.) for an evaluation;
+    never overwrites another run's."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if self.already_saved or trainer.fast_dev_run:
@@ -49,16 +50,29 @@ class SaveConfig(SaveConfigCallback):
 
 class ZooCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        parser.add_argument("--zero_shot", type=bool, default=False,
-                            help="Evaluate without a checkpoint: the pretrained language model as it is.")
+        parser.add_argument(
+            "--zero_shot",
+            type=bool,
+            default=False,
+            help="Evaluate without a checkpoint: the pretrained language model as it is.",
+        )
         parser.add_class_arguments(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({
-            "checkpoint.monitor": "val/wf1", "checkpoint.mode": "max", "checkpoint.filename": "best",
-            "checkpoint.auto_insert_metric_name": False, "checkpoint.enable_version_counter": False,
-        })
-        parser.add_argument("--save_last_every", type=int, default=200,
-                            help="Training steps between two writings of last.ckpt, the file to resume from; it is also written "
-                                 "after every validation. 0: only then.")
+        parser.set_defaults(
+            {
+                "checkpoint.monitor": "val/wf1",
+                "checkpoint.mode": "max",
+                "checkpoint.filename": "best",
+                "checkpoint.auto_insert_metric_name": False,
+                "checkpoint.enable_version_counter": False,
+            }
+        )
+        parser.add_argument(
+            "--save_last_every",
+            type=int,
+            default=200,
+            help="Training steps between two writings of last.ckpt, the file to resume from; it is also written "
+            "after every validation. 0: only then.",
+        )
 
     # ---- nothing in a checkpoint overrules a flag or a file (stock Lightning merges hyper-parameters over both)
     def _parse_ckpt_path(self) -> None:
@@ -70,8 +84,10 @@ class ZooCLI(LightningCLI):
             if config.zero_shot and config.ckpt_path:
                 raise ValueError("--zero_shot evaluates without a checkpoint, but --ckpt_path was given too; drop one")
             if not config.zero_shot and not config.ckpt_path:
-                raise ValueError(f"{self.subcommand} needs trained weights: give --ckpt_path (a run folder, a .ckpt, or a published "
-                                 "name), or --zero_shot to evaluate the pretrained language model as it is")
+                raise ValueError(
+                    f"{self.subcommand} needs trained weights: give --ckpt_path (a run folder, a .ckpt, or a published "
+                    "name), or --zero_shot to evaluate the pretrained language model as it is"
+                )
         config.weights_only = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -90,8 +106,10 @@ class ZooCLI(LightningCLI):
                     root, version = home.parent.parent, int(home.name.removeprefix("version_"))
                 else:
                     version = next_version(root)
-                kwargs["logger"] = [ResumingCSVLogger(str(root), "lightning_logs", version, resume_step),
-                                    TensorBoardLogger(str(root), "lightning_logs", version)]
+                kwargs["logger"] = [
+                    ResumingCSVLogger(str(root), "lightning_logs", version, resume_step),
+                    TensorBoardLogger(str(root), "lightning_logs", version),
+                ]
                 kwargs["default_root_dir"] = str(root)
         extra = []
         if self.subcommand == "fit" and not quick and trainer.enable_checkpointing is not False:
@@ -118,8 +136,8 @@ class ZooCLI(LightningCLI):
 
 
 class LastCheckpoint(Checkpoint):
-    """last.ckpt: every so many steps, after every validation, at the end, and when the run is interrupted. Written to a temporary
-    file first (Lightning's own way), so a kill at any moment leaves a whole file."""
+    """last.ckpt: every so many steps, after every validation, at the end, and when the run is interrupted. Written to
+    a temporary file first (Lightning's own way), so a kill at any moment leaves a whole file."""
 
     def __init__(self, every: int) -> None:
         self.every, self.saved_at = every, -1
@@ -139,7 +157,10 @@ class LastCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
             self._save(trainer)
-            print(f"interrupted at step {trainer.global_step}; go on with: zoo fit --ckpt_path {trainer.log_dir}", flush=True)
+            print(
+                f"interrupted at step {trainer.global_step}; go on with: zoo fit --ckpt_path {trainer.log_dir}",
+                flush=True,
+            )
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step != self.saved_at:
@@ -151,18 +172,26 @@ def run(verb: str, args: list[str]) -> None:
     """One LightningCLI verb, with --ckpt_path resolved first."""
     _quiet()
     args = resolve_checkpoint(verb, args)
-    # flat module names: `--model DialogueLLM`, `--data MELD`; None returned, because sys.exit(object) would mean failure
+    # flat module names: `--model DialogueLLM`, `--data MELD`; None returned, because sys.exit(object) would mean
+    # failure
     sys.argv = ["zoo", verb, *args]  # where LightningCLI reads
     ZooCLI(
-        EmotionModule, EmotionData, subclass_mode_model=True, subclass_mode_data=True,
-        save_config_callback=SaveConfig, seed_everything_default=0,
-        trainer_defaults={"use_distributed_sampler": False},  # the data module shards by itself, exactly once in evaluation
+        EmotionModule,
+        EmotionData,
+        subclass_mode_model=True,
+        subclass_mode_data=True,
+        save_config_callback=SaveConfig,
+        seed_everything_default=0,
+        trainer_defaults={
+            "use_distributed_sampler": False
+        },  # the data module shards by itself, exactly once in evaluation
         parser_kwargs={"prog": "zoo"},
     )
 
 
 def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
-    """Turns --ckpt_path RUN | NAME | best | last into a file, and puts the run's own config.yaml before all other configs.
+    """Turns --ckpt_path RUN | NAME | best | last into a file, and puts the run's own config.yaml before all other
+    configs.
 
     ``best`` and ``last`` mean the run that --config's folder is, else the newest run of --trainer.default_root_dir.
     """
@@ -178,7 +207,9 @@ def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
             root = Path(values["--trainer.default_root_dir"] or ".")
             folder = newest_run(root)
             if folder is None:
-                raise FileNotFoundError(f"--ckpt_path {path}: no run with a last.ckpt under {root / 'lightning_logs'}; name the run folder")
+                raise FileNotFoundError(
+                    f"--ckpt_path {path}: no run with a last.ckpt under {root / 'lightning_logs'}; name the run folder"
+                )
         file = find_checkpoint(folder, path)
     else:
         file = find_checkpoint(path, "last" if verb == "fit" else "best")
@@ -218,8 +249,15 @@ def _quiet() -> None:
     """Silences advertisements and warnings that ask for nothing; everything else stays."""
     logging.basicConfig(format="%(message)s")
     logging.getLogger("zoo").setLevel(logging.INFO)
-    for message in (r".*does not have many workers.*", r".*litlogger.*", r".*litmodels.*", r".*`isinstance\(treespec, LeafSpec\)`.*",
-                    r".*Checkpoint directory .* exists and is not empty.*", r".*Experiment logs directory.*", r".*your dataloader is not resumable.*"):
+    for message in (
+        r".*does not have many workers.*",
+        r".*litlogger.*",
+        r".*litmodels.*",
+        r".*`isinstance\(treespec, LeafSpec\)`.*",
+        r".*Checkpoint directory .* exists and is not empty.*",
+        r".*Experiment logs directory.*",
+        r".*your dataloader is not resumable.*",
+    ):
         warnings.filterwarnings("ignore", message)
     chatter = ("litlogger", "litmodels", "`weights_only` was not set", "TPU available")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):

@@ -1,5 +1,5 @@
-"""EmotionModule: what every system shares (validate, test, predict, small strict checkpoints, exact resume), and Supervised:
-the one fine-tuning step of the systems that answer a text prompt with a label word.
+"""EmotionModule: what every system shares (validate, test, predict, small strict checkpoints, exact resume), and
+Supervised: the one fine-tuning step of the systems that answer a text prompt with a label word.
 """
 
 from __future__ import annotations
@@ -57,8 +57,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     except KeyError as error:
         raise ValueError(f"{path} is not a checkpoint of the zoo: it has no {error}") from error
     except Exception as error:  # torch and safetensors raise many types; the cause stays chained
-        raise ValueError(f"{path} could not be read as weights ({type(error).__name__}: {str(error)[:200]}); "
-                         "is it truncated, or a pickle of more than tensors?") from error
+        raise ValueError(
+            f"{path} could not be read as weights ({type(error).__name__}: {str(error)[:200]}); "
+            "is it truncated, or a pickle of more than tensors?"
+        ) from error
 
 
 class EmotionModule(LightningModule):
@@ -67,9 +69,11 @@ class EmotionModule(LightningModule):
     A system overrides `build` (its parts), `collator`, `training_step` and `predict`.
 
     Args:
-        train: regular expressions; a parameter is trained if one matches the whole of its name. None trains whatever `build`
+        train: regular expressions; a parameter is trained if one matches the whole of its name. None trains whatever
+            `build`
             left trainable (with LoRA: the adapters; else everything).
-        start_from: run folder, checkpoint or published name whose weights to begin with. To *resume* a run use --ckpt_path.
+        start_from: run folder, checkpoint or published name whose weights to begin with. To *resume* a run use
+            --ckpt_path.
         lr: peak learning rate of AdamW.
         betas, weight_decay: of AdamW; matrices decay, vectors do not.
         warmup: steps of linear warm-up; below 1 a share of all steps.
@@ -130,7 +134,9 @@ class EmotionModule(LightningModule):
             named = dict(self.named_parameters())
             for pattern in self.patterns:
                 if not any(re.fullmatch(pattern, n) for n in named):
-                    raise ValueError(f"train pattern {pattern!r} matches no parameter; names are like {list(named)[:3]}")
+                    raise ValueError(
+                        f"train pattern {pattern!r} matches no parameter; names are like {list(named)[:3]}"
+                    )
             for name, parameter in named.items():
                 parameter.requires_grad_(any(re.fullmatch(p, name) for p in self.patterns))
 
@@ -139,8 +145,10 @@ class EmotionModule(LightningModule):
         content = read_checkpoint(path)
         state, own = content["state_dict"], self.state_dict()
         if any(".lora_" in k for k in state):
-            raise ValueError(f"{path} holds adapters; merge it first (zoo export --ckpt_path {path} --out FOLDER --merge) "
-                             "and start from that folder with --model.llm FOLDER")
+            raise ValueError(
+                f"{path} holds adapters; merge it first (zoo export --ckpt_path {path} --out FOLDER --merge) "
+                "and start from that folder with --model.llm FOLDER"
+            )
         self._check_bases(content["zoo"], path)
         _check_shapes(state, own, path)
         unknown = sorted(set(state) - set(own))
@@ -156,11 +164,23 @@ class EmotionModule(LightningModule):
         return self.from_hub & frozen
 
     def contract(self) -> dict[str, Any]:
-        """What a checkpoint says about itself: the class, the exact names, and which base models its missing tensors are."""
-        identities = {name: {"path": _portable(base.path), "revision": base.revision, "fingerprint": fingerprint(base.path, base.revision)}
-                      for name, base in self.bases().items() if base.tokenizer is not None}
-        return {"format": FORMAT, "class": f"{type(self).__module__}.{type(self).__qualname__}", "bases": identities,
-                "pristine": _digest(self.pristine())}
+        """What a checkpoint says about itself: the class, the exact names, and which base models its missing tensors
+        are."""
+        identities = {
+            name: {
+                "path": _portable(base.path),
+                "revision": base.revision,
+                "fingerprint": fingerprint(base.path, base.revision),
+            }
+            for name, base in self.bases().items()
+            if base.tokenizer is not None
+        }
+        return {
+            "format": FORMAT,
+            "class": f"{type(self).__module__}.{type(self).__qualname__}",
+            "bases": identities,
+            "pristine": _digest(self.pristine()),
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         pristine = self.pristine()
@@ -170,10 +190,13 @@ class EmotionModule(LightningModule):
         checkpoint["zoo"] = self._contract
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Checks the checkpoint against this model, then adds the backbone's own tensors, so that Lightning loads strictly."""
+        """Checks the checkpoint against this model, then adds the backbone's own tensors, so that Lightning loads
+        strictly."""
         path = self.trainer.ckpt_path if self._trainer is not None else "checkpoint"
         if "zoo" not in checkpoint:
-            raise ValueError(f"{path} was not written by the zoo: it has no contract. Published weights are converted first")
+            raise ValueError(
+                f"{path} was not written by the zoo: it has no contract. Published weights are converted first"
+            )
         contract, state, own = checkpoint["zoo"], checkpoint["state_dict"], self.state_dict()
         if contract["format"] != FORMAT:
             raise ValueError(f"{path} has format {contract['format']}, this version reads {FORMAT}")
@@ -191,41 +214,53 @@ class EmotionModule(LightningModule):
             )
         bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
         if bad:
-            raise ValueError(f"{path} holds NaN or infinite values in {len(bad)} tensors: {bad[:3]}; training had diverged")
+            raise ValueError(
+                f"{path} holds NaN or infinite values in {len(bad)} tensors: {bad[:3]}; training had diverged"
+            )
         checkpoint["state_dict"] = {k: state.get(k, own[k]) for k in own}
 
     def _check_bases(self, contract: dict[str, Any], path: object) -> None:
         for name, base in self.bases().items():
             said = contract["bases"].get(name)
             if said and base.tokenizer is not None and said["fingerprint"] != fingerprint(base.path, base.revision):
-                raise ValueError(f"{path} was trained on the base model {said['path']!r} (revision {said['revision']}), but "
-                                 f"{base.path!r} holds other weights or another config; give its folder with --model.{name}")
+                raise ValueError(
+                    f"{path} was trained on the base model {said['path']!r} (revision {said['revision']}), but "
+                    f"{base.path!r} holds other weights or another config; give its folder with --model.{name}"
+                )
 
     # ---- training
     def configure_optimizers(self) -> dict[str, Any]:
         trained = {n: p for n, p in self.named_parameters() if p.requires_grad}
         if not trained:
             raise ValueError("nothing to train: no parameter is trainable; check `train` and `lora`")
-        groups = [{"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": self.weight_decay},
-                  {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0}]
+        groups = [
+            {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
+        ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
         total = self.trainer.estimated_stepping_batches
         if self.schedule != "constant" and not math.isfinite(total):
-            raise ValueError(f"a {self.schedule} schedule needs an end: set --trainer.max_epochs or --trainer.max_steps")
+            raise ValueError(
+                f"a {self.schedule} schedule needs an end: set --trainer.max_epochs or --trainer.max_steps"
+            )
         warmup = self.warmup if self.warmup >= 1 else self.warmup * (total if math.isfinite(total) else 0)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(self.schedule, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
-        """Dropout and sampling of a step depend on (seed, epoch, batch, rank) only, so a resumed run repeats them exactly."""
+        """Dropout and sampling of a step depend on (seed, epoch, batch, rank) only, so a resumed run repeats them
+        exactly."""
         key = (self.trainer.datamodule.run_seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
     def check_finite(self, loss: Tensor, batch: dict[str, Any]) -> None:
-        """FloatingPointError naming the batch if the loss is NaN or infinite; the run stops and nothing is saved as best."""
+        """FloatingPointError naming the batch if the loss is NaN or infinite; the run stops and nothing is saved as
+        best."""
         if not torch.isfinite(loss):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {self.global_step}; samples: {batch['samples'].ids()}. "
-                                     "A lower --model.lr, or --trainer.gradient_clip_val 1, usually helps")
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {self.global_step}; samples: {batch['samples'].ids()}. "
+                "A lower --model.lr, or --trainer.gradient_clip_val 1, usually helps"
+            )
 
     # ---- evaluation
     def labels_of(self, corpus: str) -> Labels:
@@ -245,12 +280,18 @@ class EmotionModule(LightningModule):
             said.append(predicted)
             true.append(sample.label)
         for corpus, (said, true) in by_corpus.items():
-            self.val_metrics[corpus].to(self.device).update(torch.tensor(said, device=self.device), torch.tensor(true, device=self.device))
+            self.val_metrics[corpus].to(self.device).update(
+                torch.tensor(said, device=self.device), torch.tensor(true, device=self.device)
+            )
 
     def on_validation_epoch_end(self) -> None:
-        results = {c: m.compute() for c, m in self.val_metrics.items()}
+        # with --trainer.limit_val_batches a corpus of a joint run may not have been met at all
+        met = {c: m for c, m in self.val_metrics.items() if m.update_called or self.trainer.world_size > 1}
+        results = {} if self.trainer.sanity_checking else {c: m.compute() for c, m in met.items()}
         for m in self.val_metrics.values():
             m.reset()
+        if not results:
+            return
         short = {"weighted_f1": "wf1", "accuracy": "acc", "macro_f1": "macro_f1", "uar": "uar", "unparsed": "unparsed"}
         for key, name in short.items():  # over several corpora: their plain mean, each beside it
             values = {c: float(r[key]) for c, r in results.items()}
@@ -289,15 +330,28 @@ class EmotionModule(LightningModule):
             summary = next(iter(scores.values()))
         else:
             keys = ("accuracy", "weighted_f1", "macro_f1", "uar", "unparsed")
-            summary = {"n": len(rows), **{k: float(np.mean([s[k] for s in scores.values()])) for k in keys},
-                       "aggregation": "plain mean over corpora", "corpora": scores}
-        record = {"split": "test", "corpus": "+".join(scores), "eval_protocol": data.protocol, **summary,
-                  "population": data.reading("test").report(), "events": {k: v for k, v in self.counts.items() if v},
-                  "seconds_per_sample": seconds / max(1, len(rows)), "batch_size": data.eval_batch_size,
-                  "model": f"{type(self).__module__}.{type(self).__qualname__}", "seed": data.run_seed,
-                  "parameters": sum(p.numel() for p in self.parameters()),
-                  "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
-                  "checkpoint": _portable(str(self.trainer.ckpt_path)) if self.trainer.ckpt_path else None, **provenance()}
+            summary = {
+                "n": len(rows),
+                **{k: float(np.mean([s[k] for s in scores.values()])) for k in keys},
+                "aggregation": "plain mean over corpora",
+                "corpora": scores,
+            }
+        record = {
+            "split": "test",
+            "corpus": "+".join(scores),
+            "eval_protocol": data.protocol,
+            **summary,
+            "population": data.reading("test").report(),
+            "events": {k: v for k, v in self.counts.items() if v},
+            "seconds_per_sample": seconds / max(1, len(rows)),
+            "batch_size": data.eval_batch_size,
+            "model": f"{type(self).__module__}.{type(self).__qualname__}",
+            "seed": data.run_seed,
+            "parameters": sum(p.numel() for p in self.parameters()),
+            "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
+            "checkpoint": _portable(str(self.trainer.ckpt_path)) if self.trainer.ckpt_path else None,
+            **provenance(),
+        }
         (run / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
         for key in ("weighted_f1", "accuracy", "macro_f1", "uar", "unparsed"):
             self.log(f"test/{'wf1' if key == 'weighted_f1' else key}", summary[key], rank_zero_only=True)
@@ -311,8 +365,12 @@ class EmotionModule(LightningModule):
         """(B,) label indices, -1 = unparsed; the full rows are written to ``predictions.jsonl`` of the run."""
         predictions = self.predict(batch)
         self.rows += predictions
-        return torch.tensor([UNPARSED if p.predicted is None else s.labels.index(p.predicted)
-                             for s, p in zip(batch["samples"], predictions, strict=True)])
+        return torch.tensor(
+            [
+                UNPARSED if p.predicted is None else s.labels.index(p.predicted)
+                for s, p in zip(batch["samples"], predictions, strict=True)
+            ]
+        )
 
     def on_predict_epoch_end(self) -> None:
         rows = [p.row() for p in self._gathered()]
@@ -348,7 +406,8 @@ class _Schedule:
 
 
 class Rows(tuple):
-    """The samples of a batch. Lightning moves batches by rebuilding tuples and dataclasses; ``to`` makes it leave this one alone."""
+    """The samples of a batch. Lightning moves batches by rebuilding tuples and dataclasses; ``to`` makes it leave this
+    one alone."""
 
     def to(self, *args: Any, **kwargs: Any) -> Rows:
         return self
@@ -361,9 +420,10 @@ class Rows(tuple):
 class PromptCollator:
     """Input processing of a prompted language model: samples -> padded token ids.
 
-    The batch holds ``input_ids`` (B, T) int64, ``mask`` (B, T) bool, ``target_ids`` (B, T) int64 (-100 = no loss; in training only),
-    ``answer`` (B, T) bool (True on answer tokens; in training only), ``samples`` (Rows) and ``truncated`` (int, prompts that lost
-    turns, examples or their beginning to ``max_length``). Prompts are padded on the left.
+    The batch holds ``input_ids`` (B, T) int64, ``mask`` (B, T) bool, ``target_ids`` (B, T) int64 (-100 = no loss; in
+    training only), ``answer`` (B, T) bool (True on answer tokens; in training only), ``samples`` (Rows) and
+    ``truncated`` (int, prompts that lost turns, examples or their beginning to ``max_length``). Prompts are padded on
+    the left.
 
     Args:
         pool: labelled samples that solved examples are drawn from.
@@ -385,12 +445,14 @@ class PromptCollator:
 
     def length(self, sample: Sample) -> int:
         """Characters that vary between samples; only the order matters."""
-        window = sample.history[max(0, len(sample.history) - self.window):] if self.window else ()
-        return sum(len(t.text) + sum(len(t.descriptions.get(k, "")) for k in self.kinds) for t in (*window, sample.target))
+        window = sample.history[max(0, len(sample.history) - self.window) :] if self.window else ()
+        return sum(
+            len(t.text) + sum(len(t.descriptions.get(k, "")) for k in self.kinds) for t in (*window, sample.target)
+        )
 
     def examples(self, sample: Sample, rng: np.random.Generator) -> list[Sample]:
-        """Solved examples of the sample's corpus, as many labels as possible, in random order, never the sample itself nor a turn
-        of its dialogue. In evaluation all samples of a corpus see the same ones."""
+        """Solved examples of the sample's corpus, as many labels as possible, in random order, never the sample itself
+        nor a turn of its dialogue. In evaluation all samples of a corpus see the same ones."""
         if not self.shots:
             return []
         by_label: dict[int, list[Sample]] = {}
@@ -415,8 +477,15 @@ class PromptCollator:
         said = words(sample.labels, self.verbalizer)
         window, cut = self.window, False
         while True:
-            text = render(self.template, sample, window=window, kinds=self.kinds, said=said, examples=examples,
-                          verbalizer=self.verbalizer)
+            text = render(
+                self.template,
+                sample,
+                window=window,
+                kinds=self.kinds,
+                said=said,
+                examples=examples,
+                verbalizer=self.verbalizer,
+            )
             ids = self.tokenizer(text)["input_ids"]
             if ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
                 ids = ids[:-1]  # a tokenizer that closes every text would end the prompt before the answer
@@ -428,7 +497,7 @@ class PromptCollator:
             elif examples:
                 examples = examples[1:]
             else:
-                return ids[:1] + ids[1 - self.max_length:], cut  # the beginning-of-text token, then the end
+                return ids[:1] + ids[1 - self.max_length :], cut  # the beginning-of-text token, then the end
 
     def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
         prompts, cuts = zip(*(self.prompt_ids(s, rng) for s in samples), strict=True)
@@ -443,9 +512,9 @@ class PromptCollator:
         mask = torch.zeros(len(samples), length, dtype=torch.bool)
         answer_mask = torch.zeros_like(mask)
         for i, (p, a) in enumerate(zip(prompts, answers, strict=True)):
-            ids[i, length - len(p) - len(a):] = torch.tensor(p + a)
-            mask[i, length - len(p) - len(a):] = True
-            answer_mask[i, length - len(a):] = bool(a)
+            ids[i, length - len(p) - len(a) :] = torch.tensor(p + a)
+            mask[i, length - len(p) - len(a) :] = True
+            answer_mask[i, length - len(a) :] = bool(a)
         batch |= {"input_ids": ids, "mask": mask}
         if self.training:
             batch |= {"target_ids": ids.masked_fill(~mask, IGNORE), "answer": answer_mask}
@@ -456,11 +525,14 @@ class PromptCollator:
 
 
 def answer_ids(tokenizer: Any, word: str) -> list[int]:
-    """Tokens of `` word`` as they stand after a colon: training and scoring agree, and sentencepiece adds no second space."""
+    """Tokens of `` word`` as they stand after a colon: training and scoring agree, and sentencepiece adds no second
+    space."""
     before, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (":", f": {word}"))
     if whole[: len(before)] != before:
-        raise ValueError(f"this tokenizer merges ':' with what follows ({word!r}); answers cannot be separated from prompts")
-    return whole[len(before):]
+        raise ValueError(
+            f"this tokenizer merges ':' with what follows ({word!r}); answers cannot be separated from prompts"
+        )
+    return whole[len(before) :]
 
 
 class Supervised(EmotionModule):
@@ -482,7 +554,8 @@ class Supervised(EmotionModule):
         prompt_loss: weight of the prompt's own tokens in the loss; 0 trains on the answer alone, 1 on the whole text.
         class_weight: exponent p of class weights n^-p in the answer's loss; 0 = none, 1 = fully balanced.
         word_dropout: share of words of the utterance left out in training (ours).
-        dropout: on the language model's input embeddings and last hidden states in training (ours; LLaMA itself has none).
+        dropout: on the language model's input embeddings and last hidden states in training (ours; LLaMA itself has
+            none).
         decode: ``score`` compares the log-probabilities of the label words, ``greedy`` and ``beam`` generate and parse.
         beams, repetition_penalty: for ``beam``.
         max_new_tokens: for ``greedy`` and ``beam``.
@@ -516,17 +589,29 @@ class Supervised(EmotionModule):
     ) -> None:
         super().__init__(**kwargs)
         if window < 0 or shots < 0 or max_length < 2 or not 0 <= word_dropout < 1 or prompt_loss < 0:
-            raise ValueError(f"need window >= 0, shots >= 0, max_length >= 2, 0 <= word_dropout < 1 and prompt_loss >= 0; got "
-                             f"{window}, {shots}, {max_length}, {word_dropout}, {prompt_loss}")
-        self.llm_args = {"path": llm, "dtype": dtype, "revision": revision, "attention": attention,
-                         "gradient_checkpointing": gradient_checkpointing}
+            raise ValueError(
+                f"need window >= 0, shots >= 0, max_length >= 2, 0 <= word_dropout < 1 and prompt_loss >= 0; got "
+                f"{window}, {shots}, {max_length}, {word_dropout}, {prompt_loss}"
+            )
+        self.llm_args = {
+            "path": llm,
+            "dtype": dtype,
+            "revision": revision,
+            "attention": attention,
+            "gradient_checkpointing": gradient_checkpointing,
+        }
         self.lora = lora
         self.template = load_template(template, self.templates)
         self.window, self.descriptions, self.shots = window, tuple(descriptions or ()), shots
         self.verbalizer, self.max_length = verbalizer, max_length
         self.prompt_loss, self.class_weight, self.word_dropout = prompt_loss, class_weight, word_dropout
         self.dropout = nn.Dropout(dropout)
-        self.decode, self.beams, self.repetition_penalty, self.max_new_tokens = decode, beams, repetition_penalty, max_new_tokens
+        self.decode, self.beams, self.repetition_penalty, self.max_new_tokens = (
+            decode,
+            beams,
+            repetition_penalty,
+            max_new_tokens,
+        )
 
     # ---- parts
     def build(self) -> None:
@@ -541,9 +626,20 @@ class Supervised(EmotionModule):
 
     def collator(self, training: bool) -> PromptCollator:
         pool = self.trainer.datamodule.samples("train") if self.shots else ()
-        return PromptCollator(self.llm.tokenizer, self.llm.pad_id, self.template, self.window, self.descriptions, self.verbalizer,
-                              self.max_length, training, self.shots, pool, self.word_dropout,
-                              self.trainer.datamodule.run_seed)
+        return PromptCollator(
+            self.llm.tokenizer,
+            self.llm.pad_id,
+            self.template,
+            self.window,
+            self.descriptions,
+            self.verbalizer,
+            self.max_length,
+            training,
+            self.shots,
+            pool,
+            self.word_dropout,
+            self.trainer.datamodule.run_seed,
+        )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -555,16 +651,24 @@ class Supervised(EmotionModule):
         for kind in self.descriptions:
             if not any(kind in s.target.descriptions for s in samples):
                 held = sorted({k for s in samples for k in s.target.descriptions})
-                raise ValueError(f"no {split} sample has a description of kind {kind!r}; the data has {held or 'none'}. "
-                                 "Give the description files with --data.captions")
+                raise ValueError(
+                    f"no {split} sample has a description of kind {kind!r}; the data has {held or 'none'}. "
+                    "Give the description files with --data.captions"
+                )
         control = count_control_tokens(samples)
         if control:
-            log.warning("%d of %d %s utterances hold chat-template tokens; they are written apart in the prompt", control,
-                        len(samples), split)
+            log.warning(
+                "%d of %d %s utterances hold chat-template tokens; they are written apart in the prompt",
+                control,
+                len(samples),
+                split,
+            )
             data.reading(split).notes["utterances with chat-template tokens, written apart"] = control
         if stage == "fit" and self.class_weight:
-            self.weights = {c: _class_weights([s.label for s in samples if s.labels.corpus == c], len(labels), self.class_weight)
-                            for c, labels in data.label_sets.items()}
+            self.weights = {
+                c: _class_weights([s.label for s in samples if s.labels.corpus == c], len(labels), self.class_weight)
+                for c, labels in data.label_sets.items()
+            }
 
     # ---- training
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -574,11 +678,14 @@ class Supervised(EmotionModule):
         return loss
 
     def loss(self, batch: dict[str, Any]) -> Tensor:
-        """Weighted mean of -log p over tokens: answer tokens weigh their class weight, prompt tokens ``prompt_loss``."""
+        """Weighted mean of -log p over tokens: answer tokens weigh their class weight, prompt tokens
+        ``prompt_loss``."""
         ids, targets = batch["input_ids"], batch["target_ids"][:, 1:]
         weight = batch["answer"][:, 1:].float()
         if self.class_weight:
-            per_sample = torch.tensor([self.weights[s.labels.corpus][s.label] if s.label >= 0 else 1.0 for s in batch["samples"]])
+            per_sample = torch.tensor(
+                [self.weights[s.labels.corpus][s.label] if s.label >= 0 else 1.0 for s in batch["samples"]]
+            )
             weight = weight * per_sample.to(weight)[:, None]
         if self.prompt_loss:
             weight = torch.where(batch["answer"][:, 1:], weight, self.prompt_loss)
@@ -594,15 +701,24 @@ class Supervised(EmotionModule):
         if self.decode == "score":
             return self._predict_by_score(batch)
         if self.decode == "beam":
-            texts = self.llm.beam(batch["input_ids"], batch["mask"], beams=self.beams, max_new_tokens=self.max_new_tokens,
-                                  repetition_penalty=self.repetition_penalty)
+            texts = self.llm.beam(
+                batch["input_ids"],
+                batch["mask"],
+                beams=self.beams,
+                max_new_tokens=self.max_new_tokens,
+                repetition_penalty=self.repetition_penalty,
+            )
         else:
             prefix = self.llm.encode(batch["input_ids"], batch["mask"])
             answers = self.llm.sample(prefix, 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
-            texts = [self.llm.tokenizer.decode(i[m], skip_special_tokens=True)
-                     for i, m in zip(answers.ids[:, 0], answers.mask[:, 0], strict=True)]
-        return [Prediction(s.id, s.dialogue, s.target.label, self.read_answer(s, text), text=text)
-                for s, text in zip(samples, texts, strict=True)]
+            texts = [
+                self.llm.tokenizer.decode(i[m], skip_special_tokens=True)
+                for i, m in zip(answers.ids[:, 0], answers.mask[:, 0], strict=True)
+            ]
+        return [
+            Prediction(s.id, s.dialogue, s.target.label, self.read_answer(s, text), text=text)
+            for s, text in zip(samples, texts, strict=True)
+        ]
 
     def read_answer(self, sample: Sample, text: str) -> str | None:
         """Label word of an answer, or None if it is unreadable."""
@@ -625,23 +741,37 @@ class Supervised(EmotionModule):
             said = words(sample.labels, self.verbalizer)
             p = torch.softmax(row[[place[w] for w in said]].double(), 0).tolist()
             best = sample.labels.names[int(np.argmax(p))]
-            predictions.append(Prediction(sample.id, sample.dialogue, sample.target.label, best,
-                                          scores={n: round(x, 6) for n, x in zip(sample.labels.names, p, strict=True)}))
+            predictions.append(
+                Prediction(
+                    sample.id,
+                    sample.dialogue,
+                    sample.target.label,
+                    best,
+                    scores={n: round(x, 6) for n, x in zip(sample.labels.names, p, strict=True)},
+                )
+            )
         return predictions
 
 
 def _class_weights(labels: Sequence[int], classes: int, power: float) -> list[float]:
-    """n^-power per class, scaled so that the mean over samples is 1; a class that never occurs gets the largest weight."""
+    """n^-power per class, scaled so that the mean over samples is 1; a class that never occurs gets the largest
+    weight."""
     counts = np.bincount([x for x in labels if x >= 0], minlength=classes).astype(float)
     weights = np.maximum(counts, 1.0) ** -power
     return (weights * counts.sum() / (weights * counts).sum()).tolist()
 
 
 def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: object) -> None:
-    wrong = [f"{k} is {tuple(v.shape)}, expected {tuple(own[k].shape)}" for k, v in state.items()
-             if k in own and v.shape != own[k].shape]
+    wrong = [
+        f"{k} is {tuple(v.shape)}, expected {tuple(own[k].shape)}"
+        for k, v in state.items()
+        if k in own and v.shape != own[k].shape
+    ]
     if wrong:
-        raise ValueError(f"{path} has {len(wrong)} tensors of another shape (another LoRA rank or base model?): {'; '.join(wrong[:3])}")
+        raise ValueError(
+            f"{path} has {len(wrong)} tensors of another shape (another LoRA rank or base model?): "
+            + "; ".join(wrong[:3])
+        )
 
 
 def _digest(names: set[str]) -> str:
@@ -671,5 +801,7 @@ def provenance() -> dict[str, Any]:
 
     commit = git("rev-parse", "HEAD")
     versions = {name: version(name) for name in ("torch", "lightning", "transformers", "peft")}
-    return {"git": (commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")) or None,
-            "versions": versions | {"python": platform.python_version()}}
+    return {
+        "git": (commit + ("+" if git("status", "--porcelain", "--untracked-files=no") else "")) or None,
+        "versions": versions | {"python": platform.python_version()},
+    }

@@ -23,9 +23,11 @@ from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from zoo.schema import Labels, Sample, Turn
 
-# Control tokens of the chat formats in use. Found in data they would be read as structure: they are written apart and counted.
+# Control tokens of the chat formats in use. Found in data they would be read as structure: they are written apart and
+# counted.
 CONTROL = re.compile(
-    r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:s|pad|unk|bos|eos|image|video|audio|img|think|answer)>", re.IGNORECASE
+    r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:s|pad|unk|bos|eos|image|video|audio|img|think|answer)>",
+    re.IGNORECASE,
 )
 NEGATION = re.compile(r"\b(?:not|no|neither|nor|never|without)\b|n't\b")
 
@@ -70,7 +72,9 @@ def load_template(name: str, folder: Path) -> Template:
     if not path.is_file():
         names = ", ".join(sorted(p.stem for p in folder.glob("*.txt")))
         raise FileNotFoundError(f"no prompt template {name!r}: give a file, or one of {names}")
-    environment = ImmutableSandboxedEnvironment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False)
+    environment = ImmutableSandboxedEnvironment(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
     try:
         return environment.from_string(path.read_text(encoding="utf-8"))
     except TemplateError as error:
@@ -86,7 +90,8 @@ def words(labels: Labels, verbalizer: Mapping[str, str] | None = None) -> tuple[
     """The word the model says for each label, in index order.
 
     Args:
-        verbalizer: label -> word, e.g. ``{"joy": "joyful"}``; labels it does not name keep their own word. One verbaliser may
+        verbalizer: label -> word, e.g. ``{"joy": "joyful"}``; labels it does not name keep their own word. One
+            verbaliser may
             serve several corpora, so it may name labels that this corpus lacks.
 
     Raises:
@@ -94,12 +99,23 @@ def words(labels: Labels, verbalizer: Mapping[str, str] | None = None) -> tuple[
     """
     said = tuple((verbalizer or {}).get(name, name) for name in labels.names)
     if len(set(said)) != len(said):
-        raise ValueError(f"the verbalizer gives two labels of {labels.corpus} the same word: {dict(zip(labels.names, said, strict=True))}")
+        raise ValueError(
+            f"the verbalizer gives two labels of {labels.corpus} the same word: "
+            f"{dict(zip(labels.names, said, strict=True))}"
+        )
     return said
 
 
-def render(template: Template, sample: Sample, *, window: int, kinds: Collection[str] = (), said: Sequence[str],
-           examples: Sequence[Sample] = (), verbalizer: Mapping[str, str] | None = None) -> str:
+def render(
+    template: Template,
+    sample: Sample,
+    *,
+    window: int,
+    kinds: Collection[str] = (),
+    said: Sequence[str],
+    examples: Sequence[Sample] = (),
+    verbalizer: Mapping[str, str] | None = None,
+) -> str:
     """Prompt text of one sample.
 
     Args:
@@ -110,16 +126,19 @@ def render(template: Template, sample: Sample, *, window: int, kinds: Collection
     """
 
     def history(s: Sample) -> tuple[Shown, ...]:
-        return tuple(show(t, kinds) for t in s.history[max(0, len(s.history) - window):])
+        return tuple(show(t, kinds) for t in s.history[max(0, len(s.history) - window) :])
 
     solved = [Example(show(e.target, kinds), history(e), words(e.labels, verbalizer)[e.label]) for e in examples]
-    return template.render(labels=list(said), target=show(sample.target, kinds), history=history(sample), examples=solved).rstrip()
+    return template.render(
+        labels=list(said), target=show(sample.target, kinds), history=history(sample), examples=solved
+    ).rstrip()
 
 
 def parse_label(answer: str, said: Sequence[str]) -> int | None:
     """Index of the label an answer names, or None if it is unreadable.
 
-    Strict: the first non-empty line must hold exactly one of the label words, as a whole word in any case, and no negation. Nothing
+    Strict: the first non-empty line must hold exactly one of the label words, as a whole word in any case, and no
+        negation. Nothing
     is guessed: an answer that names no label or two is an outcome of its own, counted as wrong.
     """
     line = next((stripped for part in answer.splitlines() if (stripped := part.strip().lower())), "")

@@ -1,10 +1,10 @@
 """Run folders: Lightning's own names and places, plus the rules for finding a checkpoint and never losing a result.
 
-    <run>/config.yaml             what was run (config.resume-1.yaml ... after a resume, config.test.yaml after a test)
-    <run>/metrics.csv             every logged number
-    <run>/checkpoints/best.ckpt   best validation weighted F1;  last.ckpt to resume from
-    <run>/metrics.json            after a test, with predictions.jsonl and confusion.png
-    <run>/previous/K/             the results of an earlier test of the same run
+<run>/config.yaml             what was run (config.resume-1.yaml ... after a resume, config.test.yaml after a test)
+<run>/metrics.csv             every logged number
+<run>/checkpoints/best.ckpt   best validation weighted F1;  last.ckpt to resume from
+<run>/metrics.json            after a test, with predictions.jsonl and confusion.png
+<run>/previous/K/             the results of an earlier test of the same run
 """
 
 from __future__ import annotations
@@ -22,13 +22,19 @@ RESULTS = ("metrics.json", "predictions.jsonl", "confusion.png", "config.test.ya
 
 def newest_run(root: Path) -> Path | None:
     """The run folder ``root/lightning_logs/version_N`` with the largest N that holds a last.ckpt."""
-    versions = [(int(m[1]), p) for p in (root / "lightning_logs").glob("version_*") if (m := re.fullmatch(r"version_(\d+)", p.name))]
+    versions = [
+        (int(m[1]), p)
+        for p in (root / "lightning_logs").glob("version_*")
+        if (m := re.fullmatch(r"version_(\d+)", p.name))
+    ]
     return next((p for _, p in sorted(versions, reverse=True) if (p / "checkpoints" / "last.ckpt").is_file()), None)
 
 
 def next_version(root: Path) -> int:
     """The first N that no ``root/lightning_logs/version_N`` uses, after the largest in use."""
-    used = [int(m[1]) for p in (root / "lightning_logs").glob("version_*") if (m := re.fullmatch(r"version_(\d+)", p.name))]
+    used = [
+        int(m[1]) for p in (root / "lightning_logs").glob("version_*") if (m := re.fullmatch(r"version_(\d+)", p.name))
+    ]
     return max(used, default=-1) + 1
 
 
@@ -60,17 +66,26 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
         return given
     folder = given if given.is_dir() else published(str(path))
     if folder is None:
-        raise FileNotFoundError(f"no checkpoint {str(path)!r}: neither a file, nor a run folder, nor a published name of "
-                                f"{REPOSITORY / 'checkpoints'}")
+        raise FileNotFoundError(
+            f"no checkpoint {str(path)!r}: neither a file, nor a run folder, nor a published name of "
+            f"{REPOSITORY / 'checkpoints'}"
+        )
     other = {"best": "last", "last": "best"}[prefer]
-    for candidate in (folder / "checkpoints" / f"{prefer}.ckpt", folder / "checkpoints" / f"{other}.ckpt",
-                      folder / f"{prefer}.ckpt", folder / f"{other}.ckpt", folder / "weights.safetensors",
-                      folder / "model.safetensors"):
+    for candidate in (
+        folder / "checkpoints" / f"{prefer}.ckpt",
+        folder / "checkpoints" / f"{other}.ckpt",
+        folder / f"{prefer}.ckpt",
+        folder / f"{other}.ckpt",
+        folder / "weights.safetensors",
+        folder / "model.safetensors",
+    ):
         if candidate.is_file():
             return candidate
     held = sorted(p.name for p in folder.iterdir())[:10]
-    raise FileNotFoundError(f"{folder} holds no checkpoint (checkpoints/best.ckpt, checkpoints/last.ckpt or weights.safetensors); "
-                            f"it holds {held}")
+    raise FileNotFoundError(
+        f"{folder} holds no checkpoint (checkpoints/best.ckpt, checkpoints/last.ckpt or weights.safetensors); "
+        f"it holds {held}"
+    )
 
 
 def set_aside_results(run: Path) -> Path | None:
@@ -87,8 +102,8 @@ def set_aside_results(run: Path) -> Path | None:
 
 
 class ResumingCSVLogger(CSVLogger):
-    """Lightning's CSV logger empties metrics.csv when a run is resumed in its folder; this one keeps the rows up to the step it
-    resumes from (later rows belong to work that was lost and is done again)."""
+    """Lightning's CSV logger empties metrics.csv when a run is resumed in its folder; this one keeps the rows up to
+    the step it resumes from (later rows belong to work that was lost and is done again)."""
 
     def __init__(self, save_dir: str, name: str, version: int, resume_step: int | None = None) -> None:
         super().__init__(save_dir, name=name, version=version)

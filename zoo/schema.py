@@ -1,7 +1,7 @@
 """The words every part of the zoo shares: Labels, Turn, Sample, Prediction.
 
-Plain Python: no tensors, no third-party imports. A Sample holds text, paths and captions, never pixels, so any paper runs on
-any corpus that has the modalities it needs.
+Plain Python: no tensors, no third-party imports. A Sample holds text, paths and captions, never pixels, so any paper
+runs on any corpus that has the modalities it needs.
 """
 
 from __future__ import annotations
@@ -40,7 +40,9 @@ class Labels:
         try:
             return self.names.index(name)
         except ValueError:
-            raise ValueError(f"unknown label {name!r} for {self.corpus}; expected one of {', '.join(self.names)}") from None
+            raise ValueError(
+                f"unknown label {name!r} for {self.corpus}; expected one of {', '.join(self.names)}"
+            ) from None
 
 
 @dataclass(frozen=True)
@@ -52,7 +54,8 @@ class Turn:
         speaker: name as the corpus gives it; ``""`` if it has none.
         text: what was said, cleaned to UTF-8; never empty.
         label: true label word, or None if unlabelled.
-        descriptions: named texts about this utterance, e.g. ``{"audio": "a loud voice", "video": "she frowns"}``; a kind that
+        descriptions: named texts about this utterance, e.g. ``{"audio": "a loud voice", "video": "she frowns"}``; a
+            kind that
             is missing for this utterance has no key.
         video, audio: path of the clip, or None. Nothing is decoded here.
     """
@@ -113,6 +116,9 @@ class Prediction:
         """JSON-ready dict; optional fields that are None are left out (``predicted`` and ``label`` never are)."""
         optional = {"scores": self.scores, "text": self.text, "details": self.details}
         row: dict[str, object] = {
-            "id": self.id, "dialogue": self.dialogue, "label": self.label, "predicted": self.predicted
+            "id": self.id,
+            "dialogue": self.dialogue,
+            "label": self.label,
+            "predicted": self.predicted,
         }
         return row | {k: v for k, v in optional.items() if v is not None}

@@ -6,8 +6,8 @@
     llm.score(prefix, candidates)             log-probability of each candidate answer
     with llm.reference(): ...                 the same weights with the adapter off
 
-Prompts are token ids or embeddings (images and audio enter as embeddings). Prompts are padded on the left, answers on the
-right; positions count real tokens, so padding never changes a result beyond floating-point rounding.
+Prompts are token ids or embeddings (images and audio enter as embeddings). Prompts are padded on the left, answers on
+the right; positions count real tokens, so padding never changes a result beyond floating-point rounding.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class LoRA:
         alpha: scale; the update is multiplied by alpha / r.
         dropout: on the adapter's input.
         targets: regular expression that must match the *whole* name of a module of the language model, e.g.
-            ``model\\.layers\\.\\d+\\.self_attn\\.(q|v)_proj``; vision and audio encoders can therefore never be adapted by accident.
+            ``model\\.layers\\.\\d+\\.self_attn\\.(q|v)_proj``; vision and audio encoders can therefore never be
+            adapted by accident.
     """
 
     r: int = 8
@@ -100,14 +101,16 @@ def locate(path: str) -> str:
     if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).exists():
         return path
     raise FileNotFoundError(
-        f"no language model at {path!r}: neither a folder with a config.json, nor a published name in {published.parent}, "
+        f"no language model at {path!r}: neither a folder with a config.json, nor a published name in "
+            f"{published.parent}, "
         "nor a hub id of the form owner/name. Give --model.llm the folder that holds config.json and *.safetensors"
     )
 
 
 def fingerprint(path: str, revision: str | None = None) -> str:
     """Identity of a base model: sha256 over its config.json and, of every safetensors file, the header and 64 blocks of
-    4 KiB spread over it (the whole file of a 7B model would take a minute). Independent of the dtype it is loaded in."""
+    4 KiB spread over it (the whole file of a 7B model would take a minute). Independent of the dtype it is loaded
+    in."""
     folder = Path(path)
     if not folder.is_dir():
         folder = Path(cached_file(path, "config.json", revision=revision)).parent
@@ -132,7 +135,8 @@ class LLM(nn.Module):
     """A causal LM of transformers, its tokenizer, and optionally LoRA.
 
     Args:
-        path: folder, published name or hub id (see `locate`); or ``shape:NAME`` with a name of `SHAPES` for a model of that
+        path: folder, published name or hub id (see `locate`); or ``shape:NAME`` with a name of `SHAPES` for a model of
+            that
             architecture with random weights and no tokenizer.
         dtype: dtype of the weights. Always explicit, because a folder's own dtype would be taken otherwise.
         revision: hub revision (a commit hash) to pin.
@@ -182,22 +186,32 @@ class LLM(nn.Module):
 
     def _load(self, path: str, dtype: torch.dtype, attention: str) -> nn.Module:
         if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
-            raise FileNotFoundError(f"{path} has a config.json but no *.safetensors; convert pickle weights first (see README)")
+            raise FileNotFoundError(
+                f"{path} has a config.json but no *.safetensors; convert pickle weights first (see README)"
+            )
         transformers_logging.disable_progress_bar()
         try:
             model, info = AutoModelForCausalLM.from_pretrained(
-                path, dtype=dtype, revision=self.revision, attn_implementation=attention, use_safetensors=True,
+                path,
+                dtype=dtype,
+                revision=self.revision,
+                attn_implementation=attention,
+                use_safetensors=True,
                 output_loading_info=True,
             )
         except Exception as error:  # transformers and safetensors raise many types; the cause stays chained
-            raise ValueError(f"the weights in {path} could not be read ({type(error).__name__}: {error}); "
-                             "a truncated or damaged download? Fetch the folder again") from error
+            raise ValueError(
+                f"the weights in {path} could not be read ({type(error).__name__}: {error}); "
+                "a truncated or damaged download? Fetch the folder again"
+            ) from error
         problems = {k: sorted(map(str, v)) for k, v in info.items() if v}
         if problems:
             raise ValueError(f"the weights in {path} do not fit its config.json: {problems}")
         bad = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
         if bad:
-            raise ValueError(f"the weights in {path} are not finite (NaN or infinity) in {len(bad)} tensors: {bad[:3]} ...")
+            raise ValueError(
+                f"the weights in {path} are not finite (NaN or infinity) in {len(bad)} tensors: {bad[:3]} ..."
+            )
         return model
 
     # ---- adapters
@@ -205,10 +219,20 @@ class LLM(nn.Module):
         """Freezes the model and adds adapters to every module whose full name matches. ValueError if none does."""
         names = [n for n, m in self.model.named_modules() if isinstance(m, nn.Linear) and re.fullmatch(lora.targets, n)]
         if not names:
-            linears = sorted({re.sub(r"\.\d+\.", r".N.", n) for n, m in self.model.named_modules() if isinstance(m, nn.Linear)})
-            raise ValueError(f"no linear layer's full name matches lora.targets {lora.targets!r}; the names are {linears}")
-        config = LoraConfig(r=lora.r, lora_alpha=lora.alpha, lora_dropout=lora.dropout, target_modules=names, bias="none",
-                            task_type="CAUSAL_LM")
+            linears = sorted(
+                {re.sub(r"\.\d+\.", r".N.", n) for n, m in self.model.named_modules() if isinstance(m, nn.Linear)}
+            )
+            raise ValueError(
+                f"no linear layer's full name matches lora.targets {lora.targets!r}; the names are {linears}"
+            )
+        config = LoraConfig(
+            r=lora.r,
+            lora_alpha=lora.alpha,
+            lora_dropout=lora.dropout,
+            target_modules=names,
+            bias="none",
+            task_type="CAUSAL_LM",
+        )
         self.model = get_peft_model(self.model, config)
         self.lora = lora
 
@@ -256,9 +280,12 @@ class LLM(nn.Module):
         Returns:
             (B, T, D).
         """
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1]:]  # real tokens only
+        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]  # real tokens only
         return self.causal_lm.get_decoder()(
-            inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache,
+            inputs_embeds=embeddings,
+            attention_mask=mask.long(),
+            position_ids=positions,
+            past_key_values=cache,
             use_cache=cache is not None,
         ).last_hidden_state
 
@@ -280,8 +307,15 @@ class LLM(nn.Module):
             prefix.logits = self.head(self.hidden(prefix.embeddings, prefix.mask, prefix.cache)[:, -1])
 
     @torch.no_grad()
-    def sample(self, prefix: Prefix, n: int = 1, *, max_new_tokens: int, temperature: float = 1.0,
-               generator: torch.Generator | None = None) -> Completions:
+    def sample(
+        self,
+        prefix: Prefix,
+        n: int = 1,
+        *,
+        max_new_tokens: int,
+        temperature: float = 1.0,
+        generator: torch.Generator | None = None,
+    ) -> Completions:
         """n answers of each prompt, until an end token or ``max_new_tokens``; ``temperature`` 0 is greedy."""
         self._prefill(prefix)
         rows = prefix.mask.shape[0] * n
@@ -304,8 +338,12 @@ class LLM(nn.Module):
             mask = torch.cat([mask, masks[-1][:, None]], 1)
             logits = self.head(self.hidden(self.embed(ids[-1])[:, None], mask, cache)[:, -1])
         shape = (prefix.mask.shape[0], n, len(ids))
-        return Completions(torch.stack(ids, 1).view(shape), torch.stack(masks, 1).view(shape),
-                           torch.stack(logprobs, 1).view(shape), ~alive.view(shape[:2]))
+        return Completions(
+            torch.stack(ids, 1).view(shape),
+            torch.stack(masks, 1).view(shape),
+            torch.stack(logprobs, 1).view(shape),
+            ~alive.view(shape[:2]),
+        )
 
     def logprobs(self, prefix: Prefix, answers: Tensor, mask: Tensor) -> Tensor:
         """Per-token log-probabilities of given answers, with gradients.
@@ -320,7 +358,7 @@ class LLM(nn.Module):
         b, n, t = answers.shape
         embeddings = torch.cat([prefix.embeddings.repeat_interleave(n, 0), self.embed(answers.view(b * n, t))], 1)
         full_mask = torch.cat([prefix.mask.repeat_interleave(n, 0), mask.view(b * n, t)], 1)
-        hidden = self.hidden(embeddings, full_mask)[:, -t - 1: -1]  # the state before each answer token predicts it
+        hidden = self.hidden(embeddings, full_mask)[:, -t - 1 : -1]  # the state before each answer token predicts it
         logp = torch.log_softmax(self.head(hidden), -1).gather(2, answers.view(b * n, t, 1))[..., 0]
         return logp.view(b, n, t).masked_fill(~mask, 0.0)
 
@@ -328,7 +366,8 @@ class LLM(nn.Module):
         """Log-probability of each candidate answer after each prompt.
 
         Args:
-            candidates: token ids of L answers, without end token; shared by all prompts. They form a trie, so the first token
+            candidates: token ids of L answers, without end token; shared by all prompts. They form a trie, so the
+                first token
                 of every candidate costs nothing beyond the prompt, and common beginnings are computed once.
 
         Returns:
@@ -364,23 +403,35 @@ class LLM(nn.Module):
         return torch.stack([sum(logp[c[:i]][:, c[i]] for i in range(len(c))) for c in tuples], 1)
 
     @torch.no_grad()
-    def beam(self, prompt: Tensor, mask: Tensor, *, beams: int, max_new_tokens: int, repetition_penalty: float = 1.0) -> list[str]:
-        """Beam search over prompt ids (B, P), left-padded; the text of the best beam of each (transformers' `generate`)."""
+    def beam(
+        self, prompt: Tensor, mask: Tensor, *, beams: int, max_new_tokens: int, repetition_penalty: float = 1.0
+    ) -> list[str]:
+        """Beam search over prompt ids (B, P), left-padded; the text of the best beam of each (transformers'
+        `generate`)."""
         out = self.model.generate(
-            input_ids=prompt, attention_mask=mask.long(), num_beams=beams, do_sample=False, max_new_tokens=max_new_tokens,
-            repetition_penalty=repetition_penalty, eos_token_id=self.eos_ids, pad_token_id=self.pad_id,
+            input_ids=prompt,
+            attention_mask=mask.long(),
+            num_beams=beams,
+            do_sample=False,
+            max_new_tokens=max_new_tokens,
+            repetition_penalty=repetition_penalty,
+            eos_token_id=self.eos_ids,
+            pad_token_id=self.pad_id,
         )
-        return self.tokenizer.batch_decode(out[:, prompt.shape[1]:], skip_special_tokens=True)
+        return self.tokenizer.batch_decode(out[:, prompt.shape[1] :], skip_special_tokens=True)
 
 
 def _pad_id(tokenizer, rows: int) -> int:
-    """A token for padding that the model has a row for. Padding is always masked, so any valid id does: the tokenizer's own,
-    else unk, else end of text (Llama-2's has none; some of its copies carry a [PAD] one beyond the embedding)."""
+    """A token for padding that the model has a row for. Padding is always masked, so any valid id does: the
+    tokenizer's own, else unk, else end of text (Llama-2's has none; some of its copies carry a [PAD] one beyond the
+    embedding)."""
     candidates = [] if tokenizer is None else [tokenizer.pad_token_id, tokenizer.unk_token_id, tokenizer.eos_token_id]
     for i, candidate in enumerate(candidates):
         if candidate is not None and candidate < rows:
             if i > 0:
-                log.info("the tokenizer has no usable pad token; padding with %r (masked)",
-                         tokenizer.convert_ids_to_tokens(candidate))
+                log.info(
+                    "the tokenizer has no usable pad token; padding with %r (masked)",
+                    tokenizer.convert_ids_to_tokens(candidate),
+                )
             return candidate
     return 0

@@ -1,10 +1,11 @@
 """EmotionData: samples of one corpus -> loaders, in an order that is a pure function of (seed, epoch).
 
-A corpus is one subclass that fills ``read(split)``. Batches are made by the model's collator, which `trainer` hands over, so
-tokenizer and prompt belong to the paper and never to the corpus.
+A corpus is one subclass that fills ``read(split)``. Batches are made by the model's collator, which `trainer` hands
+over, so tokenizer and prompt belong to the paper and never to the corpus.
 
-Exact resume: the order of an epoch depends on (seed, epoch) only, the randomness inside a batch on (seed, epoch, batch number)
-only, and ``state_dict`` holds how many batches of the epoch were trained on; workers and restarts therefore change nothing.
+Exact resume: the order of an epoch depends on (seed, epoch) only, the randomness inside a batch on (seed, epoch, batch
+number) only, and ``state_dict`` holds how many batches of the epoch were trained on; workers and restarts therefore
+change nothing.
 """
 
 from __future__ import annotations
@@ -47,8 +48,10 @@ class Reading:
     def report(self) -> dict[str, Any]:
         """What ``metrics.json`` says about the population."""
         return {
-            "n_used": len(self.samples), "n_official": self.official,
-            "excluded": dict(self.excluded), "notes": {k: v for k, v in self.notes.items() if v},
+            "n_used": len(self.samples),
+            "n_official": self.official,
+            "excluded": dict(self.excluded),
+            "notes": {k: v for k, v in self.notes.items() if v},
         }
 
 
@@ -93,7 +96,8 @@ class EmotionData(LightningDataModule):
 
     # ---- what a corpus fills in
     def read(self, split: Split) -> Reading:
-        """Reads one split. Raises FileNotFoundError or ValueError naming the file, what was got, expected, and what to do."""
+        """Reads one split. Raises FileNotFoundError or ValueError naming the file, what was got, expected, and what to
+        do."""
         raise NotImplementedError
 
     @property
@@ -120,7 +124,10 @@ class EmotionData(LightningDataModule):
                 reading.notes["left out by --data.limit"] = len(reading.samples) - len(samples)
                 reading.samples = samples
             if not reading.samples:
-                raise ValueError(f"{type(self).__name__} has no {split} samples (root {self.root}); excluded: {len(reading.excluded)}")
+                raise ValueError(
+                    f"{type(self).__name__} has no {split} samples (root {self.root}); "
+                    f"excluded: {len(reading.excluded)}"
+                )
             for what, n in reading.report()["notes"].items():
                 log.info("%s %s: %d %s", type(self).__name__, split, n, what)
             for key, reason in reading.excluded.items():
@@ -149,8 +156,16 @@ class EmotionData(LightningDataModule):
 
     def _loader(self, split: Split, batch_size: int, shuffle: bool) -> DataLoader:
         collator = self.trainer.lightning_module.collator(training=shuffle)
-        batches = Batches(self.samples(split), collator, batch_size, shuffle, self.bucket, self.run_seed,
-                          self.trainer.global_rank, self.trainer.world_size)
+        batches = Batches(
+            self.samples(split),
+            collator,
+            batch_size,
+            shuffle,
+            self.bucket,
+            self.run_seed,
+            self.trainer.global_rank,
+            self.trainer.world_size,
+        )
         # The training loader's sampler knows the epoch before workers prefetch, and where in it to go on.
         order = BatchOrder(batches, self._resume_at if shuffle else (0, 0))
         return DataLoader(batches, batch_size=None, sampler=order, num_workers=self.num_workers, collate_fn=_as_it_is)
@@ -159,15 +174,19 @@ class EmotionData(LightningDataModule):
     def state_dict(self) -> dict[str, Any]:
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         epoch, done = self.trainer.current_epoch, progress.current.processed
-        return {"epoch": epoch + progress.is_last_batch, "batches_done": 0 if progress.is_last_batch else done,
-                "seed": self.run_seed, "batch_size": self.batch_size}
+        return {
+            "epoch": epoch + progress.is_last_batch,
+            "batches_done": 0 if progress.is_last_batch else done,
+            "seed": self.run_seed,
+            "batch_size": self.batch_size,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         for key, now in (("seed", self.run_seed), ("batch_size", self.batch_size)):
             if state[key] != now:
                 raise ValueError(
-                    f"resuming with {key} {now}, but the checkpoint was written with {state[key]}; the run would not continue "
-                    "the same order. Use the checkpoint's value, or start a new run with --model.start_from"
+                    f"resuming with {key} {now}, but the checkpoint was written with {state[key]}; the run would "
+                    "not continue the same order. Use the checkpoint's value, or start a new run with --model.start_from"
                 )
         self._resume_at = (state["epoch"], state["batches_done"])
 
@@ -180,8 +199,17 @@ def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
 class Batches(Dataset):
     """Maps (epoch, batch number) to a collated batch; holds no state, so every worker and every restart agrees."""
 
-    def __init__(self, samples: Sequence[Sample], collator: Collator, batch_size: int, shuffle: bool, bucket: bool, seed: int,
-                 rank: int = 0, world_size: int = 1) -> None:
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        collator: Collator,
+        batch_size: int,
+        shuffle: bool,
+        bucket: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
         self.samples, self.collator, self.batch_size = samples, collator, batch_size
         self.shuffle, self.bucket, self.seed = shuffle, bucket, seed
         self.rank, self.world_size = rank, world_size
@@ -194,7 +222,9 @@ class Batches(Dataset):
         return -(-len(self._own()) // self.batch_size)
 
     def _own(self) -> range:
-        return range(self.rank, len(self.samples), self.world_size)  # evaluation: each sample exactly once over all ranks
+        return range(
+            self.rank, len(self.samples), self.world_size
+        )  # evaluation: each sample exactly once over all ranks
 
     def order(self, epoch: int) -> list[np.ndarray]:
         """Sample indices of each batch of this rank."""
@@ -204,20 +234,22 @@ class Batches(Dataset):
             indices = np.array(self._own(), dtype=np.int64)
             if self.bucket:
                 indices = indices[np.argsort(self.lengths[indices], kind="stable")]
-            chunks = [indices[i: i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+            chunks = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
         else:
             rng = np.random.default_rng((self.seed, epoch))
             indices = rng.permutation(len(self.samples))
             step = self.batch_size * self.world_size
             if self.bucket:  # sort inside groups of 50 batches, then shuffle the batches again
                 group = 50 * step
-                parts = [p[np.argsort(self.lengths[p], kind="stable")]
-                         for p in (indices[i: i + group] for i in range(0, len(indices), group))]
+                parts = [
+                    p[np.argsort(self.lengths[p], kind="stable")]
+                    for p in (indices[i : i + group] for i in range(0, len(indices), group))
+                ]
                 indices = np.concatenate(parts)
-            rounds = [indices[i: i + step] for i in range(0, len(indices), step)]
+            rounds = [indices[i : i + step] for i in range(0, len(indices), step)]
             if self.world_size > 1 and len(rounds[-1]) < step:
                 rounds[-1] = np.resize(rounds[-1], step)
-            chunks = [rounds[i][self.rank:: self.world_size] for i in rng.permutation(len(rounds))]
+            chunks = [rounds[i][self.rank :: self.world_size] for i in rng.permutation(len(rounds))]
         self._cached = (epoch, chunks)
         return chunks
 
@@ -228,8 +260,8 @@ class Batches(Dataset):
 
 
 class BatchOrder(Sampler):
-    """Yields (epoch, batch number); in the epoch ``resume[0]`` from batch ``resume[1]`` on. Lightning calls ``set_epoch``, and a
-    loader with workers asks for the order more than once, so nothing here is used up."""
+    """Yields (epoch, batch number); in the epoch ``resume[0]`` from batch ``resume[1]`` on. Lightning calls
+    ``set_epoch``, and a loader with workers asks for the order more than once, so nothing here is used up."""
 
     def __init__(self, batches: Batches, resume: tuple[int, int] = (0, 0)) -> None:
         self.batches, self.resume, self.epoch = batches, resume, resume[0]

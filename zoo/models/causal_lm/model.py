@@ -1,8 +1,8 @@
 """A plain causal language model over labelled or unlabelled text.
 
-Not a paper: the baseline every LLM paper is measured against (few-shot without training, or fine-tuned on text alone), and the way
-the zoo's own small backbones are made. Training is next-token prediction over prompt and answer; ``prompt_loss`` weighs the prompt,
-so 1 is language modelling and 0 is classification.
+Not a paper: the baseline every LLM paper is measured against (few-shot without training, or fine-tuned on text alone),
+and the way the zoo's own small backbones are made. Training is next-token prediction over prompt and answer;
+``prompt_loss`` weighs the prompt, so 1 is language modelling and 0 is classification.
 """
 
 from __future__ import annotations
