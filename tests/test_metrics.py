@@ -290,18 +290,27 @@ def test_interval_is_over_dialogues():
 @pytest.mark.parametrize("metric", [*metrics.HEADLINE, "unparsed"])
 def test_a_system_does_not_differ_from_itself(metric: str):
     rows = meld_like(200, 20, seed=0)
-    assert paired_difference(rows, rows[::-1], MELD, metric) == {"difference": 0.0, "ci95": [0.0, 0.0]}
+    assert paired_difference([rows], [rows[::-1]], MELD, metric) == {"difference": 0.0, "ci95": [0.0, 0.0]}
 
 
 def test_paired_difference():
     better, worse = meld_like(600, 60, seed=1, right=0.8), meld_like(600, 60, seed=2, right=0.5)
-    result = paired_difference(better, worse, MELD)
+    result = paired_difference([better], [worse], MELD)
     points = [evaluate(rows, MELD)["weighted_f1"] for rows in (better, worse)]
     assert result["difference"] == pytest.approx(points[0] - points[1], abs=1e-12)
     assert 0 < result["ci95"][0] < result["difference"] < result["ci95"][1]
-    other = paired_difference(worse, better, MELD)
+    other = paired_difference([worse], [better], MELD)
     assert other["difference"] == -result["difference"]
     assert other["ci95"] == pytest.approx([-v for v in reversed(result["ci95"])], abs=1e-12)
+
+
+def test_paired_difference_of_several_seeds_compares_their_means():
+    a, b = ([meld_like(300, 30, seed=9, right=r) for r in pair] for pair in ((0.7, 0.6), (0.5, 0.4)))
+    together = paired_difference(a, b, MELD)["difference"]
+    assert together == pytest.approx(mean_over_seeds(a, MELD)["mean"] - mean_over_seeds(b, MELD)["mean"], abs=1e-12)
+    assert paired_difference(a, a[::-1], MELD)["difference"] == pytest.approx(0, abs=1e-12)
+    with pytest.raises(ValueError, match="at least one run"):
+        paired_difference([], b, MELD)
 
 
 def test_mean_over_seeds():
@@ -320,15 +329,15 @@ def test_mean_over_seeds():
 def test_comparing_refuses_other_samples():
     rows = meld_like(20, 4, seed=0)
     with pytest.raises(ValueError, match="not of the same samples: 3 ids only in 1, 0 only in 2"):
-        paired_difference(rows, rows[3:], MELD)
+        paired_difference([rows], [rows[3:]], MELD)
     relabelled = [row | {"label": "fear"} if i < 2 else row for i, row in enumerate(rows)]
     differ = sum(row["label"] != "fear" for row in rows[:2])
     with pytest.raises(ValueError, match=rf"predictions 1 and 3 differ in the label of {differ} of 20 samples"):
         mean_over_seeds([rows, rows, relabelled], MELD)
     with pytest.raises(ValueError, match="differ in the dialogue of 20 of 20 samples"):
-        paired_difference(rows, [row | {"dialogue": "meld/test/dia0x"} for row in rows], MELD)
+        paired_difference([rows], [[row | {"dialogue": "meld/test/dia0x"} for row in rows]], MELD)
     with pytest.raises(ValueError, match="unknown metric 'f1'; expected one of accuracy"):
-        paired_difference(rows, rows, MELD, "f1")
+        paired_difference([rows], [rows], MELD, "f1")
 
 
 # ---- picture

@@ -148,8 +148,8 @@ def evaluate(rows: Sequence[Row], labels: Labels, *, draws: int = 2000, seed: in
 
 
 def paired_difference(
-    rows_a: Sequence[Row],
-    rows_b: Sequence[Row],
+    runs_a: Sequence[Sequence[Row]],
+    runs_b: Sequence[Sequence[Row]],
     labels: Labels,
     metric: str = "weighted_f1",
     draws: int = 2000,
@@ -158,19 +158,23 @@ def paired_difference(
     """How much better a is than b on the same samples: every resample of dialogues is given to both.
 
     Args:
-        rows_a, rows_b: predictions of two systems, in any order.
+        runs_a, runs_b: predictions of two systems, a list per training seed (``[rows]`` for a single run); their means
+            over seeds are compared.
         metric: accuracy, weighted_f1, macro_f1, uar or unparsed.
 
     Returns:
         difference (a - b) and its ci95 [low, high].
 
     Raises:
-        ValueError: the two do not hold the same samples with the same labels, or what `evaluate` raises.
+        ValueError: no runs, or they do not hold the same samples with the same labels, or what `evaluate` raises.
     """
-    counts = _count_together([rows_a, rows_b], labels)
-    a, b = scores(counts.sum(1))[_known(metric)]
-    drawn_a, drawn_b = _bootstrap(counts, draws, seed)[metric]
-    return {"difference": float(a - b), "ci95": _interval(drawn_a - drawn_b)}
+    if not runs_a or not runs_b:
+        raise ValueError("expected the predictions of at least one run of each system")
+    counts, k = _count_together([*runs_a, *runs_b], labels), len(runs_a)
+    values = scores(counts.sum(1))[_known(metric)]
+    drawn = _bootstrap(counts, draws, seed)[metric]
+    difference = float(values[:k].mean() - values[k:].mean())
+    return {"difference": difference, "ci95": _interval(drawn[:k].mean(0) - drawn[k:].mean(0))}
 
 
 def mean_over_seeds(

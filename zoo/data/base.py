@@ -186,7 +186,7 @@ class EmotionData(LightningDataModule):
             if state[key] != now:
                 raise ValueError(
                     f"resuming with {key} {now}, but the checkpoint was written with {state[key]}; the run would "
-                    "not continue the same order. Use the checkpoint's value, or start a new run with --model.start_from"
+                    "not continue the same order. Use the checkpoint's value, or start a new run (--model.start_from)"
                 )
         self._resume_at = (state["epoch"], state["batches_done"])
 
