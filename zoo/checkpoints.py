@@ -44,12 +44,17 @@ def verify(name: str) -> list[str]:
 
 
 def published(args: list[str]) -> None:
-    """``zoo checkpoints [--verify]``"""
+    """``zoo checkpoints [--verify | --hash NAME]``"""
     parser = argparse.ArgumentParser("zoo checkpoints", description="List the published checkpoints.")
     parser.add_argument(
         "--verify", action="store_true", help="compare every file with its recorded sha256; exit code 1 if one differs"
     )
+    parser.add_argument("--hash", metavar="NAME", help="print the `files` entry of a folder of checkpoints/, to be published")
     options = parser.parse_args(args)
+    if options.hash:
+        files = sorted(p for p in (INDEX.parent / options.hash).iterdir() if p.is_file())
+        print(yaml.safe_dump({"files": {p.name: sha256(p) for p in files}}), end="")
+        return
     problems = []
     for name, entry in index().items():
         print(f"{name:<16} {entry['what']}; {entry['licence']}")
