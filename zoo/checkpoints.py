@@ -49,7 +49,7 @@ def published(args: list[str]) -> None:
     parser.add_argument(
         "--verify", action="store_true", help="compare every file with its recorded sha256; exit code 1 if one differs"
     )
-    parser.add_argument("--hash", metavar="NAME", help="print the `files` entry of a folder of checkpoints/, to be published")
+    parser.add_argument("--hash", metavar="NAME", help="print the `files` entry of a folder that is to be published")
     options = parser.parse_args(args)
     if options.hash:
         files = sorted(p for p in (INDEX.parent / options.hash).iterdir() if p.is_file())

@@ -36,7 +36,7 @@ class SaveConfig(SaveConfigCallback):
         if trainer.is_global_zero:
             folder.mkdir(parents=True, exist_ok=True)
             if stage != "fit":
-                name = f"config.{stage}.yaml"
+                name = f"config.{trainer.state.fn.value}.yaml"
             elif not (folder / "config.yaml").exists():
                 name = "config.yaml"
             else:
@@ -50,6 +50,7 @@ class SaveConfig(SaveConfigCallback):
 
 class ZooCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        parser.usage = "zoo VERB [--config FILE ...] [options]"  # all 70 of them would bury an error's one line
         parser.add_argument(
             "--zero_shot",
             type=bool,
@@ -172,19 +173,16 @@ def run(verb: str, args: list[str]) -> None:
     """One LightningCLI verb, with --ckpt_path resolved first."""
     _quiet()
     args = resolve_checkpoint(verb, args)
-    # flat module names: `--model DialogueLLM`, `--data MELD`; None returned, because sys.exit(object) would mean
-    # failure
     sys.argv = ["zoo", verb, *args]  # where LightningCLI reads
-    ZooCLI(
+    ZooCLI(  # not returned: a script that exits with an object has failed
         EmotionModule,
         EmotionData,
         subclass_mode_model=True,
         subclass_mode_data=True,
         save_config_callback=SaveConfig,
         seed_everything_default=0,
-        trainer_defaults={
-            "use_distributed_sampler": False
-        },  # the data module shards by itself, exactly once in evaluation
+        # the data module shards by itself, and in evaluation exactly once
+        trainer_defaults={"use_distributed_sampler": False},
         parser_kwargs={"prog": "zoo"},
     )
 
@@ -257,6 +255,8 @@ def _quiet() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*Experiment logs directory.*",
         r".*your dataloader is not resumable.*",
+        r".*callbacks used to create the checkpoint need to be provided.*",
+        r".*`is_gradient_checkpointing` is deprecated.*",
     ):
         warnings.filterwarnings("ignore", message)
     chatter = ("litlogger", "litmodels", "`weights_only` was not set", "TPU available")

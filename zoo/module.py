@@ -126,9 +126,10 @@ class EmotionModule(LightningModule):
         self.from_hub = {f"{name}.{key}" for name, base in self.bases().items() for key in base.state_dict()}
         if self.start_from is not None:
             self._start(find_checkpoint(self.start_from))
-        before = {id(p): name for name, p in self.named_parameters()}
+        before = self._names()
         self.add_adapters()
-        renamed = {before[id(p)]: name for name, p in self.named_parameters() if id(p) in before}
+        after = self._names()
+        renamed = {old: new for key, names in before.items() for old, new in zip(names, after[key], strict=True)}
         self.from_hub = {renamed.get(name, name) for name in self.from_hub} & set(self.state_dict())
         if self.patterns is not None:
             named = dict(self.named_parameters())
@@ -139,6 +140,13 @@ class EmotionModule(LightningModule):
                     )
             for name, parameter in named.items():
                 parameter.requires_grad_(any(re.fullmatch(p, name) for p in self.patterns))
+
+    def _names(self) -> dict[int, list[str]]:
+        """identity of a parameter -> its names; tied weights have several."""
+        names: dict[int, list[str]] = {}
+        for name, parameter in self.named_parameters(remove_duplicate=False):
+            names.setdefault(id(parameter), []).append(name)
+        return names
 
     def _start(self, path: Path) -> None:
         """Loads every tensor of an earlier stage; each must have a place of the same shape here."""
@@ -268,8 +276,6 @@ class EmotionModule(LightningModule):
 
     def setup(self, stage: str) -> None:
         self.val_metrics = {c: EmotionMetrics(labels) for c, labels in self.trainer.datamodule.label_sets.items()}
-        self._val = nn.ModuleList(self.val_metrics.values())  # so that Lightning moves their state to the device
-        del self._modules["_val"]  # ... but never into a checkpoint
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         predictions = self.predict(batch)
@@ -352,7 +358,9 @@ class EmotionModule(LightningModule):
             "checkpoint": _portable(str(self.trainer.ckpt_path)) if self.trainer.ckpt_path else None,
             **provenance(),
         }
-        (run / "metrics.json").write_text(json.dumps(record, indent=2) + "\n")
+        text = json.dumps(record, indent=2)
+        text = re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text)  # a row of numbers on one line
+        (run / "metrics.json").write_text(text + "\n")
         for key in ("weighted_f1", "accuracy", "macro_f1", "uar", "unparsed"):
             self.log(f"test/{'wf1' if key == 'weighted_f1' else key}", summary[key], rank_zero_only=True)
         if not all(math.isfinite(summary[k]) for k in ("accuracy", "weighted_f1")):

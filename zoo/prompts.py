@@ -26,10 +26,11 @@ from zoo.schema import Labels, Sample, Turn
 # Control tokens of the chat formats in use. Found in data they would be read as structure: they are written apart and
 # counted.
 CONTROL = re.compile(
-    r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?(?:s|pad|unk|bos|eos|image|video|audio|img|think|answer)>",
+    r"<\|[^|<>\s]{1,40}\|>|\[/?INST\]|\[PAD\]|<</?SYS>>"
+    r"|</?(?:s|pad|unk|bos|eos|image|video|audio|img|think|answer|tool_call|start_of_turn|end_of_turn)>",
     re.IGNORECASE,
 )
-NEGATION = re.compile(r"\b(?:not|no|neither|nor|never|without)\b|n't\b")
+NEGATION = re.compile(r"\b(?:not|no|non|cannot|neither|nor|never|without)\b|n['’]t\b")
 
 
 @dataclass(frozen=True)
@@ -95,12 +96,12 @@ def words(labels: Labels, verbalizer: Mapping[str, str] | None = None) -> tuple[
             serve several corpora, so it may name labels that this corpus lacks.
 
     Raises:
-        ValueError: if two labels get the same word.
+        ValueError: if two labels get the same word (in any case, see `parse_label`), or one gets none.
     """
     said = tuple((verbalizer or {}).get(name, name) for name in labels.names)
-    if len(set(said)) != len(said):
+    if len({word.strip().lower() for word in said} - {""}) != len(said):
         raise ValueError(
-            f"the verbalizer gives two labels of {labels.corpus} the same word: "
+            f"the verbalizer gives two labels of {labels.corpus} the same word, or one an empty word: "
             f"{dict(zip(labels.names, said, strict=True))}"
         )
     return said
@@ -123,7 +124,13 @@ def render(
         kinds: kinds of description to show.
         said: label words (see `words`).
         examples: solved examples, in order; each must be labelled.
+
+    Raises:
+        ValueError: if an example is unlabelled.
     """
+    unlabelled = [e.id for e in examples if e.label < 0]
+    if unlabelled:
+        raise ValueError(f"a solved example needs its label; {unlabelled} have none")
 
     def history(s: Sample) -> tuple[Shown, ...]:
         return tuple(show(t, kinds) for t in s.history[max(0, len(s.history) - window) :])
@@ -142,5 +149,8 @@ def parse_label(answer: str, said: Sequence[str]) -> int | None:
     is guessed: an answer that names no label or two is an outcome of its own, counted as wrong.
     """
     line = next((stripped for part in answer.splitlines() if (stripped := part.strip().lower())), "")
-    found = {i for i, word in enumerate(said) if re.search(rf"(?<!\w){re.escape(word.lower())}(?!\w)", line)}
-    return found.pop() if len(found) == 1 and not NEGATION.search(line) else None
+    patterns = [rf"(?<!\w){re.escape(word.lower())}(?!\w)" for word in said]
+    found = [i for i, pattern in enumerate(patterns) if re.search(pattern, line)]
+    if len(found) != 1 or NEGATION.search(re.sub(patterns[found[0]], " ", line)):  # a label may be "no emotion"
+        return None
+    return found[0]

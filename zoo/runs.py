@@ -17,7 +17,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = ("metrics.json", "predictions.jsonl", "confusion.png", "config.test.yaml")
+RESULTS = ("metrics.json", "predictions.jsonl", "confusion*.png", "config.test.yaml")
 
 
 def newest_run(root: Path) -> Path | None:
@@ -90,7 +90,7 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
 
 def set_aside_results(run: Path) -> Path | None:
     """Moves the results of an earlier test to ``previous/K`` and returns that folder; None if there were none."""
-    old = [run / name for name in RESULTS if (run / name).exists()]
+    old = [path for name in RESULTS for path in sorted(run.glob(name))]
     if not old:
         return None
     k = max((int(p.name) for p in (run / "previous").glob("*") if p.name.isdigit()), default=0) + 1
@@ -112,13 +112,14 @@ class ResumingCSVLogger(CSVLogger):
         self._kept: list[dict[str, str]] = []
         if resume_step is not None and file.is_file():
             with file.open(newline="") as f:
-                self._kept = [r for r in csv.DictReader(f) if int(r["step"]) < resume_step]
+                rows = [r for r in csv.DictReader(f) if (r["step"] or "").isdigit()]  # a kill may cut the last row
+                self._kept = [r for r in rows if int(r["step"]) < resume_step]
 
     @property
     def experiment(self):
         writer = super().experiment
         if self._kept:  # at most once: the writer was just made and has emptied the file
-            writer.metrics = [{k: v for k, v in row.items() if v != ""} for row in self._kept]
+            writer.metrics = [{k: v for k, v in row.items() if v} for row in self._kept]
             self._kept = []
             writer.save()
         return writer

@@ -21,12 +21,13 @@ import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
+from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
@@ -75,12 +76,14 @@ class Prefix:
         mask: (B, P) bool.
         cache: keys and values of the prompt; None until a verb needs it.
         logits: (B, V) float32, next-token logits after the prompt; None until a verb needs it.
+        reference: whether cache and logits were computed with the adapter off.
     """
 
     embeddings: Tensor
     mask: Tensor
     cache: DynamicCache | None = None
     logits: Tensor | None = None
+    reference: bool = False
 
     @property
     def lengths(self) -> Tensor:
@@ -161,6 +164,7 @@ class LLM(nn.Module):
         super().__init__()
         self.path, self.revision = path, revision
         self.lora: LoRA | None = None
+        self.adapter_off = False  # inside `reference`
         torch_dtype = getattr(torch, dtype)
         if path.startswith("shape:"):
             name = path.removeprefix("shape:")
@@ -172,7 +176,7 @@ class LLM(nn.Module):
         else:
             path = self.path = locate(path)
             config = AutoConfig.from_pretrained(path, revision=revision)
-            self.tokenizer = AutoTokenizer.from_pretrained(path, revision=revision)
+            self.tokenizer = _load_tokenizer(path, revision)
         self.pad_id = _pad_id(self.tokenizer, config.vocab_size)
         if device == "meta" or self.tokenizer is None:
             with torch.device(device or "cpu"):
@@ -198,15 +202,16 @@ class LLM(nn.Module):
                 attn_implementation=attention,
                 use_safetensors=True,
                 output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in `info`, and raise below with their names
             )
         except Exception as error:  # transformers and safetensors raise many types; the cause stays chained
             raise ValueError(
                 f"the weights in {path} could not be read ({type(error).__name__}: {error}); "
                 "a truncated or damaged download? Fetch the folder again"
             ) from error
-        problems = {k: sorted(map(str, v)) for k, v in info.items() if v}
+        problems = [f"{len(v)} {k.replace('_', ' ')}: {sorted(map(str, v))[:3]}" for k, v in info.items() if v]
         if problems:
-            raise ValueError(f"the weights in {path} do not fit its config.json: {problems}")
+            raise ValueError(f"the weights in {path} do not fit its config.json: {'; '.join(problems)}")
         bad = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
         if bad:
             raise ValueError(
@@ -229,7 +234,7 @@ class LLM(nn.Module):
             r=lora.r,
             lora_alpha=lora.alpha,
             lora_dropout=lora.dropout,
-            target_modules=names,
+            target_modules="|".join(map(re.escape, names)),  # a list would match every name that ends like one of them
             bias="none",
             task_type="CAUSAL_LM",
         )
@@ -241,8 +246,12 @@ class LLM(nn.Module):
         """Inside, the adapter is off: the model as it was before training. Needs LoRA (ValueError otherwise)."""
         if not isinstance(self.model, PeftModel):
             raise ValueError("reference() needs LoRA: a fully trained model has no second set of weights to refer to")
-        with self.model.disable_adapter():
-            yield
+        before, self.adapter_off = self.adapter_off, True
+        try:
+            with self.model.disable_adapter():
+                yield
+        finally:
+            self.adapter_off = before
 
     # ---- parts
     @property
@@ -281,13 +290,14 @@ class LLM(nn.Module):
             (B, T, D).
         """
         positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]  # real tokens only
-        return self.causal_lm.get_decoder()(
-            inputs_embeds=embeddings,
-            attention_mask=mask.long(),
-            position_ids=positions,
-            past_key_values=cache,
-            use_cache=cache is not None,
-        ).last_hidden_state
+        with contextlib.nullcontext() if cache is None else _no_checkpointing(self.causal_lm):
+            return self.causal_lm.get_decoder()(
+                inputs_embeds=embeddings,
+                attention_mask=mask.long(),
+                position_ids=positions,
+                past_key_values=cache,
+                use_cache=cache is not None,
+            ).last_hidden_state
 
     # ---- verbs
     def encode(self, prompt: Tensor, mask: Tensor) -> Prefix:
@@ -301,8 +311,10 @@ class LLM(nn.Module):
             raise ValueError("prompts must be padded on the left and hold at least one token")
         return Prefix(prompt if prompt.is_floating_point() else self.embed(prompt), mask)
 
+    @torch.no_grad()
     def _prefill(self, prefix: Prefix) -> None:
-        if prefix.cache is None:
+        if prefix.cache is None or prefix.reference != self.adapter_off:
+            prefix.reference = self.adapter_off
             prefix.cache = DynamicCache(config=self.causal_lm.config)
             prefix.logits = self.head(self.hidden(prefix.embeddings, prefix.mask, prefix.cache)[:, -1])
 
@@ -362,8 +374,9 @@ class LLM(nn.Module):
         logp = torch.log_softmax(self.head(hidden), -1).gather(2, answers.view(b * n, t, 1))[..., 0]
         return logp.view(b, n, t).masked_fill(~mask, 0.0)
 
+    @torch.no_grad()
     def score(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tensor:
-        """Log-probability of each candidate answer after each prompt.
+        """Log-probability of each candidate answer after each prompt, without gradients (`logprobs` has them).
 
         Args:
             candidates: token ids of L answers, without end token; shared by all prompts. They form a trie, so the
@@ -377,8 +390,8 @@ class LLM(nn.Module):
             ValueError: if a candidate is empty, repeated, or the beginning of another (the comparison would be unfair).
         """
         tuples = [tuple(c) for c in candidates]
-        for c in tuples:
-            if not c or any(o[: len(c)] == c for o in tuples if o is not c):
+        for i, c in enumerate(tuples):
+            if not c or any(o[: len(c)] == c for o in tuples[:i] + tuples[i + 1 :]):
                 raise ValueError(f"candidates must be non-empty and none the beginning of another, got {tuples}")
         self._prefill(prefix)
         b = prefix.mask.shape[0]
@@ -421,7 +434,28 @@ class LLM(nn.Module):
         return self.tokenizer.batch_decode(out[:, prompt.shape[1] :], skip_special_tokens=True)
 
 
-def _pad_id(tokenizer, rows: int) -> int:
+@contextlib.contextmanager
+def _no_checkpointing(model: nn.Module) -> Iterator[None]:
+    """Inside, activations are not recomputed: with that, transformers drops the cache in training mode and goes on."""
+    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
+
+
+def _load_tokenizer(path: str, revision: str | None) -> Any:
+    """AutoTokenizer, except where a folder names the plain class: transformers 5 makes every Qwen2 folder a Qwen2Tokenizer
+    of its own making, without the normaliser of the folder's tokenizer.json and with a token beyond the embedding."""
+    plain = get_tokenizer_config(path, revision=revision).get("tokenizer_class")
+    kind = PreTrainedTokenizerFast if plain in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
+    return kind.from_pretrained(path, revision=revision)
+
+
+def _pad_id(tokenizer: Any, rows: int) -> int:
     """A token for padding that the model has a row for. Padding is always masked, so any valid id does: the
     tokenizer's own, else unk, else end of text (Llama-2's has none; some of its copies carry a [PAD] one beyond the
     embedding)."""

@@ -1,0 +1,222 @@
+"""What every system keeps to, through the user's entry point. A new paper adds a row to SYSTEMS."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import torch
+from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support, recall_score
+
+from tests.data.miniature import LABELS
+from tests.runs_helper import (
+    TRACE, checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, one_thread, rows, same, trace, zoo,
+)  # fmt: skip
+from zoo.models.causal_lm import CausalLM
+
+
+@dataclass(frozen=True)
+class System:
+    """One system as its user calls it.
+
+    Attributes:
+        args: ``--model`` and what it needs beyond ``--model.llm``.
+        adapters: trains LoRA on a frozen backbone, whose weights its checkpoints must not hold.
+        overfits: options with which it learns seven samples by heart.
+    """
+
+    args: tuple[str, ...]
+    adapters: bool = False
+    overfits: tuple[str, ...] = ("--model.lr=0.01", "--trainer.max_epochs=30")
+
+
+DIALOGUELLM = ("--model=zoo.models.dialoguellm.DialogueLLM", "--model.template=short", "--model.window=1",
+               "--model.descriptions=[audio]", "--model.dropout=0.1", "--model.word_dropout=0.1")  # fmt: skip
+SYSTEMS = {
+    "causal_lm": System(("--model=zoo.models.causal_lm.CausalLM",)),
+    "dialoguellm": System(DIALOGUELLM),
+    "dialoguellm_lora": System(
+        (*DIALOGUELLM, "--model.lora.r=4", "--model.lora.dropout=0.05"), adapters=True,
+        overfits=("--model.lr=0.03", "--trainer.max_epochs=60", "--model.lora.r=16", "--model.lora.alpha=64",
+                  r"--model.lora.targets=model\.layers\.\d+\.(self_attn|mlp)\..*"),
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bits():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("contract")
+    make_llm(home / "llm")
+    make_corpus(home / "meld", (3, 2, 2), test_is="dev")
+    make_corpus(home / "seven", (1, 1, 1), test_is="train")
+    return home
+
+
+@pytest.fixture(scope="module")
+def options(home):
+    """System -> the options of its runs."""
+
+    def options(system: System, corpus: str = "meld", **more: object) -> list[str]:
+        data = {"data": "MELD", "data__root": home / corpus, "data__captions": f"[{home / corpus}]"}
+        base = {"model__llm": home / "llm", "model__lr": 3e-3, "trainer__max_epochs": 2, "data__batch_size": 4}
+        return [*system.args, *flags(**base, **data, **more)]
+
+    return options
+
+
+@pytest.fixture(scope="module", params=SYSTEMS)
+def system(request) -> System:
+    return SYSTEMS[request.param]
+
+
+@pytest.fixture(scope="module")
+def run(system, options, tmp_path_factory) -> Path:
+    """A run of two epochs of six steps that was tested from its folder alone."""
+    run = fit(tmp_path_factory.mktemp("run"), TRACE, *options(system))
+    zoo("test", f"--ckpt_path={run}")
+    return run
+
+
+def test_losses_are_finite_and_every_trainable_parameter_learns(run):
+    losses = [e["loss"] for e in trace(run)]
+    assert len(losses) == 12 and all(map(math.isfinite, losses))
+    (end,) = trace(run, "end")
+    assert end["trained"] > 0 and end["without_gradient"] == []
+
+
+class Idle(CausalLM):
+    """A system with a part that nothing uses."""
+
+    def build(self) -> None:
+        super().build()
+        self.idle = torch.nn.Linear(2, 2)
+
+
+def test_an_unused_part_would_be_noticed(options, tmp_path):
+    run = fit(tmp_path, TRACE, *options(System(("--model=tests.models.test_contract.Idle",)), trainer__max_steps=2))
+    (end,) = trace(run, "end")
+    assert end["without_gradient"] == ["idle.bias", "idle.weight"]
+
+
+def test_run_files(run):
+    held = {p.name for p in run.iterdir()}
+    assert {"config.yaml", "config.test.yaml", "metrics.csv", "metrics.json", "predictions.jsonl", "confusion.png"} <= held
+    assert any(name.startswith("events.out.tfevents") for name in held)
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert (run / "confusion.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(logged(run, "train/loss")) == 12 and len(logged(run, "val/wf1")) == 2
+
+
+def test_the_run_folder_alone_reproduces_the_best_validated_model(run, options):
+    """The test split is a copy of the dev split, so the predictions of the best validation must come back exactly."""
+    scores = logged(run, "val/wf1")
+    best, other = (trace(run, "validation")[i] for i in ((0, 1) if scores[0] >= scores[1] else (1, 0)))
+    expected = {r["id"].replace("/dev/", "/test/"): r["scores"] for r in best["rows"]}
+    assert {r["id"]: r["scores"] for r in rows(run)} == expected
+    assert [r["scores"] for r in other["rows"]] != [r["scores"] for r in best["rows"]]  # the other epoch would not do
+    assert metrics(run)["weighted_f1"] == pytest.approx(max(scores), abs=1e-6)
+
+
+def test_metrics_can_be_recomputed_from_the_predictions(run, home):
+    with (home / "meld" / "test_sent_emo.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    answers, said = rows(run), metrics(run)
+    assert [r["id"] for r in answers] == [f"meld/test/dia{t['Dialogue_ID']}_utt{t['Utterance_ID']}" for t in table]
+    assert [r["label"] for r in answers] == [t["Emotion"] for t in table]
+    assert {r["dialogue"] for r in answers} == {"meld/test/dia0", "meld/test/dia1"}
+    assert all(r["predicted"] in (*LABELS, None) for r in answers)
+    assert all(set(r["scores"]) == set(LABELS) and sum(r["scores"].values()) == pytest.approx(1, abs=1e-5) for r in answers)
+    true, guess = [r["label"] for r in answers], [r["predicted"] or "none" for r in answers]
+    want = {
+        "n": 14, "accuracy": accuracy_score(true, guess), "uar": recall_score(true, guess, labels=LABELS, average="macro"),
+        "weighted_f1": f1_score(true, guess, labels=LABELS, average="weighted", zero_division=0),
+        "macro_f1": f1_score(true, guess, labels=LABELS, average="macro", zero_division=0), "unparsed": guess.count("none") / 14,
+    }  # fmt: skip
+    assert {k: said[k] for k in want} == pytest.approx(want)
+    per_class = precision_recall_fscore_support(true, guess, labels=LABELS, zero_division=0)[2]
+    assert said["per_class"] == pytest.approx(dict(zip(LABELS, per_class, strict=True)))
+    assert (said["split"], said["eval_protocol"], said["seed"]) == ("test", "all_utterances", 0)
+    assert said["population"]["n_used"] == 14 and said["population"]["n_official"] == 2610
+    assert 0 < said["seconds_per_sample"] < 10 and "git" in said
+
+
+def test_checkpoints_hold_what_was_trained_and_nothing_of_the_backbone(run, system, home):
+    base = {name: 0 for name in ()}
+    from safetensors.torch import load_file
+
+    base = load_file(home / "llm" / "model.safetensors")
+    state = checkpoint(run, "best")["state_dict"]
+    copied = [k for k, v in state.items() if any(v.shape == b.shape and torch.equal(v, b) for b in base.values())]
+    assert state and copied == []
+    if system.adapters:
+        assert all(".lora_" in k for k in state)
+        trained = sum(v.numel() for v in state.values())
+        assert (run / "checkpoints" / "best.ckpt").stat().st_size < 3 * 4 * trained + 40_000  # weights, two moments, the rest
+    else:
+        assert not any(".lora_" in k for k in state)
+
+
+def test_same_seed_same_run_other_seed_other_run(run, system, options, tmp_path):
+    again = fit(tmp_path / "again", TRACE, *options(system))
+    zoo("test", f"--ckpt_path={again}")
+    assert trace(again) == trace(run)
+    for part in ("state_dict", "optimizer_states", "lr_schedulers"):
+        assert same(checkpoint(again)[part], checkpoint(run)[part])
+    assert (again / "predictions.jsonl").read_bytes() == (run / "predictions.jsonl").read_bytes()
+    other = fit(tmp_path / "other", TRACE, *options(system, seed_everything=1, trainer__max_steps=2))
+    assert not {tuple(e["ids"]) for e in trace(other)} & {tuple(e["ids"]) for e in trace(run)[:2]}
+    assert trace(other)[0]["loss"] != trace(run)[0]["loss"]
+
+
+def test_predictions_depend_on_neither_batch_size_nor_workers(run, tmp_path):
+    expected = rows(run)
+    for batch_size, workers in ((1, 0), (16, 2)):
+        zoo("test", f"--ckpt_path={run}", f"--data.batch_size={batch_size}", f"--data.num_workers={workers}")
+        assert metrics(run)["batch_size"] == batch_size
+        for a, b in zip(rows(run), expected, strict=True):
+            assert (a["id"], a["predicted"]) == (b["id"], b["predicted"])
+            assert a["scores"] == pytest.approx(b["scores"], abs=1e-5)
+
+
+def test_overfits_seven_samples(system, options, tmp_path):
+    args = options(system, "seven", trainer__limit_val_batches=0, model__schedule="constant", data__batch_size=7)
+    run = fit(tmp_path, *args, *system.overfits)
+    zoo("test", f"--ckpt_path={run}")
+    losses = logged(run, "train/loss")
+    assert metrics(run)["accuracy"] == 1.0 and losses[-1] < losses[0] / 2
+
+
+def test_fast_dev_run_writes_nothing(system, options, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    zoo("fit", *options(system, trainer__fast_dev_run=True, trainer__accelerator="cpu"))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_limits_and_accumulated_batches(system, options, tmp_path):
+    limits = {f"trainer__limit_{part}_batches": n for part, n in (("train", 5), ("val", 1), ("test", 2))}
+    run = fit(tmp_path, TRACE, *options(system, trainer__accumulate_grad_batches=2, **limits))
+    assert [e["step"] for e in trace(run)] == [0, 1, 1, 2, 3, 3, 4, 4, 5, 6]  # the last batch of an epoch steps, too
+    assert all(len(e["rows"]) == 4 for e in trace(run, "validation"))
+    zoo("test", f"--ckpt_path={run}")
+    assert metrics(run)["n"] == len(rows(run)) == 8
+
+
+def test_written_answers_do_not_depend_on_batch_size_either(home, options, tmp_path):
+    """Greedy decoding: answers as text, most of them unreadable so early in training."""
+    run = fit(tmp_path, *options(SYSTEMS["dialoguellm"], model__decode="greedy", model__max_new_tokens=4))
+    answers = []
+    for batch_size in (1, 16):
+        zoo("test", f"--ckpt_path={run}", f"--data.eval_batch_size={batch_size}")
+        answers.append(rows(run))
+    assert answers[0] == answers[1]
+    assert all(r["predicted"] in (*LABELS, None) and isinstance(r["text"], str) for r in answers[0])
+    assert metrics(run)["unparsed"] == sum(r["predicted"] is None for r in answers[0]) / 14

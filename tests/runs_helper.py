@@ -1,0 +1,226 @@
+"""Runs through the user's entry point, `zoo.cli.main`, on a miniature corpus and a language model that fit into a second."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import os
+import random
+import signal
+import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+
+from tests.data.miniature import LABELS, line, write_meld
+from zoo.backbones.tiny import make_folder
+from zoo.cli import main
+
+QUIET = (
+    "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+    "--trainer.log_every_n_steps=1",
+)  # fmt: skip
+TRACE = "--trainer.callbacks+=tests.runs_helper.Trace"
+
+
+# ---- what runs need
+def make_llm(folder: Path, seed: int = 0) -> Path:
+    """A language model with 2 layers of 32 and random weights; its tokenizer knows the words of the miniature corpora."""
+    rng = random.Random(0)
+    texts = [f"{line(rng, label)} emotion: {label} audio description: calm raised" for label in LABELS for _ in range(20)]
+    return make_folder(folder, texts, vocab_size=420, hidden_size=32, layers=2, heads=2, intermediate_size=64, seed=seed)
+
+
+def make_corpus(folder: Path, dialogues: tuple[int, int, int] = (6, 2, 2), test_is: str | None = None) -> Path:
+    """A miniature MELD with audio descriptions.
+
+    Args:
+        test_is: the split whose files the test split is a copy of.
+    """
+    write_meld(folder, dialogues=dialogues, kinds=("audio",))
+    if test_is:
+        for name in ("{}_sent_emo.csv", "audio_description_{}.json"):
+            (folder / name.format("test")).write_bytes((folder / name.format(test_is)).read_bytes())
+    return folder
+
+
+# ---- commands
+def zoo(*args: object) -> None:
+    """`zoo ARGS`, in this process."""
+    argv = sys.argv
+    try:
+        assert main([str(a) for a in args]) is None  # a script that returns something exits with 1
+    finally:
+        sys.argv = argv
+
+
+def fit(root: Path, *args: object) -> Path:
+    """`zoo fit` with its results under root/lightning_logs; the run folder."""
+    zoo("fit", *QUIET, f"--trainer.default_root_dir={root}", *args)
+    return newest(root)
+
+
+def newest(root: Path) -> Path:
+    return max((root / "lightning_logs").glob("version_*"), key=lambda p: int(p.name.removeprefix("version_")))
+
+
+def refused(*args: object) -> str:
+    """The message of a command that must end with an exit code other than 0, without a traceback."""
+    err = io.StringIO()
+    with pytest.raises(SystemExit) as caught, contextlib.redirect_stderr(err):
+        zoo(*args)
+    code = caught.value.code
+    assert code not in (0, None)
+    message = code if isinstance(code, str) else err.getvalue()
+    assert "Traceback" not in message and "\n\n" not in message.strip()
+    return message
+
+
+# ---- results
+def rows(run: Path) -> list[dict[str, Any]]:
+    return [json.loads(text) for text in (run / "predictions.jsonl").read_text().splitlines()]
+
+
+def metrics(run: Path) -> dict[str, Any]:
+    return json.loads((run / "metrics.json").read_text())
+
+
+def logged(run: Path, column: str | None = None) -> list:
+    """The rows of metrics.csv, or the values of one of its columns."""
+    with (run / "metrics.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    return table if column is None else [float(r[column]) for r in table if r[column]]
+
+
+def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:
+    return torch.load(run / "checkpoints" / f"{name}.ckpt", weights_only=True)
+
+
+def same(a: Any, b: Any) -> bool:
+    """Equal bit for bit: tensors, and containers of them."""
+    if isinstance(a, torch.Tensor):
+        return isinstance(b, torch.Tensor) and a.dtype == b.dtype and torch.equal(a, b)
+    if isinstance(a, dict):
+        return isinstance(b, dict) and a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
+    if isinstance(a, list | tuple):
+        return isinstance(b, list | tuple) and len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+# ---- inside a run
+KILL: tuple[str, int, int] | None = None  # event, epoch, batch (-1: any) at which `Trace` ends the process
+BY: int = signal.SIGKILL
+
+
+class Trace(Callback):
+    """Appends what happens to trace.jsonl of the run folder: every step with its loss, every validation with its predictions, and
+    which trainable parameters had no gradient. Ends the process where KILL says."""
+
+    def __init__(self) -> None:
+        self.moved: set[str] = set()
+        self.predicted: list[dict[str, Any]] = []
+
+    def _write(self, trainer: Trainer, **what: Any) -> None:
+        if trainer.fast_dev_run:
+            return
+        folder = Path(trainer.log_dir)
+        folder.mkdir(parents=True, exist_ok=True)
+        with (folder / "trace.jsonl").open("a") as file:
+            file.write(json.dumps(what) + "\n")
+
+    def _at(self, event: str, trainer: Trainer, batch: int = -1) -> None:
+        if KILL is None or trainer.sanity_checking or (event, trainer.current_epoch) != KILL[:2] or KILL[2] not in (-1, batch):
+            return
+        if BY == signal.SIGINT:
+            raise KeyboardInterrupt
+        os.kill(os.getpid(), BY)
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        predict = pl_module.predict
+
+        def noted(batch: dict[str, Any]) -> list:
+            made = predict(batch)
+            self.predicted += [p.row() for p in made]
+            return made
+
+        pl_module.predict = noted
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._write(trainer, event="start")
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._at("epoch_start", trainer)
+
+    def on_before_optimizer_step(self, trainer: Trainer, pl_module: LightningModule, optimizer: Any) -> None:
+        self.moved |= {n for n, p in pl_module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+        self._at("before_step", trainer, trainer.fit_loop.epoch_loop.batch_idx)
+
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
+        self._write(trainer, event="step", step=trainer.global_step, epoch=trainer.current_epoch, batch=batch_idx,
+                    loss=float(outputs["loss"]), ids=batch["samples"].ids())  # fmt: skip
+        self._at("batch_end", trainer, batch_idx)
+
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.predicted.clear()
+        self._at("val_start", trainer)
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.sanity_checking:
+            self._write(trainer, event="validation", step=trainer.global_step, rows=list(self.predicted))
+        self._at("val_end", trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        trained = {n for n, p in pl_module.named_parameters() if p.requires_grad}
+        self._write(trainer, event="end", without_gradient=sorted(trained - self.moved), trained=len(trained))
+
+
+def trace(run: Path, event: str = "step") -> list[dict[str, Any]]:
+    """What `Trace` wrote, of one kind."""
+    return [e for e in map(json.loads, (run / "trace.jsonl").read_text().splitlines()) if e["event"] == event]
+
+
+def in_child(call: Callable[[], object], kill: tuple[str, int, int] | None = None, by: int = signal.SIGKILL) -> int:
+    """Runs ``call`` in a forked child, whose `Trace` ends it at ``kill``; the exit code, or minus the signal that ended it."""
+    global KILL, BY
+    sys.stdout.flush()
+    sys.stderr.flush()
+    child = os.fork()
+    if child == 0:
+        code = 1
+        try:
+            KILL, BY = kill, by
+            torch.set_num_threads(1)
+            call()
+            code = 0
+        except SystemExit as leaving:
+            code = leaving.code if isinstance(leaving.code, int) else 0 if leaving.code is None else 1
+            if isinstance(leaving.code, str):
+                print(leaving.code, file=sys.stderr)
+        except BaseException:
+            traceback.print_exc()
+        finally:
+            sys.stdout.flush()
+            sys.stderr.flush()
+            os._exit(code)
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+@contextlib.contextmanager
+def one_thread():
+    """Sums do not depend on the number of threads inside, and a forked child may compute."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+def flags(**values: object) -> Sequence[str]:
+    """``flags(model__lr=1)`` -> ``--model.lr=1``"""
+    return [f"--{key.replace('__', '.')}={value}" for key, value in values.items()]
