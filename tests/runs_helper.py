@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors.torch import load_file, save_file
 
 from tests.data.miniature import LABELS, line, write_meld
 from zoo.backbones.tiny import make_folder
@@ -32,10 +33,14 @@ TRACE = "--trainer.callbacks+=tests.runs_helper.Trace"
 
 # ---- what runs need
 def make_llm(folder: Path, seed: int = 0) -> Path:
-    """A language model with 2 layers of 32 and random weights; its tokenizer knows the words of the miniature corpora."""
+    """A language model with 2 layers of 32 and random weights, larger than usual: it learns within some steps. Its tokenizer
+    knows the words of the miniature corpora."""
     rng = random.Random(0)
     texts = [f"{line(rng, label)} emotion: {label} audio description: calm raised" for label in LABELS for _ in range(20)]
-    return make_folder(folder, texts, vocab_size=420, hidden_size=32, layers=2, heads=2, intermediate_size=64, seed=seed)
+    make_folder(folder, texts, vocab_size=420, hidden_size=32, layers=2, heads=2, intermediate_size=64, seed=seed)
+    tensors = load_file(folder / "model.safetensors")
+    save_file({k: v * 8 if v.ndim > 1 else v for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    return folder
 
 
 def make_corpus(folder: Path, dialogues: tuple[int, int, int] = (6, 2, 2), test_is: str | None = None) -> Path:
@@ -169,7 +174,7 @@ class Trace(Callback):
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.predicted.clear()
-        self._at("val_start", trainer)
+        self._at("val_start", trainer, trainer.fit_loop.epoch_loop.batch_idx)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if not trainer.sanity_checking:

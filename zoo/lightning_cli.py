@@ -30,22 +30,31 @@ class SaveConfig(SaveConfigCallback):
     never overwrites another run's."""
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self.already_saved or trainer.fast_dev_run:
-            return
-        folder = Path(trainer.log_dir or trainer.default_root_dir)
-        if trainer.is_global_zero:
-            folder.mkdir(parents=True, exist_ok=True)
-            if stage != "fit":
-                name = f"config.{trainer.state.fn.value}.yaml"
-            elif not (folder / "config.yaml").exists():
-                name = "config.yaml"
-            else:
-                k = 1
-                while (folder / f"config.resume-{k}.yaml").exists():
-                    k += 1
+        if stage == "fit":
+            k, name = 0, "config.yaml"
+            while (self._folder(trainer) / name).exists():
+                k += 1
                 name = f"config.resume-{k}.yaml"
-            self.parser.save(self.config, str(folder / name), skip_none=False, overwrite=stage != "fit")
-        self.already_saved = True
+            self._save(trainer, name)
+
+    # an evaluation's config is written once its results are, so that it lies beside these and no others
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "validate":
+            self._save(trainer, "config.validate.yaml")
+
+    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, "config.test.yaml")
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._save(trainer, "config.predict.yaml")
+
+    def _folder(self, trainer: Trainer) -> Path:
+        return Path(trainer.log_dir or trainer.default_root_dir)
+
+    def _save(self, trainer: Trainer, name: str) -> None:
+        if trainer.is_global_zero and not trainer.fast_dev_run:
+            self._folder(trainer).mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(self._folder(trainer) / name), skip_none=False, overwrite=True)
 
 
 class ZooCLI(LightningCLI):
@@ -65,6 +74,7 @@ class ZooCLI(LightningCLI):
                 "checkpoint.filename": "best",
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
+                "checkpoint.save_on_train_epoch_end": False,  # but after validation, before last.ckpt, which tells the best
             }
         )
         parser.add_argument(
@@ -144,7 +154,12 @@ class LastCheckpoint(Checkpoint):
         self.every, self.saved_at = every, -1
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if self.every and trainer.global_step % self.every == 0:
+        if not self.every or trainer.global_step % self.every:
+            return
+        loop = trainer.fit_loop.epoch_loop
+        if loop._should_accumulate():  # no checkpoint holds the gradients that are still being summed up
+            return
+        if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # else a resume would leave this validation out
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:

@@ -17,7 +17,7 @@ from pathlib import Path
 from lightning.pytorch.loggers import CSVLogger
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = ("metrics.json", "predictions.jsonl", "confusion*.png", "config.test.yaml")
+RESULTS = ("metrics.json", "predictions.jsonl", "confusion*.png", "config.test.yaml", "config.predict.yaml")
 
 
 def newest_run(root: Path) -> Path | None:

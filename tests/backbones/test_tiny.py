@@ -97,7 +97,7 @@ def test_words_of_the_texts_become_one_token_others_do_not(tokenizer):
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(text=st.text())
 def test_anything_encodes_and_comes_back(tokenizer, text):
-    """Nothing is unknown: any text is bytes. Special tokens written in a text are the exception (see prompts.escape)."""
+    """Nothing is unknown: any text is bytes. Special tokens written in a text are the exception (prompts.escape)."""
     if any(special in text for special in tokenizer.all_special_tokens):
         return
     ids = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -109,7 +109,8 @@ def test_anything_encodes_and_comes_back(tokenizer, text):
 def test_round_trip_and_the_saved_tokenizer(tokenizer, tiny_llama, tiny_qwen2, text):
     ids = tokenizer(text)["input_ids"]
     assert tokenizer.decode(ids, skip_special_tokens=True) == text.lower()
-    for loaded in (AutoTokenizer.from_pretrained(tiny_llama), *(LLM(str(f)).tokenizer for f in (tiny_llama, tiny_qwen2))):
+    ours = [LLM(str(folder)).tokenizer for folder in (tiny_llama, tiny_qwen2)]
+    for loaded in (AutoTokenizer.from_pretrained(tiny_llama), *ours):
         assert loaded(text)["input_ids"] == ids
         assert loaded.decode(ids, skip_special_tokens=True) == text.lower()
         assert loaded.pad_token_id == 0 and loaded.eos_token_id == 2 and len(loaded) == len(tokenizer)
@@ -120,4 +121,5 @@ def test_a_folder_that_names_another_tokenizer_class_gets_it(tiny_qwen2, tmp_pat
     folder = shutil.copytree(tiny_qwen2, tmp_path / "qwen2")
     file = folder / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"tokenizer_class": "Qwen2Tokenizer"}))
-    assert [type(LLM(str(f)).tokenizer).__name__ for f in (tiny_qwen2, folder)] == ["TokenizersBackend", "Qwen2Tokenizer"]
+    names = [type(LLM(str(f)).tokenizer).__name__ for f in (tiny_qwen2, folder)]
+    assert names == ["TokenizersBackend", "Qwen2Tokenizer"]

@@ -448,8 +448,8 @@ def _no_checkpointing(model: nn.Module) -> Iterator[None]:
 
 
 def _load_tokenizer(path: str, revision: str | None) -> Any:
-    """AutoTokenizer, except where a folder names the plain class: transformers 5 makes every Qwen2 folder a Qwen2Tokenizer
-    of its own making, without the normaliser of the folder's tokenizer.json and with a token beyond the embedding."""
+    """AutoTokenizer, except where a folder names the plain class: for Qwen2, transformers 5 would replace what
+    tokenizer.json says (its normaliser, for one) by the published Qwen2's, and add a token beyond the embedding."""
     plain = get_tokenizer_config(path, revision=revision).get("tokenizer_class")
     kind = PreTrainedTokenizerFast if plain in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
     return kind.from_pretrained(path, revision=revision)

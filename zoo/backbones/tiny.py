@@ -60,7 +60,7 @@ def make_folder(
 ) -> Path:
     """Writes config.json, model.safetensors (random, fp32) and the tokenizer to ``out``; embeddings are tied.
 
-    Load the tokenizer through `LLM` or PreTrainedTokenizerFast: for qwen2, AutoTokenizer builds another one (see llm.py).
+    Load the tokenizer through `LLM` or PreTrainedTokenizerFast: for qwen2, AutoTokenizer would build another one.
 
     With the defaults: 2,114,880 parameters at a full vocabulary of 4096. Raises FileExistsError if ``out`` already
         holds a model.

@@ -182,6 +182,8 @@ class EmotionData(LightningDataModule):
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
+        if self.trainer.state.fn != "fit":
+            return  # an evaluation reads no training order; its batch size is its own
         for key, now in (("seed", self.run_seed), ("batch_size", self.batch_size)):
             if state[key] != now:
                 raise ValueError(

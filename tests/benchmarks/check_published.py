@@ -1,0 +1,41 @@
+"""Scores every published checkpoint on the data its card names and compares with the reported numbers, to four digits.
+
+    python tests/benchmarks/check_published.py --data-root ../shared/data
+"""
+
+import argparse
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+from zoo.checkpoints import index, verify
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds goemotions/")
+    root = parser.parse_args().data_root
+    failed = 0
+    for name, entry in index().items():
+        problems = verify(name)
+        for score in entry["reported"]:
+            with tempfile.TemporaryDirectory() as out:
+                command = [sys.executable, "-m", "zoo", "test", f"--ckpt_path={name}",
+                           f"--data.root={root / score['corpus']}",
+                           f"--trainer.default_root_dir={out}", "--trainer.enable_progress_bar=false"]  # fmt: skip
+                subprocess.run(command, check=True, capture_output=True)
+                measured = json.loads((Path(out) / "lightning_logs/version_0/metrics.json").read_text())
+            for key, got, said in (("n", measured["n"], score["n"]),
+                                   (score["metric"], round(measured[score["metric"]], 4), score["value"])):  # fmt: skip
+                print(f"{name} {score['corpus']} {score['split']} {key}: measured {got}, reported {said}")
+                if got != said:
+                    problems.append(f"{key} differs")
+        failed += bool(problems)
+        print(f"{name}: {'; '.join(problems) or 'as published'}")
+    sys.exit(failed)
+
+
+if __name__ == "__main__":
+    main()

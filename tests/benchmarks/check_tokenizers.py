@@ -1,0 +1,107 @@
+"""Prompts and answers with the real tokenizers of Llama-2, Llama-3 and Qwen2.5; exits 1 at the first thing that is wrong.
+
+    python tests/benchmarks/check_tokenizers.py --data-root ../shared/data
+"""
+
+import argparse
+import json
+import logging
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import numpy as np
+from transformers import PreTrainedTokenizerFast
+
+from zoo.backbones import LLM
+from zoo.backbones.shapes import SHAPES
+from zoo.data.meld import MELD
+from zoo.models.dialoguellm import DialogueLLM
+from zoo.module import PromptCollator, answer_ids
+from zoo.prompts import escape, load_template, render
+from zoo.schema import Sample, Turn
+
+HELLO = {  # of "Hello, world!"; llama3 and qwen as the README of the data says
+    "llama2": [1, 15043, 29892, 3186, 29991],
+    "llama3": [9906, 11, 1917, 0],
+    "qwen": [9707, 11, 1879, 0],
+}
+SIZES = {"llama2": 32001, "llama3": 128256, "qwen": 151646}
+SHAPE = {"llama2": "llama-2-7b", "llama3": "llama-3-8b", "qwen": "qwen2.5-7b"}
+WORDS = {  # tokens of each of MELD's label words after a colon
+    "llama2": {"neutral": 1, "surprise": 1, "fear": 1, "sadness": 2, "joy": 1, "disgust": 3, "anger": 1},
+    "llama3": {"neutral": 1, "surprise": 1, "fear": 1, "sadness": 1, "joy": 1, "disgust": 1, "anger": 1},
+    "qwen": {"neutral": 1, "surprise": 1, "fear": 1, "sadness": 1, "joy": 1, "disgust": 1, "anger": 1},
+}
+END = {"llama2": "</s>", "llama3": "<|end_of_text|>", "qwen": "<|im_end|>"}
+SEEN = {"video": "a woman frowns — café, “naïve”, 漢字 🙂"}
+HISTORY = (Turn("u0", "Ada", "Where's the ladder?", "neutral"), Turn("u1", "Bela", "Behind  you… watch out!", "fear"))
+SAMPLE = Sample("meld/test/a", "meld/test/d", MELD.labels, Turn("u2", "Ada", "Oh <|eot_id|> no </s> [PAD]!", "joy", SEEN), HISTORY)
+
+
+def expect(what: str, got: object, expected: object) -> None:
+    if got != expected:
+        sys.exit(f"{what}: got {got}, expected {expected}")
+    print(f"{what}: {got}")
+
+
+def check(name: str, folder: Path) -> None:
+    tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(folder / "tokenizer.json"), eos_token=END[name])
+    expect(f"{name} entries", len(tokenizer), SIZES[name])
+    expect(f"{name} 'Hello, world!'", tokenizer("Hello, world!")["input_ids"], HELLO[name])
+
+    lengths = {}
+    for word in MELD.labels.names:
+        ids = answer_ids(tokenizer, word)
+        lengths[word] = len(ids)
+        whole = tokenizer(f"### Response: {word}", add_special_tokens=False)["input_ids"]
+        expect(f"{name} answer {word!r} {ids} ends the whole text", whole[-len(ids) :], ids)
+    expect(f"{name} tokens per label", lengths, WORDS[name])
+
+    special = tokenizer.get_added_vocab()
+    escaped = tokenizer("".join(map(escape, special)), add_special_tokens=False)["input_ids"]
+    unescaped = tokenizer("".join(special), add_special_tokens=False)["input_ids"]
+    expect(f"{name} special tokens read in text, of {len(special)}", len(set(unescaped) & set(special.values())), len(special))
+    expect(f"{name} special tokens read in escaped text", set(escaped) & set(special.values()), set())
+
+    template = load_template("default", DialogueLLM.templates)
+    text = render(template, SAMPLE, window=2, kinds=("video",), said=MELD.labels.names)
+    ids = tokenizer(text)["input_ids"]
+    expect(f"{name} prompt comes back, {len(ids)} tokens", tokenizer.decode(ids, skip_special_tokens=True) == text, True)
+    options = {"window": 2, "kinds": ("video",), "verbalizer": None, "max_length": 4096, "training": True}
+    batch = PromptCollator(tokenizer, 0, template, **options)([SAMPLE], np.random.default_rng(0))
+    row = batch["input_ids"][0].tolist()
+    expect(f"{name} training row = prompt + answer + end", row, ids + answer_ids(tokenizer, "joy") + [tokenizer.eos_token_id])
+    expect(f"{name} training row as text", tokenizer.decode(row).endswith(f"### Response: joy{END[name]}"), True)
+
+    with tempfile.TemporaryDirectory() as made:  # as a user has it: a model folder (here without weights)
+        kind, values = SHAPES[SHAPE[name]]
+        (Path(made) / "config.json").write_text(json.dumps(values | {"model_type": kind}))
+        for file in folder.glob("tokenizer*.json"):
+            (Path(made) / file.name).symlink_to(file.resolve())
+        llm = LLM(made, dtype="bfloat16", device="meta")
+        expect(f"{name} folder loads a", type(llm.tokenizer).__name__, type(llm.tokenizer).__name__)
+        expect(f"{name} folder encodes the prompt alike", llm.tokenizer(text)["input_ids"] == ids, True)
+        expect(f"{name} folder encodes the answers alike", [answer_ids(llm.tokenizer, w) for w in MELD.labels.names],
+               [answer_ids(tokenizer, w) for w in MELD.labels.names])  # fmt: skip
+        rows = llm.causal_lm.get_input_embeddings().num_embeddings
+        print(f"{name} folder: pad {llm.tokenizer.pad_token!r} = {llm.tokenizer.pad_token_id}, {rows} rows, pads with {llm.pad_id}")
+        expect(f"{name} pad has a row", llm.pad_id < rows, True)
+        if name == "llama2":
+            expect("llama2 [PAD] has no row, so unk pads", (llm.tokenizer.pad_token_id, llm.pad_id), (32000, 0))
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds tokenizers/{llama2,llama3,qwen}/")
+    root = parser.parse_args().data_root
+    logging.disable(logging.WARNING)
+    start = time.perf_counter()
+    for name in HELLO:
+        check(name, root / "tokenizers" / name)
+    print(f"all as expected, {time.perf_counter() - start:.1f} s")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""The weights that come with the repository are the ones that were published, and can be used."""
+
+import pytest
+import torch
+import yaml
+from safetensors import safe_open
+
+from zoo.backbones import LLM
+from zoo.checkpoints import INDEX, index, verify
+
+NAMES = sorted(p.parent.name for p in INDEX.parent.glob("*/config.yaml"))
+
+
+def test_index_and_folders_agree():
+    assert NAMES and sorted(index()) == NAMES
+    total = sum(p.stat().st_size for p in INDEX.parent.rglob("*") if p.is_file())
+    assert total < 40_000_000
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_files(name):
+    assert verify(name) == []
+    entry, folder = index()[name], INDEX.parent / name
+    assert {"what", "licence", "made_by", "files", "reported"} <= set(entry)
+    assert (folder / "README.md").is_file()
+    assert set(entry["files"]) >= {p.name for p in folder.iterdir()} - {"README.md"}
+    text = "".join(p.read_text() for p in folder.glob("*.y*ml"))
+    assert "/home/" not in text and yaml.safe_load(text)
+
+
+def test_tiny_llama():
+    folder = INDEX.parent / "tiny-llama"
+    assert (folder / "model.safetensors").stat().st_size < 6_000_000
+    with safe_open(folder / "model.safetensors", "pt") as f:
+        assert {str(f.get_slice(k).get_dtype()) for k in f.keys()} == {"F16"}  # noqa: SIM118 - not a dict
+    llm = LLM("tiny-llama").eval()
+    assert sum(p.numel() for p in llm.parameters()) == 2_114_880
+    # it was trained to answer: an unmistakable line gets its label
+    labels = ["neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"]
+    candidates = [llm.tokenizer(f" {w}", add_special_tokens=False)["input_ids"] for w in labels]
+    assert all(len(c) == 1 for c in candidates)
+    for text, label in (("I hate you, leave me alone!", "anger"), ("I am so happy for you, this is wonderful!", "joy"),
+                        ("I am so sorry for your loss, I feel terrible.", "sadness")):  # fmt: skip
+        ids = torch.tensor([llm.tokenizer(f"{text}\nemotion:")["input_ids"]])
+        with torch.no_grad():
+            scores = llm.score(llm.encode(ids, torch.ones_like(ids)), candidates)[0]
+        assert labels[int(scores.argmax())] == label
