@@ -143,8 +143,6 @@ class Trace(Callback):
     def _at(self, event: str, trainer: Trainer, batch: int = -1) -> None:
         if KILL is None or trainer.sanity_checking or (event, trainer.current_epoch) != KILL[:2] or KILL[2] not in (-1, batch):
             return
-        if BY == signal.SIGINT:
-            raise KeyboardInterrupt
         os.kill(os.getpid(), BY)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -297,7 +297,8 @@ Choose from: neutral, surprise, fear, sadness, joy, disgust, anger.
 """
 GOLDEN = {
     ("default", "plain"): HEAD + "\n### Input:\nAda: You did what?\n\n### Response:",
-    ("default", "context"): HEAD + """
+    ("default", "context"): HEAD
+    + """
 ### Context:
 Ada: Where is my umbrella?
 Bela: I sat on it.
@@ -306,7 +307,8 @@ Bela: I sat on it.
 Ada: You did what?
 
 ### Response:""",
-    ("default", "description"): HEAD + """
+    ("default", "description"): HEAD
+    + """
 ### Context:
 Video description: she frowns
 
@@ -314,7 +316,8 @@ Video description: she frowns
 Ada: You did what?
 
 ### Response:""",
-    ("default", "all"): HEAD + """
+    ("default", "all"): HEAD
+    + """
 ### Samples:
 Dan: Only the cat. => neutral
 Hooray! => joy

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import signal
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from lightning.pytorch import Callback
 
 from tests.runs_helper import (
     TRACE, checkpoint, fit, flags, in_child, logged, make_corpus, make_llm, newest, one_thread, refused, same, trace, zoo,
@@ -17,7 +20,7 @@ from zoo.data.base import EmotionData
 from zoo.module import EmotionModule
 
 RANDOM = {"model__dropout": 0.1, "model__word_dropout": 0.2}
-VARIANTS = {  # seven batches of four in each of the three epochs
+VARIANTS = {  # seven batches of four in each of the two epochs
     "lora": RANDOM | {"model__lora__r": 4, "model__lora__dropout": 0.1, "save_last_every": 3},
     "full": RANDOM | {"save_last_every": 7},
     "accumulate": RANDOM | {"trainer__accumulate_grad_batches": 2, "save_last_every": 1},
@@ -43,7 +46,7 @@ def home(tmp_path_factory) -> Path:
 def options(home):
     def options(variant: str, **more: object) -> list[str]:
         data = {"data": "MELD", "data__root": home / "meld", "data__batch_size": 4}
-        model = {"model": "CausalLM", "model__llm": home / "llm", "model__lr": 3e-3, "trainer__max_epochs": 3}
+        model = {"model": "CausalLM", "model__llm": home / "llm", "model__lr": 3e-3, "trainer__max_epochs": 2}
         return [TRACE, *flags(**model, **data, **(VARIANTS[variant] | more))]
 
     return options
@@ -83,7 +86,7 @@ KILLS = [  # variant, workers, where (event, epoch, batch), batch it goes on fro
     ("lora", 0, ("val_start", 1, -1), (1, 5)),  # after the epoch's last batch, whose validation is then done
     ("lora", 0, ("epoch_start", 1, -1), (1, 0)),
     ("full", 0, ("val_start", 1, -1), (1, 0)),  # a last.ckpt of the epoch's last batch would leave its validation out
-    ("full", 2, ("epoch_start", 2, -1), (2, 0)),
+    ("full", 2, ("epoch_start", 1, -1), (1, 0)),
     ("accumulate", 0, ("batch_end", 0, 2), (0, 2)),  # gradients of half a step are in no checkpoint
     ("accumulate", 2, ("batch_end", 1, 4), (1, 4)),
     ("accumulate", 0, ("val_end", 0, -1), (0, 6)),
@@ -108,14 +111,90 @@ def test_killed_and_resumed(variant, workers, kill, at, options, undisturbed, tm
     assert [p.name for p in tmp_path.glob("lightning_logs/*")] == ["version_0"]
 
 
-@pytest.mark.parametrize(("variant", "stop"), [
-    ("lora", ("before_step", 1, 4)), ("lora", ("batch_end", 1, 3)), ("full", ("val_start", 1, 6)), ("accumulate", ("batch_end", 1, 2)),
-])  # fmt: skip
-def test_interrupted_from_the_keyboard(variant, stop, options, undisturbed, tmp_path, capfd):
-    reference = undisturbed(variant)
-    assert in_child(lambda: fit(tmp_path, *options(variant, save_last_every=0)), stop, signal.SIGINT) == 1
+STOPS = [  # variant, workers, where Ctrl-C is pressed, step and place that the run goes on from
+    ("lora", 2, ("before_step", 0, 4), (5, 0, 5)),  # the step ends first
+    ("lora", 0, ("val_start", 0, -1), (7, 1, 0)),  # so does the validation
+    ("accumulate", 0, ("batch_end", 1, 2), (6, 1, 4)),
+]
+
+
+@pytest.mark.parametrize(("variant", "workers", "stop", "at"), STOPS)
+def test_interrupted_from_the_keyboard(variant, workers, stop, at, options, undisturbed, tmp_path, capfd):
+    args = options(variant, save_last_every=0, data__num_workers=workers)
+    assert in_child(lambda: fit(tmp_path, *args), stop, signal.SIGINT) == 1
     run = newest(tmp_path)
-    print(trace(run)[-1], checkpoint(run)["global_step"])
-    assert f"go on with: zoo fit --ckpt_path {run}" in capfd.readouterr().out
+    said, before = capfd.readouterr().out, len(trace(run))
+    assert f"interrupted at step {at[0]}; go on with: zoo fit --ckpt_path {run}\n" in said
+    assert "stopping after this step" in said
     zoo("fit", f"--ckpt_path={run}")
+    assert (trace(run)[before]["epoch"], trace(run)[before]["batch"]) == at[1:]
+    assert_equal(run, undisturbed(variant))
+
+
+def test_a_second_interrupt_stops_at_once(options, undisturbed, tmp_path, capfd):
+    args = options("lora", trainer__callbacks="[tests.test_resume.Impatient]", save_last_every=5)
+    assert in_child(lambda: fit(tmp_path, *args)) == 1
+    said = capfd.readouterr().out
+    assert f"interrupted at step 8; go on with: zoo fit --ckpt_path {newest(tmp_path)}\n" in said
+    assert checkpoint(newest(tmp_path))["global_step"] == 7  # the validation before
+
+
+class Impatient(Callback):
+    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+        if trainer.global_step == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+
+def test_an_interrupt_before_the_first_checkpoint_promises_nothing(options, tmp_path, capfd):
+    args = options("lora", trainer__callbacks="[tests.test_resume.Hasty]")
+    assert in_child(lambda: fit(tmp_path, *args)) == 1
+    assert "interrupted at step 0; nothing was saved yet" in capfd.readouterr().out
+
+
+class Hasty(Callback):
+    def on_train_start(self, trainer, pl_module) -> None:
+        raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("forgotten", ["position", "dropout", "weights of the optimizer"])
+def test_the_comparison_notices_what_a_resume_forgets(forgotten, options, undisturbed, tmp_path, monkeypatch):
+    assert in_child(lambda: fit(tmp_path, *options("lora")), ("batch_end", 1, 3)) == -signal.SIGKILL
+    if forgotten == "position":
+        monkeypatch.setattr(EmotionData, "load_state_dict", lambda self, state: None)
+    elif forgotten == "dropout":
+        monkeypatch.setattr(EmotionModule, "on_train_batch_start", lambda self, batch, batch_idx: None)
+    else:
+        monkeypatch.setattr(torch.optim.AdamW, "load_state_dict", lambda self, state: None)
+    zoo("fit", f"--ckpt_path={newest(tmp_path)}")
+    with pytest.raises(AssertionError):
+        assert_equal(newest(tmp_path), undisturbed("lora"))
+
+
+def test_resuming_changes_what_may_change_and_refuses_the_rest(options, undisturbed, tmp_path):
+    run = shutil.copytree(undisturbed("lora"), tmp_path / "lightning_logs" / "version_0")
+    for flag, said in (("--seed_everything=1", "seed 1, but .* written with 0"), ("--data.batch_size=2", "batch_size 2, but .* with 4")):
+        message = refused("fit", f"--ckpt_path={run}", flag, "--trainer.max_epochs=3")
+        assert re.search(f"resuming with {said}", message)
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_epochs=3", "--model.lr=0.5")
+    assert [e["epoch"] for e in trace(run)[14:]] == [2] * 7
+    kept = yaml.safe_load((run / "config.yaml").read_text())
+    now = yaml.safe_load(max(run.glob("config.resume-*.yaml")).read_text())
+    assert (kept["model"]["init_args"]["lr"], now["model"]["init_args"]["lr"]) == (3e-3, 0.5)
+    assert (kept["trainer"]["max_epochs"], now["trainer"]["max_epochs"]) == (2, 3)
+
+
+def test_a_run_that_was_moved_keeps_its_best(options, undisturbed, tmp_path, monkeypatch):
+    """Started under a relative path, as in `zoo fit --config ...` without a root, then renamed and resumed twice."""
+    reference = undisturbed("accumulate")
+    assert checkpoint(reference, "best")["epoch"] == 0  # so that a forgotten best score would show
+    monkeypatch.chdir(tmp_path)
+    assert in_child(lambda: fit(Path("."), *options("accumulate")), ("batch_end", 1, 3)) == -signal.SIGKILL
+    assert in_child(lambda: zoo("fit", "--ckpt_path=lightning_logs/version_0"), ("batch_end", 1, 5)) == -signal.SIGKILL
+    run = Path("lightning_logs/version_0").rename(tmp_path / "renamed")
+    zoo("fit", "--ckpt_path=renamed")
     assert_equal(run, reference)
+    for _ in range(2):  # a finished run does nothing more
+        zoo("fit", f"--ckpt_path={run}")
+        assert_equal(run, reference)
+    assert list(tmp_path.glob("lightning_logs/*")) == []

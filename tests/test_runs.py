@@ -38,7 +38,6 @@ def repository(tmp_path, monkeypatch):
     return root
 
 
-
 pytestmark = pytest.mark.filterwarnings("ignore:Experiment logs directory")  # Lightning empties it; ours does not
 
 ORDER = [  # what is found first in a folder that holds all of them

@@ -4,7 +4,10 @@ by a file."""
 from __future__ import annotations
 
 import logging
+import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 from typing import Any
@@ -66,7 +69,7 @@ class ZooCLI(LightningCLI):
             default=False,
             help="Evaluate without a checkpoint: the pretrained language model as it is.",
         )
-        parser.add_class_arguments(ModelCheckpoint, "checkpoint")
+        parser.add_class_arguments(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
                 "checkpoint.monitor": "val/wf1",
@@ -114,12 +117,12 @@ class ZooCLI(LightningCLI):
                 resume_step = None
                 if home is not None:
                     resume_step = torch.load(checkpoint, weights_only=True, map_location="meta")["global_step"]
-                    root, version = home.parent.parent, int(home.name.removeprefix("version_"))
+                    root, folder = home.parent.parent, (home.parent.name, home.name)  # renamed or not
                 else:
-                    version = next_version(root)
+                    folder = ("lightning_logs", f"version_{next_version(root)}")
                 kwargs["logger"] = [
-                    ResumingCSVLogger(str(root), "lightning_logs", version, resume_step),
-                    TensorBoardLogger(str(root), "lightning_logs", version),
+                    ResumingCSVLogger(str(root), *folder, resume_step),
+                    TensorBoardLogger(str(root), *folder),
                 ]
                 kwargs["default_root_dir"] = str(root)
         extra = []
@@ -146,15 +149,52 @@ class ZooCLI(LightningCLI):
         self._announce("results in")
 
 
+class BestCheckpoint(ModelCheckpoint):
+    """best.ckpt. Remembers the best score even if the run folder was moved, or was named relative to another directory;
+    Lightning's own forgets it then, and a resumed run would overwrite the best model with its next one."""
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        def here(path: str) -> str:
+            return str(Path(self.dirpath) / Path(path).name) if path else path
+
+        paths = {k: here(state_dict[k]) for k in ("best_model_path", "kth_best_model_path", "last_model_path")}
+        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
+        super().load_state_dict(state_dict | paths | {"best_k_models": kept, "dirpath": self.dirpath})
+
+
 class LastCheckpoint(Checkpoint):
     """last.ckpt: every so many steps, after every validation, at the end, and when the run is interrupted. Written to
-    a temporary file first (Lightning's own way), so a kill at any moment leaves a whole file."""
+    a temporary file first (Lightning's own way), so a kill at any moment leaves a whole file.
+
+    It always holds a whole step and all that came before it, so that a resumed run is the same run. Ctrl-C therefore
+    lets the step that is being done end; a second Ctrl-C stops at once, with the file as it is.
+    """
 
     def __init__(self, every: int) -> None:
         self.every, self.saved_at = every, -1
+        self.stopping, self._handler = False, None
+
+    def _stop(self, number: int, frame: Any) -> None:
+        if self.stopping:
+            raise KeyboardInterrupt
+        self.stopping = True
+        if os.getpid() == self._process:  # loader workers get the signal, too
+            print("stopping after this step; Ctrl-C again stops at once", flush=True)
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
+            self._process = os.getpid()
+            self._handler = signal.signal(signal.SIGINT, self._stop)
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self.saved_at = trainer.global_step  # a run that has nothing left to do leaves its file alone
+
+    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
+        if self.stopping and self.saved_at == trainer.global_step:
+            raise KeyboardInterrupt
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if not self.every or trainer.global_step % self.every:
+        if not self.stopping and (not self.every or trainer.global_step % self.every):
             return
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():  # no checkpoint holds the gradients that are still being summed up
@@ -171,17 +211,28 @@ class LastCheckpoint(Checkpoint):
         self._save(trainer)
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt) and trainer.global_step > 0:
-            self._save(trainer)
+        if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt):
+            found = self._file(trainer).is_file()
             print(
-                f"interrupted at step {trainer.global_step}; go on with: zoo fit --ckpt_path {trainer.log_dir}",
+                f"interrupted at step {trainer.global_step}; "
+                + (f"go on with: zoo fit --ckpt_path {trainer.log_dir}" if found else "nothing was saved yet"),
                 flush=True,
             )
+        else:
+            self.teardown(trainer, pl_module, "fit")
+
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        if self._handler is not None:
+            signal.signal(signal.SIGINT, self._handler)
+            self._handler = None
+
+    def _file(self, trainer: Trainer) -> Path:
+        return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step != self.saved_at:
             self.saved_at = trainer.global_step
-            trainer.save_checkpoint(Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt")
+            trainer.save_checkpoint(self._file(trainer))
 
 
 def run(verb: str, args: list[str]) -> None:
@@ -270,6 +321,7 @@ def _quiet() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*Experiment logs directory.*",
         r".*your dataloader is not resumable.*",
+        r".*callbacks used to create the checkpoint need to be provided.*",
         r".*callbacks used to create the checkpoint need to be provided.*",
         r".*`is_gradient_checkpointing` is deprecated.*",
     ):

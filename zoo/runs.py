@@ -105,7 +105,7 @@ class ResumingCSVLogger(CSVLogger):
     """Lightning's CSV logger empties metrics.csv when a run is resumed in its folder; this one keeps the rows up to
     the step it resumes from (later rows belong to work that was lost and is done again)."""
 
-    def __init__(self, save_dir: str, name: str, version: int, resume_step: int | None = None) -> None:
+    def __init__(self, save_dir: str, name: str, version: int | str, resume_step: int | None = None) -> None:
         super().__init__(save_dir, name=name, version=version)
         self.resume_step = resume_step
         file = Path(self.log_dir) / "metrics.csv"

@@ -1,4 +1,4 @@
-"""Prompts and answers with the real tokenizers of Llama-2, Llama-3 and Qwen2.5; exits 1 at the first thing that is wrong.
+"""Prompts and answers with the real tokenizers of Llama-2, Llama-3 and Qwen2.5; exits 1 at the first fault.
 
     python tests/benchmarks/check_tokenizers.py --data-root ../shared/data
 """
@@ -37,7 +37,8 @@ WORDS = {  # tokens of each of MELD's label words after a colon
 END = {"llama2": "</s>", "llama3": "<|end_of_text|>", "qwen": "<|im_end|>"}
 SEEN = {"video": "a woman frowns — café, “naïve”, 漢字 🙂"}
 HISTORY = (Turn("u0", "Ada", "Where's the ladder?", "neutral"), Turn("u1", "Bela", "Behind  you… watch out!", "fear"))
-SAMPLE = Sample("meld/test/a", "meld/test/d", MELD.labels, Turn("u2", "Ada", "Oh <|eot_id|> no </s> [PAD]!", "joy", SEEN), HISTORY)
+TARGET = Turn("u2", "Ada", "Oh <|eot_id|> no </s> [PAD]!", "joy", SEEN)
+SAMPLE = Sample("meld/test/a", "meld/test/d", MELD.labels, TARGET, HISTORY)
 
 
 def expect(what: str, got: object, expected: object) -> None:
@@ -60,20 +61,21 @@ def check(name: str, folder: Path) -> None:
     expect(f"{name} tokens per label", lengths, WORDS[name])
 
     special = tokenizer.get_added_vocab()
-    escaped = tokenizer("".join(map(escape, special)), add_special_tokens=False)["input_ids"]
-    unescaped = tokenizer("".join(special), add_special_tokens=False)["input_ids"]
-    expect(f"{name} special tokens read in text, of {len(special)}", len(set(unescaped) & set(special.values())), len(special))
-    expect(f"{name} special tokens read in escaped text", set(escaped) & set(special.values()), set())
+    for what, words, found in (("text", special, len(special)), ("escaped text", map(escape, special), 0)):
+        ids = tokenizer("".join(words), add_special_tokens=False)["input_ids"]
+        expect(f"{name} special tokens read in {what}", len(set(ids) & set(special.values())), found)
 
     template = load_template("default", DialogueLLM.templates)
     text = render(template, SAMPLE, window=2, kinds=("video",), said=MELD.labels.names)
     ids = tokenizer(text)["input_ids"]
-    expect(f"{name} prompt comes back, {len(ids)} tokens", tokenizer.decode(ids, skip_special_tokens=True) == text, True)
+    same = tokenizer.decode(ids, skip_special_tokens=True) == text
+    expect(f"{name} prompt of {len(ids)} tokens comes back", same, True)
     options = {"window": 2, "kinds": ("video",), "verbalizer": None, "max_length": 4096, "training": True}
     batch = PromptCollator(tokenizer, 0, template, **options)([SAMPLE], np.random.default_rng(0))
     row = batch["input_ids"][0].tolist()
-    expect(f"{name} training row = prompt + answer + end", row, ids + answer_ids(tokenizer, "joy") + [tokenizer.eos_token_id])
-    expect(f"{name} training row as text", tokenizer.decode(row).endswith(f"### Response: joy{END[name]}"), True)
+    same = row == [*ids, *answer_ids(tokenizer, "joy"), tokenizer.eos_token_id]
+    expect(f"{name} training row is prompt, answer, end", same, True)
+    expect(f"{name} training row as text", tokenizer.decode(row[-30:])[-20:], f"### Response: joy{END[name]}"[-20:])
 
     with tempfile.TemporaryDirectory() as made:  # as a user has it: a model folder (here without weights)
         kind, values = SHAPES[SHAPE[name]]
@@ -81,20 +83,21 @@ def check(name: str, folder: Path) -> None:
         for file in folder.glob("tokenizer*.json"):
             (Path(made) / file.name).symlink_to(file.resolve())
         llm = LLM(made, dtype="bfloat16", device="meta")
-        expect(f"{name} folder loads a", type(llm.tokenizer).__name__, type(llm.tokenizer).__name__)
+        print(f"{name} folder is read by {type(llm.tokenizer).__name__}")
         expect(f"{name} folder encodes the prompt alike", llm.tokenizer(text)["input_ids"] == ids, True)
-        expect(f"{name} folder encodes the answers alike", [answer_ids(llm.tokenizer, w) for w in MELD.labels.names],
-               [answer_ids(tokenizer, w) for w in MELD.labels.names])  # fmt: skip
+        same = all(answer_ids(llm.tokenizer, w) == answer_ids(tokenizer, w) for w in MELD.labels.names)
+        expect(f"{name} folder encodes the answers alike", same, True)
         rows = llm.causal_lm.get_input_embeddings().num_embeddings
-        print(f"{name} folder: pad {llm.tokenizer.pad_token!r} = {llm.tokenizer.pad_token_id}, {rows} rows, pads with {llm.pad_id}")
-        expect(f"{name} pad has a row", llm.pad_id < rows, True)
+        pad = (llm.tokenizer.pad_token, llm.tokenizer.pad_token_id)
+        print(f"{name} pad token {pad}, rows {rows}, padded with {llm.pad_id}")
+        expect(f"{name} padding has a row", llm.pad_id < rows, True)
         if name == "llama2":
-            expect("llama2 [PAD] has no row, so unk pads", (llm.tokenizer.pad_token_id, llm.pad_id), (32000, 0))
+            expect("llama2 [PAD] has no row, unk pads", (llm.tokenizer.pad_token_id, llm.pad_id), (32000, 0))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds tokenizers/{llama2,llama3,qwen}/")
+    parser.add_argument("--data-root", type=Path, required=True, help="holds tokenizers/{llama2,llama3,qwen}/")
     root = parser.parse_args().data_root
     logging.disable(logging.WARNING)
     start = time.perf_counter()

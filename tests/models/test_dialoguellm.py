@@ -126,7 +126,7 @@ def test_loss_equals_one_pass_per_sample(tiny_llama, meld, plain, tokenizer, pro
     assert batch["mask"].sum(1).unique().numel() == len(samples) - 1 and not batch["mask"].all()
     counts = np.array([sum(s.label == i for s in train) for i in range(7)])
     assert counts.min() < counts.max() / 3
-    weights = counts ** -power * len(train) / sum(c * c**-power for c in counts.astype(float))
+    weights = counts**-power * len(train) / sum(c * c**-power for c in counts.astype(float))
     with torch.no_grad():
         expected = reference_loss(plain, tokenizer, samples, prompt_loss, weights)
         got = model.loss(batch)

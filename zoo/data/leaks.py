@@ -13,6 +13,7 @@ import pandas as pd
 
 from zoo.data.goemotions import GoEmotions
 from zoo.data.meld import MELD
+from zoo.data.synthetic import Synthetic
 from zoo.schema import Sample
 
 
@@ -57,6 +58,7 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("zoo prepare leaks", description="Utterances that two splits or corpora share.")
     parser.add_argument("--meld", type=Path, metavar="DIR", help="folder of MELD's CSVs")
     parser.add_argument("--goemotions", type=Path, metavar="DIR", help="folder of the Ekman TSVs")
+    parser.add_argument("--synthetic", type=int, metavar="N", help="training dialogues of the embedded corpus")
     parser.add_argument("--min_words", type=int, default=5, help="shorter utterances are everyday phrases (default: 5)")
     args = parser.parse_args(argv)
     corpora = []
@@ -64,8 +66,10 @@ def main(argv: list[str]) -> int:
         corpora.append(MELD(root=args.meld))
     if args.goemotions:
         corpora.append(GoEmotions(root=args.goemotions, multi_label="first"))  # all sentences
+    if args.synthetic:
+        corpora.append(Synthetic(train_dialogues=args.synthetic))
     if not corpora:
-        parser.error("give --meld DIR, --goemotions DIR, or both")
+        parser.error("give --meld DIR, --goemotions DIR, --synthetic N, or several of them")
     datasets = {f"{c.labels.corpus}/{split}": c.samples(split) for c in corpora for split in c.splits()}
     print(f"utterances of at least {args.min_words} words, equal without case and punctuation")
     print(leak_report(datasets, args.min_words).to_string(index=False, formatters={"share": "{:.2%}".format}))
