@@ -1,4 +1,5 @@
-"""Runs through the user's entry point, `zoo.cli.main`, on a miniature corpus and a language model that fit into a second."""
+"""Runs through the user's entry point, `zoo.cli.main`, on a miniature corpus and with a language model that trains in
+a second."""
 
 from __future__ import annotations
 
@@ -33,13 +34,14 @@ TRACE = "--trainer.callbacks+=tests.runs_helper.Trace"
 
 # ---- what runs need
 def make_llm(folder: Path, seed: int = 0) -> Path:
-    """A language model with 2 layers of 32 and random weights, larger than usual: it learns within some steps. Its tokenizer
-    knows the words of the miniature corpora."""
+    """A language model with 2 layers of 32 and random weights, larger than usual: it learns within some steps. Its
+    tokenizer knows the words of the miniature corpora."""
     rng = random.Random(0)
-    texts = [f"{line(rng, label)} emotion: {label} audio description: calm raised" for label in LABELS for _ in range(20)]
+    texts = [f"{line(rng, label)} emotion: {label} audio: calm raised" for label in LABELS for _ in range(20)]
     make_folder(folder, texts, vocab_size=420, hidden_size=32, layers=2, heads=2, intermediate_size=64, seed=seed)
-    tensors = load_file(folder / "model.safetensors")
-    save_file({k: v * 8 if v.ndim > 1 else v for k, v in tensors.items()}, folder / "model.safetensors", {"format": "pt"})
+    weights = folder / "model.safetensors"
+    larger = {name: v * 8 if v.ndim > 1 else v for name, v in load_file(weights).items()}
+    save_file(larger, weights, {"format": "pt"})
     return folder
 
 
@@ -125,8 +127,8 @@ BY: int = signal.SIGKILL
 
 
 class Trace(Callback):
-    """Appends what happens to trace.jsonl of the run folder: every step with its loss, every validation with its predictions, and
-    which trainable parameters had no gradient. Ends the process where KILL says."""
+    """Appends what happens to trace.jsonl of the run folder: every step with its loss, every validation with its
+    predictions, and which trainable parameters had no gradient. Ends the process where KILL says."""
 
     def __init__(self) -> None:
         self.moved: set[str] = set()
@@ -141,9 +143,9 @@ class Trace(Callback):
             file.write(json.dumps(what) + "\n")
 
     def _at(self, event: str, trainer: Trainer, batch: int = -1) -> None:
-        if KILL is None or trainer.sanity_checking or (event, trainer.current_epoch) != KILL[:2] or KILL[2] not in (-1, batch):
-            return
-        os.kill(os.getpid(), BY)
+        here = (event, trainer.current_epoch)
+        if KILL is not None and not trainer.sanity_checking and here == KILL[:2] and KILL[2] in (-1, batch):
+            os.kill(os.getpid(), BY)
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         predict = pl_module.predict
@@ -165,9 +167,9 @@ class Trace(Callback):
         self.moved |= {n for n, p in pl_module.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
         self._at("before_step", trainer, trainer.fit_loop.epoch_loop.batch_idx)
 
-    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int) -> None:
-        self._write(trainer, event="step", step=trainer.global_step, epoch=trainer.current_epoch, batch=batch_idx,
-                    loss=float(outputs["loss"]), ids=batch["samples"].ids())  # fmt: skip
+    def on_train_batch_end(self, trainer: Trainer, pl_module: LightningModule, outputs, batch, batch_idx: int) -> None:
+        place = {"step": trainer.global_step, "epoch": trainer.current_epoch, "batch": batch_idx}
+        self._write(trainer, event="step", **place, loss=float(outputs["loss"]), ids=batch["samples"].ids())
         self._at("batch_end", trainer, batch_idx)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -190,7 +192,8 @@ def trace(run: Path, event: str = "step") -> list[dict[str, Any]]:
 
 
 def in_child(call: Callable[[], object], kill: tuple[str, int, int] | None = None, by: int = signal.SIGKILL) -> int:
-    """Runs ``call`` in a forked child, whose `Trace` ends it at ``kill``; the exit code, or minus the signal that ended it."""
+    """Runs ``call`` in a forked child, whose `Trace` ends it at ``kill``; the exit code, or minus the signal that ended
+    it."""
     global KILL, BY
     sys.stdout.flush()
     sys.stderr.flush()

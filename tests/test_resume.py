@@ -1,4 +1,5 @@
-"""A run that is killed and resumed ends like one that was not: the same losses, weights, optimizer and log, bit for bit."""
+"""A run that is killed and resumed ends like one that was not: the same losses, weights, optimizer and log, bit for
+bit."""
 
 from __future__ import annotations
 
@@ -14,7 +15,20 @@ import yaml
 from lightning.pytorch import Callback
 
 from tests.runs_helper import (
-    TRACE, checkpoint, fit, flags, in_child, logged, make_corpus, make_llm, newest, one_thread, refused, same, trace, zoo,
+    TRACE,
+    checkpoint,
+    fit,
+    flags,
+    in_child,
+    logged,
+    make_corpus,
+    make_llm,
+    newest,
+    one_thread,
+    refused,
+    same,
+    trace,
+    zoo,
 )  # fmt: skip
 from zoo.data.base import EmotionData
 from zoo.module import EmotionModule
@@ -32,6 +46,11 @@ VARIANTS = {  # seven batches of four in each of the two epochs
 def _bits():
     with one_thread():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -173,7 +192,8 @@ def test_the_comparison_notices_what_a_resume_forgets(forgotten, options, undist
 
 def test_resuming_changes_what_may_change_and_refuses_the_rest(options, undisturbed, tmp_path):
     run = shutil.copytree(undisturbed("lora"), tmp_path / "lightning_logs" / "version_0")
-    for flag, said in (("--seed_everything=1", "seed 1, but .* written with 0"), ("--data.batch_size=2", "batch_size 2, but .* with 4")):
+    other_order = {"--seed_everything=1": "seed 1, but .* with 0", "--data.batch_size=2": "batch_size 2, but .* with 4"}
+    for flag, said in other_order.items():
         message = refused("fit", f"--ckpt_path={run}", flag, "--trainer.max_epochs=3")
         assert re.search(f"resuming with {said}", message)
     zoo("fit", f"--ckpt_path={run}", "--trainer.max_epochs=3", "--model.lr=0.5")
@@ -184,11 +204,10 @@ def test_resuming_changes_what_may_change_and_refuses_the_rest(options, undistur
     assert (kept["trainer"]["max_epochs"], now["trainer"]["max_epochs"]) == (2, 3)
 
 
-def test_a_run_that_was_moved_keeps_its_best(options, undisturbed, tmp_path, monkeypatch):
+def test_a_run_that_was_moved_keeps_its_best(options, undisturbed, tmp_path):
     """Started under a relative path, as in `zoo fit --config ...` without a root, then renamed and resumed twice."""
     reference = undisturbed("accumulate")
     assert checkpoint(reference, "best")["epoch"] == 0  # so that a forgotten best score would show
-    monkeypatch.chdir(tmp_path)
     assert in_child(lambda: fit(Path("."), *options("accumulate")), ("batch_end", 1, 3)) == -signal.SIGKILL
     assert in_child(lambda: zoo("fit", "--ckpt_path=lightning_logs/version_0"), ("batch_end", 1, 5)) == -signal.SIGKILL
     run = Path("lightning_logs/version_0").rename(tmp_path / "renamed")

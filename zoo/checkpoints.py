@@ -127,7 +127,10 @@ def load(path: str) -> Any:
     module = parser.instantiate_classes(config).model
     module.configure_model()
     content = read_checkpoint(file)
-    module.on_load_checkpoint(content)
+    try:
+        module.on_load_checkpoint(content)
+    except ValueError as error:
+        raise ValueError(f"{file}: {error}") from error
     module.load_state_dict(content["state_dict"])
     return module
 

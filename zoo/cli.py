@@ -50,17 +50,24 @@ def main(argv: list[str] | None = None) -> None:
     try:
         _run(args[0], args[1:])
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, NotADirectoryError) as error:
-        if os.environ.get("ZOO_DEBUG") or not _ours(error):
+        ours = _ours(error)
+        if os.environ.get("ZOO_DEBUG") or ours is None:
             raise
-        sys.exit(f"zoo {args[0]}: {error}\n(ZOO_DEBUG=1 shows the traceback)")
+        sys.exit(f"zoo {args[0]}: {ours}\n(ZOO_DEBUG=1 shows the traceback)")
 
 
-def _ours(error: BaseException) -> bool:
-    """True if the zoo itself raised it, so that its message says what to do; a library's error keeps its traceback."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return trace is not None and Path(trace.tb_frame.f_code.co_filename).is_relative_to(Path(__file__).parent)
+def _ours(error: BaseException | None) -> BaseException | None:
+    """The zoo's own error, whose message says what to do, also where jsonargparse wrapped it. None for a library's
+    error: that one keeps its traceback."""
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None and trace.tb_next is not None:
+            trace = trace.tb_next
+        raised_in = Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
+        if raised_in.is_relative_to(Path(__file__).parent):
+            return error
+        error = error.__cause__ if "jsonargparse" in raised_in.parts else None
+    return None
 
 
 def _run(verb: str, args: list[str]) -> None:

@@ -3,6 +3,7 @@ by a file."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import signal
@@ -77,7 +78,7 @@ class ZooCLI(LightningCLI):
                 "checkpoint.filename": "best",
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
-                "checkpoint.save_on_train_epoch_end": False,  # but after validation, before last.ckpt, which tells the best
+                "checkpoint.save_on_train_epoch_end": False,  # but after validation, before last.ckpt, which knows it
             }
         )
         parser.add_argument(
@@ -102,6 +103,8 @@ class ZooCLI(LightningCLI):
                     f"{self.subcommand} needs trained weights: give --ckpt_path (a run folder, a .ckpt, or a published "
                     "name), or --zero_shot to evaluate the pretrained language model as it is"
                 )
+        if config.ckpt_path:
+            look_into(Path(config.ckpt_path))
         config.weights_only = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -116,10 +119,12 @@ class ZooCLI(LightningCLI):
             else:
                 resume_step = None
                 if home is not None:
-                    resume_step = torch.load(checkpoint, weights_only=True, map_location="meta")["global_step"]
-                    root, folder = home.parent.parent, (home.parent.name, home.name)  # renamed or not
+                    resume_step = look_into(Path(checkpoint))["global_step"]
+                    number = home.name.removeprefix("version_")  # no number if the folder was renamed
+                    version = int(number) if number.isdigit() else home.name
+                    root, folder = home.parent.parent, (home.parent.name, version)
                 else:
-                    folder = ("lightning_logs", f"version_{next_version(root)}")
+                    folder = ("lightning_logs", next_version(root))
                 kwargs["logger"] = [
                     ResumingCSVLogger(str(root), *folder, resume_step),
                     TensorBoardLogger(str(root), *folder),
@@ -199,7 +204,7 @@ class LastCheckpoint(Checkpoint):
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():  # no checkpoint holds the gradients that are still being summed up
             return
-        if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # else a resume would leave this validation out
+        if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # else a resume would leave validation out
             self._save(trainer)
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -235,10 +240,26 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self._file(trainer))
 
 
+def look_into(file: Path) -> dict[str, Any]:
+    """What a checkpoint holds, the tensors without their values, which takes no time. ValueError if it is damaged,
+    holds more than tensors and plain values, or was not written by the zoo."""
+    try:
+        content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
+    except Exception as error:  # torch raises many types; the cause stays chained
+        raise ValueError(
+            f"{file} could not be read as weights ({type(error).__name__}); is it truncated, or a pickle of more than "
+            "tensors?"
+        ) from error
+    for key in ("zoo", "state_dict", "global_step"):
+        if not isinstance(content, dict) or key not in content:
+            raise ValueError(f"{file} is not a checkpoint of the zoo: it has no {key!r}")
+    return content
+
+
 def run(verb: str, args: list[str]) -> None:
     """One LightningCLI verb, with --ckpt_path resolved first."""
     _quiet()
-    args = resolve_checkpoint(verb, args)
+    args = configs_first(resolve_checkpoint(verb, args))
     sys.argv = ["zoo", verb, *args]  # where LightningCLI reads
     ZooCLI(  # not returned: a script that exits with an object has failed
         EmotionModule,
@@ -249,7 +270,8 @@ def run(verb: str, args: list[str]) -> None:
         seed_everything_default=0,
         # the data module shards by itself, and in evaluation exactly once
         trainer_defaults={"use_distributed_sampler": False},
-        parser_kwargs={"prog": "zoo"},
+        # options in full: a shortened one would be a typing error that works
+        parser_kwargs={"prog": "zoo"} | {v: {"allow_abbrev": False} for v in ("fit", *EVALUATION)},
     )
 
 
@@ -284,6 +306,17 @@ def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
     if file.name == "model.safetensors":  # a published backbone: its folder is the model, there is nothing more to load
         return [*kept, f"--model.llm={published(path) or file.parent}", "--zero_shot=true"]
     return [*kept, f"--ckpt_path={file}"]
+
+
+def configs_first(args: list[str]) -> list[str]:
+    """A flag beats every --config, also one that follows it; read from left to right the later of the two would win."""
+    configs, others, rest = [], [], iter(args)
+    for arg in rest:
+        if arg in ("--config", "-c"):
+            configs += [arg, *itertools.islice(rest, 1)]
+        else:
+            (configs if arg.startswith("--config=") else others).append(arg)
+    return configs + others
 
 
 def _value(args: list[str], key: str) -> str | None:

@@ -14,7 +14,19 @@ from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_su
 
 from tests.data.miniature import LABELS
 from tests.runs_helper import (
-    TRACE, checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, one_thread, rows, same, trace, zoo,
+    TRACE,
+    checkpoint,
+    fit,
+    flags,
+    logged,
+    make_corpus,
+    make_llm,
+    metrics,
+    one_thread,
+    rows,
+    same,
+    trace,
+    zoo,
 )  # fmt: skip
 from zoo.models.causal_lm import CausalLM
 
@@ -50,6 +62,11 @@ SYSTEMS = {
 def _bits():
     with one_thread():
         yield
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +126,7 @@ def test_an_unused_part_would_be_noticed(options, tmp_path):
 
 def test_run_files(run):
     held = {p.name for p in run.iterdir()}
-    assert {"config.yaml", "config.test.yaml", "metrics.csv", "metrics.json", "predictions.jsonl", "confusion.png"} <= held
+    assert held >= {"config.yaml", "config.test.yaml", "metrics.csv", "metrics.json", "predictions.jsonl"}
     assert any(name.startswith("events.out.tfevents") for name in held)
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
     assert (run / "confusion.png").read_bytes()[:8] == b"\x89PNG\r\n\x1a\n"
@@ -134,13 +151,18 @@ def test_metrics_can_be_recomputed_from_the_predictions(run, home):
     assert [r["label"] for r in answers] == [t["Emotion"] for t in table]
     assert {r["dialogue"] for r in answers} == {"meld/test/dia0", "meld/test/dia1"}
     assert all(r["predicted"] in (*LABELS, None) for r in answers)
-    assert all(set(r["scores"]) == set(LABELS) and sum(r["scores"].values()) == pytest.approx(1, abs=1e-5) for r in answers)
+    for r in answers:
+        assert set(r["scores"]) == set(LABELS) and sum(r["scores"].values()) == pytest.approx(1, abs=1e-5)
+        assert r["predicted"] == max(r["scores"], key=r["scores"].get)
     true, guess = [r["label"] for r in answers], [r["predicted"] or "none" for r in answers]
     want = {
-        "n": 14, "accuracy": accuracy_score(true, guess), "uar": recall_score(true, guess, labels=LABELS, average="macro"),
+        "n": 14,
+        "accuracy": accuracy_score(true, guess),
+        "uar": recall_score(true, guess, labels=LABELS, average="macro"),
         "weighted_f1": f1_score(true, guess, labels=LABELS, average="weighted", zero_division=0),
-        "macro_f1": f1_score(true, guess, labels=LABELS, average="macro", zero_division=0), "unparsed": guess.count("none") / 14,
-    }  # fmt: skip
+        "macro_f1": f1_score(true, guess, labels=LABELS, average="macro", zero_division=0),
+        "unparsed": guess.count("none") / 14,
+    }
     assert {k: said[k] for k in want} == pytest.approx(want)
     per_class = precision_recall_fscore_support(true, guess, labels=LABELS, zero_division=0)[2]
     assert said["per_class"] == pytest.approx(dict(zip(LABELS, per_class, strict=True)))
@@ -157,7 +179,8 @@ def test_checkpoints_hold_what_was_trained_and_nothing_of_the_backbone(run, syst
     if system.adapters:
         assert all(".lora_" in k for k in state)
         trained = sum(v.numel() for v in state.values())
-        assert (run / "checkpoints" / "best.ckpt").stat().st_size < 3 * 4 * trained + 40_000  # weights, two moments, the rest
+        size = (run / "checkpoints" / "best.ckpt").stat().st_size
+        assert size < 3 * 4 * trained + 40_000  # weights, two moments, the rest
     else:
         assert not any(".lora_" in k for k in state)
 
@@ -193,8 +216,7 @@ def test_overfits_seven_samples(system, options, tmp_path):
     assert metrics(run)["accuracy"] == 1.0 and losses[-1] < losses[0] / 2
 
 
-def test_fast_dev_run_writes_nothing(system, options, tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+def test_fast_dev_run_writes_nothing(system, options, tmp_path):
     zoo("fit", *options(system, trainer__fast_dev_run=True, trainer__accelerator="cpu"))
     assert list(tmp_path.iterdir()) == []
 

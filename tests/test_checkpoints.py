@@ -1,0 +1,315 @@
+"""Checkpoints: bad ones are refused with the reason, good ones can be exported, built upon, loaded and verified."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.runs_helper import (
+    checkpoint,
+    fit,
+    flags,
+    logged,
+    make_corpus,
+    make_llm,
+    metrics,
+    one_thread,
+    refused,
+    rows,
+    same,
+    zoo,
+)  # fmt: skip
+from zoo import checkpoints
+from zoo.backbones import LLM
+
+LORA = ("--model.lora.r=4", "--model.lora.alpha=64")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _bits():
+    with one_thread():
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _elsewhere(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("checkpoints")
+    make_llm(home / "llm")
+    make_llm(home / "other", seed=1)  # the same shapes, other weights
+    make_corpus(home / "meld", (2, 1, 1))
+    return home
+
+
+def options(home: Path) -> list[str]:
+    data = {"data": "MELD", "data__root": home / "meld", "data__batch_size": 7, "trainer__max_epochs": 1}
+    return ["--model=CausalLM", *flags(model__llm=home / "llm", model__lr=0.01, **data)]
+
+
+@pytest.fixture(scope="module")
+def full_run(home) -> Path:
+    return fit(home / "full", *options(home))
+
+
+@pytest.fixture(scope="module")
+def lora_run(home) -> Path:
+    return fit(home / "lora", *options(home), *LORA)
+
+
+@pytest.fixture
+def run(lora_run, tmp_path) -> Path:
+    """A copy of the LoRA run, to be damaged."""
+    return shutil.copytree(lora_run, tmp_path / "lightning_logs" / "version_0")
+
+
+@pytest.fixture(scope="module")
+def batch(home) -> torch.Tensor:
+    tokenizer = AutoTokenizer.from_pretrained(home / "llm")
+    return torch.tensor([tokenizer("Wow, Ada put the kettle by the 7.\nemotion:")["input_ids"]])
+
+
+def logits(model, ids: torch.Tensor) -> torch.Tensor:
+    with torch.no_grad():
+        return model.eval()(ids).logits
+
+
+# ---- bad checkpoints
+class Trap:
+    """Unpickled, it makes a folder."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+def damage(run: Path, how: str) -> None:
+    """Replaces both checkpoints of the run by damaged ones."""
+    for file in (run / "checkpoints").iterdir():
+        content = torch.load(file, weights_only=True)
+        state = content["state_dict"]
+        name = sorted(state)[0]
+        if how == "renamed":
+            content["state_dict"] = {k.replace(".lora_A.", ".adapter_A."): v for k, v in state.items()}
+        elif how == "missing":
+            del state[name]
+        elif how == "nan":
+            state[name][0, 0] = float("nan")
+        elif how == "infinite":
+            state[name][0, 0] = -float("inf")
+        elif how == "format":
+            content["zoo"]["format"] = 99
+        elif how == "contract":
+            del content["zoo"]
+        elif how == "state":
+            content = state
+        elif how == "pickle":
+            content["callbacks"] = Trap(run / "trapped")
+        elif how == "no weights":
+            del content["state_dict"]
+        torch.save(content, file)
+        if how == "truncated":
+            file.write_bytes(file.read_bytes()[:5000])
+        elif how == "text":
+            file.write_text("not found\n")
+        elif how == "empty":
+            file.write_bytes(b"")
+
+
+BAD = {
+    "renamed": r"does not fit this model: 4 tensors are missing .* 4 are unknown \['llm.*adapter_A",
+    "missing": r"does not fit this model: 1 tensors are missing .*lora_A",
+    "nan": r"holds NaN or infinite values in 1 tensors: \['llm.*lora_A",
+    "infinite": r"holds NaN or infinite values in 1 tensors",
+    "format": r"has format 99, this version reads 1",
+    "contract": r"is not a checkpoint of the zoo: it has no 'zoo'",
+    "state": r"is not a checkpoint of the zoo: it has no '",
+    "no weights": r"it has no 'state_dict'",
+    "truncated": r"could not be read as weights .*truncated",
+    "text": r"could not be read as weights",
+    "empty": r"could not be read as weights",
+    "pickle": r"could not be read as weights .*pickle of more than tensors",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("how", BAD)
+def test_a_damaged_checkpoint_is_refused(how, run, tmp_path):
+    damage(run, how)
+    for args in (["test"], ["fit", "--trainer.max_epochs=2"], ["export", "--out", tmp_path / "out"]):
+        said = refused(args[0], f"--ckpt_path={run}", *args[1:])
+        assert said.startswith(f"zoo {args[0]}: {run / 'checkpoints'}") and re.search(BAD[how], said), said
+    assert not (run / "trapped").exists() and not (run / "metrics.json").exists() and not (tmp_path / "out").exists()
+
+
+def test_the_trap_works(tmp_path):
+    """The crafted pickle does what it must not do when it is read the careless way."""
+    torch.save({"x": Trap(tmp_path / "trapped")}, tmp_path / "file.ckpt")
+    torch.load(tmp_path / "file.ckpt", weights_only=False)
+    assert (tmp_path / "trapped").is_dir()
+
+
+def test_a_model_that_the_checkpoint_does_not_fit(run, home):
+    rank = refused("test", f"--ckpt_path={run}", "--model.lora.r=8")
+    assert "another LoRA rank" in rank and "is (4, 32), expected (8, 32)" in rank
+    base = refused("test", f"--ckpt_path={run}", f"--model.llm={home / 'other'}")
+    assert "was trained on the base model" in base and "holds other weights or another config" in base
+    assert "does not fit this model" in refused("test", f"--ckpt_path={run}", "--model.lora=null")
+    norms = r"--model.train=[llm\..*lora_.*,llm\..*norm.*]"
+    assert "does not fit this model" in refused("test", f"--ckpt_path={run}", norms)
+    other = refused("test", f"--ckpt_path={run}", "--model=zoo.models.dialoguellm.DialogueLLM")
+    assert "holds a zoo.models.causal_lm.model.CausalLM, but the config builds a zoo.models.dialoguellm" in other
+    shutil.copytree(home / "llm", run / "moved")
+    zoo("test", f"--ckpt_path={run}", f"--model.llm={run / 'moved'}")  # the same weights elsewhere are the same model
+
+
+# ---- export
+def test_a_full_run_becomes_a_model_folder(full_run, home, batch, tmp_path):
+    zoo("export", "--ckpt_path", full_run, "--out", tmp_path / "out")
+    exported, trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), checkpoints.load(full_run).llm
+    assert torch.equal(logits(exported, batch), logits(trained.causal_lm, batch))
+    assert not torch.equal(logits(exported, batch), logits(LLM(str(home / "llm")).causal_lm, batch))  # it was trained
+    zoo(
+        "test",
+        "--zero_shot=true",
+        *options(home),
+        f"--model.llm={tmp_path / 'out'}",
+        f"--trainer.default_root_dir={tmp_path}",
+    )
+    (answers,) = tmp_path.glob("lightning_logs/version_0/predictions.jsonl")
+    zoo("test", f"--ckpt_path={full_run}")
+    assert rows(answers.parent) == rows(full_run)  # weights in a folder or in a checkpoint: the same predictions
+    zoo("export", "--ckpt_path", full_run, "--out", tmp_path / "half", "--dtype", "float16")
+    assert AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto").dtype == torch.float16
+
+
+def test_a_lora_run_becomes_an_adapter_folder_or_is_merged(lora_run, home, batch, tmp_path, capsys):
+    trained, base = checkpoints.load(lora_run).llm, AutoModelForCausalLM.from_pretrained(home / "llm")
+    without = logits(base, batch)
+    want = logits(trained.model, batch)
+    assert (want - without).abs().max() > 0.01
+    zoo("export", "--ckpt_path", lora_run, "--out", tmp_path / "adapter")
+    assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 30_000
+    assert torch.equal(logits(PeftModel.from_pretrained(base, tmp_path / "adapter"), batch), want)
+    capsys.readouterr()
+    zoo("export", "--ckpt_path", lora_run, "--out", tmp_path / "merged", "--merge")
+    assert "largest logit difference, merged against adapter" in capsys.readouterr().out
+    torch.testing.assert_close(logits(LLM(str(tmp_path / "merged")).causal_lm, batch), want, atol=1e-4, rtol=1e-4)
+
+
+def test_export_refuses(full_run, lora_run, tmp_path):
+    (tmp_path / "kept").mkdir()
+    (tmp_path / "kept" / "thesis.txt").write_text("mine")
+    assert "is not empty; choose another folder" in refused(
+        "export", "--ckpt_path", lora_run, "--out", tmp_path / "kept"
+    )
+    assert [p.name for p in (tmp_path / "kept").iterdir()] == ["thesis.txt"]
+    assert "this run has no LoRA" in refused("export", "--ckpt_path", full_run, "--out", tmp_path / "new", "--merge")
+    assert "no checkpoint 'nosuch'" in refused("export", "--ckpt_path", "nosuch", "--out", tmp_path / "new")
+    lonely = shutil.copy(full_run / "checkpoints" / "best.ckpt", tmp_path / "lonely.ckpt")
+    assert "its config.yaml is not known" in refused("export", "--ckpt_path", lonely, "--out", tmp_path / "new")
+    assert "--out" in refused("export", "--ckpt_path", lora_run)
+    assert not (tmp_path / "new").exists()
+
+
+def test_load_gives_the_weights_of_the_run(full_run, lora_run):
+    for run in (full_run, lora_run):
+        module = checkpoints.load(str(run))
+        state = checkpoint(run, "best")["state_dict"]
+        assert same({k: v for k, v in module.state_dict().items() if k in state}, state)
+    with pytest.raises(FileNotFoundError, match="no checkpoint 'nosuch'"):
+        checkpoints.load("nosuch")
+
+
+# ---- stages
+def test_a_second_stage_starts_from_the_first(full_run, home, batch, tmp_path):
+    """LoRA on top of a fully trained stage: the frozen weights are the first stage's, and the checkpoint holds them."""
+    stage2 = fit(tmp_path, *options(home), *LORA, f"--model.start_from={full_run}", "--model.lr=0")
+    first, second = checkpoint(full_run, "best")["state_dict"], checkpoint(stage2)["state_dict"]
+    frozen = {
+        k.replace("base_model.model.", "").replace(".base_layer", ""): v for k, v in second.items() if ".lora_" not in k
+    }
+    assert same(frozen, first) and len(second) > len(frozen)
+    trained = checkpoints.load(stage2).llm.model
+    assert torch.equal(logits(trained, batch), logits(checkpoints.load(full_run).llm.model, batch))
+    zoo("test", f"--ckpt_path={stage2}")
+    assert metrics(stage2)["n"] == 7
+
+
+def test_start_from_is_strict(full_run, lora_run, home, tmp_path):
+    assert "holds adapters; merge it first" in refused("fit", *options(home), f"--model.start_from={lora_run}")
+    base = refused("fit", *options(home), f"--model.llm={home / 'other'}", f"--model.start_from={full_run}")
+    assert "was trained on the base model" in base
+    content = checkpoint(full_run, "best")
+    content["state_dict"]["llm.model.extra"] = torch.zeros(1)
+    torch.save(content, tmp_path / "extra.ckpt")
+    said = refused("fit", *options(home), f"--model.start_from={tmp_path / 'extra.ckpt'}")
+    assert "holds 1 tensors that this model lacks: ['llm.model.extra']" in said
+    content["state_dict"] = {"llm.model.model.norm.weight": torch.ones(64)}
+    torch.save(content, tmp_path / "wide.ckpt")
+    assert "is (64,), expected (32,)" in refused("fit", *options(home), f"--model.start_from={tmp_path / 'wide.ckpt'}")
+    assert "no checkpoint 'nosuch'" in refused("fit", *options(home), "--model.start_from=nosuch")
+
+
+# ---- published
+@pytest.fixture
+def index(tmp_path, monkeypatch) -> Path:
+    """An index with one published folder."""
+    folder = tmp_path / "published" / "small"
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text("{}")
+    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 20)
+    files = {p.name: checkpoints.sha256(p) for p in sorted(folder.iterdir())}
+    reported = [{"metric": "weighted_f1", "value": 0.51234, "split": "goemotions/test", "n": 4590}]
+    entry = {"what": "a small model", "licence": "Apache-2.0", "files": files, "reported": reported}
+    (tmp_path / "published" / "index.yaml").write_text(yaml.safe_dump({"small": entry}))
+    monkeypatch.setattr(checkpoints, "INDEX", tmp_path / "published" / "index.yaml")
+    return folder
+
+
+def test_published_checkpoints_are_listed_and_verified(index, capsys):
+    zoo("checkpoints")
+    said = capsys.readouterr().out
+    assert "small" in said and "Apache-2.0" in said and "weighted_f1 0.5123 on goemotions/test, n=4590" in said
+    zoo("checkpoints", "--verify")
+    assert "all files are as published" in capsys.readouterr().out
+    content = bytearray((index / "model.safetensors").read_bytes())
+    content[3000] ^= 1
+    (index / "model.safetensors").write_bytes(content)
+    zoo("checkpoints")  # listing alone reads no weights
+    assert "small/model.safetensors is not the published file" in refused("checkpoints", "--verify")
+    (index / "model.safetensors").unlink()
+    assert "small/model.safetensors is missing" in refused("checkpoints", "--verify")
+
+
+def test_sha256_agrees_with_the_usual_tool(tmp_path):
+    (tmp_path / "file").write_bytes(b"abc")
+    assert checkpoints.sha256(tmp_path / "file") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# ---- prepare
+def test_prepare_makes_a_model_that_trains(tmp_path):
+    small = {"vocab_size": 400, "hidden_size": 32, "layers": 1, "heads": 2, "intermediate_size": 64, "synthetic": 20}
+    size = flags(**small)
+    zoo("prepare", "tiny", "--out", tmp_path / "llm", *size)
+    assert "already holds a model" in refused("prepare", "tiny", "--out", tmp_path / "llm", *size)
+    zoo("prepare", "tiny", "--out", tmp_path / "again", *size)
+    first, second = ((tmp_path / name / "model.safetensors").read_bytes() for name in ("llm", "again"))
+    assert first == second
+    data = flags(data="Synthetic", data__train_dialogues=1, data__dev_dialogues=1, data__test_dialogues=1)
+    run = fit(tmp_path, "--model=CausalLM", f"--model.llm={tmp_path / 'llm'}", *data, "--trainer.max_steps=1")
+    assert 5 < logged(run, "train/loss")[0] < 7  # about the logarithm of its 400 tokens
+    assert "unknown" in refused("prepare", "tiny", "--out", tmp_path / "x", "--nosuch=1")
+    assert "a tokenizer needs text" in refused("prepare", "tiny", "--out", tmp_path / "x", "--synthetic=0")
