@@ -74,6 +74,11 @@ def fit(root: Path, *args: object) -> Path:
     return newest(root)
 
 
+def no_picture(evaluation: Any, labels: Any, path: Path, title: str | None = None) -> None:
+    """In place of zoo.module.confusion_picture, a quarter of the time of so small a test."""
+    path.write_bytes(b"no picture")
+
+
 def newest(root: Path) -> Path:
     return max((root / "lightning_logs").glob("version_*"), key=lambda p: int(p.name.removeprefix("version_")))
 

@@ -10,12 +10,25 @@ import pytest
 import torch
 
 from tests.data.miniature import write_goemotions
-from tests.runs_helper import checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, newest, refused, zoo
+from tests.runs_helper import (
+    checkpoint,
+    fit,
+    flags,
+    logged,
+    make_corpus,
+    make_llm,
+    metrics,
+    newest,
+    no_picture,
+    refused,
+    zoo,
+)
 
 
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoo.module.confusion_picture", no_picture)
 
 
 @pytest.fixture(scope="module")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import re
 import shutil
 from pathlib import Path
@@ -21,12 +22,13 @@ from tests.runs_helper import (
     make_corpus,
     make_llm,
     metrics,
+    no_picture,
     one_thread,
     refused,
     rows,
     same,
     zoo,
-)  # fmt: skip
+)
 from zoo import checkpoints
 from zoo.backbones import LLM
 
@@ -42,6 +44,7 @@ def _bits():
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoo.module.confusion_picture", no_picture)
 
 
 @pytest.fixture(scope="module")
@@ -154,11 +157,12 @@ def test_a_damaged_checkpoint_is_refused(how, run, tmp_path):
     assert not (run / "trapped").exists() and not (run / "metrics.json").exists() and not (tmp_path / "out").exists()
 
 
-def test_the_trap_works(tmp_path):
-    """The crafted pickle does what it must not do when it is read the careless way."""
-    torch.save({"x": Trap(tmp_path / "trapped")}, tmp_path / "file.ckpt")
-    torch.load(tmp_path / "file.ckpt", weights_only=False)
+def test_the_trap_works(run, tmp_path):
+    """What the crafted checkpoint holds does what it must not do, once it is unpickled the careless way."""
+    pickle.loads(pickle.dumps(Trap(tmp_path / "trapped")))
     assert (tmp_path / "trapped").is_dir()
+    damage(run, "pickle")
+    assert b"mkdir" in (run / "checkpoints" / "best.ckpt").read_bytes()
 
 
 def test_a_model_that_the_checkpoint_does_not_fit(run, home):

@@ -13,7 +13,19 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from tests.runs_helper import checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, refused, rows, zoo
+from tests.runs_helper import (
+    checkpoint,
+    fit,
+    flags,
+    logged,
+    make_corpus,
+    make_llm,
+    metrics,
+    no_picture,
+    refused,
+    rows,
+    zoo,
+)
 from zoo import cli
 from zoo.lightning_cli import ZooCLI
 
@@ -23,6 +35,7 @@ WATCHED = ("torch", "lightning", "transformers", "zoo.lightning_cli")
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoo.module.confusion_picture", no_picture)
 
 
 @pytest.fixture(scope="module")

@@ -29,7 +29,7 @@ from tests.runs_helper import (
     same,
     trace,
     zoo,
-)  # fmt: skip
+)
 from zoo.data.base import EmotionData
 from zoo.module import EmotionModule
 
@@ -192,7 +192,12 @@ def test_the_comparison_notices_what_a_resume_forgets(forgotten, options, undist
 
 def test_resuming_changes_what_may_change_and_refuses_the_rest(options, undisturbed, tmp_path):
     run = shutil.copytree(undisturbed("lora"), tmp_path / "lightning_logs" / "version_0")
-    other_order = {"--seed_everything=1": "seed 1, but .* with 0", "--data.batch_size=2": "batch_size 2, but .* with 4"}
+    other_order = {
+        "--seed_everything=1": "seed 1, but .* with 0",
+        "--data.batch_size=2": "batch_size 2, but .* with 4",
+        "--data.bucket=false": "bucket False, but .* with True",
+        "--data.limit=3": "training samples 21, but .* with 28",
+    }
     for flag, said in other_order.items():
         message = refused("fit", f"--ckpt_path={run}", flag, "--trainer.max_epochs=3")
         assert re.search(f"resuming with {said}", message)

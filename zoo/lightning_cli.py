@@ -24,9 +24,10 @@ import zoo.models.causal_lm
 import zoo.models.dialoguellm  # noqa: F401
 from zoo.data import EmotionData
 from zoo.module import EmotionModule
-from zoo.runs import ResumingCSVLogger, find_checkpoint, newest_run, next_version, published, run_of
+from zoo.runs import ResumingCSVLogger, find_checkpoint, newest_run, next_version, published, run_folder, run_of
 
 EVALUATION = ("validate", "test", "predict")
+VERBS = ("fit", *EVALUATION)
 
 
 class SaveConfig(SaveConfigCallback):
@@ -53,7 +54,7 @@ class SaveConfig(SaveConfigCallback):
         self._save(trainer, "config.predict.yaml")
 
     def _folder(self, trainer: Trainer) -> Path:
-        return Path(trainer.log_dir or trainer.default_root_dir)
+        return run_folder(trainer)
 
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
@@ -135,7 +136,7 @@ class ZooCLI(LightningCLI):
             extra += [config.checkpoint, LastCheckpoint(config.save_last_every)]
         self.trainer_defaults["callbacks"] = extra
         made = super().instantiate_trainer(**kwargs)
-        self.run_folder = made.log_dir or made.default_root_dir
+        self.run_folder = run_folder(made)
         if not quick:
             print(f"run folder: {self.run_folder}", flush=True)
         return made
@@ -220,7 +221,7 @@ class LastCheckpoint(Checkpoint):
             found = self._file(trainer).is_file()
             print(
                 f"interrupted at step {trainer.global_step}; "
-                + (f"go on with: zoo fit --ckpt_path {trainer.log_dir}" if found else "nothing was saved yet"),
+                + (f"go on with: zoo fit --ckpt_path {run_folder(trainer)}" if found else "nothing was saved yet"),
                 flush=True,
             )
         else:
@@ -232,7 +233,7 @@ class LastCheckpoint(Checkpoint):
             self._handler = None
 
     def _file(self, trainer: Trainer) -> Path:
-        return Path(trainer.log_dir or trainer.default_root_dir) / "checkpoints" / "last.ckpt"
+        return run_folder(trainer) / "checkpoints" / "last.ckpt"
 
     def _save(self, trainer: Trainer) -> None:
         if trainer.global_step != self.saved_at:
@@ -271,7 +272,7 @@ def run(verb: str, args: list[str]) -> None:
         # the data module shards by itself, and in evaluation exactly once
         trainer_defaults={"use_distributed_sampler": False},
         # options in full: a shortened one would be a typing error that works
-        parser_kwargs={"prog": "zoo"} | {v: {"allow_abbrev": False} for v in ("fit", *EVALUATION)},
+        parser_kwargs={"prog": "zoo", "allow_abbrev": False} | {v: {"allow_abbrev": False} for v in VERBS},
     )
 
 

@@ -32,7 +32,7 @@ from zoo.backbones import LLM, LoRA
 from zoo.backbones.llm import Dtype, fingerprint
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
-from zoo.runs import find_checkpoint, set_aside_results
+from zoo.runs import find_checkpoint, run_folder, set_aside_results
 from zoo.schema import UNPARSED, Labels, Prediction, Sample
 
 log = logging.getLogger(__name__)
@@ -321,7 +321,7 @@ class EmotionModule(LightningModule):
         data = self.trainer.datamodule
         place = {s.id: i for i, s in enumerate(data.samples("test"))}
         rows.sort(key=lambda r: place[r["id"]])
-        run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+        run = run_folder(self.trainer)
         run.mkdir(parents=True, exist_ok=True)
         moved = set_aside_results(run)
         if moved:
@@ -383,7 +383,7 @@ class EmotionModule(LightningModule):
     def on_predict_epoch_end(self) -> None:
         rows = [p.row() for p in self._gathered()]
         if self.trainer.is_global_zero:
-            run = Path(self.trainer.log_dir or self.trainer.default_root_dir)
+            run = run_folder(self.trainer)
             run.mkdir(parents=True, exist_ok=True)
             set_aside_results(run)
             place = {s.id: i for i, s in enumerate(self.trainer.datamodule.samples("test"))}
@@ -450,6 +450,7 @@ class PromptCollator:
     pool: Sequence[Sample] = field(default_factory=tuple)
     word_dropout: float = 0.0
     examples_seed: int = 0
+    _labelled: dict[str, dict[int, list[Sample]]] = field(default_factory=dict, init=False)  # corpus -> label -> pool
 
     def length(self, sample: Sample) -> int:
         """Characters that vary between samples; only the order matters."""
@@ -460,18 +461,32 @@ class PromptCollator:
 
     def examples(self, sample: Sample, rng: np.random.Generator) -> list[Sample]:
         """Solved examples of the sample's corpus, as many labels as possible, in random order, never the sample itself
-        nor a turn of its dialogue. In evaluation all samples of a corpus see the same ones."""
+        nor a turn of its dialogue. In evaluation all samples of a corpus see the same ones.
+
+        Raises:
+            ValueError: the pool has no other labelled dialogue of this corpus.
+        """
         if not self.shots:
             return []
-        by_label: dict[int, list[Sample]] = {}
-        for s in self.pool:
-            if s.labels.corpus == sample.labels.corpus and s.dialogue != sample.dialogue:
-                by_label.setdefault(s.label, []).append(s)
+        if not self._labelled:
+            for s in self.pool:
+                if s.target.label is not None:
+                    self._labelled.setdefault(s.labels.corpus, {}).setdefault(s.label, []).append(s)
+        by_label = self._labelled.get(sample.labels.corpus, {})
         chosen: list[Sample] = []
         while len(chosen) < self.shots:
+            before = len(chosen)
             for label in rng.permutation(sorted(by_label)):
-                pick = by_label[label][rng.integers(len(by_label[label]))]
-                chosen.append(pick)
+                same = by_label[label]
+                start = int(rng.integers(len(same)))
+                ring = (same[(start + i) % len(same)] for i in range(len(same)))
+                pick = next((s for s in ring if s.dialogue != sample.dialogue), None)
+                chosen += [pick] if pick else []
+            if len(chosen) == before:
+                raise ValueError(
+                    f"no solved examples for {sample.id}: the training split holds no other labelled dialogue of "
+                    f"{sample.labels.corpus}; set --model.shots 0 or give more data"
+                )
         return [chosen[i] for i in rng.permutation(self.shots)]
 
     def prompt_ids(self, sample: Sample, rng: np.random.Generator) -> tuple[list[int], bool]:
@@ -624,6 +639,9 @@ class Supervised(EmotionModule):
     # ---- parts
     def build(self) -> None:
         self.llm = LLM(**self.llm_args)
+        if self.llm.tokenizer is not None and self.llm.tokenizer.eos_token_id is None:
+            raise ValueError(f"the tokenizer in {self.llm.path} names no end-of-text token, so no answer could end; "
+                             "set eos_token in its tokenizer_config.json")  # fmt: skip
 
     def add_adapters(self) -> None:
         if self.lora is not None:
@@ -735,19 +753,17 @@ class Supervised(EmotionModule):
 
     @torch.no_grad()
     def _predict_by_score(self, batch: dict[str, Any]) -> list[Prediction]:
-        """Each sample's answer is the most probable of its own corpus' labels; batches may mix corpora."""
+        """Each sample's answer is the most probable of its own corpus' labels; batches may mix corpora, which share the
+        computed prompt but not their candidates (one corpus' word may begin another's)."""
         samples: Rows = batch["samples"]
-        sets = {s.labels.corpus: s.labels for s in samples}
-        candidates: dict[str, tuple[int, ...]] = {}  # word -> tokens, over all corpora of the batch
-        for labels in sets.values():
-            for word in words(labels, self.verbalizer):
-                candidates.setdefault(word, tuple(answer_ids(self.llm.tokenizer, word)))
-        place = {word: i for i, word in enumerate(candidates)}
-        scores = self.llm.score(self.llm.encode(batch["input_ids"], batch["mask"]), list(candidates.values()))  # (B, L)
+        prefix = self.llm.encode(batch["input_ids"], batch["mask"])
+        scores: dict[str, Tensor] = {}  # corpus -> (B, L)
+        for labels in {s.labels.corpus: s.labels for s in samples}.values():
+            candidates = [answer_ids(self.llm.tokenizer, word) for word in words(labels, self.verbalizer)]
+            scores[labels.corpus] = self.llm.score(prefix, candidates)
         predictions = []
-        for sample, row in zip(samples, scores, strict=True):
-            said = words(sample.labels, self.verbalizer)
-            p = torch.softmax(row[[place[w] for w in said]].double(), 0).tolist()
+        for i, sample in enumerate(samples):
+            p = torch.softmax(scores[sample.labels.corpus][i].double(), 0).tolist()
             best = sample.labels.names[int(np.argmax(p))]
             predictions.append(
                 Prediction(

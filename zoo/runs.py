@@ -14,6 +14,7 @@ import re
 import shutil
 from pathlib import Path
 
+from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 REPOSITORY = Path(__file__).resolve().parents[1]
@@ -86,6 +87,13 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
         f"{folder} holds no checkpoint (checkpoints/best.ckpt, checkpoints/last.ckpt or weights.safetensors); "
         f"it holds {held}"
     )
+
+
+def run_folder(trainer: Trainer) -> Path:
+    """The folder a trainer writes to. Unlike ``trainer.log_dir`` it asks no other process, so one process alone may call
+    it; all of them come to the same answer."""
+    logged = trainer.loggers[0].log_dir if trainer.loggers else None
+    return Path(logged or trainer.default_root_dir)
 
 
 def set_aside_results(run: Path) -> Path | None:

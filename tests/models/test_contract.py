@@ -22,12 +22,13 @@ from tests.runs_helper import (
     make_corpus,
     make_llm,
     metrics,
+    no_picture,
     one_thread,
     rows,
     same,
     trace,
     zoo,
-)  # fmt: skip
+)
 from zoo.models.causal_lm import CausalLM
 
 
@@ -67,6 +68,7 @@ def _bits():
 @pytest.fixture(autouse=True)
 def _elsewhere(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoo.module.confusion_picture", no_picture)
 
 
 @pytest.fixture(scope="module")

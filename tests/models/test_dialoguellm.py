@@ -498,7 +498,9 @@ def test_generated_answers_are_read_strictly(tiny_llama, meld, plain, tokenizer,
 
 def test_parsers(tiny_llama, meld):
     s = ragged(meld)[0]
-    literal = system(tiny_llama, Data([s]), parser="code_literal")
+    literal = system(tiny_llama, Data([s]), parser="code_literal", decode="greedy")
+    with pytest.raises(ValueError, match="generates none; set decode to greedy or beam"):
+        system(tiny_llama, Data([s]), parser="code_literal")
     strict = system(tiny_llama, Data([s]))
     for text in ("not joy", "joy or anger", "nothing"):
         assert strict.read_answer(s, text) is None

@@ -171,20 +171,29 @@ class EmotionData(LightningDataModule):
         return DataLoader(batches, batch_size=None, sampler=order, num_workers=self.num_workers, collate_fn=_as_it_is)
 
     # ---- exact resume
+    def _order(self) -> dict[str, Any]:
+        """What the order of training depends on."""
+        return {
+            "seed": self.run_seed,
+            "batch_size": self.batch_size,
+            "bucket": self.bucket,
+            "training samples": len(self.samples("train")),
+            "processes": self.trainer.world_size,
+        }
+
     def state_dict(self) -> dict[str, Any]:
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
         epoch, done = self.trainer.current_epoch, progress.current.processed
         return {
             "epoch": epoch + progress.is_last_batch,
             "batches_done": 0 if progress.is_last_batch else done,
-            "seed": self.run_seed,
-            "batch_size": self.batch_size,
+            **self._order(),
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         if self.trainer.state.fn != "fit":
             return  # an evaluation reads no training order; its batch size is its own
-        for key, now in (("seed", self.run_seed), ("batch_size", self.batch_size)):
+        for key, now in self._order().items():
             if state[key] != now:
                 raise ValueError(
                     f"resuming with {key} {now}, but the checkpoint was written with {state[key]}; the run would "

@@ -84,6 +84,9 @@ class DialogueLLM(Supervised):
             lr=lr,
             **kwargs,
         )
+        if parser != "strict" and self.decode == "score":
+            raise ValueError(f"parser {parser} reads generated answers, but decode: score generates none; "
+                             "set decode to greedy or beam")  # fmt: skip
         self.parser = parser
 
     def read_answer(self, sample: Sample, text: str) -> str | None:
