@@ -90,8 +90,8 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The folder a trainer writes to. Unlike ``trainer.log_dir`` it asks no other process, so one process alone may call
-    it; all of them come to the same answer."""
+    """The folder a trainer writes to. Unlike ``trainer.log_dir`` it asks no other process, so one process alone may
+    call it; all of them come to the same answer."""
     logged = trainer.loggers[0].log_dir if trainer.loggers else None
     return Path(logged or trainer.default_root_dir)
 
