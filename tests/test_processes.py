@@ -15,9 +15,10 @@ def zoo(*args: object) -> str:
 
 def test_two_processes_fit_and_score_every_sample_once(tmp_path):
     llm, corpus = make_llm(tmp_path / "llm"), make_corpus(tmp_path / "meld", dialogues=(6, 2, 3))
-    zoo("fit", "--model=zoo.models.causal_lm.CausalLM", f"--model.llm={llm}", "--data=zoo.data.MELD", f"--data.root={corpus}",
-        "--data.batch_size=4", "--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.strategy=ddp_fork",
-        "--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path}", "--trainer.enable_progress_bar=false")  # fmt: skip
+    zoo("fit", "--model=zoo.models.causal_lm.CausalLM", f"--model.llm={llm}", "--trainer.accelerator=cpu",
+        "--data=zoo.data.MELD", f"--data.root={corpus}", "--data.batch_size=4", "--trainer.devices=2",
+        "--trainer.strategy=ddp_fork", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false",
+        f"--trainer.default_root_dir={tmp_path}")  # fmt: skip
     run = tmp_path / "lightning_logs" / "version_0"
     assert (run / "checkpoints" / "best.ckpt").is_file() and (run / "config.yaml").is_file()
     rows = []

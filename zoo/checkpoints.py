@@ -125,6 +125,7 @@ def load(path: str) -> Any:
     parser.add_subclass_arguments(EmotionModule, "model", required=True)
     config = parser.parse_object({"model": yaml.safe_load((run / "config.yaml").read_text())["model"]})
     module = parser.instantiate_classes(config).model
+    module.start_from = None  # the earlier stage's weights are in this checkpoint
     module.configure_model()
     content = read_checkpoint(file)
     try:

@@ -302,7 +302,7 @@ def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
         file = find_checkpoint(path, "last" if verb == "fit" else "best")
     home = run_of(file) or (file.parent if (file.parent / "config.yaml").is_file() else None)
     kept = _without(args, "--ckpt_path")
-    if home is not None and not (verb == "fit" and config):
+    if home is not None:
         kept = ["--config", str(home / "config.yaml"), *kept]
     if file.name == "model.safetensors":  # a published backbone: its folder is the model, there is nothing more to load
         return [*kept, f"--model.llm={published(path) or file.parent}", "--zero_shot=true"]

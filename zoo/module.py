@@ -124,7 +124,8 @@ class EmotionModule(LightningModule):
         self._built = True
         self.build()
         self.from_hub = {f"{name}.{key}" for name, base in self.bases().items() for key in base.state_dict()}
-        if self.start_from is not None:
+        # a run that is resumed or evaluated has the earlier stage's weights in its own checkpoint
+        if self.start_from is not None and not (self._trainer is not None and self.trainer.ckpt_path):
             self._start(find_checkpoint(self.start_from))
         before = self._names()
         self.add_adapters()
@@ -162,8 +163,8 @@ class EmotionModule(LightningModule):
         unknown = sorted(set(state) - set(own))
         if unknown:
             raise ValueError(f"{path} holds {len(unknown)} tensors that this model lacks: {unknown[:3]} ...")
+        self.from_hub -= {k for k, v in state.items() if not torch.equal(v, own[k].cpu())}  # `own` is alive
         self.load_state_dict(own | state)
-        self.from_hub -= {k for k, v in state.items() if not torch.equal(v, own[k].cpu())}
         rank_zero_info(f"started from {path}: {len(state)} tensors")
 
     def pristine(self) -> set[str]:
@@ -213,9 +214,9 @@ class EmotionModule(LightningModule):
             raise ValueError(f"{path} holds a {contract['class']}, but the config builds a {name}")
         self._check_bases(contract, path)
         _check_shapes(state, own, path)
-        pristine = self.pristine()
-        missing, unknown = sorted(set(own) - set(state) - pristine), sorted(set(state) - set(own))
-        if missing or unknown or contract["pristine"] != _digest(pristine):
+        absent, unknown = set(own) - set(state), sorted(set(state) - set(own))
+        missing = sorted(absent - self.pristine())
+        if missing or unknown or contract["pristine"] != _digest(absent):
             raise ValueError(
                 f"{path} does not fit this model: {len(missing)} tensors are missing and would stay at random values "
                 f"{missing[:3]}, {len(unknown)} are unknown {unknown[:3]}. Were LoRA, train or the base model changed?"
@@ -225,6 +226,7 @@ class EmotionModule(LightningModule):
             raise ValueError(
                 f"{path} holds NaN or infinite values in {len(bad)} tensors: {bad[:3]}; training had diverged"
             )
+        self.from_hub -= set(state)  # what was stored once is stored again
         checkpoint["state_dict"] = {k: state.get(k, own[k]) for k in own}
 
     def _check_bases(self, contract: dict[str, Any], path: object) -> None:
@@ -761,6 +763,8 @@ class Supervised(EmotionModule):
         for labels in {s.labels.corpus: s.labels for s in samples}.values():
             candidates = [answer_ids(self.llm.tokenizer, word) for word in words(labels, self.verbalizer)]
             scores[labels.corpus] = self.llm.score(prefix, candidates)
+        if not all(torch.isfinite(s).all() for s in scores.values()):
+            raise FloatingPointError(f"the scores of {samples.ids()} are not finite: the training diverged")
         predictions = []
         for i, sample in enumerate(samples):
             p = torch.softmax(scores[sample.labels.corpus][i].double(), 0).tolist()
