@@ -101,9 +101,13 @@ def export(args: list[str]) -> None:
             raise ValueError(f"merging changed the logits by {difference}; nothing was written")
     if options.dtype:
         llm.model.to(getattr(torch, options.dtype))
+    if llm.lora is not None:  # a file that travels names its base by name, not by a place on this machine
+        base = Path(llm.path).name if Path(llm.path).is_dir() else llm.path
+        llm.model.peft_config["default"].base_model_name_or_path = base
     llm.model.save_pretrained(options.out)
+    (options.out / "README.md").unlink(missing_ok=True)  # peft's blank template
     llm.tokenizer.save_pretrained(options.out)
-    print(f"wrote {options.out}")
+    print(f"wrote {options.out}" + (" (a PEFT adapter; --merge gives a whole model)" if llm.lora else ""))
 
 
 def load(path: str) -> Any:

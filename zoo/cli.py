@@ -29,6 +29,7 @@ def usage() -> str:
     lines = ["usage: zoo VERB [options]       (zoo VERB --help for its options)", ""]
     lines += [f"  {verb:<12} {what}" for verb, what in {**LIGHTNING_VERBS, **ZOO_VERBS}.items()]
     lines += ["", "  lightning VERB ...           the first four, under Lightning's own name"]
+    lines += ["  zoo fit --model.help NAME    options of a system, e.g. DialogueLLM; --data.help NAME of a corpus"]
     return "\n".join(lines)
 
 

@@ -102,7 +102,7 @@ class ZooCLI(LightningCLI):
             if not config.zero_shot and not config.ckpt_path:
                 raise ValueError(
                     f"{self.subcommand} needs trained weights: give --ckpt_path (a run folder, a .ckpt, or a published "
-                    "name), or --zero_shot to evaluate the pretrained language model as it is"
+                    "name), or --zero_shot=true to evaluate the pretrained language model as it is"
                 )
         if config.ckpt_path:
             look_into(Path(config.ckpt_path))
@@ -153,6 +153,9 @@ class ZooCLI(LightningCLI):
 
     def after_test(self) -> None:
         self._announce("results in")
+
+    def after_predict(self) -> None:
+        self._announce("predictions.jsonl of the test split in")
 
 
 class BestCheckpoint(ModelCheckpoint):

@@ -97,6 +97,10 @@ def locate(path: str) -> str:
     Raises:
         FileNotFoundError: if it is none of them, saying where was looked.
     """
+    if (Path(path) / "adapter_config.json").is_file():
+        raise FileNotFoundError(
+            f"{path} is a PEFT adapter, not a language model; export with --merge, or use the run itself by --ckpt_path"
+        )
     published = REPOSITORY / "checkpoints" / path
     for folder in (Path(path), REPOSITORY / path, published):
         if (folder / "config.json").is_file():
