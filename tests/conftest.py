@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from tests.data.miniature import LABELS, line
+from tests.runs_helper import no_picture, one_thread
 from zoo.backbones.tiny import make_folder
 
 
@@ -50,3 +51,18 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small Qwen2 with grouped keys and values. Copy it before changing anything in it."""
     return make_tiny(tmp_path_factory.mktemp("models") / "tiny_qwen2", "qwen2")
+
+
+# ---- runs through the command line (usefixtures)
+@pytest.fixture(scope="module")
+def one_threaded():
+    """Bit-identical results need one thread."""
+    with one_thread():
+        yield
+
+
+@pytest.fixture
+def elsewhere(tmp_path, monkeypatch):
+    """Relative paths land in a folder of the test's own, and no time goes into pictures."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("zoo.module.confusion_picture", no_picture)

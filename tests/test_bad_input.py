@@ -19,16 +19,11 @@ from tests.runs_helper import (
     make_llm,
     metrics,
     newest,
-    no_picture,
     refused,
     zoo,
 )
 
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("zoo.module.confusion_picture", no_picture)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture(scope="module")

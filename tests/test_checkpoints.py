@@ -22,8 +22,6 @@ from tests.runs_helper import (
     make_corpus,
     make_llm,
     metrics,
-    no_picture,
-    one_thread,
     refused,
     rows,
     same,
@@ -35,16 +33,7 @@ from zoo.backbones import LLM
 LORA = ("--model.lora.r=4", "--model.lora.alpha=64")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _bits():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("zoo.module.confusion_picture", no_picture)
+pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
 
 @pytest.fixture(scope="module")

@@ -21,7 +21,6 @@ from tests.runs_helper import (
     make_corpus,
     make_llm,
     metrics,
-    no_picture,
     refused,
     rows,
     zoo,
@@ -32,10 +31,7 @@ from zoo.lightning_cli import ZooCLI
 WATCHED = ("torch", "lightning", "transformers", "zoo.lightning_cli")
 
 
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("zoo.module.confusion_picture", no_picture)
+pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture(scope="module")

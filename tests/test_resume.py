@@ -24,7 +24,6 @@ from tests.runs_helper import (
     make_corpus,
     make_llm,
     newest,
-    one_thread,
     refused,
     same,
     trace,
@@ -42,15 +41,7 @@ VARIANTS = {  # seven batches of four in each of the two epochs
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _bits():
-    with one_thread():
-        yield
-
-
-@pytest.fixture(autouse=True)
-def _elsewhere(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
+pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
 
 @pytest.fixture(scope="module")
