@@ -37,7 +37,7 @@ class SaveConfig(SaveConfigCallback):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         if stage == "fit":
             k, name = 0, "config.yaml"
-            while (self._folder(trainer) / name).exists():
+            while (run_folder(trainer) / name).exists():
                 k += 1
                 name = f"config.resume-{k}.yaml"
             self._save(trainer, name)
@@ -53,13 +53,10 @@ class SaveConfig(SaveConfigCallback):
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self._save(trainer, "config.predict.yaml")
 
-    def _folder(self, trainer: Trainer) -> Path:
-        return run_folder(trainer)
-
     def _save(self, trainer: Trainer, name: str) -> None:
         if trainer.is_global_zero and not trainer.fast_dev_run:
-            self._folder(trainer).mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(self._folder(trainer) / name), skip_none=False, overwrite=True)
+            run_folder(trainer).mkdir(parents=True, exist_ok=True)
+            self.parser.save(self.config, str(run_folder(trainer) / name), skip_none=False, overwrite=True)
 
 
 class ZooCLI(LightningCLI):
@@ -105,7 +102,7 @@ class ZooCLI(LightningCLI):
                     "name), or --zero_shot=true to evaluate the pretrained language model as it is"
                 )
         if config.ckpt_path:
-            look_into(Path(config.ckpt_path))
+            self.checkpoint_step = look_into(Path(config.ckpt_path))["global_step"]
         config.weights_only = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -120,7 +117,7 @@ class ZooCLI(LightningCLI):
             else:
                 resume_step = None
                 if home is not None:
-                    resume_step = look_into(Path(checkpoint))["global_step"]
+                    resume_step = self.checkpoint_step
                     number = home.name.removeprefix("version_")  # no number if the folder was renamed
                     version = int(number) if number.isdigit() else home.name
                     root, folder = home.parent.parent, (home.parent.name, version)

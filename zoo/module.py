@@ -33,7 +33,7 @@ from zoo.backbones.llm import Dtype, fingerprint
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
 from zoo.runs import find_checkpoint, run_folder, set_aside_results
-from zoo.schema import UNPARSED, Labels, Prediction, Sample
+from zoo.schema import UNPARSED, Prediction, Sample
 
 log = logging.getLogger(__name__)
 
@@ -70,8 +70,7 @@ class EmotionModule(LightningModule):
 
     Args:
         train: regular expressions; a parameter is trained if one matches the whole of its name. None trains whatever
-            `build`
-            left trainable (with LoRA: the adapters; else everything).
+            `build` left trainable (with LoRA: the adapters; else everything).
         start_from: run folder, checkpoint or published name whose weights to begin with. To *resume* a run use
             --ckpt_path.
         lr: peak learning rate of AdamW.
@@ -273,9 +272,6 @@ class EmotionModule(LightningModule):
             )
 
     # ---- evaluation
-    def labels_of(self, corpus: str) -> Labels:
-        return self.trainer.datamodule.label_sets[corpus]
-
     def setup(self, stage: str) -> None:
         self.val_metrics = {c: EmotionMetrics(labels) for c, labels in self.trainer.datamodule.label_sets.items()}
 
@@ -283,9 +279,8 @@ class EmotionModule(LightningModule):
         predictions = self.predict(batch)
         by_corpus: dict[str, tuple[list[int], list[int]]] = {}
         for sample, p in zip(batch["samples"], predictions, strict=True):
-            predicted = UNPARSED if p.predicted is None else sample.labels.index(p.predicted)
             said, true = by_corpus.setdefault(sample.labels.corpus, ([], []))
-            said.append(predicted)
+            said.append(_predicted_index(sample, p))
             true.append(sample.label)
         for corpus, (said, true) in by_corpus.items():
             self.val_metrics[corpus].to(self.device).update(
@@ -320,15 +315,7 @@ class EmotionModule(LightningModule):
         rows = [p.row() for p in self._gathered()]
         if not self.trainer.is_global_zero:
             return
-        data = self.trainer.datamodule
-        place = {s.id: i for i, s in enumerate(data.samples("test"))}
-        rows.sort(key=lambda r: place[r["id"]])
-        run = run_folder(self.trainer)
-        run.mkdir(parents=True, exist_ok=True)
-        moved = set_aside_results(run)
-        if moved:
-            rank_zero_info(f"the results of an earlier test were moved to {moved}")
-        _write_jsonl(run / "predictions.jsonl", rows)
+        data, run = self.trainer.datamodule, self._write_predictions(rows)
         scores = {}
         for corpus, labels in data.label_sets.items():
             scores[corpus] = evaluate([r for r in rows if r["id"].startswith(f"{corpus}/")], labels)
@@ -375,21 +362,23 @@ class EmotionModule(LightningModule):
         """(B,) label indices, -1 = unparsed; the full rows are written to ``predictions.jsonl`` of the run."""
         predictions = self.predict(batch)
         self.rows += predictions
-        return torch.tensor(
-            [
-                UNPARSED if p.predicted is None else s.labels.index(p.predicted)
-                for s, p in zip(batch["samples"], predictions, strict=True)
-            ]
-        )
+        return torch.tensor([_predicted_index(s, p) for s, p in zip(batch["samples"], predictions, strict=True)])
 
     def on_predict_epoch_end(self) -> None:
         rows = [p.row() for p in self._gathered()]
         if self.trainer.is_global_zero:
-            run = run_folder(self.trainer)
-            run.mkdir(parents=True, exist_ok=True)
-            set_aside_results(run)
-            place = {s.id: i for i, s in enumerate(self.trainer.datamodule.samples("test"))}
-            _write_jsonl(run / "predictions.jsonl", sorted(rows, key=lambda r: place[r["id"]]))
+            self._write_predictions(rows)
+
+    def _write_predictions(self, rows: list[dict[str, Any]]) -> Path:
+        """Writes the rows in the corpus' own order, after setting earlier results aside; returns the run folder."""
+        run = run_folder(self.trainer)
+        run.mkdir(parents=True, exist_ok=True)
+        moved = set_aside_results(run)
+        if moved:
+            rank_zero_info(f"the results of an earlier test were moved to {moved}")
+        place = {s.id: i for i, s in enumerate(self.trainer.datamodule.samples("test"))}
+        _write_jsonl(run / "predictions.jsonl", sorted(rows, key=lambda r: place[r["id"]]))
+        return run
 
     def _gathered(self) -> list[Prediction]:
         """The predictions of all processes."""
@@ -779,6 +768,10 @@ class Supervised(EmotionModule):
                 )
             )
         return predictions
+
+
+def _predicted_index(sample: Sample, prediction: Prediction) -> int:
+    return UNPARSED if prediction.predicted is None else sample.labels.index(prediction.predicted)
 
 
 def _class_weights(labels: Sequence[int], classes: int, power: float) -> list[float]:
