@@ -1,4 +1,4 @@
-"""Published weights: list, verify, export; and making a small backbone to train. See `checkpoints/index.yaml`."""
+"""Published weights: list, verify, export. See `checkpoints/index.yaml`."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import yaml
 
 from zoo.runs import REPOSITORY, find_checkpoint, run_of
 
+PARTS = ("llm", "vision", "audio")  # names of backbones in a system
 INDEX = REPOSITORY / "checkpoints" / "index.yaml"
 
 
@@ -69,11 +70,11 @@ def published(args: list[str]) -> None:
 
 
 def export(args: list[str]) -> None:
-    """``zoo export --ckpt_path RUN --out FOLDER``: the run's language model as an ordinary model (or adapter)
-    folder."""
+    """``zoo export --ckpt_path RUN --out FOLDER``: a backbone of the run as an ordinary model (or adapter) folder."""
     parser = argparse.ArgumentParser("zoo export", description=export.__doc__)
     parser.add_argument("--ckpt_path", required=True, help="run folder or .ckpt")
     parser.add_argument("--out", required=True, type=Path)
+    parser.add_argument("--part", choices=PARTS, help="which backbone; the first of these that the run has")
     parser.add_argument(
         "--dtype",
         choices=["float32", "float16", "bfloat16"],
@@ -86,6 +87,17 @@ def export(args: list[str]) -> None:
     if options.out.exists() and any(options.out.iterdir()):
         raise FileExistsError(f"{options.out} is not empty; choose another folder")
     module = load(options.ckpt_path)
+    has = [name for name in PARTS if isinstance(getattr(module, name, None), torch.nn.Module)]
+    part = options.part or next(iter(has), None)
+    if part not in has:
+        raise ValueError(f"this run has no {part or 'backbone'}; it has {', '.join(has) or 'none'}")
+    if part != "llm":
+        if options.merge:
+            raise ValueError("--merge: only a language model has LoRA; leave it out")
+        backbone = getattr(module, part)
+        backbone.save(options.out, options.dtype or str(backbone.dtype).removeprefix("torch."))
+        print(f"wrote {options.out}")
+        return
     llm = module.llm.eval()
     if options.merge:
         if llm.lora is None:
@@ -138,60 +150,3 @@ def load(path: str) -> Any:
         raise ValueError(f"{file}: {error}") from error
     module.load_state_dict(content["state_dict"])
     return module
-
-
-def prepare(args: list[str]) -> None:
-    """``zoo prepare tiny | leaks``"""
-    parser = argparse.ArgumentParser("zoo prepare", description=prepare.__doc__)
-    what = parser.add_subparsers(dest="what", required=True)
-    tiny = what.add_parser("tiny", help="a small language model with random weights and a tokenizer made from text")
-    tiny.add_argument("--out", required=True, type=Path)
-    tiny.add_argument(
-        "--goemotions", type=Path, help="folder of GoEmotions; its training sentences shape the tokenizer"
-    )
-    tiny.add_argument(
-        "--synthetic", type=int, default=2000, help="dialogues of the embedded corpus that shape the tokenizer"
-    )
-    tiny.add_argument("--family", choices=["llama", "qwen2"], default="llama")
-    tiny.add_argument("--vocab_size", type=int, default=4096)
-    tiny.add_argument("--hidden_size", type=int, default=192)
-    tiny.add_argument("--layers", type=int, default=3)
-    tiny.add_argument("--heads", type=int, default=6)
-    tiny.add_argument("--intermediate_size", type=int, default=512)
-    tiny.add_argument("--seed", type=int, default=0)
-    what.add_parser("leaks", help="utterances that stand in two splits or two corpora", add_help=False)
-    options, rest = parser.parse_known_args(args)
-    if options.what == "leaks":
-        from zoo.data import leaks
-
-        leaks.main(rest)
-        return
-    if rest:
-        parser.error(f"unknown arguments {rest}")
-    from zoo.backbones.tiny import make_folder
-    from zoo.data import GoEmotions, Synthetic
-    from zoo.models.causal_lm import CausalLM
-    from zoo.prompts import load_template, render
-
-    corpora = [Synthetic(train_dialogues=options.synthetic)] if options.synthetic else []
-    corpora += [GoEmotions(root=options.goemotions)] if options.goemotions else []
-    if not corpora:
-        raise ValueError("a tokenizer needs text: give --goemotions, --synthetic, or both")
-    template = load_template("default", CausalLM.templates)
-    texts = [
-        f"{render(template, s, window=0, kinds=('audio', 'video'), said=s.labels.names)} {s.target.label}"
-        for corpus in corpora
-        for s in corpus.samples("train")
-    ]
-    make_folder(
-        options.out,
-        texts,
-        options.family,
-        options.vocab_size,
-        options.hidden_size,
-        options.layers,
-        options.heads,
-        intermediate_size=options.intermediate_size,
-        seed=options.seed,
-    )
-    print(f"wrote {options.out} (tokenizer from {len(texts)} utterances)")

@@ -19,7 +19,7 @@ LIGHTNING_VERBS = {
     "predict": "write predictions.jsonl without scores",
 }
 ZOO_VERBS = {
-    "prepare": "make what a run needs: a small backbone, a leak report",
+    "prepare": "make what a run needs: the embedded sitcom with clips, a small backbone, a leak report",
     "export": "a run's language model as a model folder or an adapter folder",
     "checkpoints": "list and verify the published checkpoints",
 }
@@ -79,7 +79,7 @@ def _run(verb: str, args: list[str]) -> None:
         return
     command: Callable[[list[str]], None]
     if verb == "prepare":
-        from zoo.checkpoints import prepare as command
+        from zoo.prepare import main as command
     elif verb == "export":
         from zoo.checkpoints import export as command
     else:

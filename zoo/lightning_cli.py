@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
@@ -21,7 +22,8 @@ from lightning.pytorch.loggers import TensorBoardLogger
 
 import zoo.data  # noqa: F401 - corpora and models are known by their short names on the command line
 import zoo.models.causal_lm
-import zoo.models.dialoguellm  # noqa: F401
+import zoo.models.dialoguellm
+import zoo.models.unimodal  # noqa: F401
 from zoo.data import EmotionData
 from zoo.module import EmotionModule
 from zoo.runs import ResumingCSVLogger, find_checkpoint, newest_run, next_version, published, run_folder, run_of
@@ -99,7 +101,7 @@ class ZooCLI(LightningCLI):
             if not config.zero_shot and not config.ckpt_path:
                 raise ValueError(
                     f"{self.subcommand} needs trained weights: give --ckpt_path (a run folder, a .ckpt, or a published "
-                    "name), or --zero_shot=true to evaluate the pretrained language model as it is"
+                    "name), or --zero_shot=true to evaluate the pretrained backbones as they are"
                 )
         if config.ckpt_path:
             self.checkpoint_step = look_into(Path(config.ckpt_path))["global_step"]
@@ -305,7 +307,9 @@ def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
     if home is not None:
         kept = ["--config", str(home / "config.yaml"), *kept]
     if file.name == "model.safetensors":  # a published backbone: its folder is the model, there is nothing more to load
-        return [*kept, f"--model.llm={published(path) or file.parent}", "--zero_shot=true"]
+        given = yaml.safe_load((home / "config.yaml").read_text())["model"]["init_args"] if home else {}
+        part = next((name for name in ("llm", "vision", "audio") if name in given), "llm")
+        return [*kept, f"--model.{part}={published(path) or file.parent}", "--zero_shot=true"]
     return [*kept, f"--ckpt_path={file}"]
 
 

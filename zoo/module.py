@@ -683,7 +683,7 @@ class Supervised(EmotionModule):
             data.reading(split).notes["utterances with chat-template tokens, written apart"] = control
         if stage == "fit" and self.class_weight:
             self.weights = {
-                c: _class_weights([s.label for s in samples if s.labels.corpus == c], len(labels), self.class_weight)
+                c: class_weights([s.label for s in samples if s.labels.corpus == c], len(labels), self.class_weight)
                 for c, labels in data.label_sets.items()
             }
 
@@ -774,7 +774,7 @@ def _predicted_index(sample: Sample, prediction: Prediction) -> int:
     return UNPARSED if prediction.predicted is None else sample.labels.index(prediction.predicted)
 
 
-def _class_weights(labels: Sequence[int], classes: int, power: float) -> list[float]:
+def class_weights(labels: Sequence[int], classes: int, power: float) -> list[float]:
     """n^-power per class, scaled so that the mean over samples is 1; a class that never occurs gets the largest
     weight."""
     counts = np.bincount([x for x in labels if x >= 0], minlength=classes).astype(float)

@@ -1,6 +1,8 @@
 """Pretrained parts behind small interfaces. The only package that imports transformers, peft, timm and tokenizers."""
 
+from zoo.backbones.audio import Audio
 from zoo.backbones.llm import LLM, Completions, LoRA, Prefix
-from zoo.backbones.shapes import SHAPES
+from zoo.backbones.shapes import AUDIO_SHAPES, SHAPES, VISION_SHAPES
+from zoo.backbones.vision import Vision
 
-__all__ = ["LLM", "LoRA", "Prefix", "Completions", "SHAPES"]
+__all__ = ["LLM", "LoRA", "Prefix", "Completions", "Vision", "Audio", "SHAPES", "VISION_SHAPES", "AUDIO_SHAPES"]

@@ -76,3 +76,77 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
 }
+
+# Eyes: name -> (class of transformers, config values, preprocessor_config). `Vision("shape:NAME")` builds them.
+VISION_SHAPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "vit-base-face": (  # trpakov/vit-face-expression, ViT-B/16
+        "ViTForImageClassification",
+        {  # 85,804,039
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "image_size": 224,
+            "patch_size": 16,
+            "layer_norm_eps": 1e-12,
+            "id2label": dict(enumerate(("angry", "disgust", "fear", "happy", "neutral", "sad", "surprise"))),
+        },
+        {
+            "image_processor_type": "ViTImageProcessor",
+            "size": {"height": 224, "width": 224},
+            "resample": 2,
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+        },
+    ),
+    "clip-vit-large-patch14": (  # the vision tower of openai/clip-vit-large-patch14
+        "CLIPVisionModel",
+        {  # 303,179,776
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "image_size": 224,
+            "patch_size": 14,
+            "projection_dim": 768,
+            "hidden_act": "quick_gelu",
+            "layer_norm_eps": 1e-5,
+        },
+        {
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": 224},
+            "crop_size": {"height": 224, "width": 224},
+            "resample": 3,
+            "image_mean": [0.48145466, 0.4578275, 0.40821073],
+            "image_std": [0.26862954, 0.26130258, 0.27577711],
+        },
+    ),
+}
+
+# Ears: name -> (config values of HubertConfig, whether the waveform is normalised). `Audio("shape:NAME")` builds them.
+AUDIO_SHAPES: dict[str, tuple[dict[str, Any], bool]] = {
+    "hubert-base": (  # facebook/hubert-base-ls960: 94,371,712, SpecAugment's mask vector of 768 included
+        {
+            "hidden_size": 768,
+            "intermediate_size": 3072,
+            "num_hidden_layers": 12,
+            "num_attention_heads": 12,
+            "feat_extract_norm": "group",
+            "conv_bias": False,
+            "do_stable_layer_norm": False,
+        },
+        True,
+    ),
+    "hubert-large": (  # facebook/hubert-large-ll60k: 315,438,720, mask vector of 1024 included
+        {
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 24,
+            "num_attention_heads": 16,
+            "feat_extract_norm": "layer",
+            "conv_bias": True,
+            "do_stable_layer_norm": True,
+        },
+        True,
+    ),
+}

@@ -1,16 +1,29 @@
-"""Small language models made in code: an ordinary model folder with a byte-level BPE tokenizer and random weights, so
-that every system runs on two CPU cores without a download. Train one with `configs/causal_lm/tiny_llama.yaml`.
+"""Small models made in code, so that every system runs on two CPU cores without a download: ordinary model folders with
+random weights. Language models come with a byte-level BPE tokenizer; train one with
+`configs/causal_lm/tiny_llama.yaml`. Eyes (ViT) and ears (HuBERT) come with a classification head.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast, Qwen2Config, Qwen2ForCausalLM
+from transformers import (
+    HubertConfig,
+    HubertForSequenceClassification,
+    LlamaConfig,
+    LlamaForCausalLM,
+    PreTrainedTokenizerFast,
+    Qwen2Config,
+    Qwen2ForCausalLM,
+    ViTConfig,
+    ViTForImageClassification,
+    ViTImageProcessor,
+    Wav2Vec2FeatureExtractor,
+)
 
 SPECIAL = ("<pad>", "<s>", "</s>")
 
@@ -90,4 +103,125 @@ def make_folder(
         model = model_class(config)
     model.save_pretrained(out)
     tokenizer.save_pretrained(out)
+    return out
+
+
+def make_vit_folder(
+    out: Path,
+    labels: Sequence[str],
+    size: int = 96,
+    patch: int = 12,
+    width: int = 144,
+    layers: int = 5,
+    heads: int = 4,
+    intermediate_size: int = 432,
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Path:
+    """Writes a ViTForImageClassification with random weights (fp32), its preprocessing (bilinear resize to the square,
+    to [-1, 1]) and its labels.
+
+    Weights are drawn with deviation 1/sqrt(width) and positions start as sines and cosines of row and column: with
+    transformers' usual 0.02 and random positions, a model this small took more than twice the steps to tell a mouth
+    curved up from one curved down.
+
+    With the defaults and seven labels: 1,118,599 parameters, 64 tokens and CLS; ``patch=16`` has 36 and trains about
+    twice as fast. Raises FileExistsError if ``out`` already holds a model, ValueError if ``size`` is no multiple of
+    ``patch``.
+    """
+    if size % patch:
+        raise ValueError(f"size {size} is no multiple of patch {patch}; the rest of the picture would not be seen")
+    config = ViTConfig(
+        image_size=size,
+        patch_size=patch,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate_size,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+        initializer_range=width**-0.5,
+        id2label=dict(enumerate(labels)),
+        label2id={word: i for i, word in enumerate(labels)},
+    )
+    positions = {"vit.embeddings.position_embeddings": _sines(size // patch, width)}
+    processor = ViTImageProcessor(size={"height": size, "width": size})
+    return _write(out, ViTForImageClassification, config, seed, processor, positions)
+
+
+def _sines(side: int, width: int) -> torch.Tensor:
+    """(1, 1 + side^2, width): CLS at zero; of the rest, half the numbers tell the row, half the column."""
+    frequencies = 100.0 ** -torch.linspace(0, 1, width // 4)
+    row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
+    angles = [place.flatten()[:, None] * frequencies for place in (row, column)]
+    waves = torch.cat([f(a) for a in angles for f in (torch.sin, torch.cos)], 1)
+    positions = torch.zeros(1, 1 + side**2, width)  # a width that is no multiple of 4 keeps zeros at its end
+    positions[0, 1:, : waves.shape[1]] = 0.5 * waves
+    return positions
+
+
+def make_hubert_folder(
+    out: Path,
+    labels: Sequence[str],
+    width: int = 144,
+    layers: int = 4,
+    heads: int = 4,
+    intermediate_size: int = 432,
+    conv_dim: Sequence[int] = (16, 32, 32, 64, 64, 128, 128),
+    dropout: float = 0.0,
+    seed: int = 0,
+) -> Path:
+    """Writes a HubertForSequenceClassification with random weights (fp32) and its preprocessing.
+
+    HuBERT's own seven convolutions (400 samples seen, one frame per 320), with few channels: the first of them run at
+    3200 frames a second and are most of the cost. Norms over channels, not over time, and norms before the layers
+    ("large" kind): trained from scratch, the "base" kind needs a long warm-up. A positional convolution of 32 frames
+    (640 ms) instead of 128, no SpecAugment and no layer drop, which a small model on clean voices does not survive.
+
+    With the defaults and seven labels: 989,863 parameters. Raises FileExistsError if ``out`` already holds a model.
+    """
+    config = HubertConfig(
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        intermediate_size=intermediate_size,
+        conv_dim=tuple(conv_dim),
+        conv_bias=False,
+        feat_extract_norm="layer",
+        do_stable_layer_norm=True,
+        num_conv_pos_embeddings=32,
+        num_conv_pos_embedding_groups=16,
+        hidden_dropout=dropout,
+        attention_dropout=dropout,
+        activation_dropout=dropout,
+        feat_proj_dropout=dropout,
+        layerdrop=0.0,
+        apply_spec_augment=False,
+        mask_time_prob=0.0,
+        classifier_proj_size=128,
+        id2label=dict(enumerate(labels)),
+        label2id={word: i for i, word in enumerate(labels)},
+    )
+    processor = Wav2Vec2FeatureExtractor(do_normalize=True, return_attention_mask=True)
+    return _write(out, HubertForSequenceClassification, config, seed, processor)
+
+
+def _write(
+    out: Path,
+    kind: type,
+    config: ViTConfig | HubertConfig,
+    seed: int,
+    processor: Any,
+    given: dict[str, torch.Tensor] | None = None,
+) -> Path:
+    out = Path(out)
+    if (out / "config.json").exists():
+        raise FileExistsError(f"{out} already holds a model; choose another folder or delete it first")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = kind(config)
+    for name, tensor in (given or {}).items():
+        model.get_parameter(name).data.copy_(tensor)
+    model.save_pretrained(out)
+    processor.save_pretrained(out)
     return out

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Literal
@@ -56,6 +57,8 @@ class MELD(EmotionData):
     """
 
     labels = Labels("meld", ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"))
+    official: Mapping[Split, tuple[int, int]] = OFFICIAL
+    known_bad: Mapping[tuple[Split, str], str] = KNOWN_BAD
 
     def __init__(
         self,
@@ -91,7 +94,7 @@ class MELD(EmotionData):
             turns: list[Turn] = []
             for row in rows.itertuples():
                 clip = None
-                if (split, row.key) in KNOWN_BAD:
+                if (split, row.key) in self.known_bad:
                     notes["clips known to be bad, not used"] += 1
                 elif clips is not None:
                     clip = clips.get(row.key)
@@ -100,10 +103,11 @@ class MELD(EmotionData):
                 turns.append(Turn(row.key, row.speaker, row.text, row.label, described, video=clip, audio=clip))
             first = len(turns) - 1 if self.protocol == "last_utterance" else 0
             notes["not the last of their dialogue, context only"] += first
-            name = f"meld/{split}/dia{dialogue}"
+            where = f"{self.labels.corpus}/{split}"
+            name = f"{where}/dia{dialogue}"
             for i, turn in enumerate(turns[first:], first):
-                samples.append(Sample(f"meld/{split}/{turn.id}", name, self.labels, turn, tuple(turns[:i])))
-        utterances, dialogues = OFFICIAL[split]
+                samples.append(Sample(f"{where}/{turn.id}", name, self.labels, turn, tuple(turns[:i])))
+        utterances, dialogues = self.official[split]
         return Reading(samples, dialogues if self.protocol == "last_utterance" else utterances, excluded, dict(notes))
 
     def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:

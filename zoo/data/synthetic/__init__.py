@@ -1,65 +1,93 @@
 """Synthetic: the embedded corpus, a sitcom that is generated and whose best reachable scores are known.
 
-`script` writes the dialogues and knows every probability, `phrases` has the words. Read the principle at the top of
-`script` before comparing systems that select or drop descriptions.
+`script` writes the dialogues and knows every probability, `phrases` has the words, `cues` the odds of what is a number,
+`faces` and `voices` draw and speak, `release` writes it all down as a MELD release. Read the principle at the top of
+`script` before comparing systems that select or drop modalities.
 """
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 from zoo.data.base import EmotionData, Reading, Split
-from zoo.data.synthetic.script import LABELS, Dialogue, Settings, generate
+from zoo.data.meld import MELD
+from zoo.data.synthetic.release import dialogues, read_record
+from zoo.data.synthetic.script import LABELS, Dialogue, Settings
 from zoo.schema import Labels, Sample, Turn
+
+SIZES: dict[Split, int] = {"train": 400, "dev": 60, "test": 100}
 
 
 class Synthetic(EmotionData):
-    """The synthetic sitcom: generated dialogues with MELD's labels and shares, texts, and audio and video descriptions.
+    """The synthetic sitcom: generated dialogues with MELD's labels and shares, texts, faces, voices and descriptions.
 
-    Needs no files and no download; the same arguments give the same corpus on every machine. What a classifier must not
-    see (whether a text misleads, whether a description is wrong, the exact posteriors) is not in the samples; get it
-    from ``dialogues(split)``, whose utterances are in the order of the samples. Source and licence: ours.
+    Without ``root`` it needs no files: texts and descriptions are made in memory, the same on every machine. Faces and
+    voices are clips, so they need a folder that ``zoo prepare synthetic --out DIR`` wrote: with ``--data.root DIR`` the
+    corpus is read from there through the reader of `MELD`, and the arguments below come from its ``corpus.json`` (one
+    that is given all the same must agree).
+
+    What a classifier must not see (whether a text misleads, whether a face is a mask, the exact posteriors) is not in
+    the samples; get it from ``dialogues(split)``, whose utterances are in the order of the samples. Source and licence:
+    ours.
 
     Args:
-        corpus_seed: which corpus is generated (``seed`` is that of the training order); at least 0.
-        train_dialogues: dialogues of the training split, about 8.5 utterances each. More of them extend the split.
-        dev_dialogues: dialogues of the development split.
-        test_dialogues: dialogues of the test split.
-        descriptions: captioner: clean (6 % wrong), noisy (wrong in 55 % of the explicit texts, 10 % of the others) or
-            noisy_independent (35 % wrong).
-        domain: wording of texts and captions: studio, or wild for a domain shift. Labels stay the same.
+        corpus_seed: which corpus is generated (``seed`` is that of the training order); at least 0; 0 if None.
+        train_dialogues: dialogues of the training split, about 8.5 utterances each; 400 if None. More of them extend
+            the split.
+        dev_dialogues: dialogues of the development split; 60 if None.
+        test_dialogues: dialogues of the test split; 100 if None.
+        descriptions: captioner: clean (6 % wrong; the default), noisy (wrong in 55 % of the explicit texts, 10 % of the
+            others) or noisy_independent (35 % wrong).
+        domain: studio (the default), or wild for a domain shift: another wording of texts and captions, other faces,
+            lights and microphones. Labels stay the same.
     """
 
     labels = Labels("synthetic", LABELS)
 
     def __init__(
         self,
-        corpus_seed: int = 0,
-        train_dialogues: int = 400,
-        dev_dialogues: int = 60,
-        test_dialogues: int = 100,
-        descriptions: Literal["clean", "noisy", "noisy_independent"] = "clean",
-        domain: Literal["studio", "wild"] = "studio",
+        corpus_seed: int | None = None,
+        train_dialogues: int | None = None,
+        dev_dialogues: int | None = None,
+        test_dialogues: int | None = None,
+        descriptions: Literal["clean", "noisy", "noisy_independent"] | None = None,
+        domain: Literal["studio", "wild"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if self.root is not None:
-            raise ValueError(f"Synthetic is generated and reads no folder, got root {self.root}; leave out --data.root")
-        if corpus_seed < 0:
-            raise ValueError(f"corpus_seed must be at least 0, got {corpus_seed}")
-        self.sizes: dict[Split, int] = {"train": train_dialogues, "dev": dev_dialogues, "test": test_dialogues}
-        for split, size in self.sizes.items():
-            if size < 1:
-                raise ValueError(f"{split}_dialogues must be at least 1, got {size}")
-        self.corpus_seed = corpus_seed
-        self.settings = Settings(descriptions=descriptions, domain=domain)  # checks them
+        given = {
+            "corpus_seed": corpus_seed, "train_dialogues": train_dialogues, "dev_dialogues": dev_dialogues,
+            "test_dialogues": test_dialogues, "descriptions": descriptions, "domain": domain,
+        }  # fmt: skip
+        given = {name: value for name, value in given.items() if value is not None}
+        for name, value in given.items():
+            least = 0 if name == "corpus_seed" else 1
+            if isinstance(value, int) and value < least:
+                raise ValueError(f"{name} must be at least {least}, got {value}")
+        if self.root is None:
+            self.corpus_seed: int = given.get("corpus_seed", 0)
+            self.sizes: dict[Split, int] = {s: given.get(f"{s}_dialogues", n) for s, n in SIZES.items()}
+            self.settings = Settings(descriptions=descriptions or "clean", domain=domain or "studio")  # checks them
+            return
+        self.record = read_record(self.root)
+        self.corpus_seed, self.sizes, self.settings = (
+            self.record[name] for name in ("corpus_seed", "dialogues", "settings"))
+        written = {f"{split}_dialogues": n for split, n in self.sizes.items()} | {
+            "corpus_seed": self.corpus_seed, "descriptions": self.settings.descriptions, "domain": self.settings.domain}
+        differs = [f"{name} {written[name]}, not {value}" for name, value in given.items() if value != written[name]]
+        if differs:
+            raise ValueError(f"the corpus in {self.root} has {'; '.join(differs)}; leave the option out, or write "
+                             "another corpus with zoo prepare synthetic")  # fmt: skip
 
     def dialogues(self, split: Split) -> list[Dialogue]:
         """The split as written, hidden truth and all; generated anew at each call, about 0.3 s per 1000 utterances."""
-        seed = len(self.sizes) * self.corpus_seed + list(self.sizes).index(split)  # no two splits of any corpora alike
-        return generate(seed, self.sizes[split], descriptions=self.settings.descriptions, domain=self.settings.domain)
+        return dialogues(self.corpus_seed, split, self.sizes[split], self.settings)
 
     def read(self, split: Split) -> Reading:
+        if self.root is not None:
+            official = {s: (self.record["utterances"][s], n) for s, n in self.sizes.items()}
+            return _Written(self.root, official).read(split)
         samples = []
         for dialogue in self.dialogues(split):
             turns = tuple(Turn(u.id, u.speaker, u.text, u.label, u.descriptions) for u in dialogue.utterances)
@@ -67,3 +95,14 @@ class Synthetic(EmotionData):
                 samples.append(Sample(
                     f"synthetic/{split}/{turn.id}", f"synthetic/{split}/{dialogue.id}", self.labels, turn, turns[:i]))
         return Reading(samples)
+
+
+class _Written(MELD):
+    """A written sitcom in the layout of the MELD release, without the faults of MELD's own files."""
+
+    labels = Synthetic.labels
+    known_bad = {}
+
+    def __init__(self, root: Path, official: dict[Split, tuple[int, int]]) -> None:
+        super().__init__(root=root, captions=[root])
+        self.official = official

@@ -29,15 +29,16 @@ from __future__ import annotations
 import itertools
 import random
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Literal
 
 import numpy as np
 
+from zoo.data.synthetic import faces, voices
+from zoo.data.synthetic.cues import DISGUISE, LABELS, CueModel, CueState
 from zoo.data.synthetic.phrases import WORDINGS, Topic, Wording
 
-LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 SHARES = (4710, 1205, 268, 683, 1743, 271, 1109)  # MELD train
 CAST = ("Nina", "Omar", "Greta", "Felix", "Priya", "Marcus", "Lucia", "Teddy", "Joan", "Walt")
 
@@ -65,12 +66,6 @@ NEAR = {  # label -> labels whose cues it borrows
     "neutral": ("joy", "surprise", "sadness"), "surprise": ("joy", "fear", "neutral"),
     "fear": ("surprise", "sadness", "anger"), "sadness": ("neutral", "fear", "anger"), "joy": ("surprise", "neutral"),
     "disgust": ("anger", "surprise", "neutral"), "anger": ("disgust", "sadness", "surprise"),
-}
-DISGUISE = {  # true label -> labels whose cues a misleading line uses
-    "neutral": ("joy", "surprise", "sadness", "anger"), "surprise": ("neutral", "joy", "anger"),
-    "fear": ("neutral", "joy", "anger"), "sadness": ("neutral", "joy"),
-    "joy": ("anger", "disgust", "sadness", "surprise"), "disgust": ("joy", "neutral"),
-    "anger": ("joy", "surprise", "neutral"),
 }
 TELL = {"explicit": .04, "ambiguous": .04, "misleading": .45}  # how often a line has a tell
 TELL_OWN = .5  # share of tells from the label's own bank; the rest from all banks
@@ -118,6 +113,7 @@ FACE_NEAR = {
 
 # ---- how lines are built; none of this depends on a hidden thing
 TURNS = (5, 12)
+SECONDS = (1.0, 1.8)  # of a clip, in steps of one frame
 THREE_SPEAKERS = .45
 SPEAKS_ON = .12  # how often the same speaker goes on
 ADDRESS = .20  # how often a line names whom it is said to
@@ -141,6 +137,8 @@ class Settings:
         text_modes: share of explicit, ambiguous and misleading texts; sums to 1.
         inertia: how often a label is the speaker's own last one, 0..1.
         contagion: how often it follows the previous utterance (copy or reaction), 0..1; together at most 1.
+        face_cues: how often a face shows nothing although there is an emotion, and how often another emotion.
+        voice_cues: the same of the voice.
 
     Raises:
         ValueError: if a knob is outside its range.
@@ -152,6 +150,8 @@ class Settings:
     text_modes: tuple[float, float, float] = (.50, .32, .18)
     inertia: float = .30
     contagion: float = .25
+    face_cues: tuple[float, float] = (.12, .04)
+    voice_cues: tuple[float, float] = (.12, .04)
 
     def __post_init__(self) -> None:
         if self.descriptions not in DESCRIPTIONS:
@@ -166,6 +166,9 @@ class Settings:
         if self.inertia < 0 or self.contagion < 0 or self.inertia + self.contagion > 1:
             got = f"{self.inertia} and {self.contagion}"
             raise ValueError(f"inertia and contagion must be at least 0 and together at most 1, got {got}")
+        for name, cues in (("face_cues", self.face_cues), ("voice_cues", self.voice_cues)):
+            if len(cues) != 2 or min(cues) < 0 or sum(cues) > 1:
+                raise ValueError(f"{name} must be 2 shares (absent, misleading) of together at most 1, got {cues}")
 
 
 @dataclass(frozen=True)
@@ -176,6 +179,9 @@ class Truth:
         text_mode: explicit, ambiguous (no cue) or misleading (the cue of another label).
         description_state: good (shows the label), vague (shows nothing) or wrong (shows another label).
         shown: label the descriptions show; None if vague.
+        face_state: clear, faint, absent (a poker face) or misleading (shows another label).
+        face_shown: label the face shows.
+        voice_state, voice_shown: the same of the voice.
         effect: ``help`` if the Bayes answer is wrong from the text and right with the descriptions, ``hurt`` for the
             reverse, ``needless`` if they do not change whether it is right.
     """
@@ -183,6 +189,10 @@ class Truth:
     text_mode: TextMode
     description_state: DescriptionState
     shown: str | None
+    face_state: CueState
+    face_shown: str
+    voice_state: CueState
+    voice_shown: str
     effect: Literal["help", "hurt", "needless"]
 
 
@@ -199,7 +209,9 @@ class Utterance:
         truth: hidden; for analysis only.
         own_last: label of the speaker's last utterance in this dialogue, or None.
         previous: label of the utterance before this one, or None.
-        choices: modality -> the (table, value) pairs that its surface shows; what `posterior` scores.
+        choices: modality (``text``, ``descriptions``, ``face``, ``voice``) -> the (table, value) pairs that its surface
+            shows; what `posterior` scores.
+        seconds: length of the clip.
         settings: the knobs the line was made with.
     """
 
@@ -212,15 +224,27 @@ class Utterance:
     own_last: str | None
     previous: str | None
     choices: Mapping[str, Choices]
+    seconds: float
     settings: Settings
+
+    @property
+    def expression(self) -> tuple[float, ...]:
+        """Parameters of the face, in the order of ``faces.EXPRESSION.names``."""
+        return self.choices["face"][0][1]
+
+    @property
+    def prosody(self) -> tuple[float, ...]:
+        """Parameters of the voice, in the order of ``voices.PROSODY.names``."""
+        return self.choices["voice"][0][1]
 
 
 @dataclass(frozen=True)
 class Dialogue:
-    """A scene: ``dia{i}``, its theme (a topic; hidden) and 5-12 utterances by two or three speakers."""
+    """A scene: ``dia{i}``, its theme (a topic; hidden), its place and 5-12 utterances by two or three speakers."""
 
     id: str
     theme: str
+    place: faces.Scene
     utterances: tuple[Utterance, ...]
 
 
@@ -266,14 +290,14 @@ class Odds:
         prior: P(label), ``(L,)``; also the share of each label at every position of a dialogue.
         follows: P(label | previous label) if it follows the previous utterance, ``(L, L)``; keeps ``prior``.
         hidden: P(text mode, shown | label), ``(1, M, S, L)``.
-        tables: name -> `Table`. A further modality adds an object with ``draw`` and ``likelihood`` here, and its pairs
-            to ``Utterance.choices``.
+        tables: name -> `Table`, or `CueModel` of what is a number. What a modality needs is ``likelihood`` here, and
+            its pairs in ``Utterance.choices``.
     """
 
     prior: np.ndarray
     follows: np.ndarray
     hidden: np.ndarray
-    tables: Mapping[str, Table]
+    tables: Mapping[str, Table | CueModel]
 
 
 @lru_cache(maxsize=32)
@@ -300,6 +324,8 @@ def odds(settings: Settings) -> Odds:
         "statement mark": _by_label((".", "!", "...", "?"), STATEMENT_MARKS),
         "voice": _captions(words.voice, VOICE_CONFUSED, VOICE_NEAR),
         "face": _captions(words.face, FACE_CONFUSED, FACE_NEAR), "unsure": _unsure(),
+        "expression": replace(faces.EXPRESSION, absent=settings.face_cues[0], misleading=settings.face_cues[1]),
+        "prosody": replace(voices.PROSODY, absent=settings.voice_cues[0], misleading=settings.voice_cues[1]),
     }
     return Odds(prior, COPY * np.eye(len(LABELS)) + (1 - COPY) * _reactions(prior), hidden, tables)
 
@@ -427,6 +453,8 @@ def generate(
     text_modes: tuple[float, float, float] = (.50, .32, .18),
     inertia: float = .30,
     contagion: float = .25,
+    face_cues: tuple[float, float] = (.12, .04),
+    voice_cues: tuple[float, float] = (.12, .04),
 ) -> list[Dialogue]:
     """Dialogues of the sitcom.
 
@@ -443,23 +471,28 @@ def generate(
         text_modes: share of explicit, ambiguous and misleading texts.
         inertia: how often a label is the speaker's own last one.
         contagion: how often it follows the previous utterance.
+        face_cues, voice_cues: how often each shows nothing, and how often another label.
 
     Raises:
         ValueError: if ``dialogues`` is below 1 or a knob is outside its range.
     """
     if dialogues < 1:
         raise ValueError(f"dialogues must be at least 1, got {dialogues}")
-    settings = Settings(descriptions, domain, tuple(shares), tuple(text_modes), inertia, contagion)
+    settings = Settings(
+        descriptions, domain, tuple(shares), tuple(text_modes), inertia, contagion, tuple(face_cues), tuple(voice_cues))
     return [_dialogue(seed, i, settings) for i in range(dialogues)]
 
 
 def _dialogue(seed: int, number: int, settings: Settings) -> Dialogue:
     # one stream each, so that another captioner or wording leaves the plot as it is
-    plot, talk, camera = (random.Random(f"{seed}/{number}/{stream}") for stream in ("plot", "talk", "camera"))
+    plot, talk, camera, face, voice, stage = (
+        random.Random(f"{seed}/{number}/{stream}") for stream in ("plot", "talk", "camera", "face", "voice", "stage"))
     cast = sorted(CAST, key=lambda _: plot.random())
     speakers = cast[:3 if plot.random() < THREE_SPEAKERS else 2]
     topics = tuple(WORDINGS[settings.domain].topics)
     scene = _Scene(settings, theme=int(plot.random() * len(topics)), away=cast[len(speakers):])
+    place, frames = faces.scene(stage), round((SECONDS[1] - SECONDS[0]) * faces.FPS)
+    expression, prosody = (odds(settings).tables[name] for name in ("expression", "prosody"))
     utterances: list[Utterance] = []
     last: dict[str, str] = {}  # speaker -> label
     for turn in range(TURNS[0] + int(plot.random() * (TURNS[1] - TURNS[0] + 1))):
@@ -474,14 +507,24 @@ def _dialogue(seed: int, number: int, settings: Settings) -> Dialogue:
         shown = _pick(camera, odds(settings).hidden[0, mode, :, label])
         text, said = scene.line(talk, (scene.theme, mode, shown, label), [s for s in speakers if s != speaker])
         captions, seen = scene.captions(camera, (scene.theme, mode, shown, label), speaker)
-        choices = {"text": said, "descriptions": seen}
+        face_state, face_shown, expressed = expression.sample(face, LABELS[label])
+        voice_state, voice_shown, spoken = prosody.sample(voice, LABELS[label])
+        choices = {
+            "text": said, "descriptions": seen, "face": (("expression", expressed),), "voice": (("prosody", spoken),)}
         utterances.append(Utterance(
             id=f"dia{number}_utt{turn}", speaker=speaker, label=LABELS[label], text=text, descriptions=captions,
-            truth=_truth(settings, mode, shown, label, choices), own_last=last.get(speaker), previous=before,
-            choices=choices, settings=settings,
+            truth=Truth(
+                text_mode=TEXT_MODES[mode],
+                description_state="vague" if shown == _VAGUE else "good" if shown == label else "wrong",
+                shown=None if shown == _VAGUE else LABELS[shown],
+                face_state=face_state, face_shown=face_shown, voice_state=voice_state, voice_shown=voice_shown,
+                effect=_effect(settings, label, choices),
+            ),
+            own_last=last.get(speaker), previous=before, choices=choices,
+            seconds=round(SECONDS[0] + int(stage.random() * (frames + 1)) / faces.FPS, 3), settings=settings,
         ))
         last[speaker] = LABELS[label]
-    return Dialogue(f"dia{number}", topics[scene.theme], tuple(utterances))
+    return Dialogue(f"dia{number}", topics[scene.theme], place, tuple(utterances))
 
 
 class _Scene:
@@ -571,18 +614,13 @@ def _pick(rng: random.Random, weights: np.ndarray) -> int:
     return int((cumulative / cumulative[-1]).searchsorted(rng.random(), side="right"))
 
 
-def _truth(settings: Settings, mode: int, shown: int, label: int, choices: Mapping[str, Choices]) -> Truth:
+def _effect(settings: Settings, label: int, choices: Mapping[str, Choices]) -> Literal["help", "hurt", "needless"]:
     prior = odds(settings).prior
     without, with_ = (
         int((prior * _likelihood(settings, choices, given).mean(0)).argmax()) == label
         for given in (("text",), ("text", "descriptions"))
     )
-    return Truth(
-        text_mode=TEXT_MODES[mode],
-        description_state="vague" if shown == _VAGUE else "good" if shown == label else "wrong",
-        shown=None if shown == _VAGUE else LABELS[shown],
-        effect="needless" if with_ == without else "help" if with_ else "hurt",
-    )
+    return "needless" if with_ == without else "help" if with_ else "hurt"
 
 
 # ----------------------------------------------------------------------------------------------------------- posteriors
@@ -621,7 +659,8 @@ def posterior(
 
     Args:
         utterance: as generated.
-        given: modalities that are seen, among ``text`` and ``descriptions``; none gives the prior.
+        given: modalities that are seen, among ``text``, ``descriptions``, ``face`` and ``voice``; none gives the
+            prior.
         past_labels: whether the true labels before the utterance are known too.
 
     Returns:
@@ -683,13 +722,19 @@ def with_history(
     return np.stack(rows)
 
 
-def ceilings(dialogues: Sequence[Dialogue]) -> dict[str, dict[str, float]]:
+def ceilings(
+    dialogues: Sequence[Dialogue], sets: Sequence[Sequence[str]] | None = None,
+) -> dict[str, dict[str, float]]:
     """Best reachable scores on these dialogues, from the exact posteriors.
 
     For each set of modalities: from the utterance alone (``text``), with the true labels before it (``text + past
     labels``), with the same modalities of all earlier utterances (``text + history``), and with both. The score is that
     of the most probable label. No classifier beats its expected accuracy (on a finite corpus one may by luck, within
     the sampling error); for weighted F1 it is close to the best, not exactly the best.
+
+    Args:
+        dialogues: as generated.
+        sets: sets of modalities; all of them if None.
 
     Returns:
         set -> ``accuracy`` and ``weighted_f1``, 0..1.
@@ -701,16 +746,17 @@ def ceilings(dialogues: Sequence[Dialogue]) -> dict[str, dict[str, float]]:
         raise ValueError("ceilings need at least one dialogue")
     utterances = [u for d in dialogues for u in d.utterances]
     truth = np.array([LABELS.index(u.label) for u in utterances])
-    modalities = tuple(utterances[0].choices)
+    if sets is None:
+        modalities = tuple(utterances[0].choices)
+        sets = [given for n in range(1, len(modalities) + 1) for given in itertools.combinations(modalities, n)]
     scores = {}
-    for size in range(1, len(modalities) + 1):
-        for given in itertools.combinations(modalities, size):
-            for past in (False, True):
-                alone = np.stack([posterior(u, given, past) for u in utterances])
-                history = np.concatenate([with_history(d, given, past) for d in dialogues])
-                labels = ("past labels",) if past else ()
-                scores[" + ".join((*given, *labels))] = _scores(alone.argmax(1), truth)
-                scores[" + ".join((*given, "history", *labels))] = _scores(history.argmax(1), truth)
+    for given in sets:
+        for past in (False, True):
+            alone = np.stack([posterior(u, given, past) for u in utterances])
+            history = np.concatenate([with_history(d, given, past) for d in dialogues])
+            labels = ("past labels",) if past else ()
+            scores[" + ".join((*given, *labels))] = _scores(alone.argmax(1), truth)
+            scores[" + ".join((*given, "history", *labels))] = _scores(history.argmax(1), truth)
     return scores
 
 

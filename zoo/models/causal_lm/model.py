@@ -7,10 +7,26 @@ and the way the zoo's own small backbones are made. Training is next-token predi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from zoo.module import Supervised
+import numpy as np
+
+from zoo.module import PromptCollator, Supervised
+from zoo.prompts import load_template
+from zoo.schema import Sample
+
+
+@dataclass(frozen=True)
+class PromptFormat:
+    """One way to write a sample down; see the options of the same names of `Supervised`."""
+
+    template: str = "default"
+    window: int = 0
+    descriptions: tuple[str, ...] = ()
+    shots: int = 0
 
 
 class CausalLM(Supervised):
@@ -19,10 +35,50 @@ class CausalLM(Supervised):
     Args:
         llm: folder, published name (e.g. ``tiny-llama``) or hub id of the language model.
         prompt_loss: weight of the prompt's tokens; 1 = language modelling.
-        template: ``default``, or a file.
+        template: ``default``, ``instruction``, or a file.
+        formats: in training, every batch is written in one of these, evenly drawn, so that a backbone meets many
+            prompts (ours). Evaluation keeps to ``template``, ``window``, ``descriptions`` and ``shots``; so
+            does training if there are none.
     """
 
     templates = Path(__file__).parent / "templates"
 
-    def __init__(self, llm: str, prompt_loss: float = 1.0, template: str = "default", **kwargs: Any) -> None:
+    def __init__(
+        self,
+        llm: str,
+        prompt_loss: float = 1.0,
+        template: str = "default",
+        formats: list[PromptFormat] | None = None,
+        **kwargs: Any,
+    ) -> None:
         super().__init__(llm, prompt_loss=prompt_loss, template=template, **kwargs)
+        for f in formats or ():
+            if f.window < 0 or f.shots < 0:
+                raise ValueError(f"a format needs window >= 0 and shots >= 0, got {f}")
+            load_template(f.template, self.templates)
+        self.formats = tuple(formats or ())
+
+    def collator(self, training: bool) -> PromptCollator:
+        collator = super().collator(training)
+        if not training or not self.formats:
+            return collator
+        data = self.trainer.datamodule
+        shared = {f.name: getattr(collator, f.name) for f in fields(PromptCollator) if f.init}
+        variants = [
+            PromptCollator(**shared | {
+                "template": load_template(f.template, self.templates), "window": f.window,
+                "kinds": tuple(f.descriptions), "shots": f.shots, "pool": data.samples("train") if f.shots else (),
+            })
+            for f in self.formats
+        ]  # fmt: skip
+        return MixedCollator(**shared, variants=variants)
+
+
+@dataclass
+class MixedCollator(PromptCollator):
+    """Writes each batch in one of several formats, drawn anew: prompts of one batch stay about equally long."""
+
+    variants: Sequence[PromptCollator] = field(default_factory=tuple)
+
+    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
+        return self.variants[int(rng.integers(len(self.variants)))](samples, rng)

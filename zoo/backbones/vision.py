@@ -1,0 +1,496 @@
+"""Eyes: one image encoder behind four verbs, whatever library or file its weights come from.
+
+    vision.prepare(frames)          uint8 frames of any size -> the model's own input
+    vision.hidden(frames)           one vector per token, before the final norm (`normed=True`: after it)
+    vision.cls(frames)              the CLS token's vector
+    vision.logits(frames)           class logits, where there is a head
+
+Frames are uint8 (N, 3, H, W), RGB. Transformers' ViT and CLIP, timm models, and mini-XCEPTION are known.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import timm
+import timm.data
+import torch
+import transformers
+from timm.models import save_for_hf
+from torch import Tensor, nn
+from torchvision.transforms import InterpolationMode
+from torchvision.transforms.v2 import functional as pictures
+from transformers import AutoConfig, AutoImageProcessor
+from transformers.utils import cached_file
+from transformers.utils import logging as transformers_logging
+
+from zoo.backbones import mini_xception
+from zoo.backbones.llm import REPOSITORY, Dtype, fingerprint
+from zoo.backbones.shapes import VISION_SHAPES
+
+# PIL's numbers, as preprocessor_config.json has them
+RESAMPLE = {0: InterpolationMode.NEAREST_EXACT, 2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
+FILES = (".hdf5", ".h5", ".safetensors", ".pt", ".pth")
+CLASSES = {  # of transformers; those with an inner tower: its attribute
+    "ViTModel": "",
+    "ViTForImageClassification": "vit",
+    "CLIPVisionModel": "",
+    "CLIPVisionModelWithProjection": "vision_model",
+    "CLIPForImageClassification": "vision_model",
+}
+# what a folder may hold beyond the tower: the text half of a CLIP and its projections
+NOT_SEEN = r"text_model\..*|(vision_model\.)?embeddings\.position_ids|(visual|text)_projection\.weight|logit_scale"
+
+
+def locate_encoder(path: str, what: str, option: str) -> str:
+    """A model folder, a file, a published name of ``checkpoints/``, or a hub id, in this order.
+
+    Args:
+        what: for the message, as "image encoder".
+        option: the option that sets it, as "--model.vision".
+
+    Raises:
+        FileNotFoundError: if it is none of them, saying where was looked.
+    """
+    for place in (Path(path), REPOSITORY / path, REPOSITORY / "checkpoints" / path):
+        if place.is_file() or (place / "config.json").is_file():
+            return str(place)
+    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).exists() and Path(path).suffix not in FILES:
+        return path
+    raise FileNotFoundError(
+        f"no {what} at {path!r}: neither a file, nor a folder with a config.json, nor a published name in "
+        f"{REPOSITORY / 'checkpoints'}, nor a hub id of the form owner/name. Give {option} the folder that holds "
+        "config.json and the weights"
+    )
+
+
+def encoder_fingerprint(path: str, revision: str | None = None) -> str:
+    """Identity of an encoder: `fingerprint` of a folder, sha256 of a whole file (also of a folder's
+    pytorch_model.bin), and of the name alone for ``timm:`` and ``shape:``."""
+    if path.startswith(("timm:", "shape:")):
+        return hashlib.sha256(path.encode()).hexdigest()
+    files = [Path(path)] if Path(path).is_file() else [Path(path) / "pytorch_model.bin"]
+    digest = hashlib.sha256(b"" if Path(path).is_file() else fingerprint(path, revision).encode())
+    for file in files:
+        if file.is_file():
+            with file.open("rb") as f:
+                digest.update(hashlib.file_digest(f, "sha256").digest())
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class Preparation:
+    """How frames become the input of a model.
+
+    Attributes:
+        resize: (height, width) whatever the shape of the frame was, or the length of its shorter side, or None.
+        crop: side of the square then cut from the middle, or None.
+        resample: PIL's number: 0 nearest, 2 bilinear, 3 bicubic; both of these antialiased.
+        scale: factor from 0..255.
+        mean, std: per channel, after scaling.
+        grey: to one channel first (ITU-R 601 luma, as PIL's "L" and OpenCV).
+        crop_rounds: torchvision's centre crop rounds half a pixel, transformers' cuts it off.
+    """
+
+    resize: tuple[int, int] | int | None
+    crop: int | None
+    resample: int
+    scale: float
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    grey: bool = False
+    crop_rounds: bool = False
+
+    @classmethod
+    def of_transformers(cls, processor: Any) -> Preparation:
+        """From an image processor. ValueError for a step that is not known here."""
+        said = processor.to_dict()
+        resize = said.get("size") if said.get("do_resize") else None
+        if resize is not None:
+            known = {k: v for k, v in dict(resize).items() if v is not None}
+            if set(known) == {"height", "width"}:
+                resize = (known["height"], known["width"])
+            elif set(known) == {"shortest_edge"}:
+                resize = known["shortest_edge"]
+            else:
+                raise ValueError(f"cannot resize to {known}; expected height and width, or shortest_edge")
+        crop = None
+        if said.get("do_center_crop"):
+            sides = {v for v in dict(said["crop_size"]).values() if v is not None}
+            if len(sides) != 1:
+                raise ValueError(f"cannot crop to {said['crop_size']}; expected a square")
+            crop = sides.pop()
+        resample = int(said.get("resample") if said.get("resample") is not None else 2)
+        if resample not in RESAMPLE:
+            raise ValueError(f"resample is {resample}; known are 0 (nearest), 2 (bilinear), 3 (bicubic)")
+        normalise = said.get("do_normalize", True)
+        return cls(
+            resize,
+            crop,
+            resample,
+            said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1.0,
+            tuple(said["image_mean"]) if normalise else (0.0, 0.0, 0.0),
+            tuple(said["image_std"]) if normalise else (1.0, 1.0, 1.0),
+        )
+
+    @classmethod
+    def of_timm(cls, model: nn.Module) -> Preparation:
+        """As timm's own evaluation transform. ValueError for a crop mode that is not known here."""
+        said = timm.data.resolve_model_data_config(model)
+        _, height, width = said["input_size"]
+        enlarged = tuple(int(side / said["crop_pct"]) for side in (height, width))
+        resample = {"nearest": 0, "bilinear": 2, "bicubic": 3}.get(said["interpolation"])
+        if resample is None or height != width or said["crop_mode"] not in ("center", "squash"):
+            raise ValueError(f"timm's preprocessing {said} is not known here: expected a square, bilinear or bicubic")
+        resize = enlarged if said["crop_mode"] == "squash" else enlarged[0]
+        return cls(resize, height, resample, 1 / 255, tuple(said["mean"]), tuple(said["std"]), crop_rounds=True)
+
+    @property
+    def size(self) -> int | None:
+        """Side of the square that comes out; None if it depends on the frame."""
+        if self.crop is not None:
+            return self.crop
+        fixed = isinstance(self.resize, tuple) and self.resize[0] == self.resize[1]
+        return self.resize[0] if fixed else None
+
+    def __call__(self, frames: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) -> float32 (N, 3 or 1, S, S), on the same device.
+
+        Raises:
+            ValueError: frames of another type or shape, or none at all.
+        """
+        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
+            raise ValueError(f"expected frames uint8 (N, 3, H, W) in RGB, got {frames.dtype} {tuple(frames.shape)}")
+        x = pictures.rgb_to_grayscale(frames) if self.grey else frames
+        if self.resize is not None:
+            size = list(self.resize) if isinstance(self.resize, tuple) else [self.resize]
+            x = pictures.resize(x, size, RESAMPLE[self.resample], antialias=True)
+        if self.crop is not None:
+            x = self._crop(x)
+        mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std))
+        return (x.float() * self.scale - mean) / std
+
+    def _crop(self, x: Tensor) -> Tensor:
+        if self.crop_rounds or min(x.shape[-2:]) < self.crop:
+            return pictures.center_crop(x, [self.crop])
+        top, left = ((side - self.crop) // 2 for side in x.shape[-2:])
+        return x[..., top : top + self.crop, left : left + self.crop]
+
+
+GREY = Preparation((mini_xception.SIZE,) * 2, None, 2, 1 / 255, (0.5,), (0.5,), grey=True)  # squashed, to [-1, 1]
+
+
+class Vision(nn.Module):
+    """An image encoder with its preprocessing.
+
+    Args:
+        path: a folder of transformers (ViTModel, ViTForImageClassification, CLIPModel, CLIPVisionModel,
+            CLIPVisionModelWithProjection, CLIPForImageClassification) or of timm, a published name, a hub id of either,
+            ``timm:NAME`` for timm's pretrained weights, a mini-XCEPTION ``.hdf5``, or ``shape:NAME`` with a name of
+            `VISION_SHAPES` for random weights.
+        dtype: dtype of the weights. Always explicit, because a folder's own dtype would be taken otherwise.
+        revision: hub revision (a commit hash) to pin.
+        attention: ``sdpa`` or ``eager``; for transformers only.
+        device: ``meta`` builds the architecture without weights.
+        gradient_checkpointing: recompute activations in the backward pass.
+
+    Attributes:
+        width: numbers per token.
+        tokens: tokens per frame, the CLS token included.
+        size: side in pixels of the square the model sees.
+        has_cls: whether token 0 is a CLS token.
+        labels: words of the head's classes, or None without a head or with nameless classes.
+
+    Raises:
+        FileNotFoundError: nothing at ``path``, or no weights or no preprocessor_config.json there.
+        ValueError: another kind of model, or weights that do not fit or are not finite.
+    """
+
+    def __init__(
+        self,
+        path: str,
+        dtype: Dtype = "float32",
+        revision: str | None = None,
+        attention: Literal["sdpa", "eager"] = "sdpa",
+        device: str | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
+        super().__init__()
+        self.revision, self.frozen = revision, False
+        self.processor: Any = None  # transformers' own, to be saved again
+        self.model: nn.Module
+        torch_dtype = getattr(torch, dtype)
+        if path.startswith("shape:"):
+            self.path = path
+            self._from_shape(path.removeprefix("shape:"), torch_dtype, attention, device)
+        elif path.startswith("timm:"):
+            self.path = path
+            self._from_timm(path.removeprefix("timm:"), torch_dtype, device)
+        else:
+            self.path = locate_encoder(path, "image encoder", "--model.vision")
+            if Path(self.path).is_file():
+                self._from_keras(torch_dtype, device)
+            elif self._is_timm():
+                source = "local-dir" if Path(self.path).is_dir() else "hf-hub"
+                pinned = f"@{revision}" if revision and source == "hf-hub" else ""
+                self._from_timm(f"{source}:{self.path}{pinned}", torch_dtype, device)
+            else:
+                self._from_transformers(torch_dtype, attention, device)
+        if device != "meta":
+            _refuse_infinite(self.model, self.path)
+        self.train()  # transformers loads in eval mode, in which dropout would silently do nothing
+        if gradient_checkpointing:
+            self._checkpointing()
+
+    # ---- loading
+    def _from_shape(self, name: str, dtype: torch.dtype, attention: str, device: str | None) -> None:
+        if name not in VISION_SHAPES:
+            raise ValueError(f"unknown shape {name!r}; expected one of {', '.join(VISION_SHAPES)}")
+        kind, values, preprocessing = VISION_SHAPES[name]
+        config = getattr(transformers, "ViTConfig" if kind.startswith("ViT") else "CLIPVisionConfig")(**values)
+        processor = getattr(transformers, preprocessing["image_processor_type"])
+        self.processor = processor(**{k: v for k, v in preprocessing.items() if k != "image_processor_type"})
+        with torch.device(device or "cpu"):
+            model = getattr(transformers, kind)._from_config(config, dtype=dtype, attn_implementation=attention)
+        self._adopt_transformers(model)
+
+    def _from_transformers(self, dtype: torch.dtype, attention: str, device: str | None) -> None:
+        config = AutoConfig.from_pretrained(self.path, revision=self.revision)
+        kind = (config.architectures or [""])[0]
+        if config.model_type == "clip" and kind != "CLIPForImageClassification":
+            kind, config = "CLIPVisionModel", config.vision_config  # a whole CLIP: its eyes
+        if kind not in CLASSES:
+            raise ValueError(
+                f"{self.path} holds a {kind or config.model_type}; image encoders of transformers known here: "
+                f"{', '.join(CLASSES)}, CLIPModel"
+            )
+        try:
+            self.processor = AutoImageProcessor.from_pretrained(self.path, revision=self.revision)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"{self.path} has no preprocessor_config.json: size, mean and deviation of the pixels would be a guess"
+            ) from error
+        if device == "meta":
+            with torch.device("meta"):
+                model = getattr(transformers, kind)._from_config(config, dtype=dtype, attn_implementation=attention)
+        else:
+            model = self._load(getattr(transformers, kind), config, dtype, attention)
+        self._adopt_transformers(model)
+
+    def _load(self, kind: type, config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
+        if Path(self.path).is_dir() and not list(Path(self.path).glob("*.safetensors")):
+            raise FileNotFoundError(f"{self.path} has a config.json but no *.safetensors; convert pickle weights first")
+        transformers_logging.disable_progress_bar()
+        before = transformers_logging.get_verbosity()
+        transformers_logging.set_verbosity_error()  # its report of the keys is judged below, by name
+        try:
+            model, info = kind.from_pretrained(
+                self.path,
+                config=config,
+                dtype=dtype,
+                revision=self.revision,
+                attn_implementation=attention,
+                use_safetensors=True,
+                output_loading_info=True,
+                ignore_mismatched_sizes=True,  # they are in `info`, and raise below with their names
+            )
+        except Exception as error:  # transformers and safetensors raise many types; the cause stays chained
+            raise ValueError(
+                f"the weights in {self.path} could not be read ({type(error).__name__}: {error}); "
+                "a truncated or damaged download? Fetch the folder again"
+            ) from error
+        finally:
+            transformers_logging.set_verbosity(before)
+        if kind.__name__ == "ViTModel" and set(info["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}:
+            model.pooler, info["missing_keys"] = None, set()  # made without one; nothing here reads it
+        info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not re.fullmatch(NOT_SEEN, k)}
+        problems = [f"{len(v)} {k.replace('_', ' ')}: {sorted(map(str, v))[:3]}" for k, v in info.items() if v]
+        if problems:
+            raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(problems)}")
+        return model
+
+    def _adopt_transformers(self, model: nn.Module) -> None:
+        self.kind, self.model = "transformers", model
+        config = self.tower.config
+        self.width, self.size, self.has_cls = config.hidden_size, config.image_size, True
+        self.tokens = (config.image_size // config.patch_size) ** 2 + 1
+        self.preparation = Preparation.of_transformers(self.processor)
+        words = tuple(model.config.id2label[i] for i in range(model.config.num_labels)) if self._has_head() else None
+        self.labels = None if words is None or all(re.fullmatch(r"LABEL_\d+", w) for w in words) else words
+        if self.preparation.size != self.size:
+            raise ValueError(
+                f"{self.path}: preprocessor_config.json makes {self.preparation.size or 'frames of unequal'} pixels, "
+                f"but the model takes {self.size}; one of the two belongs to another model"
+            )
+
+    def _is_timm(self) -> bool:
+        file = Path(self.path) / "config.json"
+        if not file.is_file():
+            file = Path(cached_file(self.path, "config.json", revision=self.revision))
+        return '"architecture"' in file.read_text() and '"model_type"' not in file.read_text()
+
+    def _from_timm(self, name: str, dtype: torch.dtype, device: str | None) -> None:
+        try:
+            with torch.device(device or "cpu"):
+                model = timm.create_model(name, pretrained=device != "meta")
+        except Exception as error:  # unknown names, no network, keys that do not fit: timm raises many types
+            raise ValueError(f"timm could not make {name!r} ({type(error).__name__}: {error})") from error
+        if not callable(getattr(model, "forward_intermediates", None)):
+            raise ValueError(f"timm's {name} gives no feature maps (no forward_intermediates); choose another")
+        self.kind, self.model = "timm", model.to(dtype).eval()  # asked below; running statistics must not move
+        self.preparation = Preparation.of_timm(model)
+        self.size, self.width = self.preparation.size, model.num_features
+        self.has_cls = bool(getattr(model, "cls_token", None) is not None)
+        words = model.pretrained_cfg.get("label_names")
+        self.labels = tuple(words) if words and model.num_classes else None
+        with torch.no_grad():  # the number of tokens stands nowhere; asked of one empty picture
+            empty = torch.zeros(1, 3, self.size, self.size, dtype=dtype, device=device)
+            self.tokens = self._hidden(empty, normed=False).shape[1]
+
+    def _from_keras(self, dtype: torch.dtype, device: str | None) -> None:
+        if Path(self.path).suffix not in (".hdf5", ".h5"):
+            raise ValueError(
+                f"{self.path} is a file, but no .hdf5 of mini-XCEPTION; give the folder of any other model"
+            )
+        state = mini_xception.read_keras(self.path)
+        with torch.device(device or "cpu"):
+            model = mini_xception.MiniXception()
+        if device != "meta":
+            model.load_state_dict(state)
+        self.kind, self.model, self.preparation = "mini_xception", model.to(dtype), GREY
+        self.width, self.size, self.has_cls = mini_xception.WIDTHS[-1], mini_xception.SIZE, False
+        self.tokens, self.labels = (self.size // 16) ** 2, mini_xception.LABELS
+
+    def _checkpointing(self) -> None:
+        if self.kind == "transformers":
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+        elif self.kind == "timm":
+            self.model.set_grad_checkpointing(True)
+
+    # ---- parts
+    @property
+    def tower(self) -> nn.Module:
+        """The encoder without its head."""
+        inner = CLASSES[type(self.model).__name__] if self.kind == "transformers" else ""
+        return getattr(self.model, inner) if inner else self.model
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return next(self.model.parameters()).dtype
+
+    def _has_head(self) -> bool:
+        if self.kind == "transformers":
+            return isinstance(getattr(self.model, "classifier", None), nn.Linear)
+        return self.kind == "mini_xception" or self.model.num_classes > 0
+
+    def fingerprint(self) -> str:
+        """Identity of the weights `path` names (see `encoder_fingerprint`)."""
+        return encoder_fingerprint(self.path, self.revision)
+
+    def freeze(self) -> Vision:
+        """No gradients, and eval mode for good: `train` leaves a frozen encoder as it is, so that dropout and running
+        statistics do not move under a model that is trained around it."""
+        self.requires_grad_(False).eval()
+        self.frozen = True
+        return self
+
+    def train(self, mode: bool = True) -> Vision:
+        return super().train(mode and not self.frozen)
+
+    # ---- verbs
+    def prepare(self, frames: Tensor) -> Tensor:
+        """uint8 (N, 3, H, W) RGB of any size -> float32 (N, 3, S, S), resized, rescaled and normalised as the model's
+        own preprocessing does; (N, 1, 64, 64) in [-1, 1] for mini-XCEPTION.
+
+        Equal to transformers' torchvision image processors. Beside those that resize with PIL (timm's transform,
+        transformers 4), pixels may differ by one step of 255, and by some more where bicubic noise leaves 0..255.
+        """
+        return self.preparation(frames)
+
+    def _pixels(self, frames: Tensor) -> Tensor:
+        weight = next(self.model.parameters())
+        return self.prepare(frames.to(weight.device)).to(weight.dtype)
+
+    def _hidden(self, pixels: Tensor, normed: bool) -> Tensor:
+        if self.kind == "mini_xception":
+            return self.model.features(pixels).flatten(2).transpose(1, 2)
+        if self.kind == "timm":
+            prefix = {"return_prefix_tokens": True} if getattr(self.model, "num_prefix_tokens", 0) else {}
+            (taken,) = self.model.forward_intermediates(
+                pixels, indices=1, norm=normed, output_fmt="NCHW", intermediates_only=True, **prefix
+            )
+            if not prefix:
+                return taken.flatten(2).transpose(1, 2)
+            return torch.cat([taken[1], taken[0].flatten(2).transpose(1, 2)], 1)
+        out = self.tower(pixel_values=pixels, output_hidden_states=True)
+        if not normed:
+            return out.hidden_states[-1]
+        # ViT's last state is normed, CLIP's is not: there only the pooled token passes the norm
+        return (
+            out.last_hidden_state
+            if hasattr(self.tower, "layernorm")
+            else self.tower.post_layernorm(out.last_hidden_state)
+        )
+
+    def hidden(self, frames: Tensor, normed: bool = False) -> Tensor:
+        """Every token of the last layer.
+
+        Args:
+            frames: (N, 3, H, W) uint8.
+            normed: after the model's final norm instead of before it. Models without one (convolutional ones) give
+                the same for both.
+
+        Returns:
+            (N, tokens, width) in the dtype of the weights; CLS first where there is one, then row by row.
+        """
+        return self._hidden(self._pixels(frames), normed)
+
+    def cls(self, frames: Tensor, normed: bool = False) -> Tensor:
+        """(N, 3, H, W) uint8 -> (N, width), the CLS token of `hidden`. ValueError for a model that has none."""
+        if not self.has_cls:
+            raise ValueError(f"{self.path} has no CLS token; take the mean over its tokens: hidden(frames).mean(1)")
+        return self.hidden(frames, normed)[:, 0]
+
+    def logits(self, frames: Tensor) -> Tensor:
+        """(N, 3, H, W) uint8 -> (N, classes) logits, in the order of `labels`. ValueError for a model without a
+        head."""
+        if not self._has_head():
+            raise ValueError(f"{self.path} has no classification head; train one on hidden(frames) or cls(frames)")
+        out = self.model(self._pixels(frames))
+        return out.logits if self.kind == "transformers" else out
+
+    def save(self, folder: str | Path, dtype: Dtype = "float32") -> Path:
+        """Writes config.json, model.safetensors and the preprocessing, as transformers (or timm) itself would: both
+        their `from_pretrained` and this class load it with the same outputs.
+
+        Raises:
+            FileExistsError: the folder already holds a model.
+            ValueError: mini-XCEPTION, for which there is no such format.
+        """
+        folder = Path(folder)
+        if (folder / "config.json").exists():
+            raise FileExistsError(f"{folder} already holds a model; choose another folder or delete it first")
+        if self.kind == "mini_xception":
+            raise ValueError("mini-XCEPTION has no folder format; its trained weights are in the run's checkpoint")
+        model = copy.deepcopy(self.model).to("cpu", getattr(torch, dtype)).requires_grad_(True)
+        if self.kind == "timm":
+            save_for_hf(model, str(folder), safe_serialization=True)
+        else:
+            transformers_logging.disable_progress_bar()
+            model.save_pretrained(folder)
+            self.processor.save_pretrained(folder)
+        return folder
+
+    def extra_repr(self) -> str:
+        return f"{self.path}, {self.tokens} tokens x {self.width}, {self.size} px, {asdict(self.preparation)}"
+
+
+def _refuse_infinite(model: nn.Module, path: str) -> None:
+    bad = [n for n, t in model.state_dict().items() if not torch.isfinite(t).all()]
+    if bad:
+        raise ValueError(f"the weights in {path} are not finite (NaN or infinity) in {len(bad)} tensors: {bad[:3]} ...")

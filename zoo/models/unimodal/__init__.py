@@ -1,0 +1,3 @@
+from zoo.models.unimodal.model import FaceClassifier, VoiceClassifier
+
+__all__ = ["FaceClassifier", "VoiceClassifier"]

@@ -1,0 +1,362 @@
+"""One modality alone: an image encoder on the speaker's face, or HuBERT on the voice, with a linear head.
+
+Not a paper: the baselines that say what a face or a voice is worth without words, and the way the zoo's own small eyes
+and ears are made. The encoder is whatever `Vision` or `Audio` reads; a head that comes with it is used, by name of its
+classes, so a published expression classifier can be tested as it is (``--zero_shot``).
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from zoo.backbones import Audio, Vision
+from zoo.backbones.llm import Dtype
+from zoo.media import Media, Unreadable
+from zoo.module import EmotionModule, Rows, class_weights
+from zoo.prompts import words
+from zoo.schema import Labels, Prediction, Sample
+
+
+class Unimodal(EmotionModule):
+    """An encoder and a softmax over the labels, trained by cross-entropy.
+
+    A sample whose clip is missing or unreadable is left out of the loss and gets no answer (``unparsed``); both are
+    counted.
+
+    Args:
+        verbalizer: label -> class word of the encoder's head, where it differs, e.g. ``{joy: happy}``.
+        new_head: label words of a new linear head, instead of the encoder's own, e.g. ``[neutral, joy]``.
+        dropout: before the new head.
+        class_weight: exponent p of class weights n^-p in the loss; 0 = none, 1 = fully balanced.
+        label_smoothing: share of the target spread over all labels.
+        cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
+        timeout: seconds one clip may take to decode.
+    """
+
+    def __init__(
+        self,
+        verbalizer: dict[str, str] | None = None,
+        new_head: list[str] | None = None,
+        dropout: float = 0.0,
+        class_weight: float = 0.0,
+        label_smoothing: float = 0.0,
+        cache: Path | None = None,
+        timeout: float = 30.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.verbalizer, self.new_head, self.dropout = verbalizer, new_head, dropout
+        self.class_weight, self.label_smoothing = class_weight, label_smoothing
+        self.media = Media(Path(cache) if cache else None, timeout=timeout)
+        self.head: nn.Module | None = None
+
+    # ---- what the two modalities fill in
+    @property
+    @abstractmethod
+    def encoder(self) -> Vision | Audio:
+        """The encoder, once built."""
+
+    @abstractmethod
+    def pooled(self, batch: dict[str, Any]) -> Tensor:
+        """Batch -> one vector per clip, (B, width); a new head goes on it."""
+
+    @abstractmethod
+    def own_logits(self, batch: dict[str, Any]) -> Tensor:
+        """Batch -> logits of the encoder's own head, (B, classes)."""
+
+    # ---- shared
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        label_sets = list(self.trainer.datamodule.label_sets.values())
+        if len({labels.names for labels in label_sets}) != 1:
+            raise ValueError(f"one head needs one label set; the joined corpora have {len(label_sets)}")
+        self.labels: Labels = label_sets[0]
+
+    def add_head(self) -> None:
+        """A fresh linear head, if one is wanted."""
+        if self.new_head:
+            self.head = nn.Sequential(nn.Dropout(self.dropout), nn.Linear(self.encoder.width, len(self.new_head)))
+
+    @property
+    def order(self) -> list[int]:
+        """Index of each label in the logits.
+
+        Raises:
+            ValueError: a label has no class of its name.
+        """
+        said, classes = words(self.labels, self.verbalizer), self.new_head or self.encoder.labels
+        missing = [word for word in said if word not in (classes or ())]
+        if missing:
+            raise ValueError(
+                f"the head of {self.encoder.path} has no class {missing}; it has {classes or 'no named classes'}. Map "
+                "the labels with --model.verbalizer, or put a new head on it with --model.new_head '[neutral, ...]'"
+            )
+        return [classes.index(word) for word in said]
+
+    def logits(self, batch: dict[str, Any]) -> Tensor:
+        """(B, labels), in the order of the corpus' labels; rows of missing clips are arbitrary but finite."""
+        logits = self.own_logits(batch) if self.head is None else self.head(self.pooled(batch))
+        return logits[:, self.order]
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        used = batch["present"] & (batch["label"] >= 0)
+        if not used.any():
+            raise ValueError(
+                f"no sample of this batch has a readable clip and a label: {batch['samples'].ids()[:3]}; are the clips "
+                "where the corpus' reader looks? `zoo prepare media --root DIR` lists what cannot be read"
+            )
+        weight = None
+        if self.class_weight:
+            labels = [s.label for s in self.trainer.datamodule.samples("train")]
+            weight = torch.tensor(class_weights(labels, len(self.labels), self.class_weight), device=self.device)
+        loss = cross_entropy(
+            self.logits(batch)[used].float(), batch["label"][used], weight, label_smoothing=self.label_smoothing
+        )
+        self.check_finite(loss, batch)
+        self.log("train/loss", loss, prog_bar=True)
+        self.log("train/missing", (~batch["present"]).float().sum(), reduce_fx="sum", on_step=False, on_epoch=True)
+        return loss
+
+    @torch.no_grad()
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        logits = self.logits(batch)
+        if not torch.isfinite(logits).all():
+            raise FloatingPointError(f"the scores of {batch['samples'].ids()} are not finite: the training diverged")
+        probabilities = torch.softmax(logits.double(), 1).tolist()
+        self.counts[f"no readable {self.modality}"] += int((~batch["present"]).sum())
+        predictions = []
+        for sample, present, p in zip(batch["samples"], batch["present"].tolist(), probabilities, strict=True):
+            names = sample.labels.names
+            scores = {n: round(x, 6) for n, x in zip(names, p, strict=True)} if present else None
+            said = names[int(np.argmax(p))] if present else None
+            predictions.append(Prediction(sample.id, sample.dialogue, sample.target.label, said, scores))
+        return predictions
+
+
+class FaceClassifier(Unimodal):
+    """Face alone.
+
+    Args:
+        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`).
+        dtype: dtype of its weights.
+        revision: hub revision to pin.
+        frames: frames per clip, evenly spaced over its middle part; training sees one of them, drawn anew at each
+            visit, evaluation takes the mean of the log-probabilities of all.
+        middle: share of the clip around its middle that frames are taken from; an expression rises and falls.
+        shift: in training a frame is moved by up to this many pixels (of ``size``) each way.
+        light: in training brightness and contrast vary by up to this share.
+        flip: in training half of the frames are mirrored.
+        size: frames are decoded to this square; the encoder resizes to its own in any case.
+    """
+
+    modality = "face"
+
+    def __init__(
+        self,
+        vision: str,
+        dtype: Dtype = "float32",
+        revision: str | None = None,
+        frames: int = 4,
+        middle: float = 0.5,
+        shift: int = 0,
+        light: float = 0.0,
+        flip: bool = False,
+        size: int = 96,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if frames < 1 or not 0 < middle <= 1 or shift < 0 or not 0 <= light < 1:
+            raise ValueError(
+                "need frames >= 1, 0 < middle <= 1, shift >= 0 and 0 <= light < 1; got "
+                f"{frames}, {middle}, {shift}, {light}"
+            )
+        self.vision_args = {"path": vision, "dtype": dtype, "revision": revision}
+        self.frames, self.middle, self.size = frames, middle, size
+        self.shift, self.light, self.flip = shift, light, flip
+
+    @property
+    def encoder(self) -> Vision:
+        return self.vision
+
+    def build(self) -> None:
+        self.vision = Vision(**self.vision_args)
+        self.add_head()
+
+    def collator(self, training: bool) -> FaceCollator:
+        look = (self.frames, self.middle, self.size)
+        return FaceCollator(self.media, *look, training, self.shift, self.light, self.flip)
+
+    def _frames(self, batch: dict[str, Any], per_frame: Callable[[Tensor], Tensor]) -> Tensor:
+        frames = batch["frames"]  # (B, F, 3, H, W)
+        return per_frame(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
+
+    def pooled(self, batch: dict[str, Any]) -> Tensor:
+        def one(frames: Tensor) -> Tensor:
+            hidden = self.vision.hidden(frames, normed=True)
+            return hidden[:, 0] if self.vision.has_cls else hidden.mean(1)
+
+        return self._frames(batch, one).mean(1)
+
+    def own_logits(self, batch: dict[str, Any]) -> Tensor:
+        return torch.log_softmax(self._frames(batch, self.vision.logits).float(), -1).mean(1)
+
+
+class VoiceClassifier(Unimodal):
+    """Voice alone.
+
+    Args:
+        audio: folder, published name, hub id or file of HuBERT weights (see `zoo.backbones.Audio`).
+        dtype: dtype of its weights.
+        revision: hub revision to pin.
+        max_seconds: a longer waveform is cut to its middle part, counted.
+        gain: in training the level varies by up to this many dB.
+    """
+
+    modality = "voice"
+
+    def __init__(
+        self,
+        audio: str,
+        dtype: Dtype = "float32",
+        revision: str | None = None,
+        max_seconds: float = 15.0,
+        gain: float = 0.0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if max_seconds <= 0 or gain < 0:
+            raise ValueError(f"need max_seconds > 0 and gain >= 0, got {max_seconds} and {gain}")
+        self.audio_args = {"path": audio, "dtype": dtype, "revision": revision}
+        self.max_seconds, self.gain = max_seconds, gain
+
+    @property
+    def encoder(self) -> Audio:
+        return self.audio
+
+    def build(self) -> None:
+        self.audio = Audio(**self.audio_args)
+        self.add_head()
+
+    def collator(self, training: bool) -> VoiceCollator:
+        return VoiceCollator(self.media, self.max_seconds, training, self.gain)
+
+    def pooled(self, batch: dict[str, Any]) -> Tensor:
+        return self.audio.pooled(batch["waves"], batch["lengths"])[:, 0]
+
+    def own_logits(self, batch: dict[str, Any]) -> Tensor:
+        return self.audio.logits(batch["waves"], batch["lengths"])
+
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        self.counts["waveforms cut to max_seconds"] += batch["cut"]
+        return super().predict(batch)
+
+
+# ----------------------------------------------------------------------------------------------------- input processing
+@dataclass
+class FaceCollator:
+    """Samples -> ``frames`` (B, F, 3, S, S) uint8 (zeros where there is no clip), ``present`` (B,) bool, ``label`` (B,)
+    int64 (-1 = unlabelled) and ``samples``. F is 1 in training."""
+
+    media: Media
+    frames: int
+    middle: float
+    size: int
+    training: bool
+    shift: int = 0
+    light: float = 0.0
+    flip: bool = False
+
+    def length(self, sample: Sample) -> int:
+        return 0  # all alike
+
+    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
+        read = [self._read(s, rng) for s in samples]
+        blank = np.zeros((1 if self.training else self.frames, 3, self.size, self.size), np.uint8)
+        return {
+            "samples": Rows(samples),
+            "frames": torch.from_numpy(np.stack([blank if x is None else x for x in read])),
+            "present": torch.tensor([x is not None for x in read]),
+            "label": torch.tensor([s.label for s in samples]),
+        }
+
+    def _read(self, sample: Sample, rng: np.random.Generator) -> np.ndarray | None:
+        # as many draws for a missing clip: the rest of the batch stays as it is
+        which, dy, dx = rng.integers(self.frames), *rng.integers(-self.shift, self.shift + 1, 2)
+        gain, offset, mirrored = *rng.uniform(-self.light, self.light, 2), rng.random() < 0.5
+        if sample.target.video is None:
+            return None
+        spread = max(self.frames, round(self.frames / self.middle))
+        first = (spread - self.frames) // 2
+        try:
+            frames = self.media.frames(sample.target.video, n=spread, size=self.size)
+        except Unreadable:
+            return None
+        frames = frames[first : first + self.frames]
+        if not self.training:
+            return frames
+        frame = np.pad(frames[which], ((0, 0), *((self.shift, self.shift),) * 2), mode="edge")
+        frame = frame[:, self.shift + dy :, self.shift + dx :][:, : self.size, : self.size]
+        if self.flip and mirrored:
+            frame = frame[:, :, ::-1]
+        if self.light:
+            mean = frame.mean()
+            frame = (frame - mean) * (1 + gain) + mean * (1 + offset)
+        return np.clip(frame, 0, 255).astype(np.uint8)[None]
+
+
+@dataclass
+class VoiceCollator:
+    """Samples -> ``waves`` (B, N) float32 at 16 kHz (zeros after the end), ``lengths`` (B,) int64, ``present``,
+    ``label``, ``samples`` as `FaceCollator`, and ``cut`` (int, waveforms longer than ``max_seconds``)."""
+
+    media: Media
+    max_seconds: float
+    training: bool
+    gain: float = 0.0
+
+    def length(self, sample: Sample) -> int:
+        return 0  # not known before decoding
+
+    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
+        most, cut, waves = round(self.max_seconds * 16_000), 0, []
+        for sample in samples:
+            decibels = rng.uniform(-self.gain, self.gain)
+            wave = self._read(sample)
+            if wave is not None:
+                cut += len(wave) > most
+                start = max(0, (len(wave) - most) // 2)
+                wave = wave[start : start + most]
+                if self.training and self.gain:
+                    wave = wave * np.float32(10 ** (decibels / 20))
+            waves.append(wave)
+        lengths = [1 if w is None else len(w) for w in waves]
+        padded = np.zeros((len(waves), max(lengths)), np.float32)
+        for row, wave in zip(padded, waves, strict=True):
+            if wave is not None:
+                row[: len(wave)] = wave
+        return {
+            "samples": Rows(samples),
+            "waves": torch.from_numpy(padded),
+            "lengths": torch.tensor(lengths),
+            "present": torch.tensor([w is not None for w in waves]),
+            "label": torch.tensor([s.label for s in samples]),
+            "cut": cut,
+        }
+
+    def _read(self, sample: Sample) -> np.ndarray | None:
+        if sample.target.audio is None:
+            return None
+        try:
+            return self.media.waveform(sample.target.audio)
+        except Unreadable:
+            return None
+
