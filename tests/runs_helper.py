@@ -16,14 +16,17 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 
 from tests.data.miniature import LABELS, line, write_meld
-from zoo.backbones.tiny import make_folder
+from zoo.backbones.tiny import make_folder, make_hubert_folder, make_vit_folder
 from zoo.cli import main
+from zoo.data.meld import CLIPS
+from zoo.data.synthetic.release import encode
 
 QUIET = (
     "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
@@ -45,17 +48,49 @@ def make_llm(folder: Path, seed: int = 0) -> Path:
     return folder
 
 
-def make_corpus(folder: Path, dialogues: tuple[int, int, int] = (6, 2, 2), test_is: str | None = None) -> Path:
+def make_corpus(
+    folder: Path, dialogues: tuple[int, int, int] = (6, 2, 2), test_is: str | None = None, clips: bool = False
+) -> Path:
     """A miniature MELD with audio descriptions.
 
     Args:
         test_is: the split whose files the test split is a copy of.
+        clips: write a clip for every utterance: a colour and a tone for every label.
     """
     write_meld(folder, dialogues=dialogues, kinds=("audio",))
     if test_is:
         for name in ("{}_sent_emo.csv", "audio_description_{}.json"):
             (folder / name.format("test")).write_bytes((folder / name.format(test_is)).read_bytes())
+    for split, place in CLIPS.items() if clips else ():
+        (folder / place).mkdir()
+        with (folder / f"{split}_sent_emo.csv").open(newline="", encoding="utf-8") as file:
+            for row in csv.DictReader(file):
+                path = folder / place / f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}.mp4"
+                path.write_bytes(label_clip(row["Emotion"], row["Utterance"]))
     return folder
+
+
+def label_clip(label: str, text: str) -> bytes:
+    """An mp4 of half a second; the same for the same text."""
+    rng = np.random.default_rng(list(text.encode()))
+    which = LABELS.index(label)
+    frames = np.full((5, 32, 32, 3), 60) + rng.integers(0, 20, (5, 32, 32, 3))
+    frames[:, 4 * which : 4 * which + 5] += 150  # a bright bar: higher or lower
+    time = np.arange(8000) / 16_000
+    tone = 0.3 * np.sin(2 * np.pi * 200 * 1.4**which * time) + 0.01 * rng.standard_normal(8000)
+    return encode(frames.astype(np.uint8), tone.astype(np.float32))
+
+
+def make_eyes(folder: Path) -> Path:
+    """A ViT of 2 layers of 32 for pictures of 32 pixels."""
+    return make_vit_folder(folder, LABELS, size=32, patch=8, width=32, layers=2, heads=2, intermediate_size=64)
+
+
+def make_ears(folder: Path) -> Path:
+    """A HuBERT of 2 layers of 32."""
+    return make_hubert_folder(
+        folder, LABELS, width=32, layers=2, heads=2, intermediate_size=64, conv_dim=(16,) * 7
+    )  # fmt: skip
 
 
 # ---- commands

@@ -11,7 +11,8 @@ import yaml
 from tests.runs_helper import refused, zoo
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-BASES = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" not in p.parts)
+CORPORA = sorted((CONFIGS / "data").glob("*.yaml"))  # each read after any base config
+BASES = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" not in p.parts and p not in CORPORA)
 ABLATIONS = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" in p.parts)
 
 
@@ -61,7 +62,12 @@ def test_parses_and_says_what_it_means(config, capsys):
 
 
 def _equal(a: object, b: object) -> bool:
-    return list(a) == list(b) if isinstance(b, list) and a is not None else a == b
+    """Whether the parsed value is what the file says; parsing fills in the defaults of an option that has parts."""
+    if isinstance(b, dict) and isinstance(a, dict):
+        return all(_equal(a.get(k), v) for k, v in b.items())
+    if isinstance(b, list) and a is not None:
+        return len(a) == len(b) and all(map(_equal, a, b))
+    return a == b
 
 
 def options_of(text: str) -> list[str]:
@@ -76,3 +82,17 @@ def test_a_misspelt_option_is_named(config, tmp_path_factory):
     broken = tmp_path_factory.mktemp("broken") / "broken.yaml"
     broken.write_text(re.sub(rf"^( +){option}:", rf"\1{option}x:", text, flags=re.MULTILINE))
     assert f"{option}x" in refused("fit", "--config", broken)
+
+
+@pytest.mark.parametrize("config", CORPORA, ids=lambda p: p.stem)
+def test_a_corpus_changes_the_data_only(config, capsys, tmp_path_factory):
+    base = CONFIGS / "causal_lm" / "tiny.yaml"
+    wanted, got = yaml.safe_load(config.read_text()), printed(capsys, base, config)
+    assert set(wanted) == {"data"} and config.read_text().startswith("# ")
+    assert got | {"data": None} == printed(capsys, base) | {"data": None}
+    assert got["data"]["class_path"].startswith("zoo.data.")
+    options = wanted["data"]["init_args"]
+    assert {k: got["data"]["init_args"][k] for k in options} == options
+    broken = tmp_path_factory.mktemp("broken") / "broken.yaml"
+    broken.write_text(yaml.safe_dump({"data": {**wanted["data"], "init_args": {**options, "rootx": "x"}}}))
+    assert "rootx" in refused("fit", "--config", base, "--config", broken)

@@ -63,14 +63,16 @@ def count_control_tokens(samples: Sequence[Sample]) -> int:
 
 @functools.cache
 def load_template(name: str, folder: Path) -> Template:
-    """A template by path, or by name from ``folder`` (the paper's own ``templates/``).
+    """A template by path, by name from ``folder`` (the paper's own ``templates/``), or another paper's as PAPER/NAME.
 
     Raises:
         FileNotFoundError: neither a file nor a name in ``folder``; lists the names.
         ValueError: not a valid template.
     """
-    path = Path(name) if Path(name).is_file() else folder / f"{name}.txt"
-    if not path.is_file():
+    paper, _, own = name.rpartition("/")
+    places = (Path(name), folder / f"{name}.txt", folder.parents[1] / paper / "templates" / f"{own}.txt")
+    path = next((place for place in places if place.is_file()), None)
+    if path is None:
         names = ", ".join(sorted(p.stem for p in folder.glob("*.txt")))
         raise FileNotFoundError(f"no prompt template {name!r}: give a file, or one of {names}")
     environment = ImmutableSandboxedEnvironment(

@@ -20,6 +20,8 @@ from tests.runs_helper import (
     flags,
     logged,
     make_corpus,
+    make_ears,
+    make_eyes,
     make_llm,
     metrics,
     rows,
@@ -35,13 +37,17 @@ class System:
     """One system as its user calls it.
 
     Attributes:
-        args: ``--model`` and what it needs beyond ``--model.llm``.
+        args: ``--model`` and what it needs beyond its backbone.
+        backbone: the option that takes it: ``llm``, ``vision`` or ``audio``.
         adapters: trains LoRA on a frozen backbone, whose weights its checkpoints must not hold.
+        calm: options that switch off what makes training noisy.
         overfits: options with which it learns seven samples by heart.
     """
 
     args: tuple[str, ...]
+    backbone: str = "llm"
     adapters: bool = False
+    calm: tuple[str, ...] = ("--model.dropout=0", "--model.word_dropout=0")
     overfits: tuple[str, ...] = ()
 
 
@@ -54,6 +60,13 @@ SYSTEMS = {
         (*DIALOGUELLM, "--model.lora.r=4", "--model.lora.dropout=0.05"), adapters=True,
         overfits=("--model.lora.r=16", "--model.lora.alpha=16", r"--model.lora.targets=model\.layers\.\d+\..*"),
     ),
+    "face": System(
+        ("--model=zoo.models.unimodal.FaceClassifier", "--model.size=32", "--model.shift=2", "--model.light=0.1"),
+        "vision", calm=("--model.shift=0", "--model.light=0"), overfits=("--model.lr=0.003",),
+    ),
+    "voice": System(
+        ("--model=zoo.models.unimodal.VoiceClassifier", "--model.gain=3"), "audio", calm=("--model.gain=0",),
+    ),
 }  # fmt: skip
 
 
@@ -64,8 +77,10 @@ pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("contract")
     make_llm(home / "llm")
-    make_corpus(home / "meld", (3, 2, 2), test_is="dev")
-    make_corpus(home / "seven", (1, 1, 1), test_is="train")
+    make_eyes(home / "vision")
+    make_ears(home / "audio")
+    make_corpus(home / "meld", (3, 2, 2), test_is="dev", clips=True)
+    make_corpus(home / "seven", (1, 1, 1), test_is="train", clips=True)
     return home
 
 
@@ -75,7 +90,8 @@ def options(home):
 
     def options(system: System, corpus: str = "meld", **more: object) -> list[str]:
         data = {"data": "MELD", "data__root": home / corpus, "data__captions": f"[{home / corpus}]"}
-        base = {"model__llm": home / "llm", "model__lr": 3e-3, "trainer__max_epochs": 2, "data__batch_size": 4}
+        base = {f"model__{system.backbone}": home / system.backbone, "model__lr": 3e-3, "trainer__max_epochs": 2,
+                "data__batch_size": 4}  # fmt: skip
         return [*system.args, *flags(**data, **(base | more))]
 
     return options
@@ -163,7 +179,7 @@ def test_metrics_can_be_recomputed_from_the_predictions(run, home):
 
 
 def test_checkpoints_hold_what_was_trained_and_nothing_of_the_backbone(run, system, home):
-    base = load_file(home / "llm" / "model.safetensors")
+    base = load_file(home / system.backbone / "model.safetensors")
     state = checkpoint(run, "best")["state_dict"]
     copied = [k for k, v in state.items() if any(v.shape == b.shape and torch.equal(v, b) for b in base.values())]
     assert state and copied == []
@@ -199,9 +215,9 @@ def test_predictions_depend_on_neither_batch_size_nor_workers(run, tmp_path):
 
 
 def test_overfits_seven_samples(system, options, tmp_path):
-    learns = {"model__lr": 0.01, "model__schedule": "constant", "model__dropout": 0, "model__word_dropout": 0}
+    learns = {"model__lr": 0.01, "model__schedule": "constant"}
     trains = {"trainer__max_epochs": 50, "trainer__limit_val_batches": 0, "data__batch_size": 7}
-    run = fit(tmp_path, *options(system, "seven", **learns, **trains), *system.overfits)
+    run = fit(tmp_path, *options(system, "seven", **learns, **trains), *system.calm, *system.overfits)
     zoo("test", f"--ckpt_path={run}")
     losses = logged(run, "train/loss")
     assert metrics(run)["accuracy"] == 1.0 and losses[-1] < losses[0] / 2

@@ -65,6 +65,6 @@ def contact_sheet(root: Path, dialogues: Sequence[Dialogue], split: Split, path:
             bars.text(-.02, -y, modality, ha="right", va="center", fontsize=6)
         bars.set_xlim(-.45, 1)
     for i, (label, colour) in enumerate(COLOURS.items()):
-        figure.text(.02 + .07 * i, .001, label, color=colour, fontsize=9)
+        figure.text(.02 + .07 * i, .06 / figure.get_figheight(), label, color=colour, fontsize=9)
     figure.get_layout_engine().set(rect=(0, .3 / figure.get_figheight(), 1, 1 - .3 / figure.get_figheight()))
     figure.savefig(path, dpi=90)

@@ -155,7 +155,8 @@ class FaceClassifier(Unimodal):
         shift: in training a frame is moved by up to this many pixels (of ``size``) each way.
         light: in training brightness and contrast vary by up to this share.
         flip: in training half of the frames are mirrored.
-        size: frames are decoded to this square; the encoder resizes to its own in any case.
+        size: frames are decoded to this length of the shorter side, and the middle square is taken; the encoder resizes
+            to its own in any case.
     """
 
     modality = "face"
@@ -300,7 +301,8 @@ class FaceCollator:
             frames = self.media.frames(sample.target.video, n=spread, size=self.size)
         except Unreadable:
             return None
-        frames = frames[first : first + self.frames]
+        top, left = ((side - self.size) // 2 for side in frames.shape[2:])  # the middle square of the picture
+        frames = frames[first : first + self.frames, :, top : top + self.size, left : left + self.size]
         if not self.training:
             return frames
         frame = np.pad(frames[which], ((0, 0), *((self.shift, self.shift),) * 2), mode="edge")
