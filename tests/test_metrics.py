@@ -358,3 +358,116 @@ def test_picture_refuses_other_labels(tmp_path):
     evaluation = evaluate(meld_like(30, 3, seed=0), MELD, draws=1)
     with pytest.raises(ValueError, match=r"expected a confusion of shape \(2, 3\) for toy, got \(7, 8\)"):
         confusion_picture(evaluation, Labels("toy", ("a", "b")), tmp_path / "confusion.png")
+
+
+# ------------------------------------------------------------------------------------------- WAR and UAR; free answers
+def test_war_is_recall_weighted_by_support():
+    rows = [{"id": str(i), "dialogue": str(i), "label": "abc"[i % 3 > 0], "predicted": "a"} for i in range(6)]
+    got = evaluate(rows, Labels("x", ("a", "b", "c")), draws=10)
+    support, recall = (np.array(list(got[key].values())) for key in ("support", "per_class_recall"))
+    assert metrics.war_uar(got) == {"war": got["accuracy"], "uar": got["uar"]} == {"war": 1 / 3, "uar": 1 / 2}
+    assert (recall * support).sum() / support.sum() == pytest.approx(1 / 3)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "named"),
+    [
+        ("In the video, he SHOUTS; he shouts!", {"video", "shouts"}, set()),
+        ("Don’t stop 2 times", {"don't", "stop", "times"}, set()),
+        ("She is angry, her anger and her joy.", {"angry", "anger", "joy"}, {"angry", "joy"}),
+        ("not sad", {"sad"}, {"sad"}),  # negation is not understood
+        ("saddle", {"saddle"}, set()),
+        ("", set(), set()),
+    ],
+)
+def test_words_of_a_free_answer(text, words, named):
+    assert (metrics.clues(text), metrics.emotions(text)) == (words, named)
+
+
+def test_word_lists():
+    forms = [word for group in metrics.EMOTION_WORDS.values() for word in group]
+    assert len(forms) == len(set(forms)) and not set(forms) & metrics.FUNCTION_WORDS
+    assert {"happy", "sad", "neutral", "angry", "surprised", "worried"} <= metrics.EMOTION_WORDS.keys()
+
+
+@given(st.sets(st.sampled_from("abcdef")), st.sets(st.sampled_from("abcdef")))
+@settings(deadline=None)
+def test_overlap_is_symmetrical(a, b):
+    one, other = metrics.overlap(a, b), metrics.overlap(b, a)
+    assert (one["precision"], one["recall"], one["f1"]) == (other["recall"], other["precision"], other["f1"])
+    assert (one["f1"] == 1) == (a == b != set())
+    p, r = one["precision"], one["recall"]
+    assert one["f1"] == pytest.approx(2 * p * r / (p + r) if p + r else 0)
+
+
+REASONS = {"1": "He shouts, angry and sad.", "2": "She asks where the ladder went."}
+
+
+class Length:
+    """Judges by length, and counts."""
+
+    name = "length"
+
+    def __init__(self) -> None:
+        self.calls = 0
+
+    def __call__(self, reference: str, answer: str) -> float:
+        self.calls += 1
+        return len(answer)
+
+
+class Broken:
+    name = "broken"
+
+    def __call__(self, reference: str, answer: str) -> float:
+        return float("nan")
+
+
+def test_reason_overlap_by_hand():
+    rows = [{"id": "2", "text": None}, {"id": "1", "text": "He is angry: a man shouts with joy"}]
+    got = metrics.reason_overlap(rows, REASONS, [Length()])
+    # 1: {shouts, angry, sad} and {angry, man, shouts, joy}; {angry, sad} and {angry, joy}. 2: nothing
+    assert got == pytest.approx({
+        "n": 2, "unanswered": 1, "references_without_emotion": 1,
+        "clue_overlap/precision": (2 / 4) / 2, "clue_overlap/recall": (2 / 3) / 2, "clue_overlap/f1": (4 / 7) / 2,
+        "label_overlap/precision": 1 / 2, "label_overlap/recall": 1 / 2, "label_overlap/f1": 1 / 2,
+        "judge/length": 34 / 2,
+    })  # fmt: skip
+    assert "label_overlap/f1" not in metrics.reason_overlap(rows[:1], {"2": REASONS["2"]})
+
+
+@pytest.mark.parametrize("ids", [[], ["1"], ["1", "1", "2"], ["1", "2", "3"]])
+def test_reason_overlap_wants_one_row_for_each_reference(ids):
+    with pytest.raises(ValueError, match="2 references, .* in common; expected one row for each reference"):
+        metrics.reason_overlap([{"id": key, "text": "x"} for key in ids], REASONS)
+
+
+def test_a_judge_is_asked_once_even_by_a_later_run(tmp_path):
+    path = tmp_path / "cache" / "judge.jsonl"
+    rows = [{"id": key, "text": "so it is"} for key in REASONS]
+    judge = Length()
+    for asked in (2, 0):
+        cached = metrics.CachedJudge(judge, path)
+        assert metrics.reason_overlap(rows, REASONS, [cached])["judge/length"] == 8
+        assert (cached.asked, judge.calls) == (asked, 2)
+    assert cached(REASONS["1"], "so") == 2 and cached("", "so it is") == 8 and judge.calls == 4
+    assert "shouts" not in path.read_text() and "so it is" not in path.read_text()  # no text of the corpus
+    other = Length()
+    other.name = "length, prompt 2"
+    assert metrics.CachedJudge(other, path)("He shouts, angry and sad.", "so it is") == 8 and other.calls == 1
+    with pytest.raises(ValueError, match="judges need different names"):
+        metrics.reason_overlap(rows, REASONS, [judge, judge])
+
+
+def test_a_judge_s_damaged_cache(tmp_path):
+    path, judge = tmp_path / "judge.jsonl", Length()
+    metrics.CachedJudge(judge, path)("a", "bb")
+    whole = path.read_text()
+    path.write_text(whole + whole[:20])  # an interrupted run
+    assert metrics.CachedJudge(judge, path)("a", "bb") == 2 and judge.calls == 1 and path.read_text() == whole
+    path.write_text("{}\n" + whole)
+    with pytest.raises(ValueError, match="judge.jsonl line 1 is no row of this cache"):
+        metrics.CachedJudge(judge, path)
+    with pytest.raises(ValueError, match="the judge broken gave nan; expected a finite number"):
+        metrics.CachedJudge(Broken(), tmp_path / "new.jsonl")("a", "b")
+    assert not (tmp_path / "new.jsonl").exists()

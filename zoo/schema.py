@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
 UNPARSED = -1  # label index of an answer that names no label, or names several
 
@@ -52,12 +53,17 @@ class Turn:
     Attributes:
         id: key of the utterance inside its split, e.g. ``dia0_utt3``.
         speaker: name as the corpus gives it; ``""`` if it has none.
-        text: what was said, cleaned to UTF-8; never empty.
+        text: what was said, cleaned to UTF-8; empty only where nobody speaks or nobody wrote it down (pictures,
+            faces, clips without subtitles).
         label: true label word, or None if unlabelled.
         descriptions: named texts about this utterance, e.g. ``{"audio": "a loud voice", "video": "she frowns"}``; a
             kind that
             is missing for this utterance has no key.
         video, audio: path of the clip, or None. Nothing is decoded here.
+        start, end: seconds inside ``video`` between which this is said, where that file holds more than the utterance
+            (a whole dialogue); None: all of the file.
+        crop: half of the picture the speaker is in, columns [0, W // 2) or [W // 2, W), where the file shows two
+            people; None: all of the picture.
     """
 
     id: str
@@ -67,6 +73,14 @@ class Turn:
     descriptions: Mapping[str, str] = field(default_factory=dict)
     video: Path | None = None
     audio: Path | None = None
+    start: float | None = None
+    end: float | None = None
+    crop: Literal["left", "right"] | None = None
+
+    @property
+    def frame_at(self) -> float | Literal["middle"]:
+        """Where half of the utterance is over, as ``zoo.media`` takes it: ``frames(turn.video, at=turn.frame_at)``."""
+        return "middle" if self.start is None or self.end is None else (self.start + self.end) / 2
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""Reads the real MELD and GoEmotions and compares every count with what is known; exits 1 at the first that differs.
+"""Reads the real MELD, EmoryNLP and GoEmotions, compares every count with what is known, exits 1 where one differs.
 
     python tests/benchmarks/check_data.py --data-root ../shared/data
 """
@@ -10,6 +10,7 @@ from collections import Counter
 from pathlib import Path
 
 from zoo.data import leaks
+from zoo.data.emorynlp import EmoryNLP
 from zoo.data.goemotions import GoEmotions
 from zoo.data.meld import MELD
 
@@ -25,6 +26,11 @@ DESCRIBED = {  # of the released descriptions, test lacks the two of mis-cut cli
     "scene": (7832, 915, 2053),
 }
 GOEMOTIONS = {"train": (43410, 39555), "dev": (5426, 4946), "test": (5427, 4968)}  # sentences, with a single label
+EMORYNLP = {  # utterances, scenes; joyful, mad, peaceful, neutral, sad, powerful, scared
+    "train": ((7551, 659), (1677, 785, 638, 2485, 474, 551, 941)),
+    "dev": ((954, 89), (205, 97, 82, 322, 51, 70, 127)),
+}
+LEAKS = (1691, 314)  # MELD's test utterances of five words or more (between spaces), and those also in EmoryNLP
 
 
 def expect(what: str, got: object, expected: object) -> None:
@@ -35,7 +41,7 @@ def expect(what: str, got: object, expected: object) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root", type=Path, required=True, help="folder that holds meld/ and goemotions/")
+    parser.add_argument("--data-root", type=Path, required=True, help="holds meld/, emorynlp/ and goemotions/")
     root = parser.parse_args().data_root
     start = time.perf_counter()
     meld = MELD(root=root / "meld", captions=[root / "meld"])
@@ -52,6 +58,21 @@ def main() -> None:
             expect(f"meld {split} {kind} descriptions", sum(kind in s.target.descriptions for s in samples), numbers[i])
         expect(f"meld {split} left out", meld.reading(split).excluded, {})
         print(f"meld {split} notes: {meld.reading(split).report()['notes']}")
+    emorynlp = EmoryNLP(root=root / "emorynlp")
+    for split, (numbers, labels) in EMORYNLP.items():
+        samples = emorynlp.samples(split)
+        expect(f"emorynlp {split} utterances, scenes", (len(samples), len({s.dialogue for s in samples})), numbers)
+        counts = Counter(s.target.label for s in samples)
+        expect(f"emorynlp {split} labels", tuple(counts[name] for name in EmoryNLP.labels.names), labels)
+        expect(f"emorynlp {split} left out", emorynlp.reading(split).excluded, {})
+    both = [*emorynlp.samples("train"), *emorynlp.samples("dev")]
+    shared = leaks.leak_report({"meld/test": meld.samples("test"), "emorynlp": both}).iloc[0]
+    got = int(shared["utterances in a"]), int(shared["also in b"])
+    expect("meld test utterances of five words or more, also in emorynlp train and dev", got, LEAKS)
+    clean = EmoryNLP(root=root / "emorynlp", drop_leaks_to=root / "meld")
+    kept = [*clean.samples("train"), *clean.samples("dev")]
+    expect("of those after drop_leaks_to", leaks.find_leaks(meld.samples("test"), kept), [])
+    print(f"emorynlp notes: {clean.reading('train').report()['notes']}, {clean.reading('dev').report()['notes']}")
     for option, column in (("first", 0), ("exclude", 1)):
         goemotions = GoEmotions(root=root / "goemotions", multi_label=option)
         for split in SPLITS:
@@ -59,7 +80,7 @@ def main() -> None:
             expect(f"goemotions {split} left out", goemotions.reading(split).excluded, {})
             print(f"goemotions {split} notes: {goemotions.reading(split).report()['notes']}")
     print(f"read in {time.perf_counter() - start:.1f} s")
-    leaks.main(["--meld", str(root / "meld"), "--goemotions", str(root / "goemotions")])
+    leaks.main([f"--{name}={root / name}" for name in ("meld", "emorynlp", "goemotions")])
     print("all counts as expected")
 
 

@@ -89,3 +89,30 @@ def write_goemotions(folder: Path, seed: int = 0, sentences: tuple[int, int, int
         rows = [f"{line(rng, words[i % 7])}\t{i % 7}\t{split[:2]}{i:05d}\n" for i in range(count)]
         (folder / f"ekman_{split}.tsv").write_text("".join(rows), encoding="utf-8")
     return folder
+
+
+EMORYNLP = ("joyful", "mad", "peaceful", "neutral", "sad", "powerful", "scared")
+HINTS = dict(zip(EMORYNLP, ("joy", "anger", "disgust", "neutral", "sadness", "surprise", "fear"), strict=True))
+
+
+def scene(number: int, turns: Sequence[tuple[str, str]], episode: int = 2) -> list[dict[str, str]]:
+    """EmoryNLP rows of one scene from (text, label) pairs; the second utterance is said by two people."""
+    return [
+        {"Utterance": text, "Speaker": str(list(SPEAKERS[:2]) if i == 1 else [SPEAKERS[i % 4]]),
+         "Emotion": label.capitalize(), "Scene_ID": str(number), "Utterance_ID": str(i + 1), "Season": "1",
+         "Episode": str(episode), "Start_Time": "00:00:01.000", "End_Time": "00:00:02.000"}
+        for i, (text, label) in enumerate(turns)
+    ]  # fmt: skip
+
+
+def write_emorynlp(folder: Path, seed: int = 0, scenes: tuple[int, int, int] = (8, 3, 3)) -> Path:
+    """Writes a miniature EmoryNLP and returns its folder; scenes of seven turns, one per label in random order."""
+    for episode, (split, count) in enumerate(zip(SPLITS, scenes, strict=True), 1):
+        rng = random.Random(f"{seed} emorynlp {split}")
+        rows = [
+            row
+            for number in range(1, count + 1)
+            for row in scene(number, [(line(rng, HINTS[n]), n) for n in rng.sample(EMORYNLP, 7)], episode)
+        ]
+        write_csv(folder / f"emorynlp_{split}_final.csv", rows)
+    return folder

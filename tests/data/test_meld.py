@@ -4,8 +4,10 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from tests.data.miniature import dialogue, write_csv, write_meld
+from tests.media_files import clip, numbers
 from zoo.data.base import EmotionData
 from zoo.data.meld import CLIPS, KNOWN_BAD, MELD, OFFICIAL
+from zoo.media import read_frames
 
 TURNS = [("Where is the ladder?", "neutral"), ("Behind you!", "fear"), ("Oh, lovely.", "joy")]
 
@@ -179,6 +181,14 @@ def test_clips(tmp_path, rows, inside):
     assert clips == {"dia0_utt0": folder / "dia0_utt0.mp4", "dia4_utt1": folder / "dia4_utt1.mp4"}
     assert all(s.target.audio == s.target.video for s in reading.samples)
     assert reading.report()["notes"] == {"clips missing": 3, "second cuts (final_videos_test*), not used": 1}
+
+
+def test_the_frame_of_an_utterance_is_the_one_at_half_time_of_its_clip(tmp_path, rows):
+    (tmp_path / CLIPS["test"]).mkdir()
+    clip(tmp_path / CLIPS["test"] / "dia0_utt0.mp4", count=25, seconds=1.0)
+    turn = read(tmp_path, rows, "test").samples[0].target
+    assert (turn.start, turn.end, turn.crop, turn.frame_at) == (None, None, None, "middle")
+    assert numbers(read_frames(turn.video, at=turn.frame_at)) == [12]
 
 
 def test_known_bad_clip_is_not_used_but_its_text_is(tmp_path):

@@ -64,6 +64,23 @@ def test_a_wide_picture_loses_its_sides(home, tmp_path):
     assert seen["frames"].shape[-2:] == (32, 32) and seen["frames"].float().mean() > 240
 
 
+def test_a_film_gives_the_seconds_and_the_half_of_the_speaker(tmp_path):
+    """A film of two people: grey tells the time, the left half is dark, the right one light."""
+    from tests.media_files import write_clip
+
+    pictures = np.zeros((40, 48, 128, 3), np.uint8)
+    pictures[:, :, :64] = np.arange(40)[:, None, None, None] * 2
+    pictures[:, :, 64:] = 150 + np.arange(40)[:, None, None, None] * 2
+    write_clip(tmp_path / "film.mp4", pictures, fps=10)
+    for crop, base in (("left", 0), ("right", 150)):
+        turn = Turn("x", "", "hi", "joy", video=tmp_path / "film.mp4", start=2., end=3., crop=crop)
+        film = Sample("iemocap/test/x", "iemocap/test/d", Labels("iemocap", LABELS), turn)
+        seen = FaceCollator(Media(), 2, .5, 32, training=False)([film], np.random.default_rng(0))["frames"]
+        assert seen.shape == (1, 2, 3, 32, 32)
+        level = (seen.float().mean((0, 2, 3, 4)) - base) / 2  # number of the frame, 0.1 s each
+        np.testing.assert_allclose(level, [23, 26], atol=2.)  # at 2.375 and 2.625 s
+
+
 def test_what_training_varies(home):
     path = clips(home)[0]
     still = FaceCollator(Media(), 1, 1., 32, training=True)

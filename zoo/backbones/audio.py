@@ -391,6 +391,10 @@ class Audio(nn.Module):
         else:  # as transformers 5: the last layer's state enters before the final norm of the "large" kind
             states, frames = self._states(waves, lengths)
             x = sum(w * state for w, state in zip(self.layer_weights.softmax(0), states, strict=True))
+        return self.classify(x, frames)
+
+    def classify(self, x: Tensor, frames: Tensor) -> Tensor:
+        """The head alone: (B, T, width) states and true frames (B,) -> (B, classes) logits."""
         true = torch.arange(x.shape[1], device=x.device) < frames[:, None]
         x = self.projector(x).masked_fill(~true[..., None], 0.0).sum(1) / frames[:, None].to(x.dtype)
         return self.classifier(x)

@@ -1,9 +1,18 @@
 """Corpora: one class per corpus, all `EmotionData`."""
 
 from zoo.data.base import EmotionData, Reading
+from zoo.data.dfew import DFEW
+from zoo.data.emer import EMER
+from zoo.data.emorynlp import EmoryNLP
+from zoo.data.emoset import EmoSet
 from zoo.data.goemotions import GoEmotions
+from zoo.data.iemocap import IEMOCAP
 from zoo.data.joint import Joint
 from zoo.data.meld import MELD
+from zoo.data.mer2024 import MER2024
+from zoo.data.mosei import MOSEI
 from zoo.data.synthetic import Synthetic
 
 __all__ = ["EmotionData", "Reading", "GoEmotions", "Joint", "MELD", "Synthetic"]
+__all__ += ["DFEW", "EMER", "EmoSet", "MER2024", "MOSEI"]
+__all__ += ["EmoryNLP", "IEMOCAP"]

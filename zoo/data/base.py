@@ -21,7 +21,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from zoo.schema import Labels, Sample
+from zoo.schema import Labels, Sample, Turn
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,22 @@ class Reading:
             "excluded": dict(self.excluded),
             "notes": {k: v for k, v in self.notes.items() if v},
         }
+
+
+def dialogue_samples(
+    turns: Sequence[Turn], where: str, dialogue: str, labels: Labels, last_only: bool = False
+) -> list[Sample]:
+    """The labelled turns of one dialogue as samples, each with all turns before it; or the last labelled turn alone.
+
+    Args:
+        where: ``{corpus}/{split}``; ids are ``{where}/{turn id}``.
+        dialogue: ``Sample.dialogue``.
+    """
+    scored = [i for i, turn in enumerate(turns) if turn.label is not None]
+    return [
+        Sample(f"{where}/{turns[i].id}", dialogue, labels, turns[i], tuple(turns[:i]))
+        for i in (scored[-1:] if last_only else scored)
+    ]
 
 
 class EmotionData(LightningDataModule):

@@ -12,11 +12,12 @@ import pandas as pd
 
 from zoo.data.text import clean_text, drop_repeats, read_table, read_text, some
 
-JSON_NAME = re.compile(r"([a-z0-9_]+)_description_(train|dev|test)\.json")
+JSON_NAME = re.compile(r"([a-z0-9_]+)_description(?:_(train|dev|test))?\.json")
 SPEECH_NAME = "meld_audio_features.csv"
 STAGE_NAME = "meld_stage_directions.jsonl"
 EXPECTED = (
-    f"{{kind}}_description_{{train,dev,test}}.json (kind: audio, video or another lower-case word), {SPEECH_NAME}, "
+    f"{{kind}}_description_{{train,dev,test}}.json (kind: audio, video or another lower-case word), "
+    f"{{kind}}_description.json where the keys of all splits differ, {SPEECH_NAME}, "
     f"{STAGE_NAME}, or a folder that holds such files"
 )
 JSON_EXAMPLE = '{"dia0_utt0": "a calm voice"}'
@@ -61,12 +62,14 @@ def load_captions(
         table, repeats = drop_repeats(read(path, split, notes), path)
         notes[f"{path.name}: rows repeated, left out"] += len(repeats)
         unknown = [key for key in table["key"] if key not in keys]
-        if len(unknown) > MAX_UNKNOWN * len(table):
+        of_all_splits = file_split is None and JSON_NAME.fullmatch(path.name) is not None
+        if len(unknown) > (len(table) - 1 if of_all_splits else MAX_UNKNOWN * len(table)):
             raise ValueError(
                 f"{path}: {len(unknown)} of {len(table)} keys are not in the corpus' {split} split ({some(unknown)}); "
                 f"expected keys like {some(sorted(keys), 2)}. Give the file made for this corpus and split"
             )
-        notes[f"{path.name}: keys not in the corpus, left out"] += len(unknown)
+        what = "of other splits or unknown" if of_all_splits else "not in the corpus"
+        notes[f"{path.name}: keys {what}, left out"] += len(unknown)
         for key, *texts in table[["key", *kinds]].itertuples(index=False):
             if key in keys:
                 found[key] |= {kind: text for kind, raw in zip(kinds, texts, strict=True) if (text := clean_text(raw))}

@@ -9,7 +9,7 @@ import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split
 from zoo.data.meld import MELD
-from zoo.data.text import clean_text, drop_repeats, find_file, read_table, read_text, some
+from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, read_text, some
 from zoo.schema import Labels, Sample, Turn
 
 ADVICE = (
@@ -39,8 +39,7 @@ class GoEmotions(EmotionData):
 
     def __init__(self, multi_label: Literal["exclude", "first"] = "exclude", **kwargs) -> None:
         super().__init__(**kwargs)
-        if multi_label not in ("exclude", "first"):
-            raise ValueError(f"multi_label is exclude or first, got {multi_label!r}")
+        one_of("multi_label", multi_label, ("exclude", "first"))
         self.multi_label = multi_label
 
     def read(self, split: Split) -> Reading:

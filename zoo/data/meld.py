@@ -10,10 +10,11 @@ from typing import Literal
 
 import pandas as pd
 
-from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
 from zoo.data.captions import load_captions
-from zoo.data.text import clean_text, drop_repeats, find_file, read_table, some
-from zoo.schema import Labels, Sample, Turn
+from zoo.data.clips import checked_labels
+from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, repaired, whole_numbers
+from zoo.schema import Labels, Turn
 
 ADVICE = (
     "These are the files of the MELD release (https://github.com/declare-lab/MELD, MELD.Raw.tar.gz, or the CSVs of its "
@@ -67,8 +68,7 @@ class MELD(EmotionData):
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        if protocol not in ("all_utterances", "last_utterance"):
-            raise ValueError(f"protocol is all_utterances or last_utterance, got {protocol!r}")
+        one_of("protocol", protocol, ("all_utterances", "last_utterance"))
         self.captions = captions
         self.protocol = protocol
 
@@ -101,12 +101,11 @@ class MELD(EmotionData):
                     notes["clips missing"] += clip is None
                 described = descriptions.get(row.key, {})
                 turns.append(Turn(row.key, row.speaker, row.text, row.label, described, video=clip, audio=clip))
-            first = len(turns) - 1 if self.protocol == "last_utterance" else 0
-            notes["not the last of their dialogue, context only"] += first
             where = f"{self.labels.corpus}/{split}"
-            name = f"{where}/dia{dialogue}"
-            for i, turn in enumerate(turns[first:], first):
-                samples.append(Sample(f"{where}/{turn.id}", name, self.labels, turn, tuple(turns[:i])))
+            last_only = self.protocol == "last_utterance"
+            own = dialogue_samples(turns, where, f"{where}/dia{dialogue}", self.labels, last_only)
+            notes["not the last of their dialogue, context only"] += len(turns) - len(own)
+            samples += own
         utterances, dialogues = self.official[split]
         return Reading(samples, dialogues if self.protocol == "last_utterance" else utterances, excluded, dict(notes))
 
@@ -114,31 +113,17 @@ class MELD(EmotionData):
         """key, dialogue, utterance, speaker, text, label: checked and cleaned, rows as in the file."""
         raw = read_table(path, COLUMNS)
         notes.update(raw.attrs["notes"])
-        for column in ("Dialogue_ID", "Utterance_ID"):
-            bad = raw[column][~raw[column].str.strip().str.fullmatch(r"[0-9]+")]
-            if len(bad):
-                raise ValueError(
-                    f"{path}: {column} is {some(f'{value!r} in row {row}' for row, value in bad.items())}; "
-                    "expected whole numbers like 0 or 12. Correct the cells, or use the released file"
-                )
+        ids = whole_numbers(raw, ("Dialogue_ID", "Utterance_ID"), path)
         table = pd.DataFrame({
-            "dialogue": raw["Dialogue_ID"].astype(int),
-            "utterance": raw["Utterance_ID"].astype(int),
+            "dialogue": ids["Dialogue_ID"],
+            "utterance": ids["Utterance_ID"],
             "speaker": raw["Speaker"].map(clean_text),
             "text": raw["Utterance"].map(clean_text),
-            "label": raw["Emotion"].str.strip().str.lower(),
         })
         table["key"] = [f"dia{d}_utt{u}" for d, u in zip(table["dialogue"], table["utterance"], strict=True)]
-        unknown = table["key"][~table["label"].isin(self.labels.names)]
-        if len(unknown):
-            got = some(f"{raw.Emotion[row]!r} in row {row} ({key})" for row, key in unknown.items())
-            raise ValueError(
-                f"{path}: unknown label {got}; expected one of {', '.join(self.labels.names)}. "
-                "Correct the cells, or leave the rows out"
-            )
+        table["label"] = checked_labels(raw["Emotion"], table["key"], {n: n for n in self.labels.names}, path)
         notes["labels written in another case or padded"] = int((table["label"] != raw["Emotion"]).sum())
-        repaired = [a.split() != b.split() for a, b in zip(raw["Utterance"], table["text"], strict=True)]
-        notes["texts with encoding leftovers, repaired"] = sum(repaired)
+        notes["texts with encoding leftovers, repaired"] = repaired(raw["Utterance"], table["text"])
         order = list(zip(table["dialogue"], table["utterance"], strict=True))
         notes["rows out of order"] = sum(after < before for before, after in pairwise(order))
         return table

@@ -36,6 +36,15 @@ def clean_text(raw: str) -> str:
     return " ".join(re.sub(r"[\x00-\x1f\x7f]", " ", text).split())
 
 
+def normalise(text: str) -> str:
+    """Lower case, apostrophes removed, other punctuation as space: what is equal here was said word for word.
+
+    >>> normalise("No -- I DON’T!")
+    'no i dont'
+    """
+    return " ".join(re.sub(r"[\W_]+", " ", re.sub(r"['’‘`´]", "", text.lower())).split())
+
+
 def _decoded_again(match: re.Match[str]) -> str:
     try:
         return bytes(_BYTE[char] for char in match[0]).decode("utf-8")
@@ -47,6 +56,12 @@ def some(items: Iterable[object], most: int = 5) -> str:
     """The first few items for an error message, and how many more there are."""
     items = [str(item) for item in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+
+
+def one_of(option: str, value: object, allowed: Sequence[object]) -> None:
+    """Refuses a value that the option does not have (the command line does so too; this is for Python)."""
+    if value not in allowed:
+        raise ValueError(f"{option} is {' or '.join(map(str, allowed))}, got {value!r}")
 
 
 def find_file(root: Path | None, names: Sequence[str], corpus: str, advice: str) -> Path:
@@ -124,6 +139,23 @@ def read_table(path: Path, columns: Sequence[str], sep: str = ",", header: bool 
     table = pd.DataFrame(list(rows.values()), columns=names, index=list(rows), dtype=str)
     table.attrs["notes"] = notes
     return table
+
+
+def whole_numbers(table: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataFrame:
+    """The columns as int; ValueError with the rows where a cell is no whole number."""
+    for column in columns:
+        bad = table[column][~table[column].str.strip().str.fullmatch(r"[0-9]+")]
+        if len(bad):
+            raise ValueError(
+                f"{path}: {column} is {some(f'{value!r} in row {row}' for row, value in bad.items())}; "
+                "expected whole numbers like 0 or 12. Correct the cells, or use the released file"
+            )
+    return table[list(columns)].astype(int)
+
+
+def repaired(raw: Iterable[str], cleaned: Iterable[str]) -> int:
+    """How many texts `clean_text` changed in more than their spaces."""
+    return sum(a.split() != b.split() for a, b in zip(raw, cleaned, strict=True))
 
 
 def drop_repeats(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -1,0 +1,183 @@
+"""EmoryNLP: seven emotions of the Feeling Wheel in multi-party dialogues of a TV show (Zahiri & Choi 2018)."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import pandas as pd
+
+from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
+from zoo.data.captions import load_captions
+from zoo.data.clips import checked_labels, held_out
+from zoo.data.meld import MELD
+from zoo.data.text import (
+    clean_text,
+    drop_repeats,
+    find_file,
+    normalise,
+    one_of,
+    read_table,
+    repaired,
+    some,
+    whole_numbers,
+)
+from zoo.schema import Labels, Turn
+
+ADVICE = (
+    "These are the CSVs of the folder data/emorynlp of https://github.com/declare-lab/MELD, made from the corpus of "
+    "https://github.com/emorynlp/emotion-detection; give their folder as --data.root"
+)
+COLUMNS = ("Utterance", "Speaker", "Emotion", "Scene_ID", "Utterance_ID", "Season", "Episode")
+PLACE = ["Season", "Episode", "Scene_ID", "Utterance_ID"]
+OFFICIAL = {"train": (7551, 659), "dev": (954, 89), "test": (984, 79)}  # utterances, scenes
+LEAK_WORDS = 5  # a shorter line is an everyday phrase, said in every show
+HELD_OUT = 0.1  # of the training scenes, where the released dev split is scored
+
+
+class EmoryNLP(EmotionData):
+    """EmoryNLP from the user's own copy of the CSVs.
+
+    Expects ``emorynlp_{train,dev,test}_final.csv`` in ``root``, with rows like (made up; the times are not read)::
+
+        Utterance,Speaker,Emotion,Scene_ID,Utterance_ID,Season,Episode,Start_Time,End_Time
+        "Well, we both took the muffin.","['Ada Byron', 'Dan Poe']",Peaceful,3,1,2,7,00:01:02.345,00:01:04.000
+
+    That is utterance ``s2e7_sc3_utt1`` of the dialogue ``s2e7_sc3``, a scene, said by "Ada Byron and Dan Poe". No clips
+    are released; descriptions of the user's own join by these keys.
+
+    Counts: 7,551 / 954 / 984 utterances of 659 / 89 / 79 scenes in train, dev, test. A test file is needed only where
+    the test split is asked for.
+
+    MELD is cut from the same show: 314 of the 1,691 utterances of five words or more of MELD's test split stand in
+    EmoryNLP's train and dev files word for word (`zoo prepare leaks`). What is scored on MELD must not be trained on
+    them, see ``drop_leaks_to``.
+
+    Licence: labels Apache-2.0 (emorynlp/emotion-detection), these CSVs GPL-3.0 (declare-lab/MELD); the lines are a TV
+    show's. Nothing to apply for. The zoo ships neither.
+
+    Args:
+        captions: files with descriptions, or folders of them: ``{kind}_description_{split}.json``.
+        protocol: which utterances are classified, all or the last one of each scene.
+        splits_are: the released files, or, for those who have no test file, ``dev_as_test``: the released dev split
+            is scored as the test split, and a tenth of the training scenes (drawn with ``split_seed``) is the dev split
+            by which checkpoints are chosen. Results say so in their protocol.
+        split_seed: decides which tenth.
+        drop_leaks_to: folder of MELD. Every scene is left out that holds an utterance of MELD's dev or test split of
+            five words or more, equal without case and punctuation.
+    """
+
+    labels = Labels("emorynlp", ("joyful", "mad", "peaceful", "neutral", "sad", "powerful", "scared"))
+
+    def __init__(
+        self,
+        captions: list[Path] | None = None,
+        protocol: Literal["all_utterances", "last_utterance"] = "all_utterances",
+        splits_are: Literal["released", "dev_as_test"] = "released",
+        split_seed: int = 0,
+        drop_leaks_to: Path | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        one_of("protocol", protocol, ("all_utterances", "last_utterance"))
+        one_of("splits_are", splits_are, ("released", "dev_as_test"))
+        self.captions = captions
+        self.last_only = protocol == "last_utterance"
+        self.splits_are = splits_are
+        self.split_seed = split_seed
+        self.drop_leaks_to = drop_leaks_to
+        self.protocol = protocol if splits_are == "released" else f"{protocol}_{splits_are}"
+        self._lines_of_meld: set[str] | None = None
+
+    def splits(self) -> tuple[Split, ...]:
+        """Without test where only the other files are there."""
+        test_is_missing = (
+            self.splits_are == "released"
+            and self.root is not None
+            and (self.root / "emorynlp_train_final.csv").is_file()
+            and not (self.root / "emorynlp_test_final.csv").is_file()
+        )
+        return ("train", "dev") if test_is_missing else ("train", "dev", "test")
+
+    def read(self, split: Split) -> Reading:
+        file: Split = {"train": "train", "dev": "train", "test": "dev"}[split] if self._resplit else split
+        path = find_file(self.root, [f"emorynlp_{file}_final.csv"], "EmoryNLP", ADVICE)
+        notes: Counter[str] = Counter()
+        table = self._table(path, notes)
+        table, excluded = drop_repeats(table, path)
+        if self._resplit and file == "train":
+            dev = table["scene"].isin(held_out(table["scene"].unique(), HELD_OUT, self.split_seed))
+            table = table[dev if split == "dev" else ~dev]
+            excluded = {key: why for key, why in excluded.items() if key.split("_utt")[0] in set(table["scene"])}
+
+        descriptions: dict[str, dict[str, str]] = {}
+        if self.captions:
+            descriptions, more = load_captions(self.captions, file, table["key"])
+            notes.update(more)
+
+        if self.drop_leaks_to is not None:
+            table = self._without_leaks(table, notes)
+        empty = table["text"] == ""
+        excluded |= dict.fromkeys(table["key"][empty], "empty utterance")
+        table = table[~empty].sort_values(PLACE)
+        where = f"{self.labels.corpus}/{file}"  # ids name the file: the released dev split stays dev
+        samples = []
+        for scene, rows in table.groupby("scene", sort=False):
+            turns = [Turn(r.key, r.speaker, r.text, r.label, descriptions.get(r.key, {})) for r in rows.itertuples()]
+            own = dialogue_samples(turns, where, f"{where}/{scene}", self.labels, self.last_only)
+            notes["not the last of their scene, context only"] += len(turns) - len(own)
+            samples += own
+        official = None if self._resplit and file == "train" else OFFICIAL[file][self.last_only]
+        return Reading(samples, official, excluded, dict(notes))
+
+    @property
+    def _resplit(self) -> bool:
+        return self.splits_are == "dev_as_test"
+
+    def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:
+        """key, scene, the four numbers, speaker, text, label: checked and cleaned, rows as in the file."""
+        raw = read_table(path, COLUMNS)
+        notes.update(raw.attrs["notes"])
+        table = whole_numbers(raw, PLACE, path)
+        table["scene"] = [f"s{s}e{e}_sc{c}" for s, e, c in table[PLACE[:3]].itertuples(index=False)]
+        table["key"] = table["scene"] + "_utt" + table["Utterance_ID"].astype(str)
+        table["label"] = checked_labels(raw["Emotion"], table["key"], {n: n for n in self.labels.names}, path)
+        table["text"] = raw["Utterance"].map(clean_text)
+        names = raw["Speaker"].map(_names)
+        bad = raw["Speaker"][names.isna()]
+        if len(bad):
+            raise ValueError(
+                f"{path}: Speaker is {some(f'{cell!r} in row {row}' for row, cell in bad.items())}; expected a list of "
+                "names like ['Ada Byron']. Correct the cells, or use the released file"
+            )
+        table["speaker"] = names.map(" and ".join)
+        notes["utterances of several speakers at once, in the file"] = int((names.map(len) > 1).sum())
+        notes["texts with encoding leftovers, repaired"] = repaired(raw["Utterance"], table["text"])
+        return table
+
+    def _without_leaks(self, table: pd.DataFrame, notes: Counter[str]) -> pd.DataFrame:
+        if self._lines_of_meld is None:
+            meld = MELD(root=self.drop_leaks_to)
+            try:
+                texts = [s.target.text for split in ("dev", "test") for s in meld.samples(split)]
+            except FileNotFoundError as error:
+                raise FileNotFoundError(str(error).replace("--data.root", "--data.drop_leaks_to")) from None
+            self._lines_of_meld = {normalise(text) for text in texts if len(text.split()) >= LEAK_WORDS}
+        scenes = table["scene"][table["text"].map(normalise).isin(self._lines_of_meld)].unique()
+        dropped = table["scene"].isin(scenes)
+        notes["scenes left out, they hold lines of MELD's dev or test split"] = len(scenes)
+        notes["utterances of those scenes"] = int(dropped.sum())
+        return table[~dropped]
+
+
+def _names(cell: str) -> tuple[str, ...] | None:
+    """``['Ada Byron', 'Dan Poe']`` as a tuple; None for what is no such list."""
+    try:
+        names = ast.literal_eval(cell.strip())
+    except (ValueError, SyntaxError, MemoryError, RecursionError):
+        return None
+    if not isinstance(names, list) or not names or not all(isinstance(name, str) and name.strip() for name in names):
+        return None
+    return tuple(clean_text(name) for name in names)

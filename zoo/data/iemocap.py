@@ -1,0 +1,428 @@
+"""IEMOCAP: acted and improvised dialogues of two people, filmed and recorded (Busso et al. 2008)."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Literal
+
+from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
+from zoo.data.captions import load_captions
+from zoo.data.clips import held_out
+from zoo.data.text import clean_text, one_of, read_text, some
+from zoo.schema import Labels, Turn
+
+ADVICE = (
+    "This is the tree of IEMOCAP_full_release, which USC's SAIL gives to those who sign its release form "
+    "(https://sail.usc.edu/iemocap/); give its folder as --data.root"
+)
+SESSIONS = (1, 2, 3, 4, 5)
+DIALOGUES = {1: 28, 2: 30, 3: 32, 4: 30, 5: 31}  # of the release, per session
+OFFICIAL = {"train": 5163, "dev": 647, "test": 1623}  # the papers' utterances of six classes; 108, 12, 31 dialogues
+DEV_SHARE = 0.1  # of the dialogues that are not of the test session: 12 of 120
+
+CODES = ("ang", "hap", "exc", "sad", "fru", "fea", "sur", "dis", "neu", "oth")
+NO_AGREEMENT = "xxx"
+CLASSES: Mapping[int, Mapping[str, tuple[str, ...]]] = {  # label word -> the release's codes, in the papers' order
+    4: {"happy": ("hap", "exc"), "sad": ("sad",), "neutral": ("neu",), "angry": ("ang",)},
+    6: {"happy": ("hap",), "sad": ("sad",), "neutral": ("neu",), "angry": ("ang",), "excited": ("exc",),
+        "frustrated": ("fru",)},
+    8: {"neutral": ("neu",), "joy": ("hap",), "sadness": ("sad",), "anger": ("ang",), "fear": ("fea",),
+        "excitement": ("exc",), "surprise": ("sur",), "frustration": ("fru",)},
+    10: {"neutral": ("neu",), "happiness": ("hap",), "sadness": ("sad",), "anger": ("ang",), "surprise": ("sur",),
+         "disgust": ("dis",), "fear": ("fea",), "frustration": ("fru",), "excitement": ("exc",), "other": ("oth",)},
+}  # fmt: skip
+
+# The 53 utterances without agreement (xxx) that the feature files of DialogueRNN and its successors call happy: the
+# release has 7,380 utterances of six classes, those papers 7,433. As listed by github.com/snailcoder/emodet, who
+# compared the two; the sessions' sums agree with the papers' counts, the list itself could not be checked here.
+HAPPY_IN_THE_PAPERS = frozenset(
+    f"Ses0{dialogue}_{utterance}"
+    for dialogue, utterances in {
+        "1F_impro03": "F007 F011 F014 M012", "1F_impro06": "M017", "1F_impro07": "F007", "1M_impro03": "F000",
+        "1M_impro07": "F002", "2F_impro03": "F002 F005 F006 F007 F020", "2M_impro03": "F010 F026 F027",
+        "3F_impro02": "M003", "3F_impro03": "F000 F003 F010 M003 M008 M013 M016 M019", "3F_impro04": "M020",
+        "3F_impro07": "F000 F002 F006 M016 M020 M031", "3M_impro02": "F001",
+        "3M_impro03": "F000 F019 M005 M006 M008 M009 M010 M024 M025 M026 M027 M034 M036 M037", "3M_impro05a": "F017",
+        "3M_impro07": "F020 M001 M012 M021", "5F_impro07": "M010",
+    }.items()
+    for utterance in utterances.split()
+)  # fmt: skip
+
+NAME = r"Ses0([1-5])([FM])_(?:impro|script)\d\d(?:_\d)?[a-z]?"  # of a dialogue: session, who wears the markers
+TIMES = r"\[\s*(-?\d+\.\d+)\s*-\s*(-?\d+\.\d+)\s*\]"
+SPOKEN = re.compile(rf"({NAME}_([FM])[0-9A-Z]{{3}})\s+{TIMES}:\s*(.*)")
+RATED = re.compile(rf"{TIMES}\s+({NAME}_[FM][0-9A-Z]{{3}})\s+([a-z]{{3}})\s+\[.*\]")
+OPINION = re.compile(r"C-E\d+:\s*([^(]*)")  # an annotator's words; C-F and C-M are the actors' own
+
+
+class IEMOCAP(EmotionData):
+    """IEMOCAP in the tree of its release.
+
+    Expects in ``root`` or ``root/IEMOCAP_full_release``, for each of the five sessions (all lines made up)::
+
+        Session1/dialog/transcriptions/Ses01F_impro01.txt:
+
+            Ses01F_impro01_F000 [003.1400-005.9200]: Is it mine?
+
+        Session1/dialog/EmoEvaluation/Ses01F_impro01.txt, with tabs:
+
+            [3.1400 - 5.9200]   Ses01F_impro01_F000     fru     [2.0000, 3.5000, 3.0000]
+            C-E1:       Frustration;    ()
+
+        Session1/dialog/avi/DivX/Ses01F_impro01.avi, optional: both people, side by side
+        Session1/sentences/wav/Ses01F_impro01/Ses01F_impro01_F000.wav, optional
+
+    A turn's ``video`` is the film of the whole dialogue; ``start`` and ``end`` say when the utterance is in it, and
+    ``crop`` which half shows the speaker: the left one if the speaker's letter is that of the file's name (the actor
+    with the markers), as FARCER's code has it. ``audio`` is the utterance's own file.
+
+    Labels: ``ang hap exc sad fru fea sur dis neu oth``, and ``xxx`` where the annotators disagree (2,507 of 10,039):
+
+    ========= ============================================================== =============================
+    classes   label words                                                    utterances of the release
+    ========= ============================================================== =============================
+    4         happy (hap and exc), sad, neutral, angry                       5,531 (1636, 1084, 1708, 1103)
+    6         happy, sad, neutral, angry, excited, frustrated                7,380
+    8         neutral, joy, sadness, anger, fear, excitement, surprise,      7,527 (DialogueLLM)
+              frustration
+    10        neutral, happiness, sadness, anger, surprise, disgust, fear,   7,532 (FARCER)
+              frustration, excitement, other
+    ========= ============================================================== =============================
+
+    An utterance of another label is not classified and has no label as context, see ``unscored``; scores of different
+    class sets cannot be compared, so each is a corpus of its own (``iemocap6``).
+
+    Splits: Session 5 is test (31 dialogues), 12 of the other 120 dialogues are dev. The papers' dev dialogues are
+    published in a pickle only, which the zoo does not read: ours are drawn with ``split_seed``, or give
+    ``dev_dialogues``. The papers' 5,163 / 647 / 1,623 utterances of six classes come out with their dev dialogues and
+    ``no_agreement: papers``: 53 utterances without agreement are happy there, one of them in the test session. Without
+    it the test session has 1,622.
+
+    Licence: free for academic use under a signed release form, no passing on: https://sail.usc.edu/iemocap/. The zoo
+    ships nothing of it, and was never run on it: what is written here is from its documentation and its users.
+
+    Args:
+        classes: 4, 6, 8 or 10, as above.
+        merge_excited: with four classes, excited is happy; if not, it is another label.
+        no_agreement: what ``xxx`` is: no label (``unlabelled``); happy for the papers' 53 (``papers``); or one of the
+            annotators' own words, drawn with ``split_seed`` from those in the class set (``drawn``, as FARCER).
+        unscored: an utterance outside the classes stays as ``context``, or is left out of its dialogue (``drop``),
+            as in the papers' feature files.
+        protocol: which utterances are classified, all or the last of each dialogue or piece.
+        pieces: cut every dialogue into pieces of one length drawn between these two, e.g. [5, 14] as FARCER; the last
+            piece takes the remainder, a shorter dialogue is one piece. The unit of intervals stays the dialogue.
+        speakers: names for F and M, e.g. {F: Person A, M: Person B}; F and M if not given.
+        test_session: the session that is scored, 1 to 5.
+        dev_dialogues: text file with the dialogues of the dev split, one name per line.
+        split_seed: seed of the dev dialogues, of the lengths of pieces and of ``drawn``; not of the training.
+        captions: files with descriptions, or folders of them: ``{kind}_description_{split}.json``, or
+            ``{kind}_description.json`` with the utterances of all sessions.
+    """
+
+    labels = Labels("iemocap6", tuple(CLASSES[6]))
+
+    def __init__(
+        self,
+        classes: Literal[4, 6, 8, 10] = 6,
+        merge_excited: bool = True,
+        no_agreement: Literal["unlabelled", "papers", "drawn"] = "unlabelled",
+        unscored: Literal["context", "drop"] = "context",
+        protocol: Literal["all_utterances", "last_utterance"] = "all_utterances",
+        pieces: tuple[int, int] | None = None,
+        speakers: dict[str, str] | None = None,
+        test_session: Literal[1, 2, 3, 4, 5] = 5,
+        dev_dialogues: Path | None = None,
+        split_seed: int = 0,
+        captions: list[Path] | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        one_of("classes", classes, tuple(CLASSES))
+        one_of("no_agreement", no_agreement, ("unlabelled", "papers", "drawn"))
+        one_of("unscored", unscored, ("context", "drop"))
+        one_of("protocol", protocol, ("all_utterances", "last_utterance"))
+        one_of("test_session", test_session, SESSIONS)
+        if pieces is not None and not 1 <= pieces[0] <= pieces[1]:
+            raise ValueError(f"pieces is the shortest and the longest length of a piece, like [5, 14]; got {pieces}")
+        if speakers is not None and set(speakers) != {"F", "M"}:
+            raise ValueError(f"speakers names F and M, like {{F: Person A, M: Person B}}; got {speakers}")
+        words, corpus = dict(CLASSES[classes]), f"iemocap{classes}"
+        if classes == 4 and not merge_excited:
+            words["happy"], corpus = ("hap",), "iemocap4_without_excited"
+        self.labels = Labels(corpus, tuple(words))
+        self.words = {code: word for word, codes in words.items() for code in codes}
+        self.no_agreement, self.unscored = no_agreement, unscored
+        self.last_only, self.pieces = protocol == "last_utterance", pieces
+        self.speakers = speakers or {"F": "F", "M": "M"}
+        self.test_session, self.split_seed = test_session, split_seed
+        self.dev_dialogues, self.captions = dev_dialogues, captions
+        of_pieces = "_of_pieces_{}_{}".format(*pieces) if pieces and self.last_only else ""
+        session = f"_session_{test_session}" * (test_session != 5)
+        self.protocol = protocol + of_pieces + session + "_xxx_drawn" * (no_agreement == "drawn")
+        self._tree: _Tree | None = None
+
+    def read(self, split: Split) -> Reading:
+        if self._tree is None:
+            self._tree = _read_tree(self._root())
+        own = self._split(split)
+        notes: Counter[str] = Counter()
+        for session in SESSIONS:
+            if split == ("test" if session == self.test_session else "train"):
+                notes.update(self._tree.notes[session])
+        excluded: dict[str, str] = {}
+        turns = {}
+        for dialogue in own:
+            excluded |= dialogue.faults
+            notes.update(dialogue.notes)
+            turns[dialogue.name] = self._labelled(dialogue, notes)
+        if self.captions:
+            keys = [turn.id for spoken in turns.values() for turn in spoken]
+            found, more = load_captions(self.captions, split, keys)
+            notes.update(more)
+            turns = {
+                name: [replace(turn, descriptions=found.get(turn.id, {})) for turn in spoken]
+                for name, spoken in turns.items()
+            }
+        where = f"{self.labels.corpus}/{split}"
+        samples = []
+        for name, spoken in turns.items():
+            for piece in self._cut(name, spoken):
+                made = dialogue_samples(piece, where, f"{where}/{name}", self.labels, self.last_only)
+                labelled = sum(turn.label is not None for turn in piece)
+                notes["not the last to be classified, context only"] += labelled - len(made)
+                notes["dialogues or pieces with nothing to classify"] += not made
+                samples += made
+        papers = len(self.labels) == 6 and self.test_session == 5 and not self.last_only
+        return Reading(samples, OFFICIAL[split] if papers else None, excluded, dict(notes))
+
+    # ---- the steps of read
+    def _root(self) -> Path:
+        if self.root is None:
+            raise FileNotFoundError(f"IEMOCAP needs its folder: give --data.root, expected to hold Session1. {ADVICE}")
+        inner = self.root / "IEMOCAP_full_release"
+        root = inner if inner.is_dir() else self.root
+        needed = [f"Session{k}/dialog/{part}" for k in SESSIONS for part in ("transcriptions", "EmoEvaluation")]
+        if missing := [name for name in needed if not (root / name).is_dir()]:
+            got = some(sorted(p.name for p in root.iterdir())) or "nothing" if root.is_dir() else "no folder"
+            raise FileNotFoundError(
+                f"IEMOCAP: {root} lacks {some(missing)}; expected five sessions, got {got}. A split of fewer sessions "
+                f"would be another one. {ADVICE}"
+            )
+        return root
+
+    def _split(self, split: Split) -> list[_Dialogue]:
+        """The split's dialogues by name; one without transcription is of train or test, where its loss is said."""
+        test = [d for d in self._tree.dialogues if d.session == self.test_session]
+        if split == "test":
+            return test
+        others = [d for d in self._tree.dialogues if d.session != self.test_session]
+        names = {d.name for d in others if d.turns}
+        if self.dev_dialogues is None:
+            dev = held_out(names, DEV_SHARE, self.split_seed)
+        else:
+            dev = set(read_text(self.dev_dialogues)[0].split())
+            if unknown := sorted(dev - names):
+                raise ValueError(
+                    f"{self.dev_dialogues} names {some(unknown)}; expected dialogues of the sessions other than "
+                    f"{self.test_session}, like {some(sorted(names), 2)}, one per line. Correct the file"
+                )
+        return [d for d in others if (d.name in dev) == (split == "dev")]
+
+    def _labelled(self, dialogue: _Dialogue, notes: Counter[str]) -> list[Turn]:
+        """The dialogue's turns with label words and names of speakers."""
+        turns = []
+        for turn in dialogue.turns:
+            code = turn.label
+            if code == NO_AGREEMENT and self.no_agreement == "papers" and turn.id in HAPPY_IN_THE_PAPERS:
+                code = "hap"
+                notes["xxx, happy as in the papers"] += 1
+            elif code == NO_AGREEMENT and self.no_agreement == "drawn":
+                words = [c for c in dialogue.opinions.get(turn.id, ()) if c in self.words]
+                if words:
+                    code = words[_draw(len(words), "xxx", self.split_seed, turn.id)]
+                    notes["xxx, one of the annotators' words drawn"] += 1
+            label = self.words.get(code)
+            if label is None:
+                why = "no label" if code is None else f"{code} is none of the {len(self.labels)} classes"
+                notes[f"{why}, {'context only' if self.unscored == 'context' else 'left out'}"] += 1
+                if self.unscored == "drop":
+                    continue
+            turns.append(replace(turn, label=label, speaker=self.speakers[turn.speaker]))
+        return turns
+
+    def _cut(self, name: str, turns: Sequence[Turn]) -> list[Sequence[Turn]]:
+        if self.pieces is None:
+            return [turns]
+        low, high = self.pieces
+        length = low + _draw(high - low + 1, "length", self.split_seed, name)
+        starts = [i * length for i in range(max(1, len(turns) // length))]
+        return [turns[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]
+
+
+def _draw(n: int, *what: object) -> int:
+    """0..n-1 by these words alone: the same on every machine, whatever else was drawn."""
+    return int.from_bytes(hashlib.sha256(" ".join(map(str, what)).encode()).digest()[:8], "big") % n
+
+
+# ---- the tree as it is, whatever the class set
+
+
+@dataclass
+class _Dialogue:
+    """Turns by time, with the letters F and M as speakers and the release's codes as labels."""
+
+    name: str
+    turns: list[Turn] = field(default_factory=list)
+    opinions: dict[str, list[str]] = field(default_factory=dict)  # utterance -> codes of its annotators' words
+    faults: dict[str, str] = field(default_factory=dict)
+    notes: Counter[str] = field(default_factory=Counter)
+
+    @property
+    def session(self) -> int:
+        return int(self.name[4])
+
+
+@dataclass
+class _Tree:
+    dialogues: list[_Dialogue]
+    notes: dict[int, Counter[str]]  # by session: what belongs to none of its dialogues
+
+
+def _read_tree(root: Path) -> _Tree:
+    tree = _Tree([], {session: Counter() for session in SESSIONS})
+    strange = [p.name for p in sorted(root.glob("Session*")) if p.name not in {f"Session{k}" for k in SESSIONS}]
+    for name in strange:
+        tree.notes[SESSIONS[0]][f"{name} is not of the release, ignored"] = 1
+    for session in SESSIONS:
+        folder = root / f"Session{session}"
+        notes = tree.notes[session]
+        files = {}
+        for part in ("transcriptions", "EmoEvaluation"):
+            found = {p.name for p in (folder / "dialog" / part).iterdir() if p.is_file() and p.name[0] != "."}
+            own = {n for n in found if (m := re.fullmatch(rf"({NAME})\.txt", n)) and m[2] == str(session)}
+            for name in sorted(found - own):
+                notes[f"Session{session}/dialog/{part}/{name} is not of the release, ignored"] = 1
+            files[part] = {n.removesuffix(".txt") for n in own}
+        names = sorted(files["transcriptions"] | files["EmoEvaluation"])
+        notes[f"dialogues of Session{session} missing"] = max(0, DIALOGUES[session] - len(names))
+        has_video, has_sound = (folder / "dialog/avi/DivX").is_dir(), (folder / "sentences/wav").is_dir()
+        notes[f"Session{session} has films, but no sentences/wav"] = int(has_video and not has_sound)
+        notes[f"Session{session} has sentences/wav, but no dialog/avi/DivX"] = int(has_sound and not has_video)
+        for name in names:
+            dialogue = _Dialogue(name)
+            if name not in files["transcriptions"]:
+                dialogue.faults[name] = "labels, but no transcription"
+            else:
+                _read_transcription(folder / "dialog/transcriptions" / f"{name}.txt", dialogue)
+                if name in files["EmoEvaluation"]:
+                    _read_labels(folder / "dialog/EmoEvaluation" / f"{name}.txt", dialogue)
+                else:
+                    dialogue.faults[name] = "transcription, but no labels: context only, nothing to classify"
+                _find_clips(folder, dialogue, has_video, has_sound)
+            tree.dialogues.append(dialogue)
+    return tree
+
+
+def _lines(path: Path, dialogue: _Dialogue, pattern: re.Pattern[str], example: str) -> list[tuple[int, str, re.Match]]:
+    """Number, text and match of every line with an utterance's name; ValueError if such a line has another form, names
+    another dialogue, or if there is none."""
+    text, notes = read_text(path)
+    dialogue.notes.update(notes)
+    found = []
+    for number, line in enumerate(text.splitlines(), 1):
+        if not re.search(rf"{NAME}_", line):
+            continue
+        match = pattern.fullmatch(line.strip())
+        if match is None and re.search(rf"{NAME}_[FM]XX", line):  # the release's own, never segmented
+            dialogue.notes["lines of XX utterances in another form, not used"] += 1
+            continue
+        if match is None or f"{dialogue.name}_" not in line:
+            raise ValueError(
+                f"{path} line {number} is {line.strip()[:120]!r}; expected lines of {dialogue.name} like {example}. "
+                "Use the released file"
+            )
+        found.append((number, line, match))
+    if not found:
+        raise ValueError(f"{path} holds no line like {example}; got {text[:120]!r}. Use the released file")
+    return found
+
+
+def _read_transcription(path: Path, dialogue: _Dialogue) -> None:
+    example = f"{dialogue.name}_F000 [003.1400-005.9200]: text"
+    found: dict[str, Turn] = {}
+    lines = _lines(path, dialogue, SPOKEN, example)
+    for number, _, match in lines:
+        key, _, marked, speaker, start, end, said = match.groups()
+        turn = Turn(key, speaker, clean_text(said), start=float(start), end=float(end),
+                    crop="left" if speaker == marked else "right")  # fmt: skip
+        if found.get(key, turn) != turn:
+            raise ValueError(f"{path} line {number}: {key} stood before with another text or time. Keep the right one")
+        if turn.end < turn.start:
+            raise ValueError(f"{path} line {number}: {key} ends at {end}, but starts at {start}. Correct the line")
+        if key in found:
+            dialogue.faults[f"{key} (line {number})"] = "repeats an earlier line word for word"
+        found[key] = turn
+    every = [line for line in read_text(path)[0].splitlines() if line.strip()]
+    dialogue.notes["lines without an utterance's name, not used"] += len(every) - len(lines)
+    dialogue.faults |= {key: "empty utterance" for key, turn in found.items() if not turn.text}
+    spoken = [turn for turn in found.values() if turn.text]
+    dialogue.turns = sorted(spoken, key=lambda turn: turn.start)
+    dialogue.notes["utterances out of order in time, sorted"] += sum(
+        a is not b for a, b in zip(spoken, dialogue.turns, strict=True)
+    )
+
+
+def _read_labels(path: Path, dialogue: _Dialogue) -> None:
+    example = f"[3.1400 - 5.9200]<TAB>{dialogue.name}_F000<TAB>fru<TAB>[2.0, 3.5, 3.0]"
+    labels: dict[str, str] = {}
+    lines = _lines(path, dialogue, RATED, example)
+    for number, _, match in lines:
+        key, code = match[3], match[6]
+        if code not in (*CODES, NO_AGREEMENT):
+            raise ValueError(
+                f"{path} line {number}: unknown label {code!r} ({key}); expected one of {', '.join(CODES)} or "
+                f"{NO_AGREEMENT}. Correct the line"
+            )
+        if labels.get(key, code) != code:
+            raise ValueError(f"{path} line {number}: {key} is {code}, but {labels[key]} before. Keep the right one")
+        labels[key] = code
+    current = ""
+    for line in read_text(path)[0].splitlines():
+        if match := RATED.fullmatch(line.strip()):
+            current = match[3]
+        elif current and (match := OPINION.match(line)):
+            codes = [word.strip().lower()[:3] for word in match[1].split(";")]
+            dialogue.opinions.setdefault(current, []).extend(code for code in codes if code in CODES)
+    spoken = {turn.id for turn in dialogue.turns}
+    for key in labels.keys() - spoken - dialogue.faults.keys():
+        dialogue.faults[key] = "label, but no line in the transcription"
+    for turn in dialogue.turns:
+        if turn.id not in labels:
+            if "XX" in turn.id.rpartition("_")[2]:  # e.g. _FXX0: never segmented, never rated
+                dialogue.notes["utterances the release has no rating of (XX in their names)"] += 1
+            else:
+                dialogue.faults[turn.id] = "no label: context only"
+    dialogue.turns = [replace(turn, label=labels.get(turn.id)) for turn in dialogue.turns]
+
+
+def _find_clips(folder: Path, dialogue: _Dialogue, has_video: bool, has_sound: bool) -> None:
+    """Gives the turns the files that are there; whoever has films or sounds at all hears which are missing."""
+    film = folder / "dialog/avi/DivX" / f"{dialogue.name}.avi"
+    film = film if film.is_file() else None
+    sounds = {p.stem: p for p in (folder / "sentences/wav" / dialogue.name).glob("Ses*.wav")}
+    dialogue.notes[f"{dialogue.name}: film missing"] = int(has_video and film is None)
+    missing = sum(turn.id not in sounds for turn in dialogue.turns)
+    dialogue.notes[f"{dialogue.name}: utterances without their wav"] = missing if has_sound else 0
+    dialogue.notes[f"{dialogue.name}: wavs of no utterance, not used"] = len(
+        sounds.keys() - {turn.id for turn in dialogue.turns}
+    )
+    dialogue.turns = [
+        replace(turn, video=film, audio=sounds.get(turn.id), start=turn.start if film else None,
+                end=turn.end if film else None, crop=turn.crop if film else None)
+        for turn in dialogue.turns
+    ]  # fmt: skip

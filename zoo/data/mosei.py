@@ -1,0 +1,318 @@
+"""CMU-MOSEI: spoken opinions from online videos with six emotion intensities (Bagher Zadeh et al. 2018)."""
+
+from __future__ import annotations
+
+import ast
+from collections import Counter
+from pathlib import Path
+from typing import Literal
+
+import h5py
+import numpy as np
+import pandas as pd
+
+from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
+from zoo.data.clips import check_apart, find_clips, modalities
+from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, read_text, some, whole_numbers
+from zoo.schema import Labels, Sample, Turn
+
+ADVICE = (
+    "These are the raw data and the label file of CMU-MOSEI (http://multicomp.cs.cmu.edu, "
+    "https://github.com/CMU-MultiComp-Lab/CMU-MultimodalSDK); give their folder as --data.root, see zoo.data.MOSEI"
+)
+CSV, CSD, FOLDS = "label.csv", "CMU_MOSEI_Labels.csd", "cmu_mosei_std_folds.py"
+EMOTIONS = ("happy", "sad", "anger", "surprise", "disgust", "fear")  # the authors' order of the intensities
+SPLITS = {"train": "train", "valid": "dev", "dev": "dev", "val": "dev", "test": "test"}
+CLIPS = ("Videos/Segmented/Combined", "Raw/Videos/Segmented/Combined")
+Lines = dict[int, tuple[tuple[float, float], str]]  # of one transcript: clip -> (start, end) in seconds, words
+CLOSE = 0.01  # seconds between a label's interval and its transcript line's
+
+
+class MOSEI(EmotionData):
+    """CMU-MOSEI with one emotion per clip.
+
+    Reads either of two forms of the labels in ``root``:
+
+    1. The authors' files: ``CMU_MOSEI_Labels.csd`` (HDF5; its group ``All Labels/data/VIDEO`` holds ``intervals`` (N,
+       2) in seconds and ``features`` (N, 7): sentiment, then happy, sad, anger, surprise, disgust, fear in 0..3), the
+       transcripts ``Transcript/Segmented/Combined/VIDEO.txt`` in ``root`` or ``root/Raw``, with lines like (made up)
+       ``VIDEO___3___12.5___17.25___I would see it again.``, and ``cmu_mosei_std_folds.py`` of the authors' SDK, whose
+       lists of video ids are read, not run. A label belongs to the transcript line of its interval.
+    2. ``label.csv``, e.g. made from those, with rows like (made up)::
+
+        video_id,clip_id,text,happy,sad,anger,surprise,disgust,fear,split
+        xY3_-aB,3,I would see it again.,1.3333,0,0,0.3333,0,0,train
+
+       ``split`` is train, valid or test; MMSA's file of this name has no emotions and is refused.
+
+    Other .csd files (word vectors, COVAREP, Facet) are not read: the zoo's systems take words, frames and sound. Clips
+    are optional: ``Videos/Segmented/Combined/VIDEO_CLIP.mp4`` in ``root`` or ``root/Raw``, or ``Raw/VIDEO/CLIP.mp4``.
+
+    The dialogue is the video, one speaker's monologue; its earlier clips are the history, those without a label too.
+
+    One emotion per clip, as nobody published a rule: the most intense of those present (above `present`), the first in
+    the authors' order where several are equal. Clips with none are left out, or neutral; all of it is counted.
+
+    The authors' paper states 23,453 clips of 3,228 videos; the SDK's label file of today has 23,259, of which the
+    standard folds take in 16,327 / 1,871 / 4,662, as others counted (github.com/s3prl/s3prl, downstream/mosei).
+
+    Licence: research; the labels come with the SDK (MIT), the videos belong to those who posted them. Raw data:
+    immortal.multicomp.cs.cmu.edu/raw_datasets, or by request to the authors.
+
+    Args:
+        several: a clip with several emotions takes the most intense, or is left out.
+        none: a clip with no emotion is left out, or is a seventh class, neutral.
+        present: an emotion is present above this intensity; the authors' own rule is 0.
+        folds: CSV with the columns video_id and split, instead of the standard folds; its name is part of the protocol.
+    """
+
+    labels = Labels("mosei", ("happiness", "sadness", "anger", "surprise", "disgust", "fear"))
+
+    def __init__(
+        self,
+        several: Literal["most_intense", "exclude"] = "most_intense",
+        none: Literal["exclude", "neutral"] = "exclude",
+        present: float = 0.0,
+        folds: Path | None = None,
+        **kwargs,
+    ) -> None:
+        super().__init__(**kwargs)
+        one_of("several", several, ("most_intense", "exclude"))
+        one_of("none", none, ("exclude", "neutral"))
+        if not 0 <= present < 3:
+            raise ValueError(f"present is an intensity from 0 to below 3, got {present}")
+        self.several, self.none, self.present = several, none, present
+        self.folds = Path(folds) if folds is not None else None
+        if none == "neutral":
+            self.labels = Labels("mosei", (*self.labels.names, "neutral"))
+        rule = f"single_{several}" + f"_above_{present:g}" * (present > 0) + "_or_neutral" * (none == "neutral")
+        self.protocol = rule + (f"_{self.folds.stem}" if self.folds else "")
+        self._read: tuple[pd.DataFrame, dict[str, str], dict[str, int]] | None = None
+
+    def read(self, split: Split) -> Reading:
+        if self._read is None:
+            notes: Counter[str] = Counter()
+            table, excluded = self._labelled_csv(notes) if self._is_csv() else self._labelled_csd(notes)
+            self._read = table, excluded, dict(notes)
+        table, left_out, whole = self._read
+        notes = Counter({f"whole corpus: {what}": n for what, n in whole.items()})
+        table = table[table["split"] == split]
+        keys = set(table["key"])
+        excluded = {key: why for key, why in left_out.items() if key.split(" (row")[0] in keys}
+        empty = table["text"] == ""
+        excluded |= dict.fromkeys(table["key"][empty], "empty utterance")
+        table = table[~empty].sort_values(["video", "clip"])
+        label = self._single(table, notes)
+
+        clips = self._clips()
+        samples: list[Sample] = []
+        for video, rows in table.groupby("video"):
+            turns: list[Turn] = []
+            for row in rows.itertuples():
+                clip = clips.get(row.key)
+                turns.append(Turn(row.key, "", row.text, label[row.Index], video=clip, audio=clip))
+            samples += dialogue_samples(turns, f"mosei/{split}", f"mosei/{split}/{video}", self.labels)
+        notes.update(modalities(samples))
+        return Reading(samples, None, excluded, dict(notes))
+
+    def _single(self, table: pd.DataFrame, notes: Counter[str]) -> dict[int, str | None]:
+        """Row -> its one emotion."""
+        values = table[list(EMOTIONS)].to_numpy(dtype=float)
+        given = ~np.isnan(values).any(1)
+        values = np.where(values > self.present, values, 0.0)
+        there, most = (values > 0).sum(1), values.max(1, initial=0.0)
+        ties = (values == most[:, None]).sum(1) > 1
+        words: list[str | None] = [self.labels.names[i] for i in values.argmax(1)]
+        for i in range(len(words)):
+            if not given[i]:
+                notes["clips without a label, context only"] += 1
+                words[i] = None
+            elif there[i] == 0:
+                words[i] = "neutral" if self.none == "neutral" else None
+                notes[f"clips with no emotion, {'neutral' if words[i] else 'left out'}"] += 1
+            elif there[i] > 1 and self.several == "exclude":
+                words[i] = None
+                notes["clips with several emotions, left out"] += 1
+            elif there[i] > 1:
+                notes["clips with several emotions, most intense taken"] += 1
+                notes["of these with several equally intense, first taken"] += int(ties[i])
+        return dict(zip(table.index, words, strict=True))
+
+    # ---- form 2: label.csv
+    def _is_csv(self) -> bool:
+        if self.root is not None and (self.root / CSV).is_file():
+            if (self.root / CSD).is_file():
+                raise ValueError(f"{self.root} holds both {CSV} and {CSD}; expected one of them. Move the other away")
+            return True
+        return False
+
+    def _labelled_csv(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+        path = self.root / CSV
+        columns = ["video_id", "clip_id", "text", *EMOTIONS] + ["split"] * (self.folds is None)
+        raw = read_table(path, columns)
+        notes.update(raw.attrs["notes"])
+        fits = {name: pd.to_numeric(raw[name], errors="coerce").between(0, 3) for name in EMOTIONS}
+        for column, good in fits.items():
+            if len(bad := raw[column][~good]):
+                raise ValueError(
+                    f"{path}: {column} is {some(f'{value!r} in row {row}' for row, value in bad.items())}; expected "
+                    "an intensity from 0 to 3. Correct the cells, or leave the rows out"
+                )
+        table = pd.DataFrame({
+            "video": raw["video_id"].str.strip(),
+            "clip": whole_numbers(raw, ["clip_id"], path)["clip_id"],
+            "text": raw["text"].map(clean_text),
+            **{name: raw[name].astype(float) for name in EMOTIONS},
+        })
+        table.insert(0, "key", table["video"] + "_" + table["clip"].astype(str))
+        if self.folds is None:
+            table["split"] = self._splits(raw["split"], path)
+            table, excluded = drop_repeats(table, path)
+            for a, b in (("train", "test"), ("train", "dev"), ("dev", "test")):
+                videos = {s: table["video"][table["split"] == s].unique() for s in (a, b)}
+                check_apart(videos[a], videos[b], Path(f"{path} ({a})"), Path(f"{path} ({b})"))
+            return table, excluded
+        table, excluded = drop_repeats(table, path)
+        return self._folded(table, self._own_folds(notes), notes), excluded
+
+    @staticmethod
+    def _splits(column: pd.Series, path: Path) -> pd.Series:
+        splits = column.str.strip().str.lower().map(SPLITS)
+        if (bad := splits.isna()).any():
+            got = some(f"{column[row]!r} in row {row}" for row in column.index[bad])
+            raise ValueError(f"{path}: split is {got}; expected train, valid or test. Correct the cells")
+        return splits
+
+    # ---- form 1: the authors' files
+    def _labelled_csd(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+        path = find_file(self.root, [CSD, f"Raw/{CSD}", f"labels/{CSD}", CSV], "CMU-MOSEI", ADVICE)
+        folds = self._own_folds(notes) if self.folds is not None else self._standard_folds()
+        lines = self._transcripts(folds, notes)
+        labelled: dict[tuple[str, int], np.ndarray] = {}
+        excluded: dict[str, str] = {}
+        for video, intervals, values in _read_csd(path):
+            for interval, six in zip(intervals, values, strict=True):
+                if video not in folds:
+                    notes["labelled clips in no fold, left out"] += 1
+                    continue
+                own = lines.get(video, {})
+                near = [clip for clip, (at, _) in own.items() if np.abs(np.subtract(at, interval)).max() <= CLOSE]
+                if len(near) != 1:
+                    notes["labelled clips without a transcript line, left out"] += 1
+                elif (video, near[0]) in labelled and not np.array_equal(labelled[video, near[0]], six):
+                    excluded[f"{video}_{near[0]}"] = "labelled twice, differently"
+                else:
+                    labelled[video, near[0]] = six
+        rows = []
+        for video, own in lines.items():
+            for clip, (_, text) in own.items():
+                key = f"{video}_{clip}"
+                six = labelled.get((video, clip))
+                known = six is not None and key not in excluded
+                rows.append((key, video, clip, text, *(six if known else [np.nan] * 6), folds[video]))
+        return pd.DataFrame(rows, columns=["key", "video", "clip", "text", *EMOTIONS, "split"]), excluded
+
+    def _transcripts(self, folds: dict[str, str], notes: Counter[str]) -> dict[str, Lines]:
+        """Of the videos in the folds."""
+        places = [self.root / place / "Transcript/Segmented/Combined" for place in ("", "Raw")]
+        folder = next((place for place in places if place.is_dir()), None)
+        if folder is None:
+            raise FileNotFoundError(
+                f"CMU-MOSEI: neither {places[0]} nor {places[1]} exists; expected the transcripts there. {ADVICE}"
+            )
+        found: dict[str, Lines] = {}
+        for video in folds:
+            path = folder / f"{video}.txt"
+            if not path.is_file():
+                notes["videos of the folds without a transcript"] += 1
+                continue
+            own = found[video] = {}
+            text, more = read_text(path)
+            notes["transcripts that are not UTF-8, read as cp1252"] += sum(more.values())
+            for number, line in enumerate(text.splitlines(), 1):
+                cells = line.split("___", 4)
+                if not line.strip():
+                    continue
+                try:
+                    of, clip, start, end, words = cells
+                    at = float(start), float(end)
+                    if of != video or int(clip) in own:
+                        raise ValueError
+                except ValueError:
+                    raise ValueError(
+                        f"{path} line {number} is {line[:80]!r}; expected {video}___CLIP___START___END___TEXT, each "
+                        "clip once. Use the released file"
+                    ) from None
+                own[int(clip)] = at, clean_text(words)
+        return found
+
+    def _standard_folds(self) -> dict[str, str]:
+        """video -> split, from the lists of the SDK's file; it is parsed, never run."""
+        path = find_file(self.root, [FOLDS, f"Raw/{FOLDS}"], "CMU-MOSEI", ADVICE)
+        lists: dict[str, list[str]] = {}
+        try:
+            for node in ast.parse(read_text(path)[0]).body:
+                if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+                    name = node.targets[0].id
+                    if name.startswith("standard_"):
+                        lists[name] = [str(video) for video in ast.literal_eval(node.value)]
+        except (SyntaxError, ValueError, TypeError) as error:
+            raise ValueError(f"{path} cannot be read as lists of video ids: {error}. Use the SDK's file") from None
+        names = {"train": "standard_train_fold", "dev": "standard_valid_fold", "test": "standard_test_fold"}
+        if missing := [name for name in names.values() if not lists.get(name)]:
+            raise ValueError(
+                f"{path} has the lists {', '.join(lists) or 'none'}; {', '.join(missing)} missing. Use the SDK's file"
+            )
+        for a, b in (("train", "test"), ("train", "dev"), ("dev", "test")):
+            check_apart(lists[names[a]], lists[names[b]], Path(f"{path} ({a})"), Path(f"{path} ({b})"))
+        return {video: split for split, name in names.items() for video in lists[name]}
+
+    # ---- both
+    def _own_folds(self, notes: Counter[str]) -> dict[str, str]:
+        raw = read_table(self.folds, ("video_id", "split"))
+        notes.update(raw.attrs["notes"])
+        videos = pd.DataFrame({"key": raw["video_id"].str.strip(), "split": self._splits(raw["split"], self.folds)})
+        return drop_repeats(videos, self.folds)[0].set_index("key")["split"].to_dict()
+
+    @staticmethod
+    def _folded(table: pd.DataFrame, folds: dict[str, str], notes: Counter[str]) -> pd.DataFrame:
+        table = table.assign(split=table["video"].map(folds))
+        notes["labelled clips in no fold, left out"] = int(table["split"].isna().sum())
+        return table.dropna(subset="split")
+
+    def _clips(self) -> dict[str, Path]:
+        """VIDEO_CLIP -> file."""
+        for folder in CLIPS:
+            if (self.root / folder).is_dir():
+                return find_clips(self.root, [folder])
+        found = {}
+        for folder in sorted(p for p in (self.root / "Raw").glob("*") if p.is_dir()):
+            clips = find_clips(self.root / "Raw", [folder.name])
+            found |= {f"{folder.name}_{clip}": path for clip, path in clips.items()}
+        return found
+
+
+def _read_csd(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
+    """(video, intervals (N, 2), six intensities (N, 6)) of every video."""
+    try:
+        with h5py.File(path, "r") as file:
+            data = file["All Labels"]["data"]
+            read = [(video, own["intervals"][()], own["features"][()]) for video, own in data.items()]
+    except (OSError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(
+            f"{path} is no label file of CMU-MOSEI ({type(error).__name__}: {str(error)[:120]}); expected HDF5 with "
+            "'All Labels/data/VIDEO/{intervals,features}'. Download it again"
+        ) from None
+    found = []
+    for video, intervals, features in read:
+        fits = intervals.ndim == features.ndim == 2 and intervals.shape[1] == 2 and features.shape[1] == 7
+        if not fits or len(intervals) != len(features):
+            raise ValueError(
+                f"{path}: {video} has intervals {intervals.shape} and features {features.shape}; expected (N, 2) and "
+                "(N, 7). Use the released file"
+            )
+        six = features[:, 1:].astype(float)
+        if not np.isfinite(six).all() or six.min(initial=0) < 0 or six.max(initial=0) > 3:
+            raise ValueError(f"{path}: {video} has intensities beyond 0..3. Use the released file")
+        found.append((video, intervals.astype(float), six))
+    return found
