@@ -18,6 +18,7 @@ from transformers import AutoModelForCausalLM
 from tests.conftest import make_tiny
 from zoo.backbones import LLM, LoRA
 from zoo.backbones.llm import Prefix, fingerprint, locate
+from zoo.backbones.shared_prefix import Packed
 
 RAGGED = (1, 4, 9, 6)  # prompt lengths
 # a trie: 1 to 3 tokens, some with the same first or first two tokens
@@ -368,18 +369,10 @@ def test_batch_composition_never_matters(llm, rows):
 def test_a_model_that_counts_padding_would_be_caught(llm, rows, monkeypatch, broken):
     ids, mask = pad_left(rows)
     right = llm.score(llm.encode(ids, mask), CANDIDATES)
-    if broken == "positions":  # cached and new tokens numbered from the left edge of the batch
-
-        def hidden(embeddings, mask, cache=None):
-            positions = torch.arange(mask.shape[1])[None, -embeddings.shape[1] :].expand(len(mask), -1)
-            if cache is None or cache.get_seq_length() == 0:  # a row's own tokens keep their distances: gap in between
-                positions = (mask.long().cumsum(1) - 1).clamp(min=0)
-            return llm.causal_lm.get_decoder()(
-                inputs_embeds=embeddings, attention_mask=mask.long(), position_ids=positions, past_key_values=cache,
-                use_cache=cache is not None,
-            ).last_hidden_state  # fmt: skip
-
-        monkeypatch.setattr(llm, "hidden", hidden)
+    if broken == "positions":  # new tokens numbered from the left edge of the batch
+        right_ones = Packed.positions.fget
+        padding = (~mask).sum(1, keepdim=True)
+        monkeypatch.setattr(Packed, "positions", property(lambda plan: right_ones(plan) + padding))
         wrong = llm.score(llm.encode(ids, mask), CANDIDATES)
     else:
         wrong = llm.score(llm.encode(ids, torch.ones_like(mask)), CANDIDATES)

@@ -12,6 +12,8 @@ from pathlib import Path
 
 from zoo.checkpoints import index, verify
 
+# A reported score of the embedded corpus says in `prepare` how its clips are made, or in `options` which it is.
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -22,8 +24,14 @@ def main() -> None:
         problems = verify(name)
         for score in entry["reported"]:
             with tempfile.TemporaryDirectory() as out:
-                command = [sys.executable, "-m", "zoo", "test", f"--ckpt_path={name}",
-                           f"--data.root={root / score['corpus']}",
+                zoo = [sys.executable, "-m", "zoo"]
+                data = [f"--data.root={root / score['corpus']}"] if score["corpus"] != "synthetic" else []
+                if "prepare" in score:  # clips of the embedded corpus
+                    made = Path(out) / "sitcom"
+                    subprocess.run([*zoo, "prepare", "synthetic", *score["prepare"], f"--out={made}"], check=True,
+                                   capture_output=True)  # fmt: skip
+                    data = [f"--data.root={made}"]
+                command = [*zoo, "test", f"--ckpt_path={name}", *data, *score.get("options", ()),
                            f"--trainer.default_root_dir={out}", "--trainer.enable_progress_bar=false"]  # fmt: skip
                 subprocess.run(command, check=True, capture_output=True)
                 measured = json.loads((Path(out) / "lightning_logs/version_0/metrics.json").read_text())

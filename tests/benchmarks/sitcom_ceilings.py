@@ -257,7 +257,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/sitcom_ceilings"))
     parser.add_argument("--seed", type=int, default=77, help="of the new corpus; the published weights saw 20 and 0")
-    parser.add_argument("--train", type=int, default=900, help="training dialogues of the probes")
+    parser.add_argument("--train", type=int, default=600, help="training dialogues of the probes")
     parser.add_argument("--test", type=int, default=300, help="test dialogues, about 8.5 utterances each")
     parts = {"probes": probes, "encoders": encoders, "lm": lm}
     parser.add_argument("--parts", nargs="+", choices=list(parts), default=list(parts))

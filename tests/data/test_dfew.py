@@ -2,7 +2,7 @@ import pytest
 
 from tests.data.miniature import write_csv
 from tests.data.miniature_clips import clip, dfew_rows, write_dfew
-from tests.runs_helper import fit, flags, metrics, rows, zoo
+from tests.runs_helper import fit, flags, make_llm, metrics, refused, rows, zoo
 from zoo.backbones.tiny import make_vit_folder
 from zoo.data import DFEW
 from zoo.metrics import evaluate, war_uar
@@ -122,3 +122,12 @@ def test_a_face_model_learns_the_clips_and_counts_the_unreadable(tmp_path):
     assert said["population"]["notes"]["clips missing"] == 1 and said["events"]["no readable face"] == 2
     assert said["unparsed"] == pytest.approx(2 / 14) and said["accuracy"] >= 0.5  # chance is 1/7
     assert war_uar(said) == {"war": said["accuracy"], "uar": said["uar"]}
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_a_text_model_is_refused(tmp_path):
+    """Every prompt would be the same."""
+    root = write_dfew(tmp_path / "dfew")
+    make_llm(tmp_path / "llm")
+    said = refused("fit", *flags(model="CausalLM", model__llm=tmp_path / "llm", data="DFEW", data__root=root))
+    assert "has words" in said and "pictures or voices" in said

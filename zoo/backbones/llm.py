@@ -26,14 +26,20 @@ from typing import Any, Literal, NamedTuple
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
+from zoo.backbones import shared_prefix
 from zoo.backbones.shapes import SHAPES
+from zoo.backbones.shared_prefix import Decoding, Packed
 
 log = logging.getLogger(__name__)
+
+LOGITS_AT_ONCE = 2**25  # numbers (128 MiB in fp32)
+WORTH_LEAVING = 0.75  # finished answers leave the batch when at most this share of it is left
 
 REPOSITORY = Path(__file__).resolve().parents[2]  # where `checkpoints/` lies in a clone
 Dtype = Literal["float32", "bfloat16", "float16"]
@@ -147,7 +153,8 @@ class LLM(nn.Module):
             architecture with random weights and no tokenizer.
         dtype: dtype of the weights. Always explicit, because a folder's own dtype would be taken otherwise.
         revision: hub revision (a commit hash) to pin.
-        attention: ``sdpa`` or ``eager``.
+        attention: ``sdpa`` or ``eager``; with the first, answers share their prompt (see `zoo.backbones.shared_prefix`)
+            in LLaMA, Qwen2 and Qwen3; `plain_because` says why not in others.
         device: ``meta`` builds the architecture without weights.
         gradient_checkpointing: recompute activations in the backward pass.
 
@@ -182,6 +189,11 @@ class LLM(nn.Module):
             config = AutoConfig.from_pretrained(path, revision=revision)
             self.tokenizer = _load_tokenizer(path, revision)
         self.pad_id = _pad_id(self.tokenizer, config.vocab_size)
+        self.plain_because = shared_prefix.unsupported(config) if attention == "sdpa" else f"attention is {attention}"
+        if self.plain_because is None:
+            attention = shared_prefix.NAME
+        else:
+            log.info("%s: every answer computes its prompt again, because %s", self.path, self.plain_because)
         if device == "meta" or self.tokenizer is None:
             with torch.device(device or "cpu"):
                 self.model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=attention)
@@ -322,6 +334,16 @@ class LLM(nn.Module):
             prefix.cache = DynamicCache(config=self.causal_lm.config)
             prefix.logits = self.head(self.hidden(prefix.embeddings, prefix.mask, prefix.cache)[:, -1])
 
+    def _follow(self, embeddings: Tensor, plan: Packed | Decoding) -> Tensor:
+        """Last hidden states of tokens (B, S, D) that attend as a plan says."""
+        return self.causal_lm.get_decoder()(
+            inputs_embeds=embeddings,
+            attention_mask=embeddings.new_ones(shared_prefix.NO_MASK),
+            position_ids=plan.positions,
+            use_cache=False,
+            plan=plan,
+        ).last_hidden_state
+
     @torch.no_grad()
     def sample(
         self,
@@ -332,51 +354,83 @@ class LLM(nn.Module):
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
     ) -> Completions:
-        """n answers of each prompt, until an end token or ``max_new_tokens``; ``temperature`` 0 is greedy."""
-        self._prefill(prefix)
-        rows = prefix.mask.shape[0] * n
-        cache = copy.deepcopy(prefix.cache)
-        cache.batch_repeat_interleave(n)
-        mask = prefix.mask.repeat_interleave(n, 0)
-        logits = prefix.logits.repeat_interleave(n, 0)
-        eos = torch.tensor(self.eos_ids, device=mask.device)
-        alive = torch.ones(rows, dtype=torch.bool, device=mask.device)
-        ids, logprobs, masks = [], [], []
-        for _ in range(max_new_tokens):
-            logp = torch.log_softmax(logits / temperature if temperature else logits, -1)
-            token = torch.multinomial(logp.exp(), 1, generator=generator)[:, 0] if temperature else logp.argmax(-1)
-            ids.append(torch.where(alive, token, self.pad_id))
-            logprobs.append(torch.where(alive, logp.gather(1, token[:, None])[:, 0], 0.0))
-            masks.append(alive)
-            alive = alive & ~torch.isin(token, eos)
-            if not alive.any() or len(ids) == max_new_tokens:
-                break
-            mask = torch.cat([mask, masks[-1][:, None]], 1)
-            logits = self.head(self.hidden(self.embed(ids[-1])[:, None], mask, cache)[:, -1])
-        shape = (prefix.mask.shape[0], n, len(ids))
+        """n answers of each prompt, until an end token or ``max_new_tokens``; ``temperature`` 0 is greedy.
+
+        Dropout is off. A prompt's keys and values serve its n answers without being copied, and finished answers leave
+        the batch.
+        """
+        with _evaluating(self):
+            self._prefill(prefix)
+            b, device = prefix.mask.shape[0], prefix.mask.device
+            step = (_PlainStep if self.plain_because else _SharedStep)(self, prefix, n, max_new_tokens)
+            ids = torch.full((b * n, max_new_tokens), self.pad_id, device=device)
+            mask = torch.zeros_like(ids, dtype=torch.bool)
+            logprobs = torch.zeros_like(ids, dtype=prefix.logits.dtype)
+            eos = torch.tensor(self.eos_ids, device=device)
+            rows = torch.arange(b * n, device=device)  # the answers in the batch, grouped by prompt
+            alive = torch.ones_like(rows, dtype=torch.bool)
+            logits = prefix.logits.repeat_interleave(n, 0)
+            for t in range(max_new_tokens):
+                logp = torch.log_softmax(logits / temperature if temperature else logits, -1)
+                token = torch.multinomial(logp.exp(), 1, generator=generator)[:, 0] if temperature else logp.argmax(-1)
+                written = rows[alive]
+                ids[written, t], mask[written, t] = token[alive], True
+                logprobs[written, t] = logp.gather(1, token[:, None])[alive, 0]
+                alive = alive & ~torch.isin(token, eos)
+                if not alive.any() or t + 1 == max_new_tokens:
+                    break
+                kept = step.keep(alive)
+                rows, alive, token = rows[kept], alive[kept], token[kept]
+                logits = self.head(step(token))
+        finished = torch.ones(b * n, dtype=torch.bool, device=device)
+        finished[rows] = ~alive
+        t = int(mask.any(0).sum())
+        shape = (b, n, t)
         return Completions(
-            torch.stack(ids, 1).view(shape),
-            torch.stack(masks, 1).view(shape),
-            torch.stack(logprobs, 1).view(shape),
-            ~alive.view(shape[:2]),
+            ids[:, :t].reshape(shape), mask[:, :t].reshape(shape), logprobs[:, :t].reshape(shape), finished.view(b, n)
         )
 
-    def logprobs(self, prefix: Prefix, answers: Tensor, mask: Tensor) -> Tensor:
+    def logprobs(self, prefix: Prefix, answers: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
         """Per-token log-probabilities of given answers, with gradients.
+
+        A prompt is computed once for all its answers (`zoo.backbones.shared_prefix`), and only the states before answer
+        tokens reach the vocabulary.
 
         Args:
             answers: (B, n, T) int64, right-padded.
             mask: (B, n, T) bool.
+            temperature: of the distribution, as in `sample`; above 0.
 
         Returns:
             (B, n, T) float32; 0 where masked.
         """
         b, n, t = answers.shape
-        embeddings = torch.cat([prefix.embeddings.repeat_interleave(n, 0), self.embed(answers.view(b * n, t))], 1)
-        full_mask = torch.cat([prefix.mask.repeat_interleave(n, 0), mask.view(b * n, t)], 1)
-        hidden = self.hidden(embeddings, full_mask)[:, -t - 1 : -1]  # the state before each answer token predicts it
-        logp = torch.log_softmax(self.head(hidden), -1).gather(2, answers.view(b * n, t, 1))[..., 0]
-        return logp.view(b, n, t).masked_fill(~mask, 0.0)
+        embedded = self.embed(answers.view(b, n * t))
+        if self.plain_because is None:
+            hidden = self._follow(torch.cat([prefix.embeddings, embedded], 1), Packed(prefix.mask, mask))
+            p = prefix.mask.shape[1]
+            first = hidden[:, None, p - 1 : p].expand(b, n, 1, -1)  # the state behind the prompt predicts every first
+            before = torch.cat([first, hidden[:, p:].view(b, n, t, -1)[:, :, :-1]], 2)
+        else:
+            rows = torch.cat([prefix.embeddings.repeat_interleave(n, 0), embedded.view(b * n, t, -1)], 1)
+            real = torch.cat([prefix.mask.repeat_interleave(n, 0), mask.view(b * n, t)], 1)
+            before = self.hidden(rows, real)[:, -t - 1 : -1].view(b, n, t, -1)
+        found = self._token_logprobs(before[mask], answers[mask], temperature)
+        return found.new_zeros(b, n, t).masked_scatter(mask, found)
+
+    def _token_logprobs(self, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
+        """(N, D) states and (N,) tokens -> (N,) float32 log-probabilities, some rows at a time: the logits of all of
+        them would be the largest tensor of a step."""
+
+        def some(hidden: Tensor, ids: Tensor) -> Tensor:
+            logits = self.head(hidden) / temperature
+            return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
+
+        size = max(1, LOGITS_AT_ONCE // self.causal_lm.config.vocab_size)
+        parts = list(zip(hidden.split(size), ids.split(size), strict=True))
+        if len(parts) <= 1 or not torch.is_grad_enabled():
+            return torch.cat([some(*part) for part in parts]) if parts else hidden.new_zeros(0, dtype=torch.float32)
+        return torch.cat([checkpoint(some, *part, use_reentrant=False) for part in parts])
 
     @torch.no_grad()
     def score(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tensor:
@@ -409,10 +463,16 @@ class LLM(nn.Module):
             for i, p in enumerate(paths):
                 ids[i, : len(p)] = torch.tensor(p, device=ids.device)
                 real[i, : len(p)] = True
-            cache = copy.deepcopy(prefix.cache)
-            cache.batch_repeat_interleave(len(paths))
-            mask = torch.cat([prefix.mask.repeat_interleave(len(paths), 0), real.repeat(b, 1)], 1)
-            hidden = self.hidden(self.embed(ids.repeat(b, 1)), mask, cache)
+            if self.plain_because is None:
+                kept = [(layer.keys, layer.values) for layer in prefix.cache.layers]
+                hidden = self._follow(
+                    self.embed(ids.view(1, -1).expand(b, -1)), Packed(prefix.mask, real.expand(b, *real.shape), kept)
+                )
+            else:
+                cache = copy.deepcopy(prefix.cache)
+                cache.batch_repeat_interleave(len(paths))
+                mask = torch.cat([prefix.mask.repeat_interleave(len(paths), 0), real.repeat(b, 1)], 1)
+                hidden = self.hidden(self.embed(ids.repeat(b, 1)), mask, cache)
             out = torch.log_softmax(self.head(hidden), -1).view(b, len(paths), length, -1)
             for i, p in enumerate(paths):
                 for j in range(len(p)):
@@ -436,6 +496,58 @@ class LLM(nn.Module):
             pad_token_id=self.pad_id,
         )
         return self.tokenizer.batch_decode(out[:, prompt.shape[1] :], skip_special_tokens=True)
+
+
+class _SharedStep:
+    """Decoding one token of every answer: the prompt's keys and values once, finished answers left out."""
+
+    def __init__(self, llm: LLM, prefix: Prefix, n: int, longest: int) -> None:
+        self.llm = llm
+        self.plan = Decoding(prefix.mask, [(layer.keys, layer.values) for layer in prefix.cache.layers], n, longest)
+
+    def keep(self, alive: Tensor) -> Tensor:
+        """Indices of the rows that go on: the unfinished ones, and some finished where prompts have unequal numbers."""
+        by_prompt = alive.view(-1, self.plan.n)
+        count = by_prompt.sum(1)
+        prompts, n = count.nonzero()[:, 0], int(count.max())
+        if len(prompts) * n > WORTH_LEAVING * len(alive):
+            return torch.arange(len(alive), device=alive.device)
+        first = by_prompt[prompts].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :n].sort(1)[0]
+        rows = (prompts[:, None] * self.plan.n + first).flatten()
+        self.plan.keep(rows, prompts, n)
+        return rows
+
+    def __call__(self, token: Tensor) -> Tensor:
+        hidden = self.llm._follow(self.llm.embed(token)[:, None], self.plan)[:, -1]
+        self.plan.done += 1
+        return hidden
+
+
+class _PlainStep:
+    """The same for a model that cannot share: every answer has its own copy of the prompt's keys and values."""
+
+    def __init__(self, llm: LLM, prefix: Prefix, n: int, longest: int) -> None:
+        self.llm, self.cache, self.mask = llm, copy.deepcopy(prefix.cache), prefix.mask.repeat_interleave(n, 0)
+        self.cache.batch_repeat_interleave(n)
+
+    def keep(self, alive: Tensor) -> Tensor:
+        return torch.arange(len(alive), device=alive.device)
+
+    def __call__(self, token: Tensor) -> Tensor:
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        return self.llm.hidden(self.llm.embed(token)[:, None], self.mask, self.cache)[:, -1]
+
+
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, dropout is off; every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
 
 
 @contextlib.contextmanager

@@ -1,0 +1,249 @@
+"""Answers that share their prompt give what separate rows give: losses, gradients, and what is decoded.
+
+The other side of every comparison is the plain path of the same weights, which computes each prompt again for every
+answer; that path is compared with transformers' own forward pass in test_llm.py.
+"""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from zoo.backbones import LLM, LoRA, shared_prefix
+from zoo.backbones.llm import Prefix
+from zoo.backbones.shared_prefix import Decoding, Packed
+
+TARGETS = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+CASES = {  # lengths of the prompts, lengths of the answers of each; 0 is an answer that is left out
+    "ragged": ([5, 1, 9], [[3, 1, 4], [2, 2, 2], [1, 5, 3]]),
+    "one answer": ([4, 7], [[3], [2]]),
+    "one prompt": ([6], [[2, 4, 1, 3]]),
+    "prompts of one token": ([1, 1], [[2, 3], [4, 1]]),
+    "answers of one token": ([3, 8], [[1, 1, 1], [1, 1, 1]]),
+    "answers left out": ([5, 3], [[3, 0, 2], [0, 0, 4]]),
+}
+
+
+def pair(folder, dtype="float32", lora=True):
+    """The same weights twice: sharing and plain, with the same adapters far from zero."""
+    models = [LLM(str(folder), dtype=dtype) for _ in range(2)]
+    assert models[0].plain_because is None and "eager" in LLM(str(folder), attention="eager").plain_because
+    models[1].plain_because = "this is the plain one"
+    if dtype == "float64":  # transformers' norms go through float32: a flip of its last bit would be 1e-7
+        for norm in (m for model in models for m in model.modules() if type(m).__name__.endswith("RMSNorm")):
+            norm.forward = lambda x, n=norm: n.weight * x * torch.rsqrt(x.square().mean(-1, True) + n.variance_epsilon)
+    for model in models:
+        if lora:
+            model.add_lora(LoRA(r=4, alpha=8, dropout=0.0, targets=TARGETS))
+            generator = torch.Generator().manual_seed(1)
+            for name, p in sorted(model.named_parameters()):
+                if ".lora_" in name:
+                    p.data = 0.1 * torch.randn(p.shape, generator=generator, dtype=torch.float64).to(p.dtype)
+    return models
+
+
+def batch(case, vocabulary=400):
+    prompts, lengths = CASES[case]
+    generator = torch.Generator().manual_seed(3)
+    p, t = max(prompts), max(max(row) for row in lengths)
+    ids = torch.randint(3, vocabulary, (len(prompts), p), generator=generator)
+    mask = torch.arange(p) >= p - torch.tensor(prompts)[:, None]
+    answers = torch.randint(3, vocabulary, (len(prompts), len(lengths[0]), t), generator=generator)
+    return ids, mask, answers, torch.arange(t) < torch.tensor(lengths)[..., None]
+
+
+def loss_of(model, ids, mask, answers, real, embeddings=None):
+    """A loss with a weight of its own for every token, so that no error can cancel."""
+    prefix = model.encode(ids if embeddings is None else embeddings, mask)
+    logp = model.logprobs(prefix, answers, real)
+    weight = torch.linspace(-1, 2, logp.numel(), dtype=logp.dtype).view_as(logp)
+    assert (logp[~real] == 0).all()
+    return (logp * weight).sum() / real.sum()
+
+
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2"])
+@pytest.mark.parametrize("dtype, tolerance", [("float32", 1e-5), ("float64", 1e-10)])
+def test_loss_and_every_gradient(family, case, dtype, tolerance, request):
+    losses, gradients = [], []
+    for model in pair(request.getfixturevalue(family), dtype):
+        loss = loss_of(model, *batch(case))
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append({n: p.grad for n, p in model.named_parameters() if p.grad is not None})
+    assert losses[0] == pytest.approx(losses[1], rel=tolerance / 10)
+    assert gradients[0].keys() == gradients[1].keys() and len(gradients[0]) == 2 * 2 * 7
+    for name, one in gradients[0].items():
+        other = gradients[1][name]
+        assert other.norm() > 0 and (one - other).norm() <= tolerance * other.norm(), name
+
+
+def test_gradients_reach_embedded_prompts(tiny_llama):
+    """Images and voices enter as embeddings: the gradient of a prompt is the sum over its answers."""
+    ids, mask, answers, real = batch("ragged")
+    found = []
+    for model in pair(tiny_llama):
+        embeddings = model.embed(ids).detach().requires_grad_()
+        loss_of(model, ids, mask, answers, real, embeddings).backward()
+        found.append(embeddings.grad[mask])
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-6)
+    assert found[0].abs().amax(1).min() > 0
+
+
+def test_what_padding_holds_does_not_matter(tiny_qwen2):
+    model = pair(tiny_qwen2)[0]
+    ids, mask, answers, real = batch("ragged")
+    with torch.no_grad():
+        expected = model.logprobs(model.encode(ids, mask), answers, real)
+        other = model.logprobs(
+            model.encode(ids.masked_fill(~mask, 7), mask), answers.masked_fill(~real, 9), real
+        )
+    torch.testing.assert_close(other, expected, rtol=0, atol=0)
+
+
+def test_answers_do_not_see_each_other(tiny_llama):
+    model = pair(tiny_llama)[0]
+    ids, mask, answers, real = batch("ragged")
+    changed = answers.clone()
+    changed[:, 1] = changed[:, 1].roll(1, -1)
+    with torch.no_grad():
+        prefix = model.encode(ids, mask)
+        a, b = (model.logprobs(prefix, x, real) for x in (answers, changed))
+    assert torch.equal(a[:, [0, 2]], b[:, [0, 2]]) and not torch.equal(a[:, 1], b[:, 1])
+
+
+def test_some_logits_at_a_time(tiny_llama, monkeypatch):
+    """Pieces of the vocabulary's input, each computed again in the backward pass, change nothing."""
+    results = []
+    for at_once in (2**25, 640 * 3):
+        monkeypatch.setattr("zoo.backbones.llm.LOGITS_AT_ONCE", at_once)
+        model = pair(tiny_llama)[0]
+        loss = loss_of(model, *batch("ragged"))
+        loss.backward()
+        results.append((loss.item(), [p.grad for p in model.parameters() if p.grad is not None]))
+    assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
+    for one, other in zip(results[0][1], results[1][1], strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+
+
+def test_temperature(tiny_llama):
+    model = pair(tiny_llama)[0]
+    ids, mask, answers, real = batch("ragged")
+    with torch.no_grad():
+        prefix = model.encode(ids, mask)
+        drawn = model.sample(prefix, 3, max_new_tokens=5, temperature=0.7, generator=torch.Generator().manual_seed(0))
+        again = model.logprobs(prefix, drawn.ids, drawn.mask, 0.7)
+        torch.testing.assert_close(again, drawn.logprobs, rtol=0, atol=1e-5)
+        assert (model.logprobs(prefix, drawn.ids, drawn.mask) - drawn.logprobs).abs().max() > 0.1
+
+
+def test_checkpointed_layers_attend_alike(tiny_llama):
+    """Recomputed activations meet the same plan."""
+    found = []
+    for checkpointing in (False, True):
+        model = LLM(str(tiny_llama), gradient_checkpointing=checkpointing)
+        loss_of(model, *batch("ragged")).backward()
+        found.append([p.grad for p in model.parameters()])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
+
+
+# ---- decoding
+@pytest.mark.parametrize("family", ["tiny_llama", "tiny_qwen2"])
+def test_greedy_answers_are_those_of_separate_rows(family, request):
+    ids, mask, *_ = batch("ragged")
+    shared, plain = pair(request.getfixturevalue(family))
+    a, b = (m.sample(m.encode(ids, mask), 2, max_new_tokens=7, temperature=0) for m in (shared, plain))
+    assert torch.equal(a.ids, b.ids) and torch.equal(a.mask, b.mask) and torch.equal(a.finished, b.finished)
+    torch.testing.assert_close(a.logprobs, b.logprobs, rtol=0, atol=1e-5)
+
+
+def test_finished_answers_leave_and_the_others_go_on_unchanged(tiny_llama, monkeypatch):
+    """Half of the vocabulary ends an answer: rows end one after the other, prompts too."""
+    shared, plain = pair(tiny_llama, dtype="float64")
+    ids, mask, *_ = batch("ragged")
+    sizes: list[int] = []
+    attend = Decoding.attend
+
+    def counted(plan, layer, query, *rest):
+        sizes.append(len(query))
+        return attend(plan, layer, query, *rest)
+
+    monkeypatch.setattr(Decoding, "attend", counted)
+    for model in (shared, plain):
+        model.causal_lm.generation_config.eos_token_id = list(range(0, 400, 6))
+    drawn = shared.sample(shared.encode(ids, mask), 16, max_new_tokens=12, generator=torch.Generator().manual_seed(5))
+    assert sizes[0] == 48 and min(sizes) < 30  # they left
+    lengths = drawn.mask.sum(-1)
+    assert lengths.min() < 3 and lengths.max() > 6
+    with torch.no_grad():  # every log-probability, whenever its neighbours left, is that of separate rows
+        expected = plain.logprobs(plain.encode(ids, mask), drawn.ids, drawn.mask)
+    torch.testing.assert_close(drawn.logprobs, expected, rtol=0, atol=1e-9)
+    ends = drawn.ids.gather(2, (lengths - 1)[..., None])[..., 0]
+    assert torch.equal(ends % 6 == 0, drawn.finished) and (drawn.ids[~drawn.mask] == shared.pad_id).all()
+    assert torch.equal(drawn.mask, torch.arange(drawn.mask.shape[2]) < lengths[..., None])
+
+
+def test_sampling_switches_dropout_off_and_back_on(tiny_llama):
+    model = LLM(str(tiny_llama))
+    model.add_lora(LoRA(r=4, alpha=8, dropout=0.5, targets=TARGETS))
+    for name, p in model.named_parameters():
+        if ".lora_B" in name:
+            p.data.normal_()
+    ids, mask, *_ = batch("ragged")
+    assert model.training
+    a, b = (model.sample(model.encode(ids, mask), 1, max_new_tokens=5, temperature=0) for _ in range(2))
+    assert torch.equal(a.logprobs, b.logprobs)
+    assert model.training and all(m.training for m in model.modules())
+
+
+# ---- what is served
+def test_models_that_cannot_share_say_why():
+    def config(**values):
+        return SimpleNamespace(**values)
+
+    assert shared_prefix.unsupported(config(model_type="qwen2", layer_types=["full_attention"] * 2)) is None
+    assert shared_prefix.unsupported(config(model_type="llama")) is None
+    assert "sliding_attention" in shared_prefix.unsupported(
+        config(model_type="qwen2", layer_types=["full_attention", "sliding_attention"]))  # fmt: skip
+    assert "glm4" in shared_prefix.unsupported(config(model_type="glm4"))
+
+
+def test_a_dropped_mask_would_be_noticed(tiny_llama, monkeypatch):
+    """The comparison with plain rows fails if answers see each other, or positions do not restart."""
+    shared, plain = pair(tiny_llama)
+    inputs = batch("ragged")
+
+    def differs():
+        with torch.no_grad():
+            return abs(loss_of(shared, *inputs).item() - loss_of(plain, *inputs).item()) > 1e-3
+
+    assert not differs()
+    right = Packed.positions.fget
+    with monkeypatch.context() as patch:
+        patch.setattr(Packed, "positions", property(lambda p: torch.arange(right(p).shape[1]).expand_as(right(p))))
+        assert differs()
+    with monkeypatch.context() as patch:
+        patch.setattr(Packed, "__post_init__", lambda plan: setattr(plan, "_masks", (
+            torch.ones(plan.prompt.shape[1], plan.prompt.shape[1], dtype=torch.bool).tril(),
+            torch.ones(plan.answers[0].numel(), plan.prompt.shape[1] + plan.answers[0].numel(), dtype=torch.bool)
+            .tril(plan.prompt.shape[1]))))  # fmt: skip
+        assert differs()
+
+
+def test_a_saved_model_is_an_ordinary_one(tiny_llama, tmp_path):
+    """The name of our attention must not get into a folder that others load."""
+    LLM(str(tiny_llama)).model.save_pretrained(tmp_path)
+    assert shared_prefix.NAME not in (tmp_path / "config.json").read_text()
+
+
+def test_prefix_is_computed_once(tiny_llama, monkeypatch):
+    model = pair(tiny_llama)[0]
+    prefix: Prefix = model.encode(*batch("ragged")[:2])
+    seen = []
+    hidden = model.hidden
+    monkeypatch.setattr(model, "hidden", lambda *a, **k: seen.append(1) or hidden(*a, **k))
+    for _ in range(2):
+        model.sample(prefix, 3, max_new_tokens=2)
+        model.score(prefix, [[5, 6], [5, 7], [8]])
+    assert len(seen) == 1

@@ -1,0 +1,169 @@
+"""Attention of many answers over one prompt, without copying the prompt.
+
+A prompt of P tokens and n answers of T tokens are one row of P + n T tokens: the prompt attends to itself, every answer
+to the prompt and to itself, and positions of every answer restart behind the prompt. So the prompt is computed once for
+all its answers, with gradients (training), or its keys and values are kept and used un-copied (decoding, scoring). The
+results are those of n separate rows.
+
+It plugs into transformers as an attention function named `NAME`; no model is changed. A call without a plan is plain
+SDPA, so that the same model serves every other use. Source: ours; the idea is known (Prefix Grouper, arXiv 2506.05433).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import PretrainedConfig
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+NAME = "zoo_shared_prefix"
+FAMILIES = ("llama", "qwen2", "qwen3")  # whose attention passes the plan on and masks nothing by itself
+NO_MASK = (1, 1, 1, 1)  # a mask of four axes is taken as it is by transformers; a plan has its own
+
+
+def unsupported(config: PretrainedConfig) -> str | None:
+    """Why a model cannot share a prompt between answers; None if it can."""
+    if config.model_type not in FAMILIES:
+        return f"{config.model_type} is not one of {', '.join(FAMILIES)}"
+    others = sorted({kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"})
+    return f"it has layers of kind {', '.join(others)}" if others else None
+
+
+@dataclass
+class Packed:
+    """Plan of one pass over [prompt | answer 1 | ... | answer n], or over the answers alone behind a kept prompt.
+
+    Attributes:
+        prompt: (B, P) bool, left-padded, True on real tokens.
+        answers: (B, n, T) bool, right-padded.
+        kept: keys and values of the prompt for each layer, (B, Hkv, P, hd) each; None: the prompt is in the pass.
+    """
+
+    prompt: Tensor
+    answers: Tensor
+    kept: list[tuple[Tensor, Tensor]] | None = None
+    _masks: tuple[Tensor, Tensor] = field(init=False)
+
+    def __post_init__(self) -> None:
+        b, n, t = self.answers.shape
+        device, p = self.prompt.device, self.prompt.shape[1]
+        # a padded query sees itself: a row without any key would be NaN, also in the gradient
+        causal = torch.ones(p, p, dtype=torch.bool, device=device).tril()
+        own_prompt = (causal & self.prompt[:, None]) | torch.eye(p, dtype=torch.bool, device=device)
+        step = torch.arange(n * t, device=device)
+        same = step[:, None] // t == step // t
+        own = same & (step <= step[:, None]) & self.answers.reshape(b, 1, n * t)
+        own = own | torch.eye(n * t, dtype=torch.bool, device=device)
+        seen = torch.cat([self.prompt[:, None].expand(b, n * t, p), own], 2)
+        self._masks = (own_prompt[:, None], seen[:, None])  # (B, 1, P, P), (B, 1, nT, P + nT)
+
+    @property
+    def positions(self) -> Tensor:
+        """(B, P + nT) or (B, nT) int64."""
+        b, n, t = self.answers.shape
+        lengths = self.prompt.sum(1)[:, None]
+        answers = (lengths[:, None] + torch.arange(t, device=lengths.device)).expand(b, n, t).reshape(b, n * t)
+        if self.kept is not None:
+            return answers
+        return torch.cat([(self.prompt.long().cumsum(1) - 1).clamp(min=0), answers], 1)
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        """(B, H, S, hd) queries, (B, Hkv, S, hd) keys and values -> (B, H, S, hd)."""
+        options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+        own_prompt, seen = self._masks
+        if self.kept is not None:
+            before_key, before_value = self.kept[layer]
+            key, value = torch.cat([before_key, key], 2), torch.cat([before_value, value], 2)
+            return scaled_dot_product_attention(query, key, value, seen, **options)
+        p = self.prompt.shape[1]
+        prompt = scaled_dot_product_attention(query[:, :, :p], key[:, :, :p], value[:, :, :p], own_prompt, **options)
+        answers = scaled_dot_product_attention(query[:, :, p:], key, value, seen, **options)
+        return torch.cat([prompt, answers], 2)
+
+
+class Decoding:
+    """Plan of decoding one token per answer: keys and values of the prompt once, of the answers each for itself.
+
+    Args:
+        prompt: (B, P) bool.
+        kept: keys and values of the prompt for each layer, (B, Hkv, P, hd) each.
+        n: answers per prompt.
+        longest: tokens an answer may get.
+    """
+
+    def __init__(self, prompt: Tensor, kept: list[tuple[Tensor, Tensor]], n: int, longest: int) -> None:
+        self.precision = torch.promote_types(kept[0][0].dtype, torch.float32)  # of the softmax
+        self.n, self.done = n, 0  # answers per prompt that are still written; tokens each of them has
+        self.kept, self.lengths = kept, prompt.sum(1)
+        self.hidden = torch.zeros(prompt.shape, dtype=torch.float32, device=prompt.device).masked_fill(
+            ~prompt, float("-inf")
+        )
+        b, heads, _, width = kept[0][0].shape
+        self.own = [(k.new_empty(b * n, heads, longest, width), v.new_empty(b * n, heads, longest, width))
+                    for k, v in kept]  # fmt: skip
+
+    @property
+    def positions(self) -> Tensor:
+        """(B n, 1) int64 of the token that is fed now."""
+        return (self.lengths + self.done).repeat_interleave(self.n)[:, None]
+
+    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
+        """(B n, H, 1, hd) query, (B n, Hkv, 1, hd) key and value -> (B n, H, 1, hd)."""
+        before_key, before_value = self.kept[layer]
+        own_key, own_value = self.own[layer]
+        t = self.done
+        own_key[:, :, t], own_value[:, :, t] = key[:, :, 0], value[:, :, 0]
+        b, heads, _, width = before_key.shape
+        groups = query.shape[1] // heads
+        mine = query.reshape(b * self.n, heads, groups, width) * scaling
+        ours = mine.view(b, self.n, heads, groups, width).transpose(1, 2).reshape(b, heads, self.n * groups, width)
+
+        def by_prompt(x: Tensor) -> Tensor:  # (B n, Hkv, groups, ...) -> (B, Hkv, n groups, ...)
+            return x.view(b, self.n, heads, groups, -1).transpose(1, 2).reshape(b, heads, self.n * groups, -1)
+
+        before = (ours @ before_key.transpose(2, 3)) + self.hidden[:, None, None].to(query.dtype)
+        own = by_prompt(mine @ own_key[:, :, : t + 1].transpose(2, 3))
+        weight = torch.softmax(torch.cat([before, own], 3), 3, dtype=self.precision).to(value.dtype)
+        p = before.shape[3]
+        out = weight[..., :p] @ before_value  # (B, Hkv, n groups, hd)
+        rows = weight[..., p:].view(b, heads, self.n, groups, t + 1).transpose(1, 2)
+        out = out.view(b, heads, self.n, groups, width).transpose(1, 2).reshape(b * self.n, heads, groups, width)
+        out = out + rows.reshape(b * self.n, heads, groups, t + 1) @ own_value[:, :, : t + 1]
+        return out.reshape(b * self.n, heads * groups, 1, width)
+
+    def keep(self, rows: Tensor, prompts: Tensor, n: int) -> None:
+        """Goes on with some rows only.
+
+        Args:
+            rows: (b n) int64, which rows, grouped by prompt.
+            prompts: (b,) int64, which prompts they belong to.
+            n: rows per prompt from now on.
+        """
+        if len(prompts) < len(self.lengths):
+            self.kept = [(k[prompts], v[prompts]) for k, v in self.kept]
+            self.lengths, self.hidden = self.lengths[prompts], self.hidden[prompts]
+        self.own = [(k[rows], v[rows]) for k, v in self.own]
+        self.n = n
+
+
+def attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    scaling: float | None = None, dropout: float = 0.0, plan: Packed | Decoding | None = None, **kwargs: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' attention interface: (B, H, S, hd) -> (B, S, H, hd). Without a plan: its own SDPA."""
+    if plan is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
+        )
+    out = plan.attend(module.layer_idx, query, key, value, scaling, dropout)
+    return out.transpose(1, 2).contiguous(), None
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attention)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, sdpa_mask)
