@@ -667,8 +667,8 @@ class Supervised(EmotionModule):
         samples = data.samples(split)
         if not any(s.target.text or set(self.descriptions) & set(s.target.descriptions) for s in samples):
             raise ValueError(
-                f"no {split} sample of {type(data).__name__} has words, so every prompt would be the same; use a system "
-                "that reads pictures or voices, or show descriptions with --model.descriptions and --data.captions"
+                f"no {split} sample of {type(data).__name__} has words, so every prompt would be the same; use a "
+                "system that reads pictures or voices, or show descriptions (--model.descriptions, --data.captions)"
             )
         for kind in self.descriptions:
             if not any(kind in s.target.descriptions for s in samples):

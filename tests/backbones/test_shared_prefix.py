@@ -178,9 +178,10 @@ def test_finished_answers_leave_and_the_others_go_on_unchanged(tiny_llama, monke
     assert lengths.min() < 3 and lengths.max() > 6
     with torch.no_grad():  # every log-probability, whenever its neighbours left, is that of separate rows
         expected = plain.logprobs(plain.encode(ids, mask), drawn.ids, drawn.mask)
-    torch.testing.assert_close(drawn.logprobs, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(drawn.logprobs, expected, rtol=0, atol=2e-6)  # logits are float32
     ends = drawn.ids.gather(2, (lengths - 1)[..., None])[..., 0]
-    assert torch.equal(ends % 6 == 0, drawn.finished) and (drawn.ids[~drawn.mask] == shared.pad_id).all()
+    stops = torch.isin(ends, torch.tensor(shared.eos_ids))
+    assert torch.equal(stops, drawn.finished) and (drawn.ids[~drawn.mask] == shared.pad_id).all()
     assert torch.equal(drawn.mask, torch.arange(drawn.mask.shape[2]) < lengths[..., None])
 
 
