@@ -84,6 +84,10 @@ class Unimodal(EmotionModule):
         if len({labels.names for labels in label_sets}) != 1:
             raise ValueError(f"one head needs one label set; the joined corpora have {len(label_sets)}")
         self.labels: Labels = label_sets[0]
+        self.weights: list[float] | None = None
+        if self.class_weight and stage == "fit":
+            labels = [s.label for s in self.trainer.datamodule.samples("train")]
+            self.weights = class_weights(labels, len(self.labels), self.class_weight)
 
     def add_head(self) -> None:
         """A fresh linear head, if one is wanted."""
@@ -122,12 +126,11 @@ class Unimodal(EmotionModule):
                 f"no sample of this batch has a readable clip and a label: {batch['samples'].ids()[:3]}; are the clips "
                 "where the corpus' reader looks? `zoo prepare media --root DIR` lists what cannot be read"
             )
-        weight = None
-        if self.class_weight:
-            labels = [s.label for s in self.trainer.datamodule.samples("train")]
-            weight = torch.tensor(class_weights(labels, len(self.labels), self.class_weight), device=self.device)
         loss = cross_entropy(
-            self.logits(batch)[used].float(), batch["label"][used], weight, label_smoothing=self.label_smoothing
+            self.logits(batch)[used].float(),
+            batch["label"][used],
+            torch.tensor(self.weights, device=self.device) if self.weights else None,
+            label_smoothing=self.label_smoothing,
         )
         loss = loss + self.extra_loss(batch)
         self.check_finite(loss, batch)
