@@ -304,5 +304,5 @@ def test_prepare_makes_a_model_that_trains(tmp_path):
     data = flags(data="Synthetic", data__train_dialogues=1, data__dev_dialogues=1, data__test_dialogues=1)
     run = fit(tmp_path, "--model=CausalLM", f"--model.llm={tmp_path / 'llm'}", *data, "--trainer.max_steps=1")
     assert 5 < logged(run, "train/loss")[0] < 7  # about the logarithm of its 400 tokens
-    assert "unknown" in refused("prepare", "tiny", "--out", tmp_path / "x", "--nosuch=1")
+    assert "unrecognized" in refused("prepare", "tiny", "--out", tmp_path / "x", "--nosuch=1")
     assert "a tokenizer needs text" in refused("prepare", "tiny", "--out", tmp_path / "x", "--synthetic=0")

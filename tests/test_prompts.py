@@ -132,7 +132,7 @@ def test_swapped_words_are_allowed():
 def test_a_missing_template_lists_the_names(tmp_path):
     with pytest.raises(FileNotFoundError, match="no prompt template 'defualt': give a file, or one of default, short"):
         load_template("defualt", DialogueLLM.templates)
-    with pytest.raises(FileNotFoundError, match="give a file, or one of default$"):
+    with pytest.raises(FileNotFoundError, match="give a file, or one of default, instruction$"):
         load_template("short", CausalLM.templates)
 
 
@@ -295,6 +295,11 @@ Below is an instruction for a classification task, with the input it applies to.
 Taking the speaker and the context into account, name the emotion of the input utterance. \
 Choose from: neutral, surprise, fear, sadness, joy, disgust, anger.
 """
+QUESTION = """\
+Which emotion does the last utterance of the dialogue express? \
+Answer with one of: neutral, surprise, fear, sadness, joy, disgust, anger.
+
+"""
 GOLDEN = {
     ("default", "plain"): HEAD + "\n### Input:\nAda: You did what?\n\n### Response:",
     ("default", "context"): HEAD
@@ -348,6 +353,26 @@ You did what?
 video: she frowns
 audio: a raised voice
 emotion:""",
+    ("instruction", "plain"): QUESTION + "Dialogue:\nAda: You did what?\nAnswer:",
+    ("instruction", "all"): QUESTION
+    + """\
+Dialogue:
+Cleo: Behind you!
+Dan: Only the cat.
+Audio description: low
+Answer: neutral
+
+Dialogue:
+Hooray!
+Answer: joy
+
+Dialogue:
+Ada: Where is my umbrella?
+Bela: I sat on it.
+Ada: You did what?
+Video description: she frowns
+Audio description: a raised voice
+Answer:""",
     ("causal_lm", "plain"): "Ada: You did what?\nemotion:",
     ("causal_lm", "context"): "Ada: Where is my umbrella?\nBela: I sat on it.\nAda: You did what?\nemotion:",
     ("causal_lm", "description"): "Ada: You did what?\nvideo: she frowns\nemotion:",
@@ -377,7 +402,8 @@ OPTIONS = {
 
 @pytest.mark.parametrize("name, options", GOLDEN)
 def test_golden(name, options):
-    template = load_template("default", CausalLM.templates) if name == "causal_lm" else load_template(name, DIALOGUELLM)
+    place = {"causal_lm": "causal_lm/default", "instruction": "causal_lm/instruction"}  # as PAPER/NAME
+    template = load_template(place.get(name, name), DIALOGUELLM)
     assert text_of(template, **OPTIONS[options]) == GOLDEN[name, options]
 
 
@@ -392,4 +418,4 @@ def test_golden_without_speaker():
 def test_there_are_no_other_templates():
     """A new one needs its golden text here."""
     found = {p.stem for p in DIALOGUELLM.glob("*")} | {f"causal_lm {p.stem}" for p in CausalLM.templates.glob("*")}
-    assert found == {"default", "short", "causal_lm default"}
+    assert found == {"default", "short", "causal_lm default", "causal_lm instruction"}

@@ -666,10 +666,13 @@ class Supervised(EmotionModule):
         split = {"fit": "train", "validate": "dev"}.get(stage, "test")
         samples = data.samples(split)
         if not any(s.target.text or set(self.descriptions) & set(s.target.descriptions) for s in samples):
-            raise ValueError(
-                f"no {split} sample of {type(data).__name__} has words, so every prompt would be the same; use a "
-                "system that reads pictures or voices, or show descriptions (--model.descriptions, --data.captions)"
+            message = (
+                f"no {split} sample of {type(data).__name__} has words, so every prompt is the same; use a system that "
+                "reads pictures or voices, or show descriptions (--model.descriptions, --data.captions)"
             )
+            if stage == "fit":
+                raise ValueError(message)
+            log.warning(message)
         for kind in self.descriptions:
             if not any(kind in s.target.descriptions for s in samples):
                 held = sorted({k for s in samples for k in s.target.descriptions})

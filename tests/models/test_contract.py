@@ -62,7 +62,7 @@ SYSTEMS = {
     ),
     "face": System(
         ("--model=zoo.models.unimodal.FaceClassifier", "--model.size=32", "--model.shift=2", "--model.light=0.1"),
-        "vision", calm=("--model.shift=0", "--model.light=0"), overfits=("--model.lr=0.003",),
+        "vision", calm=("--model.shift=0", "--model.light=0"), overfits=("--model.lr=0.001",),
     ),
     "voice": System(
         ("--model=zoo.models.unimodal.VoiceClassifier", "--model.gain=3"), "audio", calm=("--model.gain=0",),

@@ -207,7 +207,7 @@ def test_class_weights(home, tmp_path):
         shutil.copytree(home / "meld", tmp_path / "odd")
         table = (tmp_path / "odd" / "train_sent_emo.csv").read_text().replace(",joy,", ",anger,")
         (tmp_path / "odd" / "train_sent_emo.csv").write_text(table)
-        more = {"data__root": tmp_path / "odd", "model__class_weight": power, "trainer__max_steps": 4, "model__lr": 0.01}
-        run = fit(tmp_path / str(power), *face(home, **more))
+        more = {"model__class_weight": power, "trainer__max_steps": 4, "model__lr": 0.01}
+        run = fit(tmp_path / str(power), *face(home, data__root=tmp_path / "odd", **more))
         states.append(torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"])
     assert any(not torch.equal(a, b) for a, b in zip(states[0].values(), states[1].values(), strict=True))
