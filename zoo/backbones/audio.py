@@ -29,9 +29,9 @@ from torch.utils.checkpoint import checkpoint
 from transformers import HubertConfig, Wav2Vec2FeatureExtractor
 from transformers.utils import cached_file
 
-from zoo.backbones.llm import Dtype
+from zoo.backbones.llm import Dtype, refuse_infinite
 from zoo.backbones.shapes import AUDIO_SHAPES
-from zoo.backbones.vision import FILES, _refuse_infinite, encoder_fingerprint, locate_encoder
+from zoo.backbones.vision import FILES, encoder_fingerprint, locate_encoder
 
 RATE = 16000
 # what torchaudio's model is, so what a config must say; a missing value is transformers' default
@@ -159,7 +159,7 @@ class Audio(nn.Module):
             )
             _load_strictly(self, self.path, {f"hubert.{k}": v for k, v in state.items()} | heads)
         if device != "meta":
-            _refuse_infinite(self, self.path)
+            refuse_infinite(self.state_dict(), self.path)
         self.train()
         self.width, self.rate = self.config.hidden_size, RATE
         self.stride, self.shortest = 1, 1

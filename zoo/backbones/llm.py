@@ -144,6 +144,47 @@ def fingerprint(path: str, revision: str | None = None) -> str:
     return digest.hexdigest()
 
 
+def read_weights(kind: Any, path: str, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+    """``kind.from_pretrained`` on safetensors alone -> the model, and which keys did not fit (see `refuse_misfits`).
+
+    Raises:
+        FileNotFoundError: a folder without safetensors.
+        ValueError: files that cannot be read.
+    """
+    if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
+        raise FileNotFoundError(
+            f"{path} has a config.json but no *.safetensors; convert pickle weights first (see README)"
+        )
+    transformers_logging.disable_progress_bar()
+    try:
+        return kind.from_pretrained(
+            path,
+            use_safetensors=True,
+            output_loading_info=True,
+            ignore_mismatched_sizes=True,  # they are in the second value, and refused with their names
+            **options,
+        )
+    except Exception as error:  # transformers and safetensors raise many types; the cause stays chained
+        raise ValueError(
+            f"the weights in {path} could not be read ({type(error).__name__}: {error}); "
+            "a truncated or damaged download? Fetch the folder again"
+        ) from error
+
+
+def refuse_misfits(info: dict[str, Any], path: str) -> None:
+    """ValueError naming the keys that are missing, left over or of another shape."""
+    problems = [f"{len(v)} {k.replace('_', ' ')}: {sorted(map(str, v))[:3]}" for k, v in info.items() if v]
+    if problems:
+        raise ValueError(f"the weights in {path} do not fit its config.json: {'; '.join(problems)}")
+
+
+def refuse_infinite(tensors: dict[str, Tensor], path: str) -> None:
+    """ValueError naming the tensors that hold NaN or infinity."""
+    bad = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
+    if bad:
+        raise ValueError(f"the weights in {path} are not finite (NaN or infinity) in {len(bad)} tensors: {bad[:3]} ...")
+
+
 class LLM(nn.Module):
     """A causal LM of transformers, its tokenizer, and optionally LoRA.
 
@@ -205,34 +246,11 @@ class LLM(nn.Module):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def _load(self, path: str, dtype: torch.dtype, attention: str) -> nn.Module:
-        if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
-            raise FileNotFoundError(
-                f"{path} has a config.json but no *.safetensors; convert pickle weights first (see README)"
-            )
-        transformers_logging.disable_progress_bar()
-        try:
-            model, info = AutoModelForCausalLM.from_pretrained(
-                path,
-                dtype=dtype,
-                revision=self.revision,
-                attn_implementation=attention,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in `info`, and raise below with their names
-            )
-        except Exception as error:  # transformers and safetensors raise many types; the cause stays chained
-            raise ValueError(
-                f"the weights in {path} could not be read ({type(error).__name__}: {error}); "
-                "a truncated or damaged download? Fetch the folder again"
-            ) from error
-        problems = [f"{len(v)} {k.replace('_', ' ')}: {sorted(map(str, v))[:3]}" for k, v in info.items() if v]
-        if problems:
-            raise ValueError(f"the weights in {path} do not fit its config.json: {'; '.join(problems)}")
-        bad = [n for n, p in model.named_parameters() if not torch.isfinite(p).all()]
-        if bad:
-            raise ValueError(
-                f"the weights in {path} are not finite (NaN or infinity) in {len(bad)} tensors: {bad[:3]} ..."
-            )
+        model, info = read_weights(
+            AutoModelForCausalLM, path, dtype=dtype, revision=self.revision, attn_implementation=attention
+        )
+        refuse_misfits(info, path)
+        refuse_infinite(dict(model.named_parameters()), path)
         return model
 
     # ---- adapters

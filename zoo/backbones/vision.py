@@ -30,7 +30,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from zoo.backbones import mini_xception
-from zoo.backbones.llm import REPOSITORY, Dtype, fingerprint
+from zoo.backbones.llm import REPOSITORY, Dtype, fingerprint, read_weights, refuse_infinite, refuse_misfits
 from zoo.backbones.shapes import VISION_SHAPES
 
 # PIL's numbers, as preprocessor_config.json has them
@@ -242,7 +242,7 @@ class Vision(nn.Module):
             else:
                 self._from_transformers(torch_dtype, attention, device)
         if device != "meta":
-            _refuse_infinite(self.model, self.path)
+            refuse_infinite(self.model.state_dict(), self.path)
         self.train()  # transformers loads in eval mode, in which dropout would silently do nothing
         if gradient_checkpointing:
             self._checkpointing()
@@ -283,35 +283,18 @@ class Vision(nn.Module):
         self._adopt_transformers(model)
 
     def _load(self, kind: type, config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
-        if Path(self.path).is_dir() and not list(Path(self.path).glob("*.safetensors")):
-            raise FileNotFoundError(f"{self.path} has a config.json but no *.safetensors; convert pickle weights first")
-        transformers_logging.disable_progress_bar()
         before = transformers_logging.get_verbosity()
         transformers_logging.set_verbosity_error()  # its report of the keys is judged below, by name
         try:
-            model, info = kind.from_pretrained(
-                self.path,
-                config=config,
-                dtype=dtype,
-                revision=self.revision,
-                attn_implementation=attention,
-                use_safetensors=True,
-                output_loading_info=True,
-                ignore_mismatched_sizes=True,  # they are in `info`, and raise below with their names
+            model, info = read_weights(
+                kind, self.path, config=config, dtype=dtype, revision=self.revision, attn_implementation=attention
             )
-        except Exception as error:  # transformers and safetensors raise many types; the cause stays chained
-            raise ValueError(
-                f"the weights in {self.path} could not be read ({type(error).__name__}: {error}); "
-                "a truncated or damaged download? Fetch the folder again"
-            ) from error
         finally:
             transformers_logging.set_verbosity(before)
         if kind.__name__ == "ViTModel" and set(info["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}:
             model.pooler, info["missing_keys"] = None, set()  # made without one; nothing here reads it
         info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not re.fullmatch(NOT_SEEN, k)}
-        problems = [f"{len(v)} {k.replace('_', ' ')}: {sorted(map(str, v))[:3]}" for k, v in info.items() if v]
-        if problems:
-            raise ValueError(f"the weights in {self.path} do not fit its config.json: {'; '.join(problems)}")
+        refuse_misfits(info, self.path)
         return model
 
     def _adopt_transformers(self, model: nn.Module) -> None:
@@ -488,9 +471,3 @@ class Vision(nn.Module):
 
     def extra_repr(self) -> str:
         return f"{self.path}, {self.tokens} tokens x {self.width}, {self.size} px, {asdict(self.preparation)}"
-
-
-def _refuse_infinite(model: nn.Module, path: str) -> None:
-    bad = [n for n, t in model.state_dict().items() if not torch.isfinite(t).all()]
-    if bad:
-        raise ValueError(f"the weights in {path} are not finite (NaN or infinity) in {len(bad)} tensors: {bad[:3]} ...")
