@@ -220,16 +220,126 @@ def test_a_dropped_mask_would_be_noticed(tiny_llama, monkeypatch):
             return abs(loss_of(shared, *inputs).item() - loss_of(plain, *inputs).item()) > 1e-3
 
     assert not differs()
+    assert shared.check_sharing() < 1e-5 and plain.check_sharing() is None
     right = Packed.positions.fget
     with monkeypatch.context() as patch:
         patch.setattr(Packed, "positions", property(lambda p: torch.arange(right(p).shape[1]).expand_as(right(p))))
         assert differs()
+        with pytest.raises(RuntimeError, match="does not apply the attention mask"):
+            shared.check_sharing()
     with monkeypatch.context() as patch:
         patch.setattr(Packed, "__post_init__", lambda plan: setattr(plan, "_masks", (
             torch.ones(plan.prompt.shape[1], plan.prompt.shape[1], dtype=torch.bool).tril(),
             torch.ones(plan.answers[0].numel(), plan.prompt.shape[1] + plan.answers[0].numel(), dtype=torch.bool)
             .tril(plan.prompt.shape[1]))))  # fmt: skip
         assert differs()
+        with pytest.raises(RuntimeError, match="does not apply the attention mask"):
+            shared.check_sharing()
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_check_at_the_start_of_training_passes_in_every_precision(tiny_llama, tiny_qwen2, dtype):
+    for folder in (tiny_llama, tiny_qwen2):
+        model = LLM(str(folder), dtype=dtype)
+        assert model.check_sharing() < (1e-5 if dtype == "float32" else 0.1)
+        assert model.training  # as it was
+
+
+# ---- a fixed beginning, kept between calls
+@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("plain", [False, True])
+@pytest.mark.parametrize("frozen", [False, True])
+def test_prompts_behind_a_kept_beginning_are_whole_prompts(tiny_llama, case, plain, frozen):
+    ids, mask, answers, real = batch(case)
+    model = pair(tiny_llama, lora=not frozen)[plain]
+    model.requires_grad_(not frozen) if frozen else None
+    fixed = torch.tensor([7, 5, 9, 4])
+    b = len(ids)
+    behind = model.encode(ids, mask, behind=model.keep(fixed))
+    whole = model.encode(torch.cat([fixed.expand(b, -1), ids], 1), torch.cat([mask.new_ones(b, 4), mask], 1))
+    assert behind.lengths.tolist() == whole.lengths.tolist() == [n + 4 for n in CASES[case][0]]
+    torch.testing.assert_close(model.logprobs(behind, answers, real), model.logprobs(whole, answers, real), atol=2e-5,
+                               rtol=0)  # fmt: skip
+    labels = [[3, 4], [3, 5, 6], [8]]
+    torch.testing.assert_close(model.score(behind, labels), model.score(whole, labels), atol=2e-5, rtol=0)
+    drawn = [model.sample(p, 2, max_new_tokens=5, generator=torch.Generator().manual_seed(0)) for p in (behind, whole)]
+    assert (drawn[0].ids == drawn[1].ids).all()
+
+
+def test_gradients_reach_what_stands_behind_a_kept_beginning(tiny_llama):
+    """FARCER's case: a frozen model, and a projection that is trained through it."""
+    model = pair(tiny_llama, lora=False)[0].requires_grad_(False)
+    ids, mask, answers, real = batch("ragged")
+    found = []
+    for behind in (True, False):
+        embeddings = model.embed(ids).clone().requires_grad_()
+        fixed = torch.tensor([7, 5, 9, 4])
+        if behind:
+            prefix = model.encode(embeddings, mask, behind=model.keep(fixed))
+        else:
+            whole = torch.cat([model.embed(fixed).expand(len(ids), -1, -1), embeddings], 1)
+            prefix = model.encode(whole, torch.cat([mask.new_ones(len(ids), 4), mask], 1))
+        model.logprobs(prefix, answers, real).sum().backward()
+        found.append(embeddings.grad)
+    assert found[0].abs().sum() > 0
+    torch.testing.assert_close(*found, atol=1e-5, rtol=1e-4)
+
+
+def test_a_kept_beginning_follows_weights_and_adapter_switch(tiny_llama):
+    model = pair(tiny_llama)[0]
+    ids, mask, *_ = batch("ragged")
+    fixed, labels = torch.tensor([7, 5, 9, 4]), [[3, 4], [8]]
+    kept = model.keep(fixed)
+
+    def scores():
+        whole = torch.cat([fixed.expand(len(ids), -1), ids], 1), torch.cat([mask.new_ones(len(ids), 4), mask], 1)
+        torch.testing.assert_close(model.score(model.encode(ids, mask, behind=kept), labels),
+                                   model.score(model.encode(*whole), labels), atol=2e-5, rtol=0)  # fmt: skip
+        return kept.values[0][0]
+
+    with torch.inference_mode():
+        first = scores()
+    assert scores() is first and not first.is_inference()  # once, and fit for training even if a test came first
+    with model.reference():
+        assert scores() is not first
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.1)
+    before = scores()
+    model.logprobs(model.encode(ids, mask), *batch("ragged")[2:]).sum().backward()
+    assert scores() is before
+    optimizer.step()
+    assert scores() is not before
+    with pytest.raises(ValueError, match="at least one token"):
+        model.keep(torch.tensor([], dtype=torch.long))
+
+
+def test_prompts_are_split_and_joined_without_a_trace(tiny_llama):
+    model = pair(tiny_llama, lora=False)[0]
+    ids, mask, answers, real = batch("ragged")
+    kept = model.keep(torch.tensor([7, 5]))
+    for behind in (None, kept):
+        whole = model.encode(ids, mask, behind=behind)
+        expected = model.logprobs(whole, answers, real)
+        parts = [whole.rows(torch.tensor(rows)) for rows in ([1], [2, 0])]
+        assert parts[0].embeddings.shape[1] == 1  # the padding is gone
+        again = Prefix.join(parts)
+        order = torch.tensor([1, 2, 0])
+        torch.testing.assert_close(model.logprobs(again, answers[order], real[order]), expected[order], atol=2e-5,
+                                   rtol=0)  # fmt: skip
+    with pytest.raises(ValueError, match="same fixed beginning"):
+        Prefix.join([model.encode(ids, mask), model.encode(ids, mask, behind=kept)])
+
+
+def test_entropy_of_what_was_sampled(tiny_llama):
+    """Of the distribution each token was drawn from: its mean surprise, averaged over all tokens, is its entropy."""
+    model = pair(tiny_llama)[0]
+    ids, mask, *_ = batch("ragged")
+    prefix = model.encode(ids, mask)
+    drawn = model.sample(prefix, 4, max_new_tokens=1, temperature=0.7)
+    logp = torch.log_softmax(prefix.logits / 0.7, 1)
+    expected = -(logp.exp() * logp).sum(1)
+    torch.testing.assert_close(drawn.entropy[..., 0], expected[:, None].expand(-1, 4), atol=1e-5, rtol=1e-5)
+    longer = model.sample(prefix, 4, max_new_tokens=6)
+    assert (longer.entropy[~longer.mask] == 0).all() and (longer.entropy[longer.mask] > 0).all()
 
 
 def test_a_saved_model_is_an_ordinary_one(tiny_llama, tmp_path):

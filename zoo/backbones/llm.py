@@ -19,7 +19,7 @@ import json
 import logging
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -71,6 +71,17 @@ class Completions(NamedTuple):
     mask: Tensor  # (B, n, T) bool: True on answer tokens, the end token included
     logprobs: Tensor  # (B, n, T) float32: log-probability under the sampling distribution; 0 where masked
     finished: Tensor  # (B, n) bool: False if cut off at max_new_tokens
+    entropy: Tensor  # (B, n, T) float32: of the distribution each token was drawn from, in nats; 0 where masked
+
+
+@dataclass
+class Kept:
+    """A fixed beginning that many prompts share, e.g. instructions and solved examples: computed when it is first used,
+    and again after the weights have changed (see `LLM.keep`)."""
+
+    ids: Tensor  # (S,) int64
+    state: Any = None  # of the weights, when `values` was computed
+    values: list[tuple[Tensor, Tensor]] = field(default_factory=list)  # keys and values per layer, (1, Hkv, S, hd)
 
 
 @dataclass
@@ -78,23 +89,51 @@ class Prefix:
     """An encoded prompt batch.
 
     Attributes:
-        embeddings: (B, P, D), left-padded.
-        mask: (B, P) bool.
-        cache: keys and values of the prompt; None until a verb needs it.
+        embeddings: (B, P, D), left-padded; without the S tokens of `behind`.
+        mask: (B, S + P) bool.
+        behind: fixed beginning in front of every prompt; None: S is 0.
+        cache: keys and values of the S + P tokens; None until a verb needs it.
         logits: (B, V) float32, next-token logits after the prompt; None until a verb needs it.
         reference: whether cache and logits were computed with the adapter off.
     """
 
     embeddings: Tensor
     mask: Tensor
+    behind: Kept | None = None
     cache: DynamicCache | None = None
     logits: Tensor | None = None
     reference: bool = False
 
     @property
     def lengths(self) -> Tensor:
-        """(B,) true prompt lengths."""
+        """(B,) true prompt lengths, `behind` included."""
         return self.mask.sum(1)
+
+    @property
+    def own(self) -> Tensor:
+        """(B, P) bool: the mask without `behind`."""
+        return self.mask[:, self.mask.shape[1] - self.embeddings.shape[1] :]
+
+    def rows(self, index: Tensor) -> Prefix:
+        """Some of the prompts, without the padding that only the others needed, nothing computed yet."""
+        own = self.own[index]
+        first = int(own.any(0).int().argmax())
+        fixed = self.mask[index, : self.mask.shape[1] - own.shape[1]]
+        return Prefix(self.embeddings[index, first:], torch.cat([fixed, own[:, first:]], 1), self.behind)
+
+    @staticmethod
+    def join(parts: Sequence[Prefix]) -> Prefix:
+        """Several batches as one. ValueError if they do not stand behind the same fixed beginning."""
+        if any(part.behind is not parts[0].behind for part in parts):
+            raise ValueError("prompts can be joined only behind the same fixed beginning")
+        longest = max(part.embeddings.shape[1] for part in parts)
+        embeddings, masks = [], []
+        for part in parts:
+            b, p, _ = part.embeddings.shape
+            fixed = part.mask[:, : part.mask.shape[1] - p]
+            embeddings.append(nn.functional.pad(part.embeddings, (0, 0, longest - p, 0)))
+            masks.append(torch.cat([fixed, part.mask.new_zeros(b, longest - p), part.own], 1))
+        return Prefix(torch.cat(embeddings), torch.cat(masks), parts[0].behind)
 
 
 def locate(path: str) -> str:
@@ -288,6 +327,10 @@ class LLM(nn.Module):
             self.adapter_off = before
 
     # ---- parts
+    def fingerprint(self) -> str | None:
+        """Identity of the weights `path` names (see `fingerprint`); None for random weights of a ``shape:``."""
+        return None if self.tokenizer is None else fingerprint(self.path, self.revision)
+
     @property
     def causal_lm(self) -> nn.Module:
         """The transformers model itself, adapters inside."""
@@ -334,8 +377,18 @@ class LLM(nn.Module):
             ).last_hidden_state
 
     # ---- verbs
-    def encode(self, prompt: Tensor, mask: Tensor) -> Prefix:
+    def keep(self, ids: Tensor) -> Kept:
+        """(S,) int64 -> a fixed beginning for `encode`: its keys and values are computed once and used, un-copied where
+        possible, by every prompt behind it, until weights or adapter switch change. ValueError if it is empty."""
+        if ids.ndim != 1 or not len(ids):
+            raise ValueError(f"a fixed beginning is a row of at least one token id, got a tensor of {tuple(ids.shape)}")
+        return Kept(ids)
+
+    def encode(self, prompt: Tensor, mask: Tensor, behind: Kept | None = None) -> Prefix:
         """Prompt ids (B, P) int64 or embeddings (B, P, D), left-padded, with mask (B, P) -> Prefix.
+
+        Args:
+            behind: a fixed beginning in front of every prompt (`keep`).
 
         Raises:
             ValueError: if a prompt is empty or not padded on the left.
@@ -343,14 +396,43 @@ class LLM(nn.Module):
         mask = mask.bool()
         if not mask[:, -1].all():
             raise ValueError("prompts must be padded on the left and hold at least one token")
-        return Prefix(prompt if prompt.is_floating_point() else self.embed(prompt), mask)
+        if behind is not None:
+            mask = torch.cat([mask.new_ones(len(mask), len(behind.ids)), mask], 1)
+        return Prefix(prompt if prompt.is_floating_point() else self.embed(prompt), mask, behind)
+
+    def _weights(self) -> tuple:
+        """Changes whenever a weight, the adapter switch or the device does."""
+        versions = sum(0 if p.is_inference() else p._version for p in self.parameters())
+        return self.adapter_off, versions, next(self.parameters()).device
+
+    def _values(self, kept: Kept) -> list[tuple[Tensor, Tensor]]:
+        """Keys and values of a fixed beginning, per layer."""
+        state = self._weights()
+        if kept.state != state:
+            with torch.inference_mode(False), torch.no_grad(), _evaluating(self):
+                ids = kept.ids.to(state[-1])[None].clone()
+                cache = DynamicCache(config=self.causal_lm.config)
+                self.hidden(self.embed(ids), torch.ones_like(ids, dtype=torch.bool), cache)
+            kept.values, kept.state = [(layer.keys, layer.values) for layer in cache.layers], state
+        return kept.values
 
     @torch.no_grad()
     def _prefill(self, prefix: Prefix) -> None:
         if prefix.cache is None or prefix.reference != self.adapter_off:
             prefix.reference = self.adapter_off
             prefix.cache = DynamicCache(config=self.causal_lm.config)
+            if prefix.behind is not None:
+                for layer, (key, value) in enumerate(self._values(prefix.behind)):
+                    b = len(prefix.mask)
+                    prefix.cache.update(key.expand(b, -1, -1, -1), value.expand(b, -1, -1, -1), layer)
             prefix.logits = self.head(self.hidden(prefix.embeddings, prefix.mask, prefix.cache)[:, -1])
+
+    def _whole(self, prefix: Prefix) -> Tensor:
+        """(B, S + P, D) embeddings of prompts with their fixed beginning."""
+        if prefix.behind is None:
+            return prefix.embeddings
+        fixed = self.embed(prefix.behind.ids.to(prefix.embeddings.device))
+        return torch.cat([fixed.expand(len(prefix.embeddings), -1, -1), prefix.embeddings], 1)
 
     def _follow(self, embeddings: Tensor, plan: Packed | Decoding) -> Tensor:
         """Last hidden states of tokens (B, S, D) that attend as a plan says."""
@@ -384,16 +466,19 @@ class LLM(nn.Module):
             ids = torch.full((b * n, max_new_tokens), self.pad_id, device=device)
             mask = torch.zeros_like(ids, dtype=torch.bool)
             logprobs = torch.zeros_like(ids, dtype=prefix.logits.dtype)
+            entropy = torch.zeros_like(logprobs)
             eos = torch.tensor(self.eos_ids, device=device)
             rows = torch.arange(b * n, device=device)  # the answers in the batch, grouped by prompt
             alive = torch.ones_like(rows, dtype=torch.bool)
             logits = prefix.logits.repeat_interleave(n, 0)
             for t in range(max_new_tokens):
                 logp = torch.log_softmax(logits / temperature if temperature else logits, -1)
-                token = torch.multinomial(logp.exp(), 1, generator=generator)[:, 0] if temperature else logp.argmax(-1)
+                p = logp.exp()
+                token = torch.multinomial(p, 1, generator=generator)[:, 0] if temperature else logp.argmax(-1)
                 written = rows[alive]
                 ids[written, t], mask[written, t] = token[alive], True
                 logprobs[written, t] = logp.gather(1, token[:, None])[alive, 0]
+                entropy[written, t] = -(p * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(1)[alive]
                 alive = alive & ~torch.isin(token, eos)
                 if not alive.any() or t + 1 == max_new_tokens:
                     break
@@ -403,10 +488,8 @@ class LLM(nn.Module):
         finished = torch.ones(b * n, dtype=torch.bool, device=device)
         finished[rows] = ~alive
         t = int(mask.any(0).sum())
-        shape = (b, n, t)
-        return Completions(
-            ids[:, :t].reshape(shape), mask[:, :t].reshape(shape), logprobs[:, :t].reshape(shape), finished.view(b, n)
-        )
+        ids, mask, logprobs, entropy = (x[:, :t].reshape(b, n, t) for x in (ids, mask, logprobs, entropy))
+        return Completions(ids, mask, logprobs, finished.view(b, n), entropy)
 
     def logprobs(self, prefix: Prefix, answers: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
         """Per-token log-probabilities of given answers, with gradients.
@@ -425,12 +508,17 @@ class LLM(nn.Module):
         b, n, t = answers.shape
         embedded = self.embed(answers.view(b, n * t))
         if self.plain_because is None:
-            hidden = self._follow(torch.cat([prefix.embeddings, embedded], 1), Packed(prefix.mask, mask))
-            p = prefix.mask.shape[1]
+            if prefix.behind is not None and not any(p.requires_grad for p in self.parameters()):
+                before, prompt = prefix.mask[:, : -prefix.own.shape[1]], prefix.embeddings  # a frozen model: as kept
+                plan = Packed(prefix.own, mask, before, self._values(prefix.behind))
+            else:
+                prompt, plan = self._whole(prefix), Packed(prefix.mask, mask)
+            hidden = self._follow(torch.cat([prompt, embedded], 1), plan)
+            p = prompt.shape[1]
             first = hidden[:, None, p - 1 : p].expand(b, n, 1, -1)  # the state behind the prompt predicts every first
             before = torch.cat([first, hidden[:, p:].view(b, n, t, -1)[:, :, :-1]], 2)
         else:
-            rows = torch.cat([prefix.embeddings.repeat_interleave(n, 0), embedded.view(b * n, t, -1)], 1)
+            rows = torch.cat([self._whole(prefix).repeat_interleave(n, 0), embedded.view(b * n, t, -1)], 1)
             real = torch.cat([prefix.mask.repeat_interleave(n, 0), mask.view(b * n, t)], 1)
             before = self.hidden(rows, real)[:, -t - 1 : -1].view(b, n, t, -1)
         found = self._token_logprobs(before[mask], answers[mask], temperature)
@@ -449,6 +537,45 @@ class LLM(nn.Module):
         if len(parts) <= 1 or not torch.is_grad_enabled():
             return torch.cat([some(*part) for part in parts]) if parts else hidden.new_zeros(0, dtype=torch.float32)
         return torch.cat([checkpoint(some, *part, use_reentrant=False) for part in parts])
+
+    @torch.no_grad()
+    def check_sharing(self) -> float | None:
+        """Compares answers that share their prompt with answers that each have their own, once, on this machine in this
+        dtype: a backend that drops the mask would train on wrong gradients without an error.
+
+        Returns:
+            largest difference of a log-probability; None if this model does not share.
+
+        Raises:
+            RuntimeError: the difference is of the size of what a dropped mask makes.
+        """
+        if self.plain_because is not None:
+            return None
+        device = next(self.parameters()).device
+        ids = (torch.arange(2 * 24, device=device).view(2, 24) * 7919 + 11) % self.causal_lm.config.vocab_size
+        prompt, answers = ids[:, :12], ids[:, 12:].view(2, 2, 6)
+        real, mask = torch.ones_like(prompt, dtype=torch.bool), torch.ones_like(answers, dtype=torch.bool)
+        real[1, :5], mask[0, 0, 4:] = False, False  # a shorter prompt, a shorter answer
+
+        def alone(b: int, n: int, before: Tensor) -> Tensor:
+            return self.logprobs(
+                self.encode(before[None], torch.ones_like(before[None])), answers[b : b + 1, n : n + 1],
+                mask[b : b + 1, n : n + 1],
+            )[0, 0]  # fmt: skip
+
+        with _evaluating(self):
+            shared = self.logprobs(self.encode(prompt, real), answers, mask)
+            own = [prompt[b][real[b]] for b in range(2)]
+            plain = torch.stack([alone(b, n, own[b]) for b in range(2) for n in range(2)]).view_as(shared)
+            leaking = [alone(b, 1, torch.cat([own[b], answers[b, 0][mask[b, 0]]])) for b in range(2)]
+        off, dropped = (shared - plain).abs().max(), (torch.stack(leaking) - plain[:, 1]).abs().max()
+        if not off <= 0.2 * dropped:
+            raise RuntimeError(
+                f"answers that share a prompt differ by {off:.3g} nats from answers with their own, where a dropped mask "
+                f"would make {dropped:.3g}: this build of torch or this device does not apply the attention mask. Use "
+                "--model.attention eager, which computes every answer with its own prompt, and report it"
+            )
+        return float(off)
 
     @torch.no_grad()
     def score(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tensor:
@@ -483,9 +610,8 @@ class LLM(nn.Module):
                 real[i, : len(p)] = True
             if self.plain_because is None:
                 kept = [(layer.keys, layer.values) for layer in prefix.cache.layers]
-                hidden = self._follow(
-                    self.embed(ids.view(1, -1).expand(b, -1)), Packed(prefix.mask, real.expand(b, *real.shape), kept)
-                )
+                plan = Packed(prefix.mask[:, :0], real.expand(b, *real.shape), prefix.mask, kept)
+                hidden = self._follow(self.embed(ids.view(1, -1).expand(b, -1)), plan)
             else:
                 cache = copy.deepcopy(prefix.cache)
                 cache.batch_repeat_interleave(len(paths))

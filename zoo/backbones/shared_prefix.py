@@ -37,16 +37,19 @@ def unsupported(config: PretrainedConfig) -> str | None:
 
 @dataclass
 class Packed:
-    """Plan of one pass over [prompt | answer 1 | ... | answer n], or over the answers alone behind a kept prompt.
+    """Plan of one pass over [prompt | answer 1 | ... | answer n], possibly behind tokens whose keys and values are kept
+    from an earlier pass.
 
     Attributes:
-        prompt: (B, P) bool, left-padded, True on real tokens.
+        prompt: (B, P) bool, left-padded, True on real tokens; P may be 0.
         answers: (B, n, T) bool, right-padded.
-        kept: keys and values of the prompt for each layer, (B, Hkv, P, hd) each; None: the prompt is in the pass.
+        before: (B, K) bool, real tokens among the kept ones; None: nothing is kept.
+        kept: their keys and values for each layer, (B or 1, Hkv, K, hd) each.
     """
 
     prompt: Tensor
     answers: Tensor
+    before: Tensor | None = None
     kept: list[tuple[Tensor, Tensor]] | None = None
     _masks: tuple[Tensor, Tensor] = field(init=False)
 
@@ -61,29 +64,37 @@ class Packed:
         own = same & (step <= step[:, None]) & self.answers.reshape(b, 1, n * t)
         own = own | torch.eye(n * t, dtype=torch.bool, device=device)
         seen = torch.cat([self.prompt[:, None].expand(b, n * t, p), own], 2)
-        self._masks = (own_prompt[:, None], seen[:, None])  # (B, 1, P, P), (B, 1, nT, P + nT)
+        if self.before is not None:
+            own_prompt, seen = (
+                torch.cat([self.before[:, None].expand(b, x.shape[1], -1), x], 2) for x in (own_prompt, seen)
+            )
+        self._masks = (own_prompt[:, None], seen[:, None])  # (B, 1, P, K + P), (B, 1, nT, K + P + nT)
 
     @property
     def positions(self) -> Tensor:
-        """(B, P + nT) or (B, nT) int64."""
+        """(B, P + nT) int64."""
         b, n, t = self.answers.shape
-        lengths = self.prompt.sum(1)[:, None]
+        first = 0 if self.before is None else self.before.sum(1)[:, None]
+        prompt = first + (self.prompt.long().cumsum(1) - 1).clamp(min=0)
+        lengths = first + self.prompt.sum(1)[:, None]
         answers = (lengths[:, None] + torch.arange(t, device=lengths.device)).expand(b, n, t).reshape(b, n * t)
-        if self.kept is not None:
-            return answers
-        return torch.cat([(self.prompt.long().cumsum(1) - 1).clamp(min=0), answers], 1)
+        return torch.cat([prompt, answers], 1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """(B, H, S, hd) queries, (B, Hkv, S, hd) keys and values -> (B, H, S, hd)."""
         options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
         own_prompt, seen = self._masks
-        if self.kept is not None:
-            before_key, before_value = self.kept[layer]
-            key, value = torch.cat([before_key, key], 2), torch.cat([before_value, value], 2)
-            return scaled_dot_product_attention(query, key, value, seen, **options)
         p = self.prompt.shape[1]
-        prompt = scaled_dot_product_attention(query[:, :, :p], key[:, :, :p], value[:, :, :p], own_prompt, **options)
+        if self.kept is not None:
+            key, value = (
+                torch.cat([kept.expand(len(x), -1, -1, -1), x], 2)
+                for kept, x in zip(self.kept[layer], (key, value), strict=True)
+            )
         answers = scaled_dot_product_attention(query[:, :, p:], key, value, seen, **options)
+        if p == 0:
+            return answers
+        here = own_prompt.shape[-1]
+        prompt = scaled_dot_product_attention(query[:, :, :p], key[:, :, :here], value[:, :, :here], own_prompt, **options)
         return torch.cat([prompt, answers], 2)
 
 
