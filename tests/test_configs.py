@@ -18,7 +18,8 @@ ABLATIONS = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" in p.parts)
 
 def base_of(ablation: Path) -> Path:
     """The config that an ablation is read after: the paper's on MELD, the small one for a small ablation."""
-    return ablation.parents[1] / ("meld_small.yaml" if ablation.stem.startswith("small") else "meld.yaml")
+    names = ("meld_small.yaml", "sitcom.yaml") if ablation.stem.startswith("small") else ("meld.yaml",)
+    return next(path for name in names if (path := ablation.parents[1] / name).is_file())
 
 
 def printed(capsys, *configs: Path) -> dict:

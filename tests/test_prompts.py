@@ -8,6 +8,8 @@ from zoo.backbones.tiny import make_tokenizer
 from zoo.data.meld import MELD
 from zoo.models.causal_lm import CausalLM
 from zoo.models.dialoguellm import DialogueLLM
+from zoo.models.farcer import FARCER
+from zoo.models.selector import ModalitySelector
 from zoo.prompts import CONTROL, count_control_tokens, escape, load_template, parse_label, render, words
 from zoo.schema import Labels, Sample, Turn
 
@@ -407,6 +409,85 @@ def test_golden(name, options):
     assert text_of(template, **OPTIONS[options]) == GOLDEN[name, options]
 
 
+SELECTOR = ModalitySelector.templates
+DECIDE = """\
+You are an expert in recognising emotions. Decide whether the emotion of the target utterance can be told without the \
+audio and image captions, or whether they are needed.
+
+Decision flow:
+1. Is the text enough? Can the emotion be told from the words alone?
+2. Do the captions add something? Do voice or picture make it clearer?
+3. Is there a conflict? Do voice or picture contradict the words?
+
+Conversation:
+"""
+RULES = """
+Target utterance: <Ada: "You did what?">
+
+Keep the captions if the words leave the emotion open, or if voice or picture strengthen or overrule them.
+Remove the captions only if the words carry the emotion plainly and voice and picture add nothing to it.
+
+Answer with:
+1. Yes, the captions should remain / No, the captions should be removed
+2. The reason in at most 50 words."""
+EXPERT = "You are an expert in the analysis of emotions. The conversation between '### ###' has several speakers"
+DESCRIBED = (
+    " and comes with descriptions of how they sound and look. Weigh the words themselves; do not rely on the "
+    "descriptions alone. "
+)
+CHOOSE = "\nSelect the emotion of <Ada: \"You did what?\"> from <neutral, surprise, fear, sadness, joy, disgust, anger>:"
+SELECTION = {
+    ("selector", "plain"): f'{DECIDE}Ada: "You did what?"{RULES}',
+    ("selector", "context"): f'{DECIDE}Ada: "Where is my umbrella?"\tBela: "I sat on it."\tAda: "You did what?"{RULES}',
+    ("selector", "description"): f'{DECIDE}Ada: "You did what?"\nImage caption: she frowns{RULES}',
+    # the picture of the target alone; a voice in one word becomes a sentence, as in the authors' data
+    ("selector", "all"): DECIDE
+    + 'Ada: "Where is my umbrella?"(Audio caption: The speaker\'s tone is calm)\tBela: "I sat on it."\t'
+    + f'Ada: "You did what?"(Audio caption: a raised voice)\nImage caption: she frowns{RULES}',
+    ("decision", "plain"): "Ada: You did what?\ncaptions needed:",
+    ("decision", "context"): "Ada: Where is my umbrella?\nBela: I sat on it.\nAda: You did what?\ncaptions needed:",
+    ("decision", "description"): "Ada: You did what?\nvideo: she frowns\ncaptions needed:",
+    ("decision", "all"): """\
+Ada: Where is my umbrella?
+Bela: I sat on it.
+Ada: You did what?
+video: she frowns
+audio: a raised voice
+captions needed:""",
+    ("classifier", "plain"): f'{EXPERT}. ### Ada: "You did what?" ###{CHOOSE}',
+    ("classifier", "context"): EXPERT
+    + f'. ### Ada: "Where is my umbrella?"\tBela: "I sat on it."\tAda: "You did what?" ###{CHOOSE}',
+    ("classifier", "description"): EXPERT
+    + f'{DESCRIBED}### Ada: "You did what?" ###\nThe video of the target utterance shows: she frowns{CHOOSE}',
+    ("classifier", "all"): EXPERT
+    + f'{DESCRIBED}### Ada: "Where is my umbrella?"(The speaker\'s tone is calm)\tBela: "I sat on it."\t'
+    + f'Ada: "You did what?"(a raised voice) ###\nThe video of the target utterance shows: she frowns{CHOOSE}',
+}
+
+
+@pytest.mark.parametrize("name, options", SELECTION)
+def test_golden_selection(name, options):
+    shown = {k: v for k, v in OPTIONS[options].items() if k != "examples"}  # these prompts solve none
+    assert text_of(load_template(name, SELECTOR), **shown) == SELECTION[name, options]
+
+
+def test_golden_selection_in_detail():
+    """The answer's form; speakers without a name; kinds beside audio; descriptions that only earlier turns have."""
+    system = load_template("system", SELECTOR).render()
+    assert system == "Write your answer in this form:\n<think>\n...\n</think>\n<answer>\n...\n</answer>"
+    for phrase in ("Yes, the captions should remain", "No, the captions should be removed"):
+        assert RULES.count(phrase) == 1  # what the rewards look for
+    s = sample((Turn("u0", "", "Hm.", "joy", {"speech": "low"}), Turn("u1", "", "Oh!", "joy", {"stage": "(knocks)"})))
+    kinds = {"kinds": ("speech", "stage")}
+    said = '"Hm."(Speech caption: low)\t"Oh!"(Stage caption: (knocks))\nTarget utterance: <"Oh!">\n'
+    assert said in text_of(load_template("selector", SELECTOR), s, **kinds)
+    classifier = load_template("classifier", SELECTOR)
+    assert '### "Hm."(low)\t"Oh!"((knocks)) ###\nSelect the emotion of <"Oh!"> from' in text_of(classifier, s, **kinds)
+    earlier = sample((Turn("u0", "", "Hm.", "joy", {"audio": "low"}), Turn("u1", "", "Oh!", "joy")))
+    assert DESCRIBED in text_of(classifier, earlier, kinds=("audio",))
+    assert DESCRIBED not in text_of(classifier, earlier, kinds=("audio",), window=0)
+
+
 def test_golden_without_speaker():
     s = sample((Turn("u0", "", "Mind the ladder.", "fear"), Turn("u1", "", "Oh!", "surprise")))
     expected = HEAD + "\n### Context:\nMind the ladder.\n\n### Input:\nOh!\n\n### Response:"
@@ -416,6 +497,9 @@ def test_golden_without_speaker():
 
 
 def test_there_are_no_other_templates():
-    """A new one needs its golden text here."""
+    """A new one needs its golden text here; those of FARCER, which see lines and slots, are in
+    tests/models/test_farcer.py."""
     found = {p.stem for p in DIALOGUELLM.glob("*")} | {f"causal_lm {p.stem}" for p in CausalLM.templates.glob("*")}
     assert found == {"default", "short", "causal_lm default", "causal_lm instruction"}
+    assert {p.stem for p in FARCER.templates.glob("*")} == {"chat", "plain"}
+    assert {p.stem for p in SELECTOR.glob("*")} == {"system"} | {name for name, _ in SELECTION}

@@ -37,6 +37,11 @@ VARIANTS = {  # seven batches of four in each of the two epochs
     "lora": RANDOM | {"model__lora__r": 4, "model__lora__dropout": 0.1, "save_last_every": 3},
     "full": RANDOM | {"save_last_every": 7},
     "accumulate": RANDOM | {"trainer__accumulate_grad_batches": 2, "save_last_every": 1},
+    "grpo": {
+        "model": "GRPO", "model__rewards+": "tests.runs_helper.checksum", "model__max_new_tokens": 4,
+        "model__lora__r": 4, "model__lora__dropout": 0.1, "model__objective__beta": 0.04,
+        "trainer__accumulate_grad_batches": 2, "save_last_every": 1,
+    },
     "validate": RANDOM | {"trainer__val_check_interval": 3, "save_last_every": 2},
 }
 
@@ -100,6 +105,8 @@ KILLS = [  # variant, workers, where (event, epoch, batch), batch it goes on fro
     ("accumulate", 0, ("batch_end", 0, 2), (0, 2)),  # gradients of half a step are in no checkpoint
     ("accumulate", 2, ("batch_end", 1, 4), (1, 4)),
     ("accumulate", 0, ("val_end", 0, -1), (0, 6)),
+    ("grpo", 0, ("before_step", 0, 3), (0, 2)),
+    ("grpo", 2, ("batch_end", 1, 4), (1, 4)),  # half a window is sampled again, whole
     ("validate", 0, ("batch_end", 1, 4), (1, 3)),
     ("validate", 2, ("batch_end", 1, 6), (1, 6)),
     ("validate", 0, ("val_start", 1, 2), (1, 1)),
@@ -125,6 +132,7 @@ STOPS = [  # variant, workers, where Ctrl-C is pressed, step and place that the 
     ("lora", 2, ("before_step", 0, 4), (5, 0, 5)),  # the step ends first
     ("lora", 0, ("val_start", 0, -1), (7, 1, 0)),  # so does the validation
     ("accumulate", 0, ("batch_end", 1, 2), (6, 1, 4)),
+    ("grpo", 0, ("batch_end", 1, 2), (6, 1, 4)),
 ]
 
 

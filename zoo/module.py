@@ -13,7 +13,7 @@ import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
@@ -28,8 +28,8 @@ from safetensors import safe_open
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from zoo.backbones import LLM, LoRA
-from zoo.backbones.llm import Dtype, fingerprint
+from zoo.backbones import LLM, Audio, LoRA, Vision
+from zoo.backbones.llm import Dtype
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
 from zoo.runs import find_checkpoint, run_folder, set_aside_results
@@ -79,6 +79,9 @@ class EmotionModule(LightningModule):
         schedule: what follows the warm-up, down to zero at the last step.
     """
 
+    scores: tuple[str, ...] = ("weighted_f1", "accuracy", "macro_f1", "uar", "unparsed")  # of a test, logged by name
+    rows_file = "predictions.jsonl"  # where the rows of a test or prediction go
+
     def __init__(
         self,
         train: list[str] | None = None,
@@ -112,8 +115,9 @@ class EmotionModule(LightningModule):
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         raise NotImplementedError
 
-    def bases(self) -> dict[str, LLM]:
-        """attribute name -> backbone whose frozen weights are not stored in checkpoints."""
+    def bases(self) -> dict[str, LLM | Vision | Audio]:
+        """attribute name -> backbone whose frozen weights are not stored in checkpoints, as long as something
+        identifies them (`fingerprint`; random weights of a ``shape:`` exist nowhere else, so they are stored)."""
         return {}
 
     # ---- weights
@@ -122,7 +126,13 @@ class EmotionModule(LightningModule):
             return
         self._built = True
         self.build()
-        self.from_hub = {f"{name}.{key}" for name, base in self.bases().items() for key in base.state_dict()}
+        marks = {name: base.fingerprint() for name, base in self.bases().items()}  # read once per run
+        self.identities = {
+            name: {"path": _portable(base.path), "revision": base.revision, "fingerprint": marks[name]}
+            for name, base in self.bases().items()
+            if marks[name] is not None
+        }
+        self.from_hub = {f"{name}.{key}" for name in self.identities for key in self.bases()[name].state_dict()}
         # a run that is resumed or evaluated has the earlier stage's weights in its own checkpoint
         if self.start_from is not None and not (self._trainer is not None and self.trainer.ckpt_path):
             self._start(find_checkpoint(self.start_from))
@@ -174,28 +184,17 @@ class EmotionModule(LightningModule):
     def contract(self) -> dict[str, Any]:
         """What a checkpoint says about itself: the class, the exact names, and which base models its missing tensors
         are."""
-        identities = {
-            name: {
-                "path": _portable(base.path),
-                "revision": base.revision,
-                "fingerprint": fingerprint(base.path, base.revision),
-            }
-            for name, base in self.bases().items()
-            if base.tokenizer is not None
-        }
         return {
             "format": FORMAT,
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
-            "bases": identities,
+            "bases": self.identities,
             "pristine": _digest(self.pristine()),
         }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         pristine = self.pristine()
         checkpoint["state_dict"] = {k: v for k, v in checkpoint["state_dict"].items() if k not in pristine}
-        if not hasattr(self, "_contract"):  # reading a base model's folder once per run is enough
-            self._contract = self.contract()
-        checkpoint["zoo"] = self._contract
+        checkpoint["zoo"] = self.contract()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks the checkpoint against this model, then adds the backbone's own tensors, so that Lightning loads
@@ -229,12 +228,12 @@ class EmotionModule(LightningModule):
         checkpoint["state_dict"] = {k: state.get(k, own[k]) for k in own}
 
     def _check_bases(self, contract: dict[str, Any], path: object) -> None:
-        for name, base in self.bases().items():
+        for name, own in self.identities.items():
             said = contract["bases"].get(name)
-            if said and base.tokenizer is not None and said["fingerprint"] != fingerprint(base.path, base.revision):
+            if said and said["fingerprint"] != own["fingerprint"]:
                 raise ValueError(
                     f"{path} was trained on the base model {said['path']!r} (revision {said['revision']}), but "
-                    f"{base.path!r} holds other weights or another config; give its folder with --model.{name}"
+                    f"{own['path']!r} holds other weights or another config; give its folder with --model.{name}"
                 )
 
     # ---- training
@@ -247,7 +246,7 @@ class EmotionModule(LightningModule):
             {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
         optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
-        total = self.trainer.estimated_stepping_batches
+        total = self.optimizer_steps()
         if self.schedule != "constant" and not math.isfinite(total):
             raise ValueError(
                 f"a {self.schedule} schedule needs an end: set --trainer.max_epochs or --trainer.max_steps"
@@ -255,6 +254,10 @@ class EmotionModule(LightningModule):
         warmup = self.warmup if self.warmup >= 1 else self.warmup * (total if math.isfinite(total) else 0)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(self.schedule, warmup, total))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def optimizer_steps(self) -> float:
+        """How many steps the run will take; infinite if nothing ends it."""
+        return self.trainer.estimated_stepping_batches
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout and sampling of a step depend on (seed, epoch, batch, rank) only, so a resumed run repeats them
@@ -276,9 +279,12 @@ class EmotionModule(LightningModule):
         self.val_metrics = {c: EmotionMetrics(labels) for c, labels in self.trainer.datamodule.label_sets.items()}
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        predictions = self.predict(batch)
+        self.judge(batch["samples"], self.predict(batch))
+
+    def judge(self, samples: Rows, predictions: Sequence[Prediction]) -> None:
+        """Counts the predictions of a validation batch."""
         by_corpus: dict[str, tuple[list[int], list[int]]] = {}
-        for sample, p in zip(batch["samples"], predictions, strict=True):
+        for sample, p in zip(samples, predictions, strict=True):
             said, true = by_corpus.setdefault(sample.labels.corpus, ([], []))
             said.append(_predicted_index(sample, p))
             true.append(sample.label)
@@ -316,24 +322,10 @@ class EmotionModule(LightningModule):
         if not self.trainer.is_global_zero:
             return
         data, run = self.trainer.datamodule, self._write_predictions(rows)
-        scores = {}
-        for corpus, labels in data.label_sets.items():
-            scores[corpus] = evaluate([r for r in rows if r["id"].startswith(f"{corpus}/")], labels)
-            picture = "confusion.png" if len(data.label_sets) == 1 else f"confusion_{corpus}.png"
-            confusion_picture(scores[corpus], labels, run / picture, f"{type(self).__name__} on {corpus} test")
-        if len(scores) == 1:
-            summary = next(iter(scores.values()))
-        else:
-            keys = ("accuracy", "weighted_f1", "macro_f1", "uar", "unparsed")
-            summary = {
-                "n": len(rows),
-                **{k: float(np.mean([s[k] for s in scores.values()])) for k in keys},
-                "aggregation": "plain mean over corpora",
-                "corpora": scores,
-            }
+        summary = self.summary(rows, run)
         record = {
             "split": "test",
-            "corpus": "+".join(scores),
+            "corpus": "+".join(data.label_sets),
             "eval_protocol": data.protocol,
             **summary,
             "population": data.reading("test").report(),
@@ -350,10 +342,28 @@ class EmotionModule(LightningModule):
         text = json.dumps(record, indent=2)
         text = re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text)  # a row of numbers on one line
         (run / "metrics.json").write_text(text + "\n")
-        for key in ("weighted_f1", "accuracy", "macro_f1", "uar", "unparsed"):
-            self.log(f"test/{'wf1' if key == 'weighted_f1' else key}", summary[key], rank_zero_only=True)
-        if not all(math.isfinite(summary[k]) for k in ("accuracy", "weighted_f1")):
+        scores = {key: summary[key] for key in self.scores if key in summary}
+        for key, value in scores.items():
+            self.log(f"test/{'wf1' if key == 'weighted_f1' else key}", value, rank_zero_only=True)
+        if not all(map(math.isfinite, scores.values())):
             raise FloatingPointError(f"the scores are not finite: {summary}")
+
+    def summary(self, rows: Sequence[Mapping[str, Any]], run: Path) -> dict[str, Any]:
+        """What ``metrics.json`` says about the rows of ``predictions.jsonl``; pictures go into the run folder."""
+        found = {}
+        sets = self.trainer.datamodule.label_sets
+        for corpus, labels in sets.items():
+            found[corpus] = evaluate([r for r in rows if r["id"].startswith(f"{corpus}/")], labels)
+            picture = "confusion.png" if len(sets) == 1 else f"confusion_{corpus}.png"
+            confusion_picture(found[corpus], labels, run / picture, f"{type(self).__name__} on {corpus} test")
+        if len(found) == 1:
+            return next(iter(found.values()))
+        return {
+            "n": len(rows),
+            **{k: float(np.mean([s[k] for s in found.values()])) for k in self.scores},
+            "aggregation": "plain mean over corpora",
+            "corpora": found,
+        }
 
     def on_predict_start(self) -> None:
         self.rows, self.counts = [], Counter()
@@ -376,8 +386,10 @@ class EmotionModule(LightningModule):
         moved = set_aside_results(run)
         if moved:
             rank_zero_info(f"the results of an earlier test were moved to {moved}")
-        place = {s.id: i for i, s in enumerate(self.trainer.datamodule.samples("test"))}
-        _write_jsonl(run / "predictions.jsonl", sorted(rows, key=lambda r: place[r["id"]]))
+        data = self.trainer.datamodule
+        samples = data.to_predict() if self.trainer.state.fn == "predict" else data.samples("test")
+        place = {s.id: i for i, s in enumerate(samples)}
+        _write_jsonl(run / self.rows_file, sorted(rows, key=lambda r: place[r["id"]]))
         return run
 
     def _gathered(self) -> list[Prediction]:
@@ -404,12 +416,21 @@ class _Schedule:
         return 1 - done if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Rows(tuple):
-    """The samples of a batch. Lightning moves batches by rebuilding tuples and dataclasses; ``to`` makes it leave this
-    one alone."""
+class Rows:
+    """The samples of a batch. Not a tuple: Lightning moves and converts batches by rebuilding tuples and dataclasses,
+    and leaves alone what it does not know."""
 
-    def to(self, *args: Any, **kwargs: Any) -> Rows:
-        return self
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = tuple(samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
 
     def ids(self) -> list[str]:
         return [s.id for s in self]
@@ -427,6 +448,7 @@ class PromptCollator:
     Args:
         pool: labelled samples that solved examples are drawn from.
         word_dropout: share of the words of the target utterance left out in training.
+        system: system message; the prompt is then a user's message in the tokenizer's chat format. None: plain text.
     """
 
     tokenizer: Any
@@ -441,6 +463,7 @@ class PromptCollator:
     pool: Sequence[Sample] = field(default_factory=tuple)
     word_dropout: float = 0.0
     examples_seed: int = 0
+    system: str | None = None
     _labelled: dict[str, dict[int, list[Sample]]] = field(default_factory=dict, init=False)  # corpus -> label -> pool
 
     def length(self, sample: Sample) -> int:
@@ -480,6 +503,18 @@ class PromptCollator:
                 )
         return [chosen[i] for i in rng.permutation(self.shots)]
 
+    def chat(self, text: str) -> list[int]:
+        """Token ids of a user's message behind the system message, up to where the answer begins.
+
+        Raises:
+            ValueError: the tokenizer has no chat format.
+        """
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError("chat needs a tokenizer with a chat format (chat_template); set --model.chat false")
+        messages = [{"role": "system", "content": self.system}, {"role": "user", "content": text}]
+        written = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return self.tokenizer(written, add_special_tokens=False)["input_ids"]
+
     def prompt_ids(self, sample: Sample, rng: np.random.Generator) -> tuple[list[int], bool]:
         """Token ids of the prompt, and whether anything had to be left out."""
         if self.training and self.word_dropout:
@@ -500,7 +535,7 @@ class PromptCollator:
                 examples=examples,
                 verbalizer=self.verbalizer,
             )
-            ids = self.tokenizer(text)["input_ids"]
+            ids = self.tokenizer(text)["input_ids"] if self.system is None else self.chat(text)
             if ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
                 ids = ids[:-1]  # a tokenizer that closes every text would end the prompt before the answer
             if len(ids) <= self.max_length:
@@ -536,6 +571,17 @@ class PromptCollator:
 
     def answer_ids(self, word: str) -> list[int]:
         return answer_ids(self.tokenizer, word)
+
+
+def require_descriptions(samples: Sequence[Sample], kinds: Sequence[str], split: str) -> None:
+    """ValueError naming the kind of description that not a single sample of the split has."""
+    for kind in kinds:
+        if not any(kind in s.target.descriptions for s in samples):
+            held = sorted({k for s in samples for k in s.target.descriptions})
+            raise ValueError(
+                f"no {split} sample has a description of kind {kind!r}; the data has {held or 'none'}. "
+                "Give the description files with --data.captions"
+            )
 
 
 def answer_ids(tokenizer: Any, word: str) -> list[int]:
@@ -663,7 +709,7 @@ class Supervised(EmotionModule):
         data = self.trainer.datamodule
         for labels in data.label_sets.values():
             words(labels, self.verbalizer)  # two labels with one word: say so before any work
-        split = {"fit": "train", "validate": "dev"}.get(stage, "test")
+        split = data.splits_of(stage)[0]
         samples = data.samples(split)
         if not any(s.target.text or set(self.descriptions) & set(s.target.descriptions) for s in samples):
             message = (
@@ -673,13 +719,7 @@ class Supervised(EmotionModule):
             if stage == "fit":
                 raise ValueError(message)
             log.warning(message)
-        for kind in self.descriptions:
-            if not any(kind in s.target.descriptions for s in samples):
-                held = sorted({k for s in samples for k in s.target.descriptions})
-                raise ValueError(
-                    f"no {split} sample has a description of kind {kind!r}; the data has {held or 'none'}. "
-                    "Give the description files with --data.captions"
-                )
+        require_descriptions(samples, self.descriptions, split)
         control = count_control_tokens(samples)
         if control:
             log.warning(

@@ -18,7 +18,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.loggers import CSVLogger
 
 REPOSITORY = Path(__file__).resolve().parents[1]
-RESULTS = ("metrics.json", "predictions.jsonl", "confusion*.png", "config.test.yaml", "config.predict.yaml")
+RESULTS = (
+    "metrics.json", "predictions.jsonl", "decisions.jsonl", "confusion*.png", "config.test.yaml", "config.predict.yaml",
+)  # fmt: skip
 
 
 def newest_run(root: Path) -> Path | None:

@@ -9,6 +9,7 @@ import logging
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +19,8 @@ from zoo.backbones import LLM
 from zoo.backbones.shapes import SHAPES
 from zoo.data.meld import MELD
 from zoo.models.dialoguellm import DialogueLLM
+from zoo.models.farcer import FARCER
+from zoo.models.farcer.parts import SLOT, Writer
 from zoo.module import PromptCollator, answer_ids
 from zoo.prompts import escape, load_template, render
 from zoo.schema import Sample, Turn
@@ -39,6 +42,12 @@ SEEN = {"video": "a woman frowns — café, “naïve”, 漢字 🙂"}
 HISTORY = (Turn("u0", "Ada", "Where's the ladder?", "neutral"), Turn("u1", "Bela", "Behind  you… watch out!", "fear"))
 TARGET = Turn("u2", "Ada", "Oh <|eot_id|> no </s> [PAD]!", "joy", SEEN)
 SAMPLE = Sample("meld/test/a", "meld/test/d", MELD.labels, TARGET, HISTORY)
+FARCERS = [  # the own part of a FARCER prompt with past labels; None is an image
+    271, 35, 33475, 2279, 512, 96447, 25, 220, None, 11208, 596, 279, 36865, 5380, 7, 96447, 596, 1510, 20356, 25, 21277,
+    340, 33, 8458, 25, 220, None, 43474, 220, 499, 1981, 3821, 704, 4999, 33, 8458, 596, 17329, 55101, 57974, 25, 128009,
+    128006, 78191, 128007, 271,
+]  # fmt: skip
+FARCERS_ANSWERS = [[60668], [20370, 9868], [69, 686], [83214, 2136], [4215], [4338, 70, 592], [4091]]
 
 
 def expect(what: str, got: object, expected: object) -> None:
@@ -95,6 +104,29 @@ def check(name: str, folder: Path) -> None:
             expect("llama2 [PAD] has no row, unk pads", (llm.tokenizer.pad_token_id, llm.pad_id), (32000, 0))
 
 
+def check_farcer(folder: Path) -> None:
+    """Fig. 2 with the real Llama-3 tokenizer: special tokens, places of images, label words; and that pieces tokenised
+    apart are what the whole text gives, as the authors tokenise it, with <|end_of_text|> where an image goes."""
+    tokenizer = PreTrainedTokenizerFast(
+        tokenizer_file=str(folder / "tokenizer.json"), bos_token="<|begin_of_text|>", eos_token="<|end_of_text|>"
+    )
+    ada, bela = (replace(turn, video=Path("clip.mp4")) for turn in HISTORY)
+    solved, sample = (Sample(f"meld/test/{d}", f"meld/test/{d}", MELD.labels, bela, (ada,)) for d in "de")
+    writer = Writer(
+        tokenizer, load_template("chat", FARCER.templates), True, past_labels=True, shots={"meld": [(solved,) * 7]}
+    )
+    fixed, own = writer.encode(sample, [SLOT, SLOT], None)
+    expect("FARCER own part", own, FARCERS)
+    expect("FARCER fixed part begins and ends", (fixed[:4], fixed[-4:]),
+           ([128000, 128006, 9125, 128007], [128009, 128006, 882, 128007]))  # fmt: skip
+    expect("FARCER turns of seven solved dialogues", [fixed.count(i) for i in (128006, 128009)], [16, 15])
+    expect("FARCER label words", writer.answers(MELD.labels), FARCERS_ANSWERS)
+    expect("FARCER end of an answer", writer.end_id(MELD.labels), 128009)
+    text = "".join(writer.text(sample, [SLOT, SLOT], None)).replace(SLOT, "<|end_of_text|>")
+    whole = tokenizer(text, add_special_tokens=False)["input_ids"]
+    expect("FARCER pieces are the whole", fixed + [128001 if i is None else i for i in own] == whole, True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data-root", type=Path, required=True, help="holds tokenizers/{llama2,llama3,qwen}/")
@@ -103,6 +135,7 @@ def main() -> None:
     start = time.perf_counter()
     for name in HELLO:
         check(name, root / "tokenizers" / name)
+    check_farcer(root / "tokenizers" / "llama3")
     print(f"all as expected, {time.perf_counter() - start:.1f} s")
 
 

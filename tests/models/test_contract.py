@@ -39,16 +39,25 @@ class System:
     Attributes:
         args: ``--model`` and what it needs beyond its backbone.
         backbone: the option that takes it: ``llm``, ``vision`` or ``audio``.
+        others: options that take further backbones, which stay frozen.
         adapters: trains LoRA on a frozen backbone, whose weights its checkpoints must not hold.
         calm: options that switch off what makes training noisy.
-        overfits: options with which it learns seven samples by heart.
+        overfits: options with which it learns seven samples by heart; None: it learns from rewards, which is no way to
+            learn by heart.
+        scores: it gives every label a probability; else its answers are words.
     """
 
     args: tuple[str, ...]
     backbone: str = "llm"
+    others: tuple[str, ...] = ()
     adapters: bool = False
     calm: tuple[str, ...] = ("--model.dropout=0", "--model.word_dropout=0")
-    overfits: tuple[str, ...] = ()
+    overfits: tuple[str, ...] | None = ()
+    scores: bool = True
+
+    def said(self, row: dict) -> object:
+        """What it answered, exactly."""
+        return row["scores"] if self.scores else row["text"]
 
 
 DIALOGUELLM = ("--model=zoo.models.dialoguellm.DialogueLLM", "--model.template=short", "--model.window=1",
@@ -64,8 +73,20 @@ SYSTEMS = {
         ("--model=zoo.models.unimodal.FaceClassifier", "--model.size=32", "--model.shift=2", "--model.light=0.1"),
         "vision", calm=("--model.shift=0", "--model.light=0"), overfits=("--model.lr=0.001",),
     ),
+    "grpo": System(
+        ("--model=zoo.models.grpo.GRPO", "--model.rewards+=tests.runs_helper.checksum", "--model.max_new_tokens=4",
+         "--model.lora.r=4", "--model.lora.dropout=0.05", "--model.objective.beta=0.04"),
+        adapters=True, overfits=None, scores=False,
+    ),
     "voice": System(
         ("--model=zoo.models.unimodal.VoiceClassifier", "--model.gain=3"), "audio", calm=("--model.gain=0",),
+    ),
+    "farcer": System(
+        ("--model=FARCER", "--model.template=plain", "--model.window=1", "--model.layers=3", "--model.standardise=true",
+         "--model.train_shots=1", "--model.shots=1", "--model.shot_window=0", "--model.decode=score"),
+        others=("vision",), calm=(),
+        overfits=("--model.train_shots=0", "--model.shots=0", "--model.lora.r=16", "--model.lora.alpha=16",
+                  r"--model.lora.targets=model\.layers\.\d+\..*"),
     ),
 }  # fmt: skip
 
@@ -90,8 +111,8 @@ def options(home):
 
     def options(system: System, corpus: str = "meld", **more: object) -> list[str]:
         data = {"data": "MELD", "data__root": home / corpus, "data__captions": f"[{home / corpus}]"}
-        base = {f"model__{system.backbone}": home / system.backbone, "model__lr": 3e-3, "trainer__max_epochs": 2,
-                "data__batch_size": 4}  # fmt: skip
+        base = {f"model__{part}": home / part for part in (system.backbone, *system.others)}
+        base |= {"model__lr": 3e-3, "trainer__max_epochs": 2, "data__batch_size": 4}
         return [*system.args, *flags(**data, **(base | more))]
 
     return options
@@ -140,17 +161,17 @@ def test_run_files(run):
     assert len(logged(run, "train/loss")) == 12 and len(logged(run, "val/wf1")) == 2
 
 
-def test_the_run_folder_alone_reproduces_the_best_validated_model(run, options):
+def test_the_run_folder_alone_reproduces_the_best_validated_model(run, system, options):
     """The test split is a copy of the dev split, so the predictions of the best validation must come back exactly."""
     scores = logged(run, "val/wf1")
     best, other = (trace(run, "validation")[i] for i in ((0, 1) if scores[0] >= scores[1] else (1, 0)))
-    expected = {r["id"].replace("/dev/", "/test/"): r["scores"] for r in best["rows"]}
-    assert {r["id"]: r["scores"] for r in rows(run)} == expected
-    assert [r["scores"] for r in other["rows"]] != [r["scores"] for r in best["rows"]]  # the other epoch would not do
+    expected = {r["id"].replace("/dev/", "/test/"): system.said(r) for r in best["rows"]}
+    assert {r["id"]: system.said(r) for r in rows(run)} == expected
+    assert [system.said(r) for r in other["rows"]] != [system.said(r) for r in best["rows"]]  # nor would the other epoch
     assert metrics(run)["weighted_f1"] == pytest.approx(max(scores), abs=1e-6)
 
 
-def test_metrics_can_be_recomputed_from_the_predictions(run, home):
+def test_metrics_can_be_recomputed_from_the_predictions(run, system, home):
     with (home / "meld" / "test_sent_emo.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
     answers, said = rows(run), metrics(run)
@@ -158,7 +179,7 @@ def test_metrics_can_be_recomputed_from_the_predictions(run, home):
     assert [r["label"] for r in answers] == [t["Emotion"] for t in table]
     assert {r["dialogue"] for r in answers} == {"meld/test/dia0", "meld/test/dia1"}
     assert all(r["predicted"] in (*LABELS, None) for r in answers)
-    for r in answers:
+    for r in answers if system.scores else ():
         assert set(r["scores"]) == set(LABELS) and sum(r["scores"].values()) == pytest.approx(1, abs=1e-5)
         assert r["predicted"] == max(r["scores"], key=r["scores"].get)
     true, guess = [r["label"] for r in answers], [r["predicted"] or "none" for r in answers]
@@ -179,9 +200,9 @@ def test_metrics_can_be_recomputed_from_the_predictions(run, home):
 
 
 def test_checkpoints_hold_what_was_trained_and_nothing_of_the_backbone(run, system, home):
-    base = load_file(home / system.backbone / "model.safetensors")
+    base = [v for part in (system.backbone, *system.others) for v in load_file(home / part / "model.safetensors").values()]
     state = checkpoint(run, "best")["state_dict"]
-    copied = [k for k, v in state.items() if any(v.shape == b.shape and torch.equal(v, b) for b in base.values())]
+    copied = [k for k, v in state.items() if any(v.shape == b.shape and torch.equal(v, b) for b in base)]
     assert state and copied == []
     if system.adapters:
         assert all(".lora_" in k for k in state)
@@ -204,17 +225,19 @@ def test_same_seed_same_run_other_seed_other_run(run, system, options, tmp_path)
     assert trace(other)[0]["loss"] != trace(run)[0]["loss"]
 
 
-def test_predictions_depend_on_neither_batch_size_nor_workers(run, tmp_path):
+def test_predictions_depend_on_neither_batch_size_nor_workers(run, system, tmp_path):
     expected = rows(run)
     for batch_size, workers in ((1, 0), (16, 2)):
         zoo("test", f"--ckpt_path={run}", f"--data.batch_size={batch_size}", f"--data.num_workers={workers}")
         assert metrics(run)["batch_size"] == batch_size
         for a, b in zip(rows(run), expected, strict=True):
             assert (a["id"], a["predicted"]) == (b["id"], b["predicted"])
-            assert a["scores"] == pytest.approx(b["scores"], abs=1e-5)
+            assert system.said(a) == (pytest.approx(b["scores"], abs=1e-5) if system.scores else b["text"])
 
 
 def test_overfits_seven_samples(system, options, tmp_path):
+    if system.overfits is None:
+        pytest.skip("learns from rewards: tests/test_reinforced.py")
     learns = {"model__lr": 0.01, "model__schedule": "constant"}
     trains = {"trainer__max_epochs": 50, "trainer__limit_val_batches": 0, "data__batch_size": 7}
     run = fit(tmp_path, *options(system, "seven", **learns, **trains), *system.calm, *system.overfits)

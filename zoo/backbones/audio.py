@@ -250,7 +250,7 @@ class Audio(nn.Module):
         words = tuple(self.config.id2label[i] for i in range(self.config.num_labels))
         return None if all(re.fullmatch(r"LABEL_\d+", w) for w in words) else words
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str | None:
         """Identity of the weights `path` names (see `encoder_fingerprint`)."""
         return encoder_fingerprint(self.path, self.revision)
 

@@ -491,7 +491,9 @@ class LLM(nn.Module):
         ids, mask, logprobs, entropy = (x[:, :t].reshape(b, n, t) for x in (ids, mask, logprobs, entropy))
         return Completions(ids, mask, logprobs, finished.view(b, n), entropy)
 
-    def logprobs(self, prefix: Prefix, answers: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor:
+    def logprobs(
+        self, prefix: Prefix, answers: Tensor, mask: Tensor, temperature: float = 1.0, targets: Tensor | None = None
+    ) -> Tensor:
         """Per-token log-probabilities of given answers, with gradients.
 
         A prompt is computed once for all its answers (`zoo.backbones.shared_prefix`), and only the states before answer
@@ -501,6 +503,8 @@ class LLM(nn.Module):
             answers: (B, n, T) int64, right-padded.
             mask: (B, n, T) bool.
             temperature: of the distribution, as in `sample`; above 0.
+            targets: (B, n, T) int64: the tokens whose log-probabilities are wanted, where they are not the answers that
+                were read before them (training on a model's own answers).
 
         Returns:
             (B, n, T) float32; 0 where masked.
@@ -521,7 +525,7 @@ class LLM(nn.Module):
             rows = torch.cat([self._whole(prefix).repeat_interleave(n, 0), embedded.view(b * n, t, -1)], 1)
             real = torch.cat([prefix.mask.repeat_interleave(n, 0), mask.view(b * n, t)], 1)
             before = self.hidden(rows, real)[:, -t - 1 : -1].view(b, n, t, -1)
-        found = self._token_logprobs(before[mask], answers[mask], temperature)
+        found = self._token_logprobs(before[mask], (answers if targets is None else targets)[mask], temperature)
         return found.new_zeros(b, n, t).masked_scatter(mask, found)
 
     def _token_logprobs(self, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
@@ -571,9 +575,9 @@ class LLM(nn.Module):
         off, dropped = (shared - plain).abs().max(), (torch.stack(leaking) - plain[:, 1]).abs().max()
         if not off <= 0.2 * dropped:
             raise RuntimeError(
-                f"answers that share a prompt differ by {off:.3g} nats from answers with their own, where a dropped mask "
-                f"would make {dropped:.3g}: this build of torch or this device does not apply the attention mask. Use "
-                "--model.attention eager, which computes every answer with its own prompt, and report it"
+                f"answers that share a prompt differ by {off:.3g} nats from answers with their own, where a dropped "
+                f"mask would make {dropped:.3g}: this build of torch or this device does not apply the attention mask. "
+                "Use --model.attention eager, which computes every answer with its own prompt, and report it"
             )
         return float(off)
 

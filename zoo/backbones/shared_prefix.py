@@ -94,7 +94,9 @@ class Packed:
         if p == 0:
             return answers
         here = own_prompt.shape[-1]
-        prompt = scaled_dot_product_attention(query[:, :, :p], key[:, :, :here], value[:, :, :here], own_prompt, **options)
+        prompt = scaled_dot_product_attention(
+            query[:, :, :p], key[:, :, :here], value[:, :, :here], own_prompt, **options
+        )
         return torch.cat([prompt, answers], 2)
 
 

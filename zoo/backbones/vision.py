@@ -69,10 +69,12 @@ def locate_encoder(path: str, what: str, option: str) -> str:
     )
 
 
-def encoder_fingerprint(path: str, revision: str | None = None) -> str:
+def encoder_fingerprint(path: str, revision: str | None = None) -> str | None:
     """Identity of an encoder: `fingerprint` of a folder, sha256 of a whole file (also of a folder's
-    pytorch_model.bin), and of the name alone for ``timm:`` and ``shape:``."""
-    if path.startswith(("timm:", "shape:")):
+    pytorch_model.bin), of the name alone for ``timm:``, and None for random weights of a ``shape:``."""
+    if path.startswith("shape:"):
+        return None
+    if path.startswith("timm:"):
         return hashlib.sha256(path.encode()).hexdigest()
     files = [Path(path)] if Path(path).is_file() else [Path(path) / "pytorch_model.bin"]
     digest = hashlib.sha256(b"" if Path(path).is_file() else fingerprint(path, revision).encode())
@@ -371,7 +373,7 @@ class Vision(nn.Module):
             return isinstance(getattr(self.model, "classifier", None), nn.Linear)
         return self.kind == "mini_xception" or self.model.num_classes > 0
 
-    def fingerprint(self) -> str:
+    def fingerprint(self) -> str | None:
         """Identity of the weights `path` names (see `encoder_fingerprint`)."""
         return encoder_fingerprint(self.path, self.revision)
 

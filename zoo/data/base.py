@@ -82,6 +82,7 @@ class EmotionData(LightningDataModule):
         seed: seed of the training order and of every random choice a collator makes; None takes --seed_everything.
         bucket: put samples of similar length into one batch (order of batches stays random); saves padding.
         limit: use only the first so many dialogues of each split (for trying things out); None for all.
+        predict_splits: what ``zoo predict`` predicts; None: the test split.
     """
 
     labels: Labels
@@ -96,6 +97,7 @@ class EmotionData(LightningDataModule):
         seed: int | None = None,
         bucket: bool = True,
         limit: int | None = None,
+        predict_splits: list[Split] | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
@@ -107,6 +109,7 @@ class EmotionData(LightningDataModule):
         self.seed = seed
         self.bucket = bucket
         self.limit = limit
+        self.predict_splits: tuple[Split, ...] = tuple(predict_splits or ("test",))
         self.readings: dict[str, Reading] = {}
         self._resume_at = (0, 0)  # (epoch, batches of it already trained on) of the run that is resumed
 
@@ -154,26 +157,36 @@ class EmotionData(LightningDataModule):
     def samples(self, split: Split) -> list[Sample]:
         return self.reading(split).samples
 
+    def splits_of(self, stage: str) -> tuple[Split, ...]:
+        """What fit, validate, test or predict reads."""
+        read: dict[str, tuple[Split, ...]] = {
+            "fit": ("train", "dev"), "validate": ("dev",), "test": ("test",), "predict": self.predict_splits}
+        return read[stage]
+
     def setup(self, stage: str) -> None:
-        for split in {"fit": ("train", "dev"), "validate": ("dev",), "test": ("test",), "predict": ("test",)}[stage]:
+        for split in self.splits_of(stage):
             self.reading(split)  # fail before any training work; the test split is not even read during fit
 
     def train_dataloader(self) -> DataLoader:
-        return self._loader("train", self.batch_size, shuffle=True)
+        return self._loader(self.samples("train"), self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader("dev", self.eval_batch_size, shuffle=False)
+        return self._loader(self.samples("dev"), self.eval_batch_size, shuffle=False)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader("test", self.eval_batch_size, shuffle=False)
+        return self._loader(self.samples("test"), self.eval_batch_size, shuffle=False)
 
     def predict_dataloader(self) -> DataLoader:
-        return self.test_dataloader()
+        return self._loader(self.to_predict(), self.eval_batch_size, shuffle=False)
 
-    def _loader(self, split: Split, batch_size: int, shuffle: bool) -> DataLoader:
+    def to_predict(self) -> list[Sample]:
+        """The samples of ``zoo predict``."""
+        return [sample for split in self.predict_splits for sample in self.samples(split)]
+
+    def _loader(self, samples: Sequence[Sample], batch_size: int, shuffle: bool) -> DataLoader:
         collator = self.trainer.lightning_module.collator(training=shuffle)
         batches = Batches(
-            self.samples(split),
+            samples,
             collator,
             batch_size,
             shuffle,

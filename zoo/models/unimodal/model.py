@@ -204,6 +204,9 @@ class FaceClassifier(Unimodal):
         self.vision = Vision(**self.vision_args)
         self.add_head()
 
+    def bases(self) -> dict[str, Vision]:
+        return {"vision": self.vision}
+
     def collator(self, training: bool) -> FaceCollator:
         look = (self.frames, self.middle, self.size)
         return FaceCollator(self.media, *look, training, self.shift, self.light, self.flip)
@@ -261,6 +264,9 @@ class VoiceClassifier(Unimodal):
     @property
     def encoder(self) -> Audio:
         return self.audio
+
+    def bases(self) -> dict[str, Audio]:
+        return {"audio": self.audio}
 
     def build(self) -> None:
         self.audio = Audio(**self.audio_args)

@@ -1,0 +1,3 @@
+from zoo.models.farcer.model import FARCER
+
+__all__ = ["FARCER"]

@@ -1,0 +1,237 @@
+"""The authors' weight files <-> ours, by one strict map in both directions. They published none; these are the layouts
+their code writes:
+
+    pruned   best.pth.tar after pruning: {"model_state_dict": {"mp.0.weight", "mp.0.bias"}} (three layers: mp.0, mp.3, mp.6)
+    full     epochN.pth.tar: the same with lm.*, vm.* (the face ViT under transformers 4's names) and input_embeddings.*
+    lora     the same of a LoRA run, as PEFT wraps it: base_model.model.*, .base_layer, .modules_to_save.default
+    peft     a PEFT folder, adapter_config.json and adapter_model.safetensors, with mp.0 in modules_to_save
+
+    python -m zoo.models.farcer.weights FILE_OR_FOLDER --config configs/farcer/meld.yaml --out FOLDER
+
+reads such a file into the model of a config and writes FOLDER/weights.safetensors, and beside it config.yaml and
+checkpoints/best.ckpt as a run has them, for ``--ckpt_path FOLDER`` and ``--model.start_from FOLDER``. Nothing is
+unpickled but tensors and plain values; a key that is missing, left over or of another shape is an error that names it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import shutil
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from zoo.models.farcer.model import FARCER
+
+Layout = Literal["pruned", "full", "lora", "peft"]
+
+# layout -> (beginning of our name, beginning of theirs); a name that begins with none of them is not in the layout
+PARTS: dict[Layout, tuple[tuple[str, str], ...]] = {
+    "pruned": (("mp.", "mp."),),
+    "full": (("mp.", "mp."), ("llm.model.", "lm."), ("vision.model.", "vm.")),
+    "lora": (
+        ("mp.", "base_model.model.mp."),
+        ("llm.model.base_model.model.", "base_model.model.lm."),
+        ("vision.model.", "base_model.model.vm."),
+    ),
+    "peft": (("mp.", "base_model.model.mp."), ("llm.model.base_model.model.", "base_model.model.lm.")),
+}
+# inside the ViT: transformers 5 <-> transformers 4
+VIT = (
+    (".attention.q_proj.", ".attention.attention.query."),
+    (".attention.k_proj.", ".attention.attention.key."),
+    (".attention.v_proj.", ".attention.attention.value."),
+    (".attention.o_proj.", ".attention.output.dense."),
+    (".mlp.fc1.", ".intermediate.dense."),
+    (".mlp.fc2.", ".output.dense."),  # after attention.output.dense: the later one is the shorter
+)
+SAVED = ".modules_to_save.default."  # where PEFT keeps the trained projection, and
+ORIGINAL = ".original_module."  # what it was before
+
+
+def to_theirs(name: str, layout: Layout) -> str | None:
+    """Our name of a tensor -> the authors', or None if the layout does not hold it."""
+    pair = next((p for p in PARTS[layout] if name.startswith(p[0])), None)
+    if pair is None:
+        return None
+    ours, theirs = pair
+    rest = name.removeprefix(ours)
+    if ours.startswith("vision."):
+        rest = re.sub(r"^vit\.layers\.", "vit.encoder.layer.", rest)
+        old = next(((new, old) for new, old in VIT if new in rest), None)
+        rest = rest.replace(*old) if old else rest
+    elif ours == "mp." and layout == "lora":
+        rest = re.sub(r"^(\d+)\.", rf"\1{SAVED}", rest)
+    elif layout == "peft" and ours != "mp.":
+        if not re.search(r"\.lora_[AB]\.default\.weight$", rest):
+            return None  # the frozen model is not in the folder
+        rest = rest.replace(".default.", ".")
+    return theirs + rest
+
+
+def names(module: FARCER, layout: Layout) -> dict[str, str]:
+    """The authors' name -> ours, of every tensor a file of this layout holds for this model."""
+    return {theirs: name for name in module.state_dict() if (theirs := to_theirs(name, layout)) is not None}
+
+
+def _aliases(module: FARCER, layout: Layout) -> dict[str, str]:
+    """Their names of tensors they hold twice -> our name; what PEFT keeps as it was before is not compared."""
+    own = names(module, layout)
+    begin = "" if layout == "full" else "base_model.model."
+    found = {f"{begin}input_embeddings.weight": own[f"{begin}lm.model.embed_tokens.weight"]}
+    if layout == "lora":
+        found |= {theirs.replace(SAVED, ORIGINAL): name for theirs, name in own.items() if SAVED in theirs}
+    return found
+
+
+def read(path: str | Path, module: FARCER) -> tuple[Layout, dict[str, Tensor]]:
+    """The tensors of an authors' file or PEFT folder under our names, all that the layout has and nothing else.
+
+    Raises:
+        ValueError: not one of the layouts, options that the authors' model does not know, a rank or alpha that differs,
+            or keys that are missing, left over, of another shape, or differ though they are the same tensor.
+    """
+    path = Path(path)
+    _refuse_ours(module)
+    if path.is_dir():
+        layout, state = "peft", _read_folder(path, module)
+    else:
+        try:
+            content = torch.load(path, map_location="cpu", weights_only=True)
+        except Exception as error:  # torch raises many types; the cause stays chained
+            raise ValueError(f"{path} could not be read as weights ({type(error).__name__}: {str(error)[:200]}); "
+                             "is it truncated, or a pickle of more than tensors and plain values?") from error  # fmt: skip
+        if not isinstance(content, dict) or "model_state_dict" not in content:
+            held = sorted(content) if isinstance(content, dict) else type(content).__name__
+            raise ValueError(f"{path} has no model_state_dict, which the authors' files have; it holds {held}")
+        state = dict(content["model_state_dict"])
+        wrapped = any(k.startswith("base_model.model.") for k in state)
+        layout = "lora" if wrapped else "full" if any(k.startswith(("lm.", "vm.")) for k in state) else "pruned"
+    if layout in ("lora", "peft") and module.lora is None:
+        raise ValueError(f"{path} is of a LoRA run, but this config has no lora; add --config .../ablations/lora.yaml")
+    if layout in ("pruned", "full") and module.lora is not None:
+        raise ValueError(f"{path} is of a run without LoRA, but this config has lora; leave it out")
+    wanted, own = names(module, layout), module.state_dict()
+    alias = _aliases(module, layout) if layout in ("full", "lora") else {}
+    twice = wanted | alias
+    missing, extra = sorted(set(twice) - set(state)), sorted(set(state) - set(twice))
+    shapes = [f"{k} is {tuple(state[k].shape)}, expected {tuple(own[v].shape)}"
+              for k, v in twice.items() if k in state and state[k].shape != own[v].shape]  # fmt: skip
+    if missing or extra or shapes:
+        raise ValueError(
+            f"{path} (layout {layout}) does not fit this model: {len(missing)} keys missing {missing[:3]}, {len(extra)} "
+            f"left over {extra[:3]}, {len(shapes)} of another shape {shapes[:3]}"
+        )
+    back = {name: theirs for theirs, name in wanted.items()}
+    differ = [k for k, v in alias.items() if ORIGINAL not in k and not torch.equal(state[k], state[back[v]])]
+    if differ:
+        raise ValueError(f"{path}: {differ} should be the same tensor as {[back[alias[k]] for k in differ]}, but is not")
+    return layout, {name: state[theirs] for theirs, name in wanted.items()}
+
+
+def _read_folder(path: Path, module: FARCER) -> dict[str, Tensor]:
+    for file in ("adapter_config.json", "adapter_model.safetensors"):
+        if not (path / file).is_file():
+            raise ValueError(f"{path} is no PEFT folder: it has no {file}; it holds {sorted(p.name for p in path.iterdir())}")
+    config = json.loads((path / "adapter_config.json").read_text())
+    if module.lora is not None:
+        said, own = (config.get("r"), config.get("lora_alpha")), (module.lora.r, module.lora.alpha)
+        if said != own:
+            raise ValueError(f"{path} has LoRA r, alpha {said}, but this config has {own}; set --model.lora.r and .alpha")
+    return load_file(path / "adapter_model.safetensors")
+
+
+def _refuse_ours(module: FARCER) -> None:
+    if module.standardise or module.scale is not None or module.faces == "none":
+        raise ValueError("the authors' model has a projection and neither standardises nor scales; use a config with "
+                         "standardise: false, scale: null and faces other than none")  # fmt: skip
+
+
+def load(path: str | Path, module: FARCER) -> Layout:
+    """Reads the authors' weights into a built model (`configure_model`). What equals the base models' own weights stays
+    theirs, so a checkpoint of this model leaves it out."""
+    layout, state = read(path, module)
+    own = module.state_dict()
+    state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
+    module.from_hub -= {name for name, tensor in state.items() if not torch.equal(tensor, own[name].cpu())}
+    module.load_state_dict(own | state)
+    return layout
+
+
+def write(module: FARCER, path: str | Path, layout: Layout) -> Path:
+    """Writes a built model as the authors' code would have: a file, or a folder for ``peft``.
+
+    The tensors PEFT keeps from before training (``original_module``) are not known any more; the trained ones stand in
+    their place.
+
+    Raises:
+        ValueError: a layout that this model does not have.
+        FileExistsError: ``path`` exists.
+    """
+    path = Path(path)
+    _refuse_ours(module)
+    if (layout in ("lora", "peft")) != (module.lora is not None):
+        raise ValueError(f"layout {layout} is {'' if module.lora is None else 'not '}of a LoRA run, this model is "
+                         f"{'not' if module.lora is None else ''}")  # fmt: skip
+    if path.exists():
+        raise FileExistsError(f"{path} exists; choose another place or delete it first")
+    own = module.state_dict()
+    state = {theirs: own[name].detach().cpu().contiguous() for theirs, name in names(module, layout).items()}
+    if layout in ("full", "lora"):
+        state |= {theirs: own[name].detach().cpu() for theirs, name in _aliases(module, layout).items()}
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if layout != "peft":
+        torch.save({"model_state_dict": dict(sorted(state.items()))}, path)
+        return path
+    path.mkdir()
+    save_file(state, path / "adapter_model.safetensors", {"format": "pt"})
+    config = {"peft_type": "LORA", "r": module.lora.r, "lora_alpha": module.lora.alpha, "lora_dropout": module.lora.dropout,
+              "bias": "none", "target_modules": ["q_proj", "k_proj", "v_proj"], "modules_to_save": ["mp.0"]}  # fmt: skip
+    (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
+    return path
+
+
+def save(module: FARCER, folder: str | Path) -> Path:
+    """Writes weights.safetensors and checkpoints/best.ckpt with the zoo's contract: all tensors but those of the base
+    models."""
+    folder = Path(folder)
+    (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
+    pristine = module.pristine()
+    state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items() if k not in pristine}
+    save_file(state, folder / "weights.safetensors", {"zoo": json.dumps(module.contract())})
+    content = {"state_dict": state, "zoo": module.contract(), "pytorch-lightning_version": version("lightning"),
+               "epoch": 0, "global_step": 0}  # fmt: skip
+    torch.save(content, folder / "checkpoints" / "best.ckpt")  # Lightning's own reader knows no safetensors
+    return folder / "weights.safetensors"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    import yaml
+    from jsonargparse import ArgumentParser
+
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("source", help="the authors' .pth.tar, or a PEFT folder")
+    parser.add_argument("--config", type=Path, required=True, help="config whose model the weights belong to")
+    parser.add_argument("--out", type=Path, required=True, help="folder to write")
+    options = parser.parse_args(arguments)
+    models = ArgumentParser()
+    models.add_subclass_arguments(FARCER, "model", required=True)
+    given: Any = yaml.safe_load(options.config.read_text())
+    module = models.instantiate_classes(models.parse_object({"model": given["model"]})).model
+    module.start_from = None
+    module.configure_model()
+    layout = load(options.source, module)
+    print(f"read {options.source} (layout {layout}), wrote {save(module, options.out)}")
+    shutil.copy(options.config, options.out / "config.yaml")
+
+
+__all__ = ["Layout", "load", "names", "read", "save", "to_theirs", "write"]
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,3 @@
+from zoo.models.grpo.model import GRPO
+
+__all__ = ["GRPO"]

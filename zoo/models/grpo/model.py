@@ -1,0 +1,54 @@
+"""A language model that answers a prompt, reinforced with rewards of your own (GRPO, Shao et al. 2024).
+
+Not one of the papers: the loop itself, for another prompt, another corpus, another reward. A reward is a function of an
+`Answer`; nothing else has to be written. See ``notebooks/your_own_reward.ipynb``.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from zoo.module import PromptCollator
+from zoo.prompts import load_template, parse_label, words
+from zoo.reinforced import Reinforced
+from zoo.schema import Sample
+
+
+class GRPO(Reinforced):
+    """Answers a prompt freely; its rewards say what a good answer is.
+
+    Args:
+        llm: folder, published name or hub id of the language model.
+        template: ``default`` or a file, see `zoo.prompts`.
+        window: earlier turns shown.
+        descriptions: kinds of description shown.
+        verbalizer: label -> word the model says, where it differs.
+        max_length: longest prompt in tokens; longer ones lose old turns, then their beginning; counted.
+    """
+
+    templates = Path(__file__).parents[1] / "causal_lm" / "templates"
+
+    def __init__(
+        self,
+        llm: str,
+        template: str = "default",
+        window: int = 0,
+        descriptions: list[str] | None = None,
+        verbalizer: dict[str, str] | None = None,
+        max_length: int = 1024,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(llm, **kwargs)
+        if not self.functions:
+            raise ValueError("GRPO needs at least one reward: --model.rewards+=my_module.my_reward")
+        self.template = load_template(template, self.templates)
+        self.prompt = {"window": window, "kinds": tuple(descriptions or ()), "verbalizer": verbalizer,
+                       "max_length": max_length}  # fmt: skip
+
+    def collator(self, training: bool) -> PromptCollator:
+        return PromptCollator(self.llm.tokenizer, self.llm.pad_id, self.template, training=False, **self.prompt)
+
+    def read_answer(self, sample: Sample, text: str) -> str | None:
+        index = parse_label(text, words(sample.labels, self.prompt["verbalizer"]))
+        return None if index is None else sample.labels.names[index]

@@ -1,0 +1,4 @@
+from zoo.models.selector.model import ModalitySelector, SelectedClassifier
+from zoo.models.selector.parts import Downstream, Format, Response
+
+__all__ = ["Downstream", "Format", "ModalitySelector", "Response", "SelectedClassifier"]

@@ -1,0 +1,355 @@
+"""Reinforced: the GRPO loop as a LightningModule. A system says what is asked and what an answer is worth.
+
+One optimiser step is one window of ``trainer.accumulate_grad_batches`` batches: all their prompts are answered in one
+decoding batch, then every batch is one forward and backward pass, and the loss is that of the window whatever its
+split. So `batch_size` is a matter of memory, and batch_size x accumulate_grad_batches x processes = prompts per step.
+
+Lightning's own ``accumulate_grad_batches``, ``gradient_clip_val``, ``precision``, ``fast_dev_run``, callbacks and DDP
+apply. Optimisation is manual and visible in `training_step`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.utilities import rank_zero_info
+from torch import Tensor
+
+from zoo.backbones import LLM, LoRA
+from zoo.backbones.llm import Dtype, Prefix
+from zoo.module import EmotionModule, Rows
+from zoo.prompts import parse_label
+from zoo.rl import Answer, Objective, Reward, Rollout, accumulate, roll_out, token_weights
+from zoo.rl.grpo import constant
+from zoo.runs import run_folder
+from zoo.schema import Prediction, Sample
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Rewards of a window.
+
+    Attributes:
+        total: (B, n) what the answers are worth.
+        parts: name of a reward -> (B, n).
+        extra: metrics of a system's own, e.g. its yes-rate.
+    """
+
+    total: Tensor
+    parts: Mapping[str, Tensor]
+    extra: Mapping[str, float]
+
+
+class Reinforced(EmotionModule):
+    """Base of the systems that learn from rewards.
+
+    A system overrides `collator`, and where needed `encode`, `rewards` and `predict`.
+
+    Args:
+        llm: folder, published name or hub id of the language model.
+        dtype: dtype of its weights.
+        revision: hub revision to pin.
+        attention: ``sdpa`` shares a prompt between its answers; ``eager`` computes it for each.
+        gradient_checkpointing: recompute activations in the backward pass.
+        lora: adapters on the frozen model; None trains all of it, which leaves no reference (beta must be 0).
+        answers: sampled per prompt (G).
+        max_new_tokens: of an answer.
+        temperature: of sampling, and of the log-probabilities that are trained.
+        objective: what is maximised.
+        scale: whether advantages are divided by their group's standard deviation.
+        iterations: optimiser steps per sampled window.
+        drop_truncated: answers cut off at `max_new_tokens` do not enter the loss.
+        rewards: functions or classes, each an `Answer` -> float; see `zoo.rl.rewards`.
+        reward_weights: one number per reward; None: all 1.
+        table_every: optimiser steps between two entries of ``answers.jsonl`` in the run folder: the sampled answers of
+            two prompts with their rewards. 0: none.
+    """
+
+    def __init__(
+        self,
+        llm: str,
+        dtype: Dtype = "float32",
+        revision: str | None = None,
+        attention: Literal["sdpa", "eager"] = "sdpa",
+        gradient_checkpointing: bool = False,
+        lora: LoRA | None = None,
+        answers: int = 4,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        objective: Objective = Objective(),  # noqa: B008 - frozen
+        scale: Literal["std", "none"] = "std",
+        iterations: int = 1,
+        drop_truncated: bool = False,
+        rewards: list[Reward] | None = None,
+        reward_weights: list[float] | None = None,
+        table_every: int = 50,
+        lr: float = 5e-6,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(lr=lr, **kwargs)
+        if answers < 1 or max_new_tokens < 1 or iterations < 1 or temperature <= 0:
+            raise ValueError(
+                f"need answers >= 1, max_new_tokens >= 1, iterations >= 1 and temperature > 0; got {answers}, "
+                f"{max_new_tokens}, {iterations}, {temperature}"
+            )
+        self.llm_args = {
+            "path": llm, "dtype": dtype, "revision": revision, "attention": attention,
+            "gradient_checkpointing": gradient_checkpointing,
+        }  # fmt: skip
+        if objective.beta and lora is None:
+            raise ValueError(
+                f"objective.beta is {objective.beta}, but without lora there is no reference to stay close to; "
+                "add lora, or set objective.beta to 0"
+            )
+        self.lora, self.n, self.max_new_tokens, self.temperature = lora, answers, max_new_tokens, temperature
+        self.objective, self.scale, self.iterations, self.drop_truncated = objective, scale, iterations, drop_truncated
+        self.functions = list(rewards or ())
+        self.reward_weights = list(reward_weights) if reward_weights is not None else [1.0] * len(self.functions)
+        if len(self.reward_weights) != len(self.functions):
+            raise ValueError(f"{len(self.functions)} rewards, but {len(self.reward_weights)} reward_weights")
+        self.table_every = table_every
+        self.window: list[dict[str, Any]] = []
+
+    # ---- parts
+    def build(self) -> None:
+        self.llm = LLM(**self.llm_args)
+
+    def add_adapters(self) -> None:
+        if self.lora is not None:
+            self.llm.add_lora(self.lora)
+
+    def bases(self) -> dict[str, LLM]:
+        return {"llm": self.llm}
+
+    # ---- what a system may fill in
+    def encode(self, batch: dict[str, Any]) -> Prefix:
+        """The prompts of a batch; called anew for every forward pass."""
+        return self.llm.encode(batch["input_ids"], batch["mask"])
+
+    def rewards(self, groups: Sequence[Sequence[Answer]]) -> Gathered:
+        """Rewards of the sampled answers, one group per prompt."""
+        parts = {
+            reward_name(f): torch.tensor([[float(f(a)) for a in group] for group in groups]) for f in self.functions
+        }
+        if len(parts) != len(self.functions):
+            raise ValueError(f"two rewards have the same name: {[reward_name(f) for f in self.functions]}")
+        for name, values in parts.items():
+            if not torch.isfinite(values).all():
+                raise ValueError(f"reward {name} gave a number that is not finite: {values.tolist()}")
+        total = sum(w * v for w, v in zip(self.reward_weights, parts.values(), strict=True))
+        return Gathered(total, parts, {})
+
+    def sample(self, window: Sequence[dict[str, Any]]) -> Rollout:
+        """Answers to all prompts of a window."""
+        with torch.no_grad():
+            prompts = Prefix.join([self.encode(batch) for batch in window])
+        return roll_out(
+            self.llm, prompts, self.n, max_new_tokens=self.max_new_tokens, temperature=self.temperature,
+            drop_truncated=self.drop_truncated,
+        )  # fmt: skip
+
+    # ---- the loop
+    def setup(self, stage: str) -> None:
+        super().setup(stage)
+        if stage != "fit":
+            return
+        if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+            raise ValueError(
+                f"reinforcement runs in one process or with --trainer.strategy ddp, not "
+                f"{type(self.trainer.strategy).__name__}: the loss of a step is summed over processes by hand"
+            )
+        # Lightning refuses its own accumulation and clipping in manual optimisation, which this loop carries out; it
+        # asks before this hook
+        self.automatic_optimization = False
+        self.window.clear()
+
+    def on_fit_start(self) -> None:
+        self.llm.check_sharing()
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
+        self.window.append(batch)
+        if len(self.window) < self.trainer.accumulate_grad_batches and not self.trainer.is_last_batch:
+            return None
+        window, self.window = self.window, []
+
+        rollout = self.sample(window)
+        groups = self.read(window, rollout)
+        gathered = self.rewards(groups)
+        rewards = gathered.total.to(rollout.old)
+        signal = self.objective.signal(rewards, self.scale)
+        weights = token_weights(rollout.mask, self.objective.normalize, self.max_new_tokens, self.totals(rollout))
+
+        for iteration in range(self.iterations):
+            sums = self.update(window, rollout, signal, weights, on_policy=iteration == 0)
+        self.report(rollout, gathered, sums)
+        self.write_table(groups, gathered, signal)
+        return sums["loss"]
+
+    def update(
+        self, window: Sequence[dict[str, Any]], rollout: Rollout, signal: Tensor, weights: Tensor, on_policy: bool
+    ) -> Mapping[str, Tensor]:
+        """One optimiser step. Returns the sums of `accumulate` over all processes."""
+        optimizer = self.optimizers()
+        trained = [p for group in optimizer.param_groups for p in group["params"]]
+        optimizer.zero_grad(set_to_none=True)
+        parts = [lambda batch=batch: self.encode(batch) for batch in window]
+        # processes may skip different groups, so their numbers of passes differ: gradients are summed once, afterwards
+        with self.trainer.strategy.block_backward_sync() if self.trainer.world_size > 1 else contextlib.nullcontext():
+            sums = accumulate(
+                self.llm, parts, rollout, signal, weights, self.objective, temperature=self.temperature,
+                on_policy=on_policy, backward=self.manual_backward,
+            )  # fmt: skip
+        sums = dict(zip(sums, self._summed(torch.stack(list(sums.values()))), strict=True))
+        self.check_finite(sums["loss"], {"samples": window[0]["samples"]})
+        for p in trained:
+            if p.grad is None:  # all of a window's groups were idle: the same step as with a gradient of zero
+                p.grad = torch.zeros_like(p)
+            if self.trainer.world_size > 1:
+                torch.distributed.all_reduce(p.grad)
+        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
+        if scaler is not None:  # 16-mixed: a norm can be judged only after this
+            scaler.unscale_(optimizer.optimizer)
+        if self.trainer.gradient_clip_val:
+            self.clip_gradients(
+                optimizer, gradient_clip_val=self.trainer.gradient_clip_val,
+                gradient_clip_algorithm=self.trainer.gradient_clip_algorithm or "norm",
+            )  # fmt: skip
+        optimizer.step()
+        self.lr_schedulers().step()
+        return sums
+
+    def optimizer_steps(self) -> float:
+        steps = super().optimizer_steps() * self.iterations
+        return min(steps, self.trainer.max_steps) if self.trainer.max_steps > 0 else steps
+
+    def totals(self, rollout: Rollout) -> tuple[float, float]:
+        """Answers and tokens of the step in all processes."""
+        answers, tokens = self._summed(
+            torch.tensor([rollout.finished.numel(), int(rollout.mask.sum())], device=self.device, dtype=torch.float64)
+        ).tolist()
+        return answers, tokens
+
+    def _summed(self, value: Tensor) -> Tensor:
+        if self.trainer.world_size > 1:
+            torch.distributed.all_reduce(value)
+        return value
+
+    def read(self, window: Sequence[dict[str, Any]], rollout: Rollout) -> list[list[Answer]]:
+        """The sampled answers as text, one list per prompt. Cut-off answers are read as they are."""
+        samples = [s for batch in window for s in batch["samples"]]
+        real = self.lengths(rollout)
+        return [
+            [
+                Answer(
+                    self.llm.tokenizer.decode(ids[: int(k)], skip_special_tokens=True), int(k), bool(f), sample,
+                )
+                for ids, k, f in zip(rollout.ids[i], real[i], rollout.finished[i], strict=True)
+            ]
+            for i, sample in enumerate(samples)
+        ]  # fmt: skip
+
+    def lengths(self, rollout: Rollout) -> Tensor:
+        """(B, n) int64 tokens of each answer, those left out of the loss included."""
+        kept = rollout.mask.sum(2)
+        return torch.where(rollout.finished | (kept > 0), kept, rollout.mask.shape[2])
+
+    # ---- evaluation
+    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
+        """The greedy answer to each prompt, read as a label word, and its rewards (without those of a group)."""
+        rollout = roll_out(self.llm, self.encode(batch), 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
+        answers = [group[0] for group in self.read([batch], rollout)]
+        predictions = []
+        for a in answers:
+            rewards = {reward_name(f): float(f(a)) for f in self.functions}
+            total = sum(w * r for w, r in zip(self.reward_weights, rewards.values(), strict=True))
+            said = {"reward": total, "rewards": rewards, "tokens": a.tokens, "finished": a.finished}
+            predictions.append(Prediction(
+                a.sample.id, a.sample.dialogue, a.sample.target.label, self.read_answer(a.sample, a.text), text=a.text,
+                details=said))  # fmt: skip
+        return predictions
+
+    def read_answer(self, sample: Sample, text: str) -> str | None:
+        """Label word of an answer, or None if it is unreadable."""
+        index = parse_label(text, sample.labels.names)
+        return None if index is None else sample.labels.names[index]
+
+    def on_validation_epoch_start(self) -> None:
+        self.judged: list[float] = []
+
+    def judge(self, samples: Rows, predictions: Sequence[Prediction]) -> None:
+        super().judge(samples, predictions)
+        self.judged += [p.details["reward"] for p in predictions]
+
+    def on_validation_epoch_end(self) -> None:
+        super().on_validation_epoch_end()
+        if not self.trainer.sanity_checking:
+            total, n = self._summed(torch.tensor([sum(self.judged), len(self.judged)], device=self.device)).tolist()
+            self.log("val/reward", total / max(n, 1), prog_bar=True)
+
+    # ---- what is said about it
+    def report(self, rollout: Rollout, gathered: Gathered, sums: Mapping[str, Tensor]) -> None:
+        """Logs under TRL's names, with ``train/`` in front as its reporters write them."""
+        rewards, lengths, finished = gathered.total, self.lengths(rollout).float(), rollout.finished
+        spread = rewards.std(1) if rewards.shape[1] > 1 else torch.zeros(len(rewards))
+        said = {
+            "reward": rewards.mean(),
+            "reward_std": spread.mean(),
+            "frac_reward_zero_std": constant(rewards).float().mean(),
+            "entropy": rollout.entropy.sum() / rollout.mask.sum().clamp(min=1),
+            "completions/mean_length": lengths.mean(),
+            "completions/min_length": lengths.min(),
+            "completions/max_length": lengths.max(),
+            "completions/clipped_ratio": 1 - finished.float().mean(),
+        }
+        for name, values in gathered.parts.items():
+            said |= {f"rewards/{name}/mean": values.mean(), f"rewards/{name}/std": values.std()}
+        renamed = {"kl": "kl", "clip_ratio/low": "clip_ratio/low_mean", "clip_ratio/high": "clip_ratio/high_mean"}
+        said |= {renamed[name]: value for name, value in sums.items() if name in renamed}
+        said |= {name: torch.tensor(value) for name, value in gathered.extra.items()}
+        said = {"loss": sums["loss"], **said}
+        values = torch.stack([value.float().to(self.device) for value in said.values()])
+        means = self._summed(values) / self.trainer.world_size
+        said = {f"train/{name}": mean for name, mean in zip(said, means, strict=True)}
+        for name, value in said.items():
+            shown = name in ("train/loss", "train/reward")
+            self.log(name, value, prog_bar=shown, logger=False, batch_size=len(rewards))
+        # not through Lightning, which in manual optimisation writes the last step's numbers again for every batch
+        if self.global_step % self.trainer.log_every_n_steps == 0 and self.trainer.is_global_zero:
+            numbers = {name: float(value) for name, value in said.items()} | {"epoch": self.current_epoch}
+            for logger in self.loggers:
+                logger.log_metrics(numbers, step=self.global_step - 1)
+
+    def write_table(self, groups: Sequence[Sequence[Answer]], gathered: Gathered, signal: Tensor) -> None:
+        step = self.global_step // self.iterations
+        due = self.table_every and (step - 1) % self.table_every == 0
+        if not due or not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+            return
+        rows = [
+            {
+                "step": self.global_step,
+                "id": a.sample.id,
+                "answer": a.text,
+                "tokens": a.tokens,
+                "reward": round(float(gathered.total[i, j]), 6),
+                "rewards": {name: round(float(v[i, j]), 6) for name, v in gathered.parts.items()},
+                "signal": round(float(signal[i, j]), 6),
+            }
+            for i, group in enumerate(groups[:2])
+            for j, a in enumerate(group)
+        ]
+        path = run_folder(self.trainer) / "answers.jsonl"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a", encoding="utf-8") as file:
+            file.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in rows)
+        rank_zero_info(f"sampled answers of step {self.global_step}: {path}")
+
+
+def reward_name(reward: Reward) -> str:
+    """Under which a reward is logged: of the function, or of the class."""
+    return getattr(reward, "__name__", type(reward).__name__).lower()
