@@ -1,5 +1,5 @@
 # make demo         install, train and test DialogueLLM on the embedded dialogues, say where the results lie
-# make test         install with the dev extra, run the test suite
+# make test         install with the dev extra, run the test suite and the notebooks
 # make lint         ruff and the import rules
 # make constraints  write constraints.txt from what .venv holds (after upgrading something in it)
 # make clean        remove .venv, caches and build leftovers; runs/ stays
@@ -29,7 +29,7 @@ demo: $(if $(wildcard $(DEV)),$(DEV),$(PLAIN))
 
 # one thread per process: the models of the tests are too small for more to pay
 test: $(DEV)
-	$(OFFLINE) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q
+	$(OFFLINE) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --nbmake --nbmake-timeout=600 tests notebooks
 
 lint: $(DEV)
 	$(BIN)/ruff check .

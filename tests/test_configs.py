@@ -19,6 +19,7 @@ ABLATIONS = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" in p.parts)
 def base_of(ablation: Path) -> Path:
     """The config that an ablation is read after: the paper's on MELD, the small one for a small ablation."""
     names = ("meld_small.yaml", "sitcom.yaml") if ablation.stem.startswith("small") else ("meld.yaml",)
+    names = ("meld_classifier.yaml",) if ablation.stem.startswith("classifier_") else names  # the selector's stage 2
     return next(path for name in names if (path := ablation.parents[1] / name).is_file())
 
 

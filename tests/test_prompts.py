@@ -435,7 +435,7 @@ DESCRIBED = (
     " and comes with descriptions of how they sound and look. Weigh the words themselves; do not rely on the "
     "descriptions alone. "
 )
-CHOOSE = "\nSelect the emotion of <Ada: \"You did what?\"> from <neutral, surprise, fear, sadness, joy, disgust, anger>:"
+CHOOSE = f'\nSelect the emotion of <Ada: "You did what?"> from <{", ".join(SAID)}>:'
 SELECTION = {
     ("selector", "plain"): f'{DECIDE}Ada: "You did what?"{RULES}',
     ("selector", "context"): f'{DECIDE}Ada: "Where is my umbrella?"\tBela: "I sat on it."\tAda: "You did what?"{RULES}',

@@ -76,7 +76,7 @@ class ZooCLI(LightningCLI):
         parser.add_class_arguments(BestCheckpoint, "checkpoint")
         parser.set_defaults(
             {
-                "checkpoint.monitor": "val/wf1",
+                "checkpoint.monitor": None,  # the system's own, see EmotionModule.monitor
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
                 "checkpoint.auto_insert_metric_name": False,
@@ -163,6 +163,10 @@ class ZooCLI(LightningCLI):
 class BestCheckpoint(ModelCheckpoint):
     """best.ckpt. Remembers the best score even if the run folder was moved, or was named relative to another directory;
     Lightning's own forgets it then, and a resumed run would overwrite the best model with its next one."""
+
+    def setup(self, trainer: Trainer, pl_module: EmotionModule, stage: str) -> None:
+        self.monitor = self.monitor or pl_module.monitor
+        super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:
@@ -265,6 +269,8 @@ def look_into(file: Path) -> dict[str, Any]:
 def run(verb: str, args: list[str]) -> None:
     """One LightningCLI verb, with --ckpt_path resolved first."""
     _quiet()
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())  # a user's own reward or system beside the config, as with python -m zoo
     args = configs_first(resolve_checkpoint(verb, args))
     sys.argv = ["zoo", verb, *args]  # where LightningCLI reads
     ZooCLI(  # not returned: a script that exits with an object has failed

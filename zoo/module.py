@@ -80,6 +80,7 @@ class EmotionModule(LightningModule):
     """
 
     scores: tuple[str, ...] = ("weighted_f1", "accuracy", "macro_f1", "uar", "unparsed")  # of a test, logged by name
+    monitor = "val/wf1"  # the larger, the better: which checkpoint becomes best.ckpt
     rows_file = "predictions.jsonl"  # where the rows of a test or prediction go
 
     def __init__(
@@ -554,8 +555,7 @@ class PromptCollator:
         answers: list[list[int]] = [[] for _ in samples]
         if self.training:
             for s, answer in zip(samples, answers, strict=True):
-                if s.target.label is not None:
-                    answer += self.answer_ids(words(s.labels, self.verbalizer)[s.label]) + [self.tokenizer.eos_token_id]
+                answer += self.target_ids(s, rng)
         length = max(len(p) + len(a) for p, a in zip(prompts, answers, strict=True))
         ids = torch.full((len(samples), length), self.pad_id)
         mask = torch.zeros(len(samples), length, dtype=torch.bool)
@@ -569,8 +569,12 @@ class PromptCollator:
             batch |= {"target_ids": ids.masked_fill(~mask, IGNORE), "answer": answer_mask}
         return batch
 
-    def answer_ids(self, word: str) -> list[int]:
-        return answer_ids(self.tokenizer, word)
+    def target_ids(self, sample: Sample, rng: np.random.Generator) -> list[int]:
+        """Tokens to be learnt after the prompt: the label word and the end token; none without a label."""
+        if sample.target.label is None:
+            return []
+        word = words(sample.labels, self.verbalizer)[sample.label]
+        return answer_ids(self.tokenizer, word) + [self.tokenizer.eos_token_id]
 
 
 def require_descriptions(samples: Sequence[Sample], kinds: Sequence[str], split: str) -> None:

@@ -10,6 +10,8 @@ from zoo.backbones.shapes import SHAPES
 PARAMETERS = {  # model cards
     "llama-2-7b": 6_738_415_616,
     "llama-3-8b": 8_030_261_248,
+    "qwen2-7b": 7_615_616_512,
+    "glm-4-9b": 9_399_951_360,
     "qwen2.5-7b": 7_615_616_512,
     "qwen2.5-32b": 32_763_876_352,
 }
@@ -39,7 +41,7 @@ def test_parameters(name):
 @pytest.mark.parametrize("name", SHAPES)
 def test_rotary_base_is_the_published_one(name):
     """A wrong one changes no count and no shape. transformers must find it inside rope_parameters."""
-    base = {"llama-2-7b": 10_000.0, "llama-3-8b": 500_000.0}.get(name, 1_000_000.0)
+    base = {"llama-2-7b": 10_000.0, "glm-4-9b": 10_000.0, "llama-3-8b": 500_000.0}.get(name, 1_000_000.0)
     kind, values = SHAPES[name]
     small = AutoConfig.for_model(kind, **values | {"num_hidden_layers": 1, "vocab_size": 8})
     assert small.rope_parameters["rope_theta"] == base

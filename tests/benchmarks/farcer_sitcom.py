@@ -78,10 +78,13 @@ ROWS = {
     "unseen": Row("LM without descriptions: base", UNSEEN, against="text_unseen"),
     "text_pl": Row("text only, frozen LM, past labels", (*TEXT, *PAST), against="text_pl"),
     "lora_text": Row("LoRA, text only", ("--model.faces=none",), overlay="small_lora", every=False),
-    "three_layer_pl": Row("three layers, past labels", PAST, overlay="small_three_layer", against="text_pl", every=False),
+    "three_layer_pl": Row(
+        "three layers, past labels", PAST, overlay="small_three_layer", against="text_pl", every=False
+    ),
     "lora_pl": Row("LoRA, past labels", PAST, overlay="small_lora", against="text_pl", every=False),
-    "as_projected": Row("base, features as the projection gives them",
-                        ("--model.standardise=false", "--model.scale=null"), every=False),
+    "as_projected": Row(
+        "base, features as the projection gives them", ("--model.standardise=false", "--model.scale=null"), every=False
+    ),
     "free": Row("base, free-running training", ("--model.rollout=free",), every=False),
     "shots_3": Row("base, 3 shots in the test prompt", ("--model.shots=3",), of="base"),
     "shots_7": Row("base, 7 shots in the test prompt", ("--model.shots=7",), of="base"),
@@ -90,11 +93,13 @@ ROWS = {
     "greedy": Row("base, greedy answers", ("--model.decode=greedy",), of="base"),
     "text_greedy": Row("text only, greedy answers", (*TEXT, "--model.decode=greedy")),
     "strange": Row("base, tested with another speaker's face", ("--model.faces=another",), of="base"),
-}  # fmt: skip
+}
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
-SEEN: OrderedDict = OrderedDict()  # image -> features: the frozen eyes see the same pictures in every run of this process
+SEEN: OrderedDict = (
+    OrderedDict()
+)  # image -> features: the frozen eyes see the same pictures in every run of this process
 build = FARCER.build
 
 
@@ -114,8 +119,13 @@ def run(options: argparse.Namespace, key: str, seed: int) -> None:
     row, started = ROWS[key], time.process_time()
     home = options.out / "runs" / f"{key}-{seed}"
     shutil.rmtree(home, ignore_errors=True)
-    data = [f"--data.root={options.data_root}", f"--model.cache={options.out / 'cache'}", f"--trainer.default_root_dir={home}",
-            "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false"]  # fmt: skip
+    data = [
+        f"--data.root={options.data_root}",
+        f"--model.cache={options.out / 'cache'}",
+        f"--trainer.default_root_dir={home}",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+    ]
     config = [f"--config={CONFIGS / 'sitcom.yaml'}"]
     if row.overlay:
         config.append(f"--config={CONFIGS / 'ablations' / row.overlay}.yaml")
@@ -183,8 +193,10 @@ def table(options: argparse.Namespace, data: Synthetic, last: set[str] | None) -
     for past, gap in gaps.items():
         best = "; ".join(f"{name} {value:.1f}" for name, value in gap.items())
         print(f"Best reachable accuracy{' with past labels' if past else ''}: {best}.")
-    print("\n| row | n | accuracy [95 %] | each seed | weighted F1 [95 %] | unparsed | accuracy against text only [95 %] | "
-          "against base [95 %] | share of the reachable gap |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        "\n| row | n | accuracy [95 %] | each seed | weighted F1 [95 %] | unparsed | against text only [95 %] | "
+        "against base [95 %] | share of the reachable gap |\n|---|---|---|---|---|---|---|---|---|"
+    )
     missed = []
     for key, row in ROWS.items():
         if not runs[key]:
@@ -200,7 +212,9 @@ def table(options: argparse.Namespace, data: Synthetic, last: set[str] | None) -
         text = list(runs[row.against].values())
         over = paired_difference(own, text, SITCOM, "accuracy") if text and row.against != key else None
         cells.append(points(over) if over else "")
-        same = [runs["base"][s] for s in runs[key] if s in runs["base"]] if len(runs[key]) < len(options.seeds) else None
+        same = (
+            [runs["base"][s] for s in runs[key] if s in runs["base"]] if len(runs[key]) < len(options.seeds) else None
+        )
         base = same or list(runs["base"].values())
         cells.append(points(paired_difference(own, base, SITCOM, "accuracy")) if base and key != "base" else "")
         gap = gaps[row.against == "text_pl"]

@@ -81,7 +81,7 @@ class Seed:
     def __init__(self, seed: int, options: argparse.Namespace) -> None:
         self.home, self.seed = options.out / str(seed), seed
         self.data = (f"--seed_everything={seed}", f"--data.root={options.data_root}",
-                     f"--data.captions={json.dumps([str(c) for c in options.captions or [options.data_root]])}")  # fmt: skip
+                     f"--data.captions={json.dumps([*map(str, options.captions or [options.data_root])])}")  # fmt: skip
         self.rates = options.rates
         run = self.fit("classifier", "meld_small_classifier.yaml")
         self.compared = self.home / "compared.jsonl"
@@ -94,16 +94,20 @@ class Seed:
         for name, kind in KINDS.items():
             self.table[name] = self.adaptive(name, kind, run)
         better = {r["id"]: g > 0 for r, g in zip(of(self.rows, "test"), gains(of(self.rows, "test")), strict=True)}
-        self.table["best of both, sees the label"] = (math.nan, answered(of(self.rows, "test"), better), better, 0.0, "")
+        test = answered(of(self.rows, "test"), better)
+        self.table["best of both, sees the label"] = (math.nan, test, better, 0.0, "")
 
     def fit(self, name: str, config: str, *args: str) -> Path:
         root = self.home / name
+        if not (self.home / f"{name}.done").is_file():
+            shutil.rmtree(root, ignore_errors=True)  # of a command that was stopped
         zoo(self.home / f"{name}.log", "fit", f"--config={CONFIGS / config}", *self.data, *args,
             f"--trainer.default_root_dir={root}")  # fmt: skip
         return root / "lightning_logs" / "version_0"
 
     def fixed(self, name: str) -> tuple[float, Rows, Mapping[str, bool], float, str]:
-        said = {r["id"]: {"never": False, "always": True}.get(name, r["details"]["decision"] == "keep") for r in self.rows}
+        fixed = {"never": False, "always": True}
+        said = {r["id"]: fixed.get(name, r["details"]["decision"] == "keep") for r in self.rows}
         dev, test = (answered(of(self.rows, split), said) for split in ("dev", "test"))
         return wf1(dev), test, said, 0.0, ""
 
@@ -114,7 +118,7 @@ class Seed:
             run = self.fit(f"{kind}-{rate}", "meld_small.yaml", f"--model.downstream={self.compared}",
                            f"--model.downstream_kind={kind}", f"--model.lr={rate}")  # fmt: skip
             zoo(self.home / f"{kind}-{rate}-decide.log", "predict", f"--ckpt_path={run}",
-                "--data.predict_splits=[train,dev,test]")  # fmt: skip
+                "--data.predict_splits=[dev,test]")  # fmt: skip
             rows = read(run / "decisions.jsonl")
             kept = {r["id"]: r["details"]["decision"] != "discard" for r in rows}
             found.append((wf1(answered(of(self.rows, "dev"), kept)), rate, run, kept, rows))
@@ -134,12 +138,13 @@ def show(seeds: Sequence[Seed]) -> None:
     labels = MELD.labels
     for s in seeds:
         share = {split: gains(of(s.rows, split)) for split in ("train", "dev", "test")}
-        print(f"seed {s.seed}: keeping changes the right label's probability by " + ", ".join(
-            f"{split} {g.mean():+.4f} (helps {np.mean(g > 0):.2f}, n {len(g)})" for split, g in share.items()))  # fmt: skip
+        said = ", ".join(f"{k} {g.mean():+.4f} (helps {np.mean(g > 0):.2f}, n {len(g)})" for k, g in share.items())
+        print(f"seed {s.seed}: keeping changes the right label's probability by {said}")
         for name in KINDS:
             print(f"seed {s.seed}: {name}: {s.table[name][4]}")
-    print(f"\n| row | dev weighted F1 | test weighted F1, n = {len(of(seeds[0].rows, 'test'))} [95 %] | each seed | "
-          "against always [95 %] | against never [95 %] | accuracy | keep rate | unparsed |\n" + "|---" * 9 + "|")  # fmt: skip
+    n = len(of(seeds[0].rows, "test"))
+    print(f"\n| row | dev weighted F1 | test weighted F1, n = {n} [95 %] | each seed | against always [95 %] | "
+          "against never [95 %] | accuracy | keep rate | unparsed |\n" + "|---" * 9 + "|")  # fmt: skip
     for name in seeds[0].table:
         runs = [s.table[name][1] for s in seeds]
         m = mean_over_seeds(runs, labels)
@@ -161,7 +166,7 @@ def main() -> None:
     parser.add_argument("--captions", type=Path, nargs="+", help="description files or folders; default: --data-root")
     parser.add_argument("--out", type=Path, default=Path("runs/selector_meld"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3, 5e-4], help="learning rates dev chooses from")
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3], help="learning rates of stage 1, of which dev chooses")
     options = parser.parse_args()
     show([Seed(seed, options) for seed in options.seeds])
 

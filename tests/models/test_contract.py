@@ -200,7 +200,8 @@ def test_metrics_can_be_recomputed_from_the_predictions(run, system, home):
 
 
 def test_checkpoints_hold_what_was_trained_and_nothing_of_the_backbone(run, system, home):
-    base = [v for part in (system.backbone, *system.others) for v in load_file(home / part / "model.safetensors").values()]
+    parts = (system.backbone, *system.others)
+    base = [v for part in parts for v in load_file(home / part / "model.safetensors").values()]
     state = checkpoint(run, "best")["state_dict"]
     copied = [k for k, v in state.items() if any(v.shape == b.shape and torch.equal(v, b) for b in base)]
     assert state and copied == []

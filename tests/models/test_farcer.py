@@ -22,7 +22,7 @@ from zoo.media import Media
 from zoo.models.farcer import FARCER, weights
 from zoo.models.farcer.parts import SLOT, Pictures, Writer, draw_shots, token_weights
 from zoo.prompts import load_template
-from zoo.schema import Labels, Sample, Turn
+from zoo.schema import Sample, Turn
 
 EOS = 2
 QKV = r"model\.layers\.\d+\.self_attn\.(q|k|v)_proj"
@@ -80,8 +80,13 @@ def collate(model, samples, training=True, seed=0):
 
 
 # ---- the prompt (Fig. 2)
-SPECIAL = {"<|begin_of_text|>": 128000, "<|end_of_text|>": 128001, "<|start_header_id|>": 128006,
-           "<|end_header_id|>": 128007, "<|eot_id|>": 128009}  # fmt: skip
+SPECIAL = {
+    "<|begin_of_text|>": 128000,
+    "<|end_of_text|>": 128001,
+    "<|start_header_id|>": 128006,
+    "<|end_header_id|>": 128007,
+    "<|eot_id|>": 128009,
+}
 
 
 class Letters:
@@ -102,8 +107,10 @@ def writer(template="chat", tokenizer=None, **options):
 
 def spoken(*turns, name="d", label="joy"):
     """(speaker, text, label) of each turn, the last one to be judged; all have a clip."""
-    made = [Turn(f"{name}_{i}", who, text, emotion, video=Path(f"{name}_{i}.mp4"))
-            for i, (who, text, emotion) in enumerate(turns)]  # fmt: skip
+    made = [
+        Turn(f"{name}_{i}", who, text, emotion, video=Path(f"{name}_{i}.mp4"))
+        for i, (who, text, emotion) in enumerate(turns)
+    ]
     return Sample(f"meld/test/{made[-1].id}", f"meld/test/{name}", SEVEN, made[-1], tuple(made[:-1]))
 
 
@@ -123,12 +130,68 @@ def test_golden_integers_of_a_dialogue():
     user = [128006, 117, 115, 101, 114, 128007]
     assert fixed[:9] == [128000, 128006, 115, 121, 115, 116, 101, 109, 128007] and fixed[-7:] == [128009, *user]
     assert own == [
-        10, 10, 68, 73, 65, 76, 79, 71, 85, 69, 58, 10,  # \n\nDIALOGUE:\n
-        65, 100, 97, 58, 32, None, 32, 72, 109, 63, 10,  # Ada: <e_v1> Hm?\n
-        66, 111, 58, 32, None, 32, 78, 111, 33, 10,  # Bo: <e_v2> No!\n
-        69, 77, 79, 84, 73, 79, 78, 32, 76, 65, 66, 69, 76, 58,  # EMOTION LABEL:
-        128009, 128006, 97, 115, 115, 105, 115, 116, 97, 110, 116, 128007, 10, 10,
-    ]  # fmt: skip
+        10,
+        10,
+        68,
+        73,
+        65,
+        76,
+        79,
+        71,
+        85,
+        69,
+        58,
+        10,  # \n\nDIALOGUE:\n
+        65,
+        100,
+        97,
+        58,
+        32,
+        None,
+        32,
+        72,
+        109,
+        63,
+        10,  # Ada: <e_v1> Hm?\n
+        66,
+        111,
+        58,
+        32,
+        None,
+        32,
+        78,
+        111,
+        33,
+        10,  # Bo: <e_v2> No!\n
+        69,
+        77,
+        79,
+        84,
+        73,
+        79,
+        78,
+        32,
+        76,
+        65,
+        66,
+        69,
+        76,
+        58,  # EMOTION LABEL:
+        128009,
+        128006,
+        97,
+        115,
+        115,
+        105,
+        115,
+        116,
+        97,
+        110,
+        116,
+        128007,
+        10,
+        10,
+    ]
     assert writer().answers(SEVEN)[4] == [106, 111, 121] and writer().end_id(SEVEN) == 128009
 
 
@@ -144,9 +207,13 @@ TAIL = ("<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "
         ({"block": True}, [SLOT, SLOT], (None, None, "\nAda: Hm?\nBo: No!\n")),
         ({"block": True}, ["", SLOT], (None, "\nAda: Hm?\nBo: No!\n")),
         ({"slots": 3}, [SLOT, ""], ("Ada: ", None, None, None, " Hm?\nBo: No!\n")),
-        ({"past_labels": True}, [SLOT, SLOT], ("Ada: ", None, " Hm?\n(Ada's current emotion: anger)\nBo: ", None, " No!\nBo's ")),
+        (
+            {"past_labels": True},
+            [SLOT, SLOT],
+            ("Ada: ", None, " Hm?\n(Ada's current emotion: anger)\nBo: ", None, " No!\nBo's "),
+        ),
     ],
-)  # fmt: skip
+)
 def test_where_images_and_past_labels_stand(options, pictures, parts):
     own = writer(**options).encode(TALK, pictures, options.get("window"))[1]
     assert own == letters("\n\nDIALOGUE:\n", *parts, "EMOTION LABEL:", *TAIL)
@@ -156,7 +223,8 @@ def test_plain_prompt_for_small_models():
     shots = {"meld": [(spoken(("Cy", "Ow.", "fear"), ("Di", "Oh.", "sadness"), name="e"),)]}
     fixed, own = writer("plain", past_labels=True, shots=shots).text(TALK, [SLOT, ""], None)
     assert fixed == (
-        "<|begin_of_text|>Cy: <image feature token> Ow.\nemotion: fear\nDi: <image feature token> Oh.\nemotion: sadness\n\n"
+        "<|begin_of_text|>Cy: <image feature token> Ow.\nemotion: fear\n"
+        "Di: <image feature token> Oh.\nemotion: sadness\n\n"
     )
     assert own == f"Ada: {SLOT} Hm?\nemotion: anger\nBo: No!\nemotion:"
 
@@ -169,19 +237,44 @@ def test_rules_and_solved_dialogues_are_the_fixed_part():
         header.format("user") + turn.format(line) + header.format("assistant") + f"{label}<|eot_id|>"
         for line, label in (("Cy: <image feature token> Ow.", "fear"), ("Di: <image feature token> Oh.", "sadness"))
     ]
-    assert fixed.endswith("\n\nFew Shot Examples:\n\n" + "\n\n".join(solved) + "<|eot_id|>" + header.format("user").strip())
+    assert fixed.endswith(
+        "\n\nFew Shot Examples:\n\n" + "\n\n".join(solved) + "<|eot_id|>" + header.format("user").strip()
+    )
     assert all(f'"{word}"' in fixed for word in SEVEN.names) and "these 7 labels" in fixed and "picture" in fixed
     assert writer(shots=shots).text(spoken(("Ed", "Ah.", "joy"), name="g"), [""], None)[0] == fixed
     blind = writer(pictures=False, shots=shots).text(TALK, ["", ""], None)
     assert "picture" not in blind[0] and "image" not in blind[0] + blind[1]
 
 
+RULES = """\
+<|begin_of_text|><|start_header_id|>system<|end_header_id|>
+
+You recognise emotions in conversations. Read the dialogue, look at the picture that goes with each utterance, and \
+name the emotion of whoever speaks last.
+Rules:
+1. What counts is the last utterance; everything before it is context.
+2. The answer is one of these 7 labels: "neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger".
+3. The answer is that single label and nothing else.
+<|eot_id|><|start_header_id|>user<|end_header_id|>"""
+
+
+def test_rules_written_out():
+    assert writer().text(TALK, [SLOT, SLOT], None)[0] == RULES
+    blind = RULES.replace(", look at the picture that goes with each utterance,", "")
+    assert writer(pictures=False).text(TALK, ["", ""], None)[0] == blind
+    assert writer(verbalizer={"joy": "glad"}).text(TALK, ["", ""], None)[0] == RULES.replace("joy", "glad")
+
+
 @pytest.mark.parametrize("past", [False, True])
 def test_the_label_of_the_target_is_never_in_its_prompt(past):
     other = spoken(("Ada", "Hm?", "anger"), ("Bo", "No!", "disgust"))
-    assert writer(past_labels=past).encode(TALK, [SLOT] * 2, None) == writer(past_labels=past).encode(other, [SLOT] * 2, None)
+    assert writer(past_labels=past).encode(TALK, [SLOT] * 2, None) == writer(past_labels=past).encode(
+        other, [SLOT] * 2, None
+    )
     changed = spoken(("Ada", "Hm?", "fear"), ("Bo", "No!", "joy"))
-    same = writer(past_labels=past).encode(TALK, [""] * 2, None) == writer(past_labels=past).encode(changed, [""] * 2, None)
+    same = writer(past_labels=past).encode(TALK, [""] * 2, None) == writer(past_labels=past).encode(
+        changed, [""] * 2, None
+    )
     assert same is not past
 
 
@@ -251,8 +344,13 @@ def sequences(model, samples, training=False):
 
 @pytest.mark.parametrize(
     "options",
-    [{}, {"shots": 2, "window": 1, "shot_window": 1}, {"image_placement": "block", "window": 2}, {"past_labels": True, "window": 1}],
-)  # fmt: skip
+    [
+        {},
+        {"shots": 2, "window": 1, "shot_window": 1},
+        {"image_placement": "block", "window": 2},
+        {"past_labels": True, "window": 1},
+    ],
+)
 @torch.no_grad()
 def test_scores_and_greedy_answers_equal_transformers(make, meld, home, tiny_llama, options):
     model = make(**options).eval()
@@ -263,7 +361,9 @@ def test_scores_and_greedy_answers_equal_transformers(make, meld, home, tiny_lla
     scored = model._by_score(batch, model.encode(batch))
     written = model._by_greedy(batch, model.encode(batch))
     answers = model.write.answers(SEVEN)
-    for sample, by_score, by_greedy, (fixed, own, turns) in zip(samples, scored, written, sequences(model, samples), strict=True):
+    for sample, by_score, by_greedy, (fixed, own, turns) in zip(
+        samples, scored, written, sequences(model, samples), strict=True
+    ):
         embedded = reference.inputs(fixed, own, turns)
         logp = reference.logits(embedded, [])[0].log_softmax(-1)
         expected = torch.softmax(torch.stack([logp[a[0]] for a in answers]), 0)  # every label is one token here
@@ -309,7 +409,7 @@ def test_the_loss_is_equation_7(make, meld, home, tiny_llama, rollout, lora):
     grad = model.mp[0].weight.grad.clone()
     model.mp.zero_grad()
     reference = Reference(model, home, tiny_llama)
-    number = [shots for shots in model.writer(True).shots["meld"]]
+    number = list(model.writer(True).shots["meld"])
     losses, lengths, strayed = [], set(), False
     for sample, length in zip(samples, batch["answer_mask"].sum(1).tolist(), strict=True):
         turns = (*sample.history[-1:], sample.target) if sample.history else (sample.target,)
@@ -339,7 +439,9 @@ def test_the_loss_is_equation_7(make, meld, home, tiny_llama, rollout, lora):
 def test_token_weights_are_scikit_learns(make, meld):
     answers = [[7, 9, 2]] * 5 + [[8, 2]] * 3 + [[7, 2]]
     flat = [t for a in answers for t in a]
-    expected = dict(zip([2, 7, 8, 9], compute_class_weight("balanced", classes=np.array([2, 7, 8, 9]), y=flat), strict=True))
+    expected = dict(
+        zip([2, 7, 8, 9], compute_class_weight("balanced", classes=np.array([2, 7, 8, 9]), y=flat), strict=True)
+    )
     assert token_weights(answers, 2) == pytest.approx(expected | {2: expected[2] + 0.5})
     model = make()
     counts = Counter(s.target.label for s in meld.samples("train"))
@@ -506,10 +608,22 @@ def test_a_film_gives_the_half_of_the_speaker_without_top_and_bottom(tmp_path):
 def vit_names():
     """The face ViT as transformers 4 named it, 2 layers."""
     names = {"vit.embeddings.cls_token", "vit.embeddings.position_embeddings"}
-    inner = ("attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense",
-             "intermediate.dense", "output.dense", "layernorm_before", "layernorm_after")  # fmt: skip
-    modules = ["vit.embeddings.patch_embeddings.projection", "vit.layernorm", "classifier",
-               *(f"vit.encoder.layer.{i}.{m}" for i in (0, 1) for m in inner)]  # fmt: skip
+    inner = (
+        "attention.attention.query",
+        "attention.attention.key",
+        "attention.attention.value",
+        "attention.output.dense",
+        "intermediate.dense",
+        "output.dense",
+        "layernorm_before",
+        "layernorm_after",
+    )
+    modules = [
+        "vit.embeddings.patch_embeddings.projection",
+        "vit.layernorm",
+        "classifier",
+        *(f"vit.encoder.layer.{i}.{m}" for i in (0, 1) for m in inner),
+    ]
     return names | {f"{m}.{kind}" for m in modules for kind in ("weight", "bias")}
 
 
@@ -518,12 +632,24 @@ def lm_names(lora=False):
     names = {"model.embed_tokens.weight", "model.norm.weight", "lm_head.weight"}
     for i in (0, 1):
         layer = f"model.layers.{i}"
-        names |= {f"{layer}.{m}.weight" for m in ("input_layernorm", "post_attention_layernorm", "self_attn.o_proj",
-                                                  "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")}  # fmt: skip
+        names |= {
+            f"{layer}.{m}.weight"
+            for m in (
+                "input_layernorm",
+                "post_attention_layernorm",
+                "self_attn.o_proj",
+                "mlp.gate_proj",
+                "mlp.up_proj",
+                "mlp.down_proj",
+            )
+        }
         for m in "qkv":
             base = f"{layer}.self_attn.{m}_proj"
-            names |= {f"{base}.base_layer.weight", f"{base}.lora_A.default.weight", f"{base}.lora_B.default.weight"} if lora \
-                else {f"{base}.weight"}  # fmt: skip
+            names |= (
+                {f"{base}.base_layer.weight", f"{base}.lora_A.default.weight", f"{base}.lora_B.default.weight"}
+                if lora
+                else {f"{base}.weight"}
+            )
     return names
 
 
@@ -533,26 +659,45 @@ def authors(layout):
         return {f"mp.{i}.{kind}" for i in ((0, 3, 6) if "3" in layout else (0,)) for kind in ("weight", "bias")}
     lm = lm_names(layout == "lora")
     if layout == "full":
-        return {f"lm.{n}" for n in lm} | {f"vm.{n}" for n in vit_names()} | {"input_embeddings.weight"} | authors("pruned")
+        return (
+            {f"lm.{n}" for n in lm} | {f"vm.{n}" for n in vit_names()} | {"input_embeddings.weight"} | authors("pruned")
+        )
     if layout == "peft":
-        lora = [f"base_model.model.lm.model.layers.{i}.self_attn.{m}_proj.lora_{ab}.weight"
-                for i in (0, 1) for m in "qkv" for ab in "AB"]  # fmt: skip
+        lora = [
+            f"base_model.model.lm.model.layers.{i}.self_attn.{m}_proj.lora_{ab}.weight"
+            for i in (0, 1)
+            for m in "qkv"
+            for ab in "AB"
+        ]
         return {*lora, "base_model.model.mp.0.weight", "base_model.model.mp.0.bias"}
     inside = {f"lm.{n}" for n in lm} | {f"vm.{n}" for n in vit_names()} | {"input_embeddings.weight"}
-    inside |= {f"mp.0.{part}.{kind}" for part in ("original_module", "modules_to_save.default") for kind in ("weight", "bias")}
+    inside |= {
+        f"mp.0.{part}.{kind}" for part in ("original_module", "modules_to_save.default") for kind in ("weight", "bias")
+    }
     return {f"base_model.model.{n}" for n in inside}
 
 
-LAYOUTS = {"pruned": {}, "pruned_3": {"layers": 3}, "full": {}, "lora": {"lora": LoRA(r=2, alpha=4, targets=QKV)},
-           "peft": {"lora": LoRA(r=2, alpha=4, targets=QKV)}}  # fmt: skip
+LAYOUTS = {
+    "pruned": {},
+    "pruned_3": {"layers": 3},
+    "full": {},
+    "lora": {"lora": LoRA(r=2, alpha=4, targets=QKV)},
+    "peft": {"lora": LoRA(r=2, alpha=4, targets=QKV)},
+}
 
 
 def read_back(path):
-    return load_file(path / "adapter_model.safetensors") if path.is_dir() else torch.load(path, weights_only=True)["model_state_dict"]
+    return (
+        load_file(path / "adapter_model.safetensors")
+        if path.is_dir()
+        else torch.load(path, weights_only=True)["model_state_dict"]
+    )
 
 
 def written(path, state):
-    torch.save({"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {}, "train_loss": 0.5, "val_loss": 0.5}, path)
+    torch.save(
+        {"epoch": 3, "model_state_dict": state, "optimizer_state_dict": {}, "train_loss": 0.5, "val_loss": 0.5}, path
+    )
     return path
 
 
@@ -585,7 +730,11 @@ def test_the_authors_files_go_both_ways(make, tmp_path, layout):
 def test_old_vit_names_mean_what_transformers_takes_them_for(make, home, tmp_path):
     """A folder with transformers 4's names, as the published face ViT is, and a full file give the same encoder."""
     model = make()
-    state = {k.removeprefix("vm."): v for k, v in read_back(weights.write(model, tmp_path / "a.pth.tar", "full")).items() if k.startswith("vm.")}
+    state = {
+        k.removeprefix("vm."): v
+        for k, v in read_back(weights.write(model, tmp_path / "a.pth.tar", "full")).items()
+        if k.startswith("vm.")
+    }
     copytree(home / "eyes", tmp_path / "old")
     noisy = {k: v + 0.1 * torch.randn(v.shape) for k, v in state.items()}
     save_file(noisy, tmp_path / "old" / "model.safetensors", {"format": "pt"})
@@ -601,11 +750,23 @@ def test_old_vit_names_mean_what_transformers_takes_them_for(make, home, tmp_pat
         ("pruned", lambda s: s.pop("mp.0.bias"), r"1 keys missing \['mp.0.bias'\]"),
         ("pruned", lambda s: s.update({"mp.3.weight": torch.ones(2)}), r"1 left over \['mp.3.weight'\]"),
         ("pruned", lambda s: s.update({"mp.0.bias": torch.ones(2)}), r"mp.0.bias is \(2,\), expected \(32,\)"),
-        ("full", lambda s: s.pop("vm.vit.encoder.layer.1.output.dense.bias"), "1 keys missing .*layer.1.output.dense.bias"),
-        ("full", lambda s: s.update({"input_embeddings.weight": s["input_embeddings.weight"] + 1}), "should be the same tensor"),
-        ("lora", lambda s: s.pop("base_model.model.mp.0.original_module.bias"), "1 keys missing .*original_module.bias"),
+        (
+            "full",
+            lambda s: s.pop("vm.vit.encoder.layer.1.output.dense.bias"),
+            "1 keys missing .*layer.1.output.dense.bias",
+        ),
+        (
+            "full",
+            lambda s: s.update({"input_embeddings.weight": s["input_embeddings.weight"] + 1}),
+            "should be the same tensor",
+        ),
+        (
+            "lora",
+            lambda s: s.pop("base_model.model.mp.0.original_module.bias"),
+            "1 keys missing .*original_module.bias",
+        ),
     ],
-)  # fmt: skip
+)
 def test_authors_files_that_do_not_fit_name_the_key(make, tmp_path, layout, change, message):
     model = make(**LAYOUTS[layout])
     state = read_back(weights.write(model, tmp_path / "a.pth.tar", layout))
@@ -649,9 +810,20 @@ def corpus(home):
 @pytest.fixture(scope="module")
 def options(home, corpus):
     def options(**more):
-        base = {"model": "FARCER", "model__llm": home / "llm", "model__vision": home / "eyes", "model__template": "plain",
-                "model__train_shots": 0, "model__shots": 0, "model__window": 1, "model__lr": 3e-3, "data": "MELD",
-                "data__root": corpus, "data__batch_size": 4, "trainer__max_steps": 4}  # fmt: skip
+        base = {
+            "model": "FARCER",
+            "model__llm": home / "llm",
+            "model__vision": home / "eyes",
+            "model__template": "plain",
+            "model__train_shots": 0,
+            "model__shots": 0,
+            "model__window": 1,
+            "model__lr": 3e-3,
+            "data": "MELD",
+            "data__root": corpus,
+            "data__batch_size": 4,
+            "trainer__max_steps": 4,
+        }
         return flags(**(base | more))
 
     return options
@@ -663,7 +835,11 @@ def test_missing_pictures_are_counted_and_lora_is_saved_alone(options, tmp_path)
     run = fit(tmp_path, *options(**lora, model__max_new_tokens=2))
     state = checkpoint(run)["state_dict"]
     assert {re.sub(r".*\.(q|k|v)_proj", "qkv", k) for k in state} == {
-        "mp.0.weight", "mp.0.bias", "qkv.lora_A.default.weight", "qkv.lora_B.default.weight"}  # fmt: skip
+        "mp.0.weight",
+        "mp.0.bias",
+        "qkv.lora_A.default.weight",
+        "qkv.lora_B.default.weight",
+    }
     assert set(checkpoint(run)["zoo"]["bases"]) == {"llm", "vision"}
     zoo("test", f"--ckpt_path={run}")
     said = metrics(run)

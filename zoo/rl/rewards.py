@@ -8,8 +8,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from zoo.schema import Sample
@@ -68,3 +69,22 @@ class Overlength:
         if self.kind == "paper":
             return (self.longest - n) / width if n > self.desired else 0.0
         return (width - n) / self.desired if n > width else 0.0
+
+
+@dataclass(frozen=True)
+class Correct:
+    """1 for an answer that names the right label and no other, else 0; also 0 where the right one is not known, so that
+    such a prompt has no advantage. Supervised.
+
+    Args:
+        words: label -> word the answer is to use, where it differs.
+    """
+
+    words: Mapping[str, str] = field(default_factory=dict)
+
+    def __call__(self, answer: Answer) -> float:
+        said = answer.text.lower()
+        names = answer.sample.labels.names
+        patterns = {name: rf"(?<!\w){re.escape(self.words.get(name, name).lower())}(?!\w)" for name in names}
+        named = [name for name in names if re.search(patterns[name], said)]
+        return float(named == [answer.sample.target.label])

@@ -6,15 +6,15 @@ utterance (Eq. 5); after the dialogue the LLM says the label (Eq. 6). Only the p
 the LLM's q, k and v. Section III-B -> `FARCER.encode`, Fig. 2 -> `parts.Writer`, Eq. 7 -> `FARCER.training_step`.
 
 Differs from the paper (P) and its published code (C):
-- Prompt wording is ours after the structure of Fig. 2; special tokens, ``DIALOGUE:`` and ``EMOTION LABEL:`` (C; P prints
-  ``LABEL:``) are theirs. Small models have ``templates/plain.txt``.
+- Prompt wording is ours after the structure of Fig. 2; special tokens, ``DIALOGUE:`` and ``EMOTION LABEL:`` (C; P
+  prints ``LABEL:``) are theirs. Small models have ``templates/plain.txt``.
 - Where an image is missing nothing stands in its place (C puts a padding vector at the left end), and it is counted.
 - Training prompts: P and C draw one of ten 7-shot prompts per sample, the same in every epoch, with samples in order
   and one per step. Ours are drawn per batch and anew in every epoch, and samples are shuffled. A prompt that holds the
   sample's own dialogue is passed over. Validation uses the test prompt (C: the first training prompt); with
   ``shots_from: dev``, which is C's on MELD, solved dialogues are also validated on.
-- Eq. 7 is the weighted mean over the tokens of one label; ours is the mean of it over a batch. Its weights cancel where a
-  label is one token and the end token, except between these two: classes are hardly balanced by it.
+- Eq. 7 is the weighted mean over the tokens of one label; ours is the mean of it over a batch. Its weights cancel where
+  a label is one token and the end token, except between these two: classes are hardly balanced by it.
 - Free-running training (P: "multiple forward passes"): C runs one pass per label token; ours decodes all but the last
   token without gradient, then runs one pass: the same loss. After an end token that comes too early, C goes on with
   whatever follows it, ours repeats it.
@@ -42,7 +42,16 @@ from torch import Tensor
 from zoo.backbones import LLM, LoRA, Prefix, Vision
 from zoo.backbones.llm import Dtype
 from zoo.media import Media
-from zoo.models.farcer.parts import Collator, Faces, Pictures, Writer, draw_shots, projection, token_weights, weighted_loss
+from zoo.models.farcer.parts import (
+    Collator,
+    Faces,
+    Pictures,
+    Writer,
+    draw_shots,
+    projection,
+    token_weights,
+    weighted_loss,
+)
 from zoo.module import EmotionModule
 from zoo.prompts import count_control_tokens, load_template, words
 from zoo.schema import Labels, Prediction, Sample
@@ -136,18 +145,29 @@ class FARCER(EmotionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, **kwargs)
-        if min(layers, max_new_tokens) < 1 or min(window or 0, shot_window or 0, train_shots, shots) < 0 or max_length < 2:
+        if (
+            min(layers, max_new_tokens) < 1
+            or min(window or 0, shot_window or 0, train_shots, shots) < 0
+            or max_length < 2
+        ):
             raise ValueError(
-                "need layers >= 1, max_new_tokens >= 1, window, shot_window, train_shots, shots >= 0 and max_length >= 2; "
+                "need layers, max_new_tokens >= 1, window, shot_window, train_shots, shots >= 0 and max_length >= 2; "
                 f"got {layers}, {max_new_tokens}, {window}, {shot_window}, {train_shots}, {shots}, {max_length}"
             )
         if not 0 <= dropout < 1 or (scale is not None and not scale > 0):
             raise ValueError(f"need 0 <= dropout < 1 and scale > 0 or null; got {dropout} and {scale}")
         if vision is None and faces != "none":
-            raise ValueError(f"faces: {faces} needs an image encoder: give its folder with --model.vision, or set "
-                             "--model.faces none for a text-only model")  # fmt: skip
-        self.llm_args = {"path": llm, "dtype": dtype, "revision": revision, "attention": attention,
-                         "gradient_checkpointing": gradient_checkpointing}  # fmt: skip
+            raise ValueError(
+                f"faces: {faces} needs an image encoder: give its folder with --model.vision, or set "
+                "--model.faces none for a text-only model"
+            )
+        self.llm_args = {
+            "path": llm,
+            "dtype": dtype,
+            "revision": revision,
+            "attention": attention,
+            "gradient_checkpointing": gradient_checkpointing,
+        }
         self.vision_args = {"path": vision, "dtype": vision_dtype, "revision": vision_revision}
         self.lora, self.layers, self.dropout = lora, layers, dropout
         self.vision_tokens, self.standardise, self.scale = vision_tokens, standardise, scale
@@ -212,16 +232,19 @@ class FARCER(EmotionModule):
         if self.faces != "own":
             pool = [(s.dialogue, s.target) for s in self.trainer.datamodule.samples("train") if s.target.video]
             if len({t.speaker for _, t in pool}) < 2:
-                raise ValueError(f"faces: {self.faces} takes its faces from the training split, which shows fewer than "
-                                 "two speakers")  # fmt: skip
+                raise ValueError(
+                    f"faces: {self.faces} takes its faces from the training split, which shows fewer than two speakers"
+                )
         return Pictures(self.media, self.vision.size, self.faces, pool)
 
     def collator(self, training: bool) -> Collator:
         for labels in self.trainer.datamodule.label_sets.values():
             longest = max(self.write.answers(labels), key=len)
             if self.decode == "greedy" and len(longest) > self.max_new_tokens:
-                raise ValueError(f"a label of {labels.corpus} has {len(longest)} tokens, so greedy answers of at most "
-                                 f"{self.max_new_tokens} could never name it; raise --model.max_new_tokens")  # fmt: skip
+                raise ValueError(
+                    f"a label of {labels.corpus} has {len(longest)} tokens, so greedy answers of at most "
+                    f"{self.max_new_tokens} could never name it; raise --model.max_new_tokens"
+                )
         writer = self.writer(training) if training else self.write
         return Collator(writer, self.pictures(), self.llm.pad_id, self.max_length, training)
 
@@ -241,12 +264,18 @@ class FARCER(EmotionModule):
                 "(--data.root), or set --model.faces none for a text-only model"
             )
         if self.faces == "none" and not any(s.target.text for s in samples):
-            raise ValueError(f"no {split} sample of {type(data).__name__} has words, and --model.faces none shows "
-                             "nothing else: every prompt would be the same")  # fmt: skip
+            raise ValueError(
+                f"no {split} sample of {type(data).__name__} has words, and --model.faces none shows "
+                "nothing else: every prompt would be the same"
+            )
         control = count_control_tokens(samples)
         if control:
-            log.warning("%d of %d %s utterances hold chat-template tokens; they are written apart in the prompt",
-                        control, len(samples), split)  # fmt: skip
+            log.warning(
+                "%d of %d %s utterances hold chat-template tokens; they are written apart in the prompt",
+                control,
+                len(samples),
+                split,
+            )
             data.reading(split).notes["utterances with chat-template tokens, written apart"] = control
 
     # ---- images (Eq. 2-4)
@@ -286,10 +315,14 @@ class FARCER(EmotionModule):
         if not read:
             raise ValueError("no picture of the training split could be read; `zoo prepare media --root DIR` lists why")
         parts = list(read.items())
-        features = torch.cat([
-            self.features(tuple(k for k, _ in part), torch.from_numpy(np.stack([f for _, f in part])).to(self.device))
-            for part in (parts[i : i + AT_ONCE] for i in range(0, len(parts), AT_ONCE))
-        ]).flatten(0, 1)  # fmt: skip
+        features = torch.cat(
+            [
+                self.features(
+                    tuple(k for k, _ in part), torch.from_numpy(np.stack([f for _, f in part])).to(self.device)
+                )
+                for part in (parts[i : i + AT_ONCE] for i in range(0, len(parts), AT_ONCE))
+            ]
+        ).flatten(0, 1)
         self.feature_mean.copy_(features.mean(0))
         self.feature_deviation.copy_(features.std(0, unbiased=False).clamp(min=1e-3 * float(features.std())))
         self.measured.fill_(True)
@@ -370,14 +403,13 @@ class FARCER(EmotionModule):
             own = own[: own.index(end)] if end in own else own
             text = self.llm.tokenizer.decode(own).strip()  # a stray control token is no label either
             named = dict(zip(words(sample.labels, self.verbalizer), sample.labels.names, strict=True))
-            predictions.append(
-                Prediction(sample.id, sample.dialogue, sample.target.label, named.get(text), text=text)
-            )  # fmt: skip
+            predictions.append(Prediction(sample.id, sample.dialogue, sample.target.label, named.get(text), text=text))
         return predictions
 
     def _by_score(self, batch: dict[str, Any], prefix: Prefix) -> list[Prediction]:
         scores: dict[Labels, Tensor] = {
-            labels: self.llm.score(prefix, self.write.answers(labels)) for labels in {s.labels for s in batch["samples"]}
+            labels: self.llm.score(prefix, self.write.answers(labels))
+            for labels in {s.labels for s in batch["samples"]}
         }  # each corpus' own labels, (B, L)
         if not all(torch.isfinite(s).all() for s in scores.values()):
             raise FloatingPointError(f"the scores of {batch['samples'].ids()} are not finite: the training diverged")

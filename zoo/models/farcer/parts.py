@@ -28,7 +28,7 @@ ROWS = (0.2, 0.8)  # height of a film of two people that is kept (C, IEMOCAP)
 Faces = Literal["own", "none", "constant", "another"]
 
 
-# --------------------------------------------------------------------------------------------------- projection and loss
+# -------------------------------------------------------------------------------------------------- projection and loss
 def projection(width: int, to: int, layers: int, dropout: float) -> nn.Sequential:
     """(..., width) -> (..., to). One linear layer, or before it ``layers`` - 1 of [linear, GELU, dropout] that keep the
     width; weights then lie at 0, 3, 6, as in the authors' files."""
@@ -55,7 +55,7 @@ def weighted_loss(logp: Tensor, weight: Tensor, mask: Tensor) -> Tensor:
     return -((logp * weight).sum(1)[labelled] / total[labelled]).mean()
 
 
-# ------------------------------------------------------------------------------------------------------- solved dialogues
+# ----------------------------------------------------------------------------------------------------- solved dialogues
 def draw_shots(pool: Sequence[Sample], count: int, seed: int) -> tuple[Sample, ...]:
     """``count`` solved dialogues in random order, each of another label as long as there are labels. A dialogue is
     taken whole, up to its last labelled utterance; a label that ends none comes from inside one.
@@ -65,8 +65,10 @@ def draw_shots(pool: Sequence[Sample], count: int, seed: int) -> tuple[Sample, .
     """
     last = {s.dialogue: s for s in pool if s.target.label is not None}  # later ones replace earlier ones
     if len(last) < count:
-        raise ValueError(f"{count} solved dialogues are wanted, but only {len(last)} labelled ones are there; lower "
-                         "--model.shots and --model.train_shots, or take them from another split (--model.shots_from)")  # fmt: skip
+        raise ValueError(
+            f"{count} solved dialogues are wanted, but only {len(last)} labelled ones are there; lower "
+            "--model.shots and --model.train_shots, or take them from another split (--model.shots_from)"
+        )
     by_label: dict[int, list[Sample]] = {}
     for s in last.values():
         by_label.setdefault(s.label, []).append(s)
@@ -86,7 +88,7 @@ def draw_shots(pool: Sequence[Sample], count: int, seed: int) -> tuple[Sample, .
     return tuple(chosen[i] for i in rng.permutation(count))
 
 
-# ----------------------------------------------------------------------------------------------------------------- prompt
+# --------------------------------------------------------------------------------------------------------------- prompt
 @dataclass(frozen=True)
 class Line:
     """An utterance as a template sees it: ``picture`` is a slot, the words that stand for one, or empty; ``emotion`` is
@@ -193,13 +195,17 @@ class Writer:
             block=self.block,
         )
         if text.count(FIXED) != 1:
-            raise ValueError(f"the prompt template needs the mark {FIXED} once, where the part that all prompts share "
-                             f"ends; it has it {text.count(FIXED)} times")  # fmt: skip
+            raise ValueError(
+                f"the prompt template needs the mark {FIXED} once, where the part that all prompts share "
+                f"ends; it has it {text.count(FIXED)} times"
+            )
         fixed, own = text.split(FIXED)
         shown = sum(picture == SLOT for picture in pictures)
         if own.count(SLOT) != shown or SLOT in fixed:
-            raise ValueError(f"the prompt template shows {own.count(SLOT)} of {shown} pictures; write `line.picture` of "
-                             "every line of the dialogue, or all of `dialogue.pictures`")  # fmt: skip
+            raise ValueError(
+                f"the prompt template shows {own.count(SLOT)} of {shown} pictures; write `line.picture` of "
+                "every line of the dialogue, or all of `dialogue.pictures`"
+            )
         return fixed, own
 
     # ---- tokens
@@ -209,8 +215,10 @@ class Writer:
             plain = {t: self.tokenizer(t, add_special_tokens=False)["input_ids"] for t in CONTROL.findall(text)}
             unknown = [t for t, ids in plain.items() if len(ids) != 1]
             if unknown:
-                raise ValueError(f"the prompt template uses {', '.join(unknown)}, which are no single tokens of this "
-                                 "tokenizer; use --model.template plain, or a template with its own control tokens")  # fmt: skip
+                raise ValueError(
+                    f"the prompt template uses {', '.join(unknown)}, which are no single tokens of this "
+                    "tokenizer; use --model.template plain, or a template with its own control tokens"
+                )
             if len(self._known) > 4096:  # fixed parts and common beginnings come back, most utterances do not
                 self._known.clear()
             self._known[text] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -238,8 +246,10 @@ class Writer:
         if "<|eot_id|>" in self.ending(labels):
             return self.ids("<|eot_id|>")[0]
         if self.tokenizer.eos_token_id is None:
-            raise ValueError("the tokenizer names no end-of-text token, so no answer could end; set eos_token in its "
-                             "tokenizer_config.json")  # fmt: skip
+            raise ValueError(
+                "the tokenizer names no end-of-text token, so no answer could end; set eos_token in its "
+                "tokenizer_config.json"
+            )
         return self.tokenizer.eos_token_id
 
     def answers(self, labels: Labels) -> list[list[int]]:
@@ -250,7 +260,7 @@ class Writer:
         return [self.ids(word) for word in said]
 
 
-# --------------------------------------------------------------------------------------------------------------- pictures
+# ------------------------------------------------------------------------------------------------------------- pictures
 @dataclass
 class Pictures:
     """The one frame of an utterance: at half of its time (P), squeezed to the encoder's square as its own
@@ -299,15 +309,15 @@ class Pictures:
         return resize(torch.from_numpy(np.ascontiguousarray(frame)), list(square), antialias=True).numpy()
 
 
-# --------------------------------------------------------------------------------------------------------------- collator
+# ------------------------------------------------------------------------------------------------------------- collator
 @dataclass
 class Collator:
     """Samples -> a batch of
 
-    - ``fixed`` (S,) int64: the beginning shared by all prompts; empty if they differ in it, it is then part of each;
+    - ``fixed`` (S,) int64: the beginning shared by all prompts; empty if they differ in it, then it is part of each;
     - ``input_ids`` (B, P) int64, ``mask`` (B, P) bool, left-padded: the rest of each prompt;
-    - ``image_at`` (B, P) bool: positions of image vectors, and ``image`` (M,) int64: which image each slot shows, in the
-      order of the positions (``slots`` positions per entry);
+    - ``image_at`` (B, P) bool: positions of image vectors, and ``image`` (M,) int64: which image each slot shows, in
+      the order of the positions (``slots`` positions per entry);
     - ``frames`` (U, 3, S, S) uint8 and ``keys``: the different images and what identifies them;
     - ``missing``: pictures that should be there and are not (no clip, or unreadable): no slot stands in their place;
     - ``truncated``: prompts that lost turns to ``max_length``;
@@ -340,7 +350,10 @@ class Collator:
         owns = [own if same else fixed + own for fixed, own in rows]
         length = max(map(len, owns))
         ids = torch.full((len(rows), length), self.pad_id)
-        mask, image_at = torch.zeros(len(rows), length, dtype=torch.bool), torch.zeros(len(rows), length, dtype=torch.bool)
+        mask, image_at = (
+            torch.zeros(len(rows), length, dtype=torch.bool),
+            torch.zeros(len(rows), length, dtype=torch.bool),
+        )
         for i, own in enumerate(owns):
             ids[i, length - len(own) :] = torch.tensor([self.pad_id if x is None else x for x in own])
             image_at[i, length - len(own) :] = torch.tensor([x is None for x in own])
@@ -372,8 +385,10 @@ class Collator:
             number = (drawn + i) % len(prompts)
             if all(shot.dialogue != sample.dialogue for shot in prompts[number]):
                 return number
-        raise ValueError(f"the dialogue of {sample.id} is a solved example in each of the {len(prompts)} prompts; take "
-                         "them from another split (--model.shots_from dev), or give more dialogues")  # fmt: skip
+        raise ValueError(
+            f"the dialogue of {sample.id} is a solved example in each of the {len(prompts)} prompts; take "
+            "them from another split (--model.shots_from dev), or give more dialogues"
+        )
 
     def _prompt(
         self, sample: Sample, number: int, read: dict[str, np.ndarray | None]
@@ -393,8 +408,8 @@ class Collator:
                 return fixed, own, used, (len(keys) - len(used)) if self.pictures else 0, cut
             if len(turns) == 1:
                 raise ValueError(
-                    f"the prompt of {sample.id} has {len(fixed)} + {len(own)} tokens without any earlier turn, more than "
-                    f"--model.max_length {self.max_length}; raise it, or show fewer or shorter solved dialogues "
+                    f"the prompt of {sample.id} has {len(fixed)} + {len(own)} tokens without any earlier turn, more "
+                    f"than --model.max_length {self.max_length}; raise it, or show fewer or shorter solved dialogues "
                     "(--model.shots, --model.train_shots, --model.shot_window)"
                 )
             window, cut = len(turns) - 2, True

@@ -1,7 +1,7 @@
 """The authors' weight files <-> ours, by one strict map in both directions. They published none; these are the layouts
 their code writes:
 
-    pruned   best.pth.tar after pruning: {"model_state_dict": {"mp.0.weight", "mp.0.bias"}} (three layers: mp.0, mp.3, mp.6)
+    pruned   best.pth.tar after pruning: {"model_state_dict": {"mp.0.weight", "mp.0.bias"}} (three layers: 0, 3 and 6)
     full     epochN.pth.tar: the same with lm.*, vm.* (the face ViT under transformers 4's names) and input_embeddings.*
     lora     the same of a LoRA run, as PEFT wraps it: base_model.model.*, .base_layer, .modules_to_save.default
     peft     a PEFT folder, adapter_config.json and adapter_model.safetensors, with mp.0 in modules_to_save
@@ -105,8 +105,10 @@ def read(path: str | Path, module: FARCER) -> tuple[Layout, dict[str, Tensor]]:
         try:
             content = torch.load(path, map_location="cpu", weights_only=True)
         except Exception as error:  # torch raises many types; the cause stays chained
-            raise ValueError(f"{path} could not be read as weights ({type(error).__name__}: {str(error)[:200]}); "
-                             "is it truncated, or a pickle of more than tensors and plain values?") from error  # fmt: skip
+            raise ValueError(
+                f"{path} could not be read as weights ({type(error).__name__}: {str(error)[:200]}); "
+                "is it truncated, or a pickle of more than tensors and plain values?"
+            ) from error
         if not isinstance(content, dict) or "model_state_dict" not in content:
             held = sorted(content) if isinstance(content, dict) else type(content).__name__
             raise ValueError(f"{path} has no model_state_dict, which the authors' files have; it holds {held}")
@@ -121,36 +123,47 @@ def read(path: str | Path, module: FARCER) -> tuple[Layout, dict[str, Tensor]]:
     alias = _aliases(module, layout) if layout in ("full", "lora") else {}
     twice = wanted | alias
     missing, extra = sorted(set(twice) - set(state)), sorted(set(state) - set(twice))
-    shapes = [f"{k} is {tuple(state[k].shape)}, expected {tuple(own[v].shape)}"
-              for k, v in twice.items() if k in state and state[k].shape != own[v].shape]  # fmt: skip
+    shapes = [
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(own[v].shape)}"
+        for k, v in twice.items()
+        if k in state and state[k].shape != own[v].shape
+    ]
     if missing or extra or shapes:
         raise ValueError(
-            f"{path} (layout {layout}) does not fit this model: {len(missing)} keys missing {missing[:3]}, {len(extra)} "
-            f"left over {extra[:3]}, {len(shapes)} of another shape {shapes[:3]}"
+            f"{path} (layout {layout}) does not fit this model: {len(missing)} keys missing {missing[:3]}, "
+            f"{len(extra)} left over {extra[:3]}, {len(shapes)} of another shape {shapes[:3]}"
         )
     back = {name: theirs for theirs, name in wanted.items()}
     differ = [k for k, v in alias.items() if ORIGINAL not in k and not torch.equal(state[k], state[back[v]])]
     if differ:
-        raise ValueError(f"{path}: {differ} should be the same tensor as {[back[alias[k]] for k in differ]}, but is not")
+        raise ValueError(
+            f"{path}: {differ} should be the same tensor as {[back[alias[k]] for k in differ]}, but is not"
+        )
     return layout, {name: state[theirs] for theirs, name in wanted.items()}
 
 
 def _read_folder(path: Path, module: FARCER) -> dict[str, Tensor]:
     for file in ("adapter_config.json", "adapter_model.safetensors"):
         if not (path / file).is_file():
-            raise ValueError(f"{path} is no PEFT folder: it has no {file}; it holds {sorted(p.name for p in path.iterdir())}")
+            raise ValueError(
+                f"{path} is no PEFT folder: it has no {file}; it holds {sorted(p.name for p in path.iterdir())}"
+            )
     config = json.loads((path / "adapter_config.json").read_text())
     if module.lora is not None:
         said, own = (config.get("r"), config.get("lora_alpha")), (module.lora.r, module.lora.alpha)
         if said != own:
-            raise ValueError(f"{path} has LoRA r, alpha {said}, but this config has {own}; set --model.lora.r and .alpha")
+            raise ValueError(
+                f"{path} has LoRA r, alpha {said}, but this config has {own}; set --model.lora.r and .alpha"
+            )
     return load_file(path / "adapter_model.safetensors")
 
 
 def _refuse_ours(module: FARCER) -> None:
     if module.standardise or module.scale is not None or module.faces == "none":
-        raise ValueError("the authors' model has a projection and neither standardises nor scales; use a config with "
-                         "standardise: false, scale: null and faces other than none")  # fmt: skip
+        raise ValueError(
+            "the authors' model has a projection and neither standardises nor scales; use a config with "
+            "standardise: false, scale: null and faces other than none"
+        )
 
 
 def load(path: str | Path, module: FARCER) -> Layout:
@@ -177,8 +190,10 @@ def write(module: FARCER, path: str | Path, layout: Layout) -> Path:
     path = Path(path)
     _refuse_ours(module)
     if (layout in ("lora", "peft")) != (module.lora is not None):
-        raise ValueError(f"layout {layout} is {'' if module.lora is None else 'not '}of a LoRA run, this model is "
-                         f"{'not' if module.lora is None else ''}")  # fmt: skip
+        raise ValueError(
+            f"layout {layout} is {'' if module.lora is None else 'not '}of a LoRA run, this model is "
+            f"{'not' if module.lora is None else ''}"
+        )
     if path.exists():
         raise FileExistsError(f"{path} exists; choose another place or delete it first")
     own = module.state_dict()
@@ -191,8 +206,15 @@ def write(module: FARCER, path: str | Path, layout: Layout) -> Path:
         return path
     path.mkdir()
     save_file(state, path / "adapter_model.safetensors", {"format": "pt"})
-    config = {"peft_type": "LORA", "r": module.lora.r, "lora_alpha": module.lora.alpha, "lora_dropout": module.lora.dropout,
-              "bias": "none", "target_modules": ["q_proj", "k_proj", "v_proj"], "modules_to_save": ["mp.0"]}  # fmt: skip
+    config = {
+        "peft_type": "LORA",
+        "r": module.lora.r,
+        "lora_alpha": module.lora.alpha,
+        "lora_dropout": module.lora.dropout,
+        "bias": "none",
+        "target_modules": ["q_proj", "k_proj", "v_proj"],
+        "modules_to_save": ["mp.0"],
+    }
     (path / "adapter_config.json").write_text(json.dumps(config, indent=2) + "\n")
     return path
 
@@ -205,8 +227,13 @@ def save(module: FARCER, folder: str | Path) -> Path:
     pristine = module.pristine()
     state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items() if k not in pristine}
     save_file(state, folder / "weights.safetensors", {"zoo": json.dumps(module.contract())})
-    content = {"state_dict": state, "zoo": module.contract(), "pytorch-lightning_version": version("lightning"),
-               "epoch": 0, "global_step": 0}  # fmt: skip
+    content = {
+        "state_dict": state,
+        "zoo": module.contract(),
+        "pytorch-lightning_version": version("lightning"),
+        "epoch": 0,
+        "global_step": 0,
+    }
     torch.save(content, folder / "checkpoints" / "best.ckpt")  # Lightning's own reader knows no safetensors
     return folder / "weights.safetensors"
 

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -39,7 +40,16 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from zoo.models.selector.parts import DISCARD, KEEP, Downstream, Format, Response, read_decision, read_decisions
+from zoo.models.selector.parts import (
+    DISCARD,
+    KEEP,
+    Downstream,
+    Format,
+    Response,
+    read_decision,
+    read_decisions,
+    read_rows,
+)
 from zoo.module import PromptCollator, Rows, Supervised, answer_ids, require_descriptions
 from zoo.prompts import load_template
 from zoo.reinforced import Gathered, Reinforced, reward_name
@@ -63,9 +73,9 @@ class ModalitySelector(Reinforced):
         descriptions: kinds shown; of earlier turns all but video.
         max_length: longest prompt in tokens.
         reasoning: ``think``: the answer is sampled, thoughts first. ``none``: it is one of the two phrases.
-        exploration: ``sampled``: groups are what the policy samples. ``forced`` (`reasoning` none only): half of each
-            group keeps and half discards, so that both are seen for every prompt; needs ``reinforce_group``, because
-            such answers have no ratio to a sampler.
+        exploration: ``sampled``: groups are what the policy samples. ``forced``: half of each group keeps and half
+            discards, so that both are seen for every prompt; behind sampled thoughts the decision is replaced. Needs
+            ``reinforce_group``, because such answers have no ratio to a sampler.
         format: first term, see `Format`.
         response: second term, see `Response`.
         overlength: third term, see `Overlength`.
@@ -101,12 +111,12 @@ class ModalitySelector(Reinforced):
     ) -> None:
         super().__init__(llm, **kwargs)
         if exploration == "forced" and (
-            reasoning != "none" or self.objective.kind != "reinforce_group" or self.iterations > 1 or self.n % 2
+            self.objective.kind != "reinforce_group" or self.iterations > 1 or self.n % 2
         ):
             raise ValueError(
-                "exploration forced puts both decisions into every group: it needs reasoning none, an even number of "
-                f"answers, objective.kind reinforce_group and 1 iteration; got {reasoning}, {self.n}, "
-                f"{self.objective.kind} and {self.iterations}"
+                "exploration forced puts both decisions into every group: it needs an even number of answers, "
+                f"objective.kind reinforce_group and 1 iteration; got {self.n}, {self.objective.kind} and "
+                f"{self.iterations}"
             )
         self.template = load_template(template, self.templates)
         self.prompt = {"window": window, "kinds": tuple(descriptions or ()), "verbalizer": None,
@@ -156,7 +166,8 @@ class ModalitySelector(Reinforced):
                 raise
             log.warning("the reward of this evaluation has no downstream term: %s", error)
         else:
-            self.functions, self.reward_weights = [*self.functions, term], [*self.reward_weights, self.downstream_weight]
+            self.functions = [*self.functions, term]
+            self.reward_weights = [*self.reward_weights, self.downstream_weight]
         self.downstream = None  # once, whatever hooks run
 
     @property
@@ -166,7 +177,28 @@ class ModalitySelector(Reinforced):
 
     # ---- stage 1
     def sample(self, window: Sequence[dict[str, Any]]) -> Rollout:
-        return self.both_decisions(window) if self.forced else super().sample(window)
+        if not self.forced:
+            return super().sample(window)
+        return self.decided(super().sample(window)) if self.tagged else self.both_decisions(window)
+
+    def decided(self, rollout: Rollout) -> Rollout:
+        """Sampled thoughts, the decision behind them replaced: keep in even places of a group, discard in odd ones.
+        An answer that never came to <answer> stays as it is."""
+        tokenizer, answers = self.llm.tokenizer, []
+        for ids, real in zip(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1), strict=True):
+            thoughts, tag, _ = tokenizer.decode(ids[real], skip_special_tokens=True).partition("<answer>\n")
+            text = f"{thoughts}{tag}{(KEEP, DISCARD)[len(answers) % 2]}\n</answer>"
+            answers.append(
+                [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] if tag
+                else ids[real].tolist()
+            )  # fmt: skip
+        shape = (*rollout.ids.shape[:2], max(map(len, answers)))
+        ids = torch.full((len(answers), shape[2]), self.llm.pad_id, device=rollout.ids.device)
+        real = torch.zeros_like(ids, dtype=torch.bool)
+        for row, mask, answer in zip(ids, real, answers, strict=True):
+            row[: len(answer)], mask[: len(answer)] = torch.tensor(answer, device=ids.device), True
+        nothing = torch.zeros(shape, device=ids.device)
+        return rollout._replace(ids=ids.view(shape), mask=real.view(shape), old=nothing, entropy=nothing)
 
     def both_decisions(self, window: Sequence[dict[str, Any]]) -> Rollout:
         """n/2 times keep and n/2 times discard for every prompt, as if they had been sampled."""
@@ -237,6 +269,65 @@ class ModalitySelector(Reinforced):
         kept, unparsed, reward = np.mean([self._facts(r["details"]) for r in rows], axis=0).tolist()
         found = {"n": len(rows), "keep_rate": kept, "unparsed": unparsed}
         return found | ({"reward": reward} if np.isfinite(reward) else {})
+
+
+class SelectorStart(Supervised):
+    """Before stage 1, for small models that cannot follow the prompt (ours): supervised answers in the selector's form,
+    whose thoughts are the classifier's two answers and whose decision is drawn evenly, so that the policy begins with
+    valid answers and no preference.
+
+    Args:
+        llm: folder, published name or hub id of the policy.
+        comparisons: run folder of a `SelectedClassifier` that was run with ``compare``, or its predictions.jsonl.
+        template, window, descriptions: as the selector will have them.
+    """
+
+    templates = TEMPLATES
+
+    def __init__(
+        self,
+        llm: str,
+        comparisons: str,
+        template: str = "decision",
+        window: int = 0,
+        descriptions: list[str] | None = None,
+        max_new_tokens: int = 96,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(llm, template=template, window=window, descriptions=descriptions, decode="greedy",
+                         max_new_tokens=max_new_tokens, **kwargs)  # fmt: skip
+        self.comparisons = {
+            row["id"]: tuple(max(side, key=side.get) for side in (row["details"]["without"], row["details"]["with"]))
+            for row in read_rows(comparisons, "predictions.jsonl")
+        }
+
+    def collator(self, training: bool) -> StartCollator:
+        plain = super().collator(training)
+        shared = {f.name: getattr(plain, f.name) for f in fields(plain) if f.init}
+        return StartCollator(**shared, comparisons=self.comparisons)
+
+    def read_answer(self, sample: Sample, text: str) -> str | None:
+        """What the captions are thought to say, of an answer that also decides; else None."""
+        said = re.search(r"captions: (\w+)", text)
+        valid = Format("paper")(Answer(text, 0, True, sample)) and read_decision(text) is not None
+        return said[1] if said and valid and said[1] in sample.labels.names else None
+
+
+@dataclass
+class StartCollator(PromptCollator):
+    """Input processing of `SelectorStart`.
+
+    Args:
+        comparisons: sample id -> the classifier's answer without and with descriptions.
+    """
+
+    comparisons: Mapping[str, tuple[str, str]] = field(default_factory=dict)
+
+    def target_ids(self, sample: Sample, rng: np.random.Generator) -> list[int]:
+        bare, full = self.comparisons[sample.id]
+        decision = (KEEP, DISCARD)[int(rng.integers(2))]
+        text = f"<think>\nwords: {bare}, captions: {full}\n</think>\n<answer>\n{decision}\n</answer>"
+        return answer_ids(self.tokenizer, text) + [self.tokenizer.eos_token_id]
 
 
 class SelectedClassifier(Supervised):

@@ -152,6 +152,7 @@ def read_rows(path: str | Path, name: str) -> list[dict[str, Any]]:
 
     Raises:
         FileNotFoundError: neither is there.
+        ValueError: a line that is no row.
     """
     given = Path(path)
     home = run_of(given) if given.suffix == ".ckpt" else given
@@ -160,19 +161,36 @@ def read_rows(path: str | Path, name: str) -> list[dict[str, Any]]:
         raise FileNotFoundError(
             f"no {name} at {str(path)!r}: give the file, or a run folder that `zoo predict` wrote to"
         )
-    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    rows = []
+    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        expected = "expected a row as `zoo predict` writes; write the file again"
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{file} line {number} is not JSON ({error}); {expected}") from None
+        if not isinstance(row, dict) or not isinstance(row.get("id"), str):
+            raise ValueError(f"{file} line {number} names no sample (id); {expected}")
+        rows.append(row)
+    return rows
 
 
 def read_decisions(path: str | Path) -> dict[str, bool | None]:
     """Sample id -> keep, discard, or None where the selector's answer could not be read.
 
     Raises:
-        ValueError: rows without a decision.
+        ValueError: rows without a decision, or two about one sample that differ.
     """
-    decisions = {}
+    decisions: dict[str, bool | None] = {}
     for row in read_rows(path, "decisions.jsonl"):
         said = (row.get("details") or {}).get("decision", "")
         if said not in ("keep", "discard", None):
-            raise ValueError(f"{path}: {row.get('id')} has decision {said!r}, expected keep, discard or null")
-        decisions[row["id"]] = None if said is None else said == "keep"
+            raise ValueError(
+                f"{path}: {row['id']} has decision {said!r}, expected keep, discard or null in details.decision; "
+                "is this the decisions.jsonl of a ModalitySelector?"
+            )
+        decision = None if said is None else said == "keep"
+        if decisions.setdefault(row["id"], decision) != decision:
+            raise ValueError(
+                f"{path} decides twice about {row['id']}, and differently; expected one row for each sample"
+            )
     return decisions
