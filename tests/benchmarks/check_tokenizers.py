@@ -1,4 +1,5 @@
-"""Prompts and answers with the real tokenizers of Llama-2, Llama-3 and Qwen2.5; exits 1 at the first fault.
+"""Prompts and answers with the real tokenizers of Llama-2, Llama-3 and Qwen2.5, the modality selector's prompt in
+Qwen2.5's chat form among them; exits 1 at the first fault.
 
     python tests/benchmarks/check_tokenizers.py --data-root ../shared/data
 """
@@ -21,6 +22,8 @@ from zoo.data.meld import MELD
 from zoo.models.dialoguellm import DialogueLLM
 from zoo.models.farcer import FARCER
 from zoo.models.farcer.parts import SLOT, Writer
+from zoo.models.selector import ModalitySelector
+from zoo.models.selector.parts import DISCARD, KEEP, read_decision
 from zoo.module import PromptCollator, answer_ids
 from zoo.prompts import escape, load_template, render
 from zoo.schema import Sample, Turn
@@ -49,6 +52,13 @@ FARCERS = [  # the own part of a FARCER prompt with past labels; None is an imag
     128006, 78191, 128007, 271,
 ]  # fmt: skip
 FARCERS_ANSWERS = [[60668], [20370, 9868], [69, 686], [83214, 2136], [4215], [4338, 70, 592], [4091]]
+
+
+# Qwen2.5's chat form; the folder holds the vocabulary alone
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 
 
 def expect(what: str, got: object, expected: object) -> None:
@@ -128,14 +138,48 @@ def check_farcer(folder: Path) -> None:
     expect("FARCER pieces are the whole", fixed + [128001 if i is None else i for i in own] == whole, True)
 
 
+def check_selector(tokenizer: PreTrainedTokenizerFast, meld: Path) -> None:
+    """The selector's prompt as a user's message, its two answers, and how long prompts are on MELD."""
+    tokenizer.chat_template = CHATML
+    template = load_template("selector", ModalitySelector.templates)
+    system = load_template("system", ModalitySelector.templates).render()
+    options = {"window": 12, "verbalizer": None, "max_length": 1024, "training": False, "system": system}
+    collator = PromptCollator(tokenizer, 0, template, kinds=("audio", "video"), **options)
+    ids, cut = collator.prompt_ids(SAMPLE, np.random.default_rng(0))
+    user = render(template, SAMPLE, window=12, kinds=("audio", "video"), said=MELD.labels.names)
+    turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in (("system", system), ("user", user)))
+    whole = f"{turns}<|im_start|>assistant\n"
+    expect(f"selector prompt of {len(ids)} tokens comes back", tokenizer.decode(ids) == whole, True)
+    special = {n: ids.count(i) for n, i in tokenizer.get_added_vocab().items() if i in ids}
+    expect("selector prompt is three turns, nothing of the data", special, {"<|im_start|>": 3, "<|im_end|>": 2})
+    expect("selector prompt is cut", cut, False)
+
+    phrases = [answer_ids(tokenizer, phrase) for phrase in (KEEP, DISCARD)]
+    # a reward for length therefore prefers a decision
+    expect("selector phrases in tokens", [*map(len, phrases)], [6, 7])
+    expect("selector phrases differ from the first token on", phrases[0][0] != phrases[1][0], True)
+    for phrase, decision in ((KEEP, True), (DISCARD, False)):
+        written = tokenizer(f"<think>\nBoth.\n</think>\n<answer>\n{phrase}\n</answer>")["input_ids"]
+        expect(f"selector reads {phrase!r}", read_decision(tokenizer.decode(written)), decision)
+
+    data = MELD(root=meld, captions=[meld])
+    collator = PromptCollator(tokenizer, 0, template, kinds=("speech",), **options | {"max_length": 10_000})
+    lengths = [len(collator.prompt_ids(s, np.random.default_rng(0))[0]) for s in data.samples("dev")]
+    long = sum(n > 1024 for n in lengths)
+    print(f"selector prompts of MELD's dev split with 12 turns and measured speech: {min(lengths)} to {max(lengths)} "
+          f"tokens, mean {np.mean(lengths):.0f}, {long} of {len(lengths)} above 1024")  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root", type=Path, required=True, help="holds tokenizers/{llama2,llama3,qwen}/")
+    parser.add_argument("--data-root", type=Path, required=True, help="holds tokenizers/{llama2,llama3,qwen}/ and meld/")
     root = parser.parse_args().data_root
     logging.disable(logging.WARNING)
     start = time.perf_counter()
     for name in HELLO:
         check(name, root / "tokenizers" / name)
+    qwen = root / "tokenizers" / "qwen" / "tokenizer.json"
+    check_selector(PreTrainedTokenizerFast(tokenizer_file=str(qwen), eos_token=END["qwen"]), root / "meld")
     check_farcer(root / "tokenizers" / "llama3")
     print(f"all as expected, {time.perf_counter() - start:.1f} s")
 

@@ -4,8 +4,8 @@
 
 1. A random Qwen2 (that of trl_step.py: hidden 384, 8 layers, vocabulary 32,000, fp32), 500 fixed and 120 own tokens per
    prompt, 7 labels of 1 to 3 tokens, 4 prompts at a time. Arms, side by side: ours (fixed part kept, labels as a trie);
-   transformers' `generate` of 3 tokens on the batch of whole prompts (it only ever sees the tokens it generates, so it
-   gives no scores); one row per prompt and label, only the label positions through the head. CPU seconds of one thread,
+   transformers' greedy `generate` of 5 tokens, as FARCER's authors answer, on the batch of whole prompts (it gives no
+   scores); one row per prompt and label, only the label positions through the head. CPU seconds of one thread,
    minimum over rounds. Scores of ours and of the rows must agree to 1e-5.
 2. A test epoch of FARCER over the generated sitcom (text, 7 solved dialogues in the prompt), with the fixed part kept
    and with it written into every prompt. Predictions must agree.
@@ -77,10 +77,6 @@ def rows(plain: Qwen2ForCausalLM, prompts: Tensor) -> Tensor:
     return (logp * real.repeat(b, 1)).sum(1).view(b, k)
 
 
-def best(times: list[float]) -> float:
-    return min(times)
-
-
 def scoring(rounds: int) -> list[str]:
     with tempfile.TemporaryDirectory() as made:
         folder = random_qwen2(Path(made))
@@ -101,8 +97,8 @@ def scoring(rounds: int) -> list[str]:
             return plain.generate(
                 input_ids=prompts,
                 attention_mask=torch.ones_like(prompts),
-                max_new_tokens=3,
-                min_new_tokens=3,
+                max_new_tokens=5,
+                min_new_tokens=5,
                 do_sample=False,
             )
 
@@ -114,7 +110,7 @@ def scoring(rounds: int) -> list[str]:
         if i == 0:
             first = spent["ours"][0]
         apart = max(apart, (found["ours"] - found["row per label"]).abs().max().item())
-    seconds = {name: best(times[1:]) for name, times in spent.items()}
+    seconds = {name: min(times[1:]) for name, times in spent.items()}
     print(f"{FIXED} fixed + {OWN} own tokens, 7 labels of 1 to 3 tokens, {BATCH} prompts at a time, {rounds} rounds\n")
     print("| arm | CPU ms per prompt | times ours |\n|---|---|---|")
     for name, value in seconds.items():
@@ -184,9 +180,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--dialogues", type=int, default=100, help="test dialogues of the sitcom")
+    parser.add_argument("--parts", nargs="+", choices=("scoring", "epoch"), default=["scoring", "epoch"])
     options = parser.parse_args()
     torch.set_num_threads(1)
-    problems = scoring(options.rounds) + epoch(options.dialogues)
+    problems = scoring(options.rounds) if "scoring" in options.parts else []
+    problems += epoch(options.dialogues) if "epoch" in options.parts else []
     if problems:
         sys.exit("missed: " + "; ".join(problems))
 

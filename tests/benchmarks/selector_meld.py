@@ -166,7 +166,7 @@ def main() -> None:
     parser.add_argument("--captions", type=Path, nargs="+", help="description files or folders; default: --data-root")
     parser.add_argument("--out", type=Path, default=Path("runs/selector_meld"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
-    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3], help="learning rates of stage 1, of which dev chooses")
+    parser.add_argument("--rates", type=float, nargs="+", default=[2e-3], help="learning rates; dev chooses")
     options = parser.parse_args()
     show([Seed(seed, options) for seed in options.seeds])
 

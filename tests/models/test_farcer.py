@@ -496,6 +496,15 @@ def test_each_image_is_encoded_once_and_never_adapted(make, meld):
     fresh.training_step(batch, 0).backward()
 
 
+def test_a_language_model_in_half_precision_trains_a_projection_in_full(make, meld):
+    model = make(dtype="bfloat16", shots=1, train_shots=1, lora=LoRA(r=2, targets=QKV))
+    samples = ragged(meld)
+    model.training_step(collate(model, samples), 0).backward()
+    assert model.llm.causal_lm.dtype == torch.bfloat16 and model.mp[0].weight.grad.dtype == torch.float32
+    assert torch.isfinite(model.mp[0].weight.grad).all() and model.mp[0].weight.grad.abs().sum() > 0
+    assert len(model.eval().predict(collate(model, samples, training=False))) == len(samples)
+
+
 def test_standardised_and_scaled_features(make, meld):
     plain, model = make(), make(standardise=True, scale=3.0)
     turns = {s.target.video: s.target for s in meld.samples("train")}

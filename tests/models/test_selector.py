@@ -58,6 +58,9 @@ TABLE = {  # text -> format: paper, code as intended, code literally; response: 
     "one line": (ONE, 1, 0.5, 0.5, 1, 1),
     "several lines": (LINES, 1, 0.375 + 1, 0.375, 1, 1),  # the last tag ends no line
     "several lines, the last one ended": (f"{LINES}\n", 1, 1.5, 0.5, 1, 1),
+    "a line each": (f"<think>\nx\n</think>\n<answer>\n{YES}\n</answer>\n", 1, 1.5, 0.5, 1, 1),
+    # the typing error in the code's pattern: n</think> where \n</think> was meant
+    "thoughts that end in n": (f"<think>\nreason</think>\n<answer>\n{YES}\n</answer>\n", 1, 1.5, 1.0, 1, 1),
     "a line between the blocks": (f"<think>x</think>\n<answer>{YES}</answer>", 1, 0.625, 0.625, 1, 1),
     "blanks around": (f"\n {ONE} \n", 1, 0, 0, 1, 1),  # the code's patterns begin where the answer begins
     "text before": (f"Well. {ONE}", 0, 0, 0, 1, 1),
@@ -410,8 +413,8 @@ def test_gradient_of_a_forced_step(tiny_llama, meld, tmp_path, positive_only):
     data = MELD(root=meld.root, captions=[meld.root], seed=7, batch_size=3)
     model = ModalitySelector(
         str(tiny_llama), "decision", window=1, descriptions=["audio"], reasoning="none", exploration="forced",
-        answers=4, objective=Objective("reinforce_group", "sum", positive_only=positive_only), scale="none", response="none",
-        overlength="none", downstream=str(file), downstream_kind="probability", lr=0.0,
+        answers=4, objective=Objective("reinforce_group", "sum", positive_only=positive_only), scale="none",
+        response="none", overlength="none", downstream=str(file), downstream_kind="probability", lr=0.0,
         lora=LoRA(r=4, targets=r".*_proj"), table_every=0,
     )  # fmt: skip
     grab = Grab()
@@ -420,7 +423,8 @@ def test_gradient_of_a_forced_step(tiny_llama, meld, tmp_path, positive_only):
         enable_progress_bar=False, enable_model_summary=False, callbacks=[grab], accelerator="cpu",
         default_root_dir=tmp_path, use_distributed_sampler=False,
     ).fit(model, data)  # fmt: skip
-    assert len(grab.samples) == 6 and set(grab.gradients) == {n for n, p in model.named_parameters() if p.requires_grad}
+    trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    assert len(grab.samples) == 6 and set(grab.gradients) == set(trained)
 
     tokenizer, loss = model.llm.tokenizer, 0.0
     for s in grab.samples:
@@ -438,9 +442,8 @@ def test_gradient_of_a_forced_step(tiny_llama, meld, tmp_path, positive_only):
     model.zero_grad()
     loss.backward()
     assert sum(g.abs().sum() for g in grab.gradients.values()) > 0
-    for name, p in model.named_parameters():
-        if p.requires_grad:
-            assert (p.grad - grab.gradients[name]).abs().max() < 1e-4 * p.grad.abs().max(), name
+    for name, p in trained.items():
+        assert (p.grad - grab.gradients[name]).abs().max() < 1e-4 * p.grad.abs().max(), name
 
 
 def test_a_forced_group_holds_both_phrases(tiny_llama, meld):

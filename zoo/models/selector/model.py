@@ -83,6 +83,7 @@ class ModalitySelector(Reinforced):
         downstream: file of a classifier's comparisons, see `Downstream`; None: no such term.
         downstream_kind: ``log_probability`` and ``probability`` use labels, ``entropy`` does not.
         downstream_weight: its weight; the other terms have 1.
+        system: system message for `chat`, a name or a file like `template`.
     """
 
     templates = TEMPLATES
@@ -107,6 +108,7 @@ class ModalitySelector(Reinforced):
         downstream: str | None = None,
         downstream_kind: Literal["log_probability", "probability", "entropy"] = "log_probability",
         downstream_weight: float = 1.0,
+        system: str = "system",
         **kwargs: Any,
     ) -> None:
         super().__init__(llm, **kwargs)
@@ -121,7 +123,7 @@ class ModalitySelector(Reinforced):
         self.template = load_template(template, self.templates)
         self.prompt = {"window": window, "kinds": tuple(descriptions or ()), "verbalizer": None,
                        "max_length": max_length}  # fmt: skip
-        self.system = load_template("system", self.templates).render() if chat else None
+        self.system = load_template(system, self.templates).render() if chat else None
         self.tagged, self.forced = reasoning == "think", exploration == "forced"
         terms: list[tuple[Any, float]] = []
         if format != "none" and self.tagged:

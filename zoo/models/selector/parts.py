@@ -43,8 +43,8 @@ class Format:
         kind: ``paper``: 1 if the whole answer is that, every tag exactly once, else 0. ``code_intended``: the authors'
             script with its two slips repaired: .125 for each tag that stands exactly once before a line break, .5 if
             the answer begins with the two blocks, .5 if each tag also has a line of its own. ``code_literal``: the
-            script as it is: its patterns do not cross lines, and one has a typing error, so that of the last two .5
-            only the first can be reached, by an answer on one line.
+            script as it is: its patterns do not cross lines, so that the first .5 needs both blocks on one line, and
+            the second has ``n</think>`` where a line break was meant: it needs one line of thoughts that ends in n.
     """
 
     kind: Literal["paper", "code_intended", "code_literal"] = "paper"
