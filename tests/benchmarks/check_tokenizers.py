@@ -147,7 +147,8 @@ def check_selector(tokenizer: PreTrainedTokenizerFast, meld: Path) -> None:
     collator = PromptCollator(tokenizer, 0, template, kinds=("audio", "video"), **options)
     ids, cut = collator.prompt_ids(SAMPLE, np.random.default_rng(0))
     user = render(template, SAMPLE, window=12, kinds=("audio", "video"), said=MELD.labels.names)
-    turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in (("system", system), ("user", user)))
+    said = {"system": system, "user": user}
+    turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in said.items())
     whole = f"{turns}<|im_start|>assistant\n"
     expect(f"selector prompt of {len(ids)} tokens comes back", tokenizer.decode(ids) == whole, True)
     special = {n: ids.count(i) for n, i in tokenizer.get_added_vocab().items() if i in ids}

@@ -436,6 +436,21 @@ def test_the_loss_is_equation_7(make, meld, home, tiny_llama, rollout, lora):
     torch.testing.assert_close(grad, model.mp[0].weight.grad, rtol=1e-3, atol=1e-6)
 
 
+def test_an_answer_that_ends_too_early_goes_on_with_its_end(make):
+    """Free-running: what is read behind a label token is the model's own token, also where its answer is over."""
+    model = make()
+    said = SimpleNamespace(
+        ids=torch.tensor([[[9, EOS, 0]], [[EOS, 0, 0]], [[4, 5, 6]]]),
+        mask=torch.tensor([[[1, 1, 0]], [[1, 0, 0]], [[1, 1, 1]]]).bool(),
+    )
+    model.llm.sample = lambda prefix, n, max_new_tokens, temperature: said
+    label = torch.tensor([[[7, 8, 9, EOS]]] * 3)
+    assert model.own_answers(None, label)[:, 0, :3].tolist() == [[9, EOS, EOS], [EOS, EOS, EOS], [4, 5, 6]]
+    short = SimpleNamespace(ids=said.ids[:2, :, :2], mask=said.mask[:2, :, :2])  # all answers were over by then
+    model.llm.sample = lambda prefix, n, max_new_tokens, temperature: short
+    assert model.own_answers(None, label[:2])[:, 0, :3].tolist() == [[9, EOS, EOS], [EOS, EOS, EOS]]
+
+
 def test_token_weights_are_scikit_learns(make, meld):
     answers = [[7, 9, 2]] * 5 + [[8, 2]] * 3 + [[7, 2]]
     flat = [t for a in answers for t in a]
