@@ -358,3 +358,21 @@ def test_prefix_is_computed_once(tiny_llama, monkeypatch):
         model.sample(prefix, 3, max_new_tokens=2)
         model.score(prefix, [[5, 6], [5, 7], [8]])
     assert len(seen) == 1
+
+
+@pytest.mark.parametrize("at_once", [2**22, 2**10])
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+def test_a_frozen_head_takes_its_slopes_in_the_forward_pass(tiny_llama, monkeypatch, at_once, temperature):
+    """The gradients are those of automatic differentiation, which a trained head still goes through."""
+    monkeypatch.setattr("zoo.backbones.llm.LOGITS_AT_ONCE", at_once)
+    ids, mask, answers, real = batch("ragged")
+    found = []
+    for trained in (True, False):
+        model = pair(tiny_llama, lora=False)[0].requires_grad_(False)
+        model.causal_lm.get_output_embeddings().requires_grad_(trained)
+        embeddings = model.embed(ids).detach().requires_grad_()
+        logp = model.logprobs(model.encode(embeddings, mask), answers, real, temperature)
+        assert ("Slopes" in str(logp.grad_fn.next_functions)) is not trained
+        (logp * torch.linspace(-1, 2, logp.numel()).view_as(logp)).sum().backward()
+        found.append((logp.detach(), embeddings.grad))
+    torch.testing.assert_close(found[0], found[1], atol=5e-5, rtol=1e-4)

@@ -173,7 +173,8 @@ def check_selector(tokenizer: PreTrainedTokenizerFast, meld: Path) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--data-root", type=Path, required=True, help="holds tokenizers/{llama2,llama3,qwen}/ and meld/")
+    where = "holds tokenizers/{llama2,llama3,qwen}/ and meld/"
+    parser.add_argument("--data-root", type=Path, required=True, help=where)
     root = parser.parse_args().data_root
     logging.disable(logging.WARNING)
     start = time.perf_counter()

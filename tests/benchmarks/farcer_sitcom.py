@@ -10,7 +10,7 @@ gain over text as a share of what the exact posteriors gain from faces. Under al
 each dialogue alone. Shots, greedy answers and strange faces are tried on the trained models. Rows marked * have the
 first seed only. Done runs are kept, so the command can be stopped and given again. Exit code 1 if a bound is missed.
 
-Set OMP_NUM_THREADS=1; about 40 minutes of one core, --jobs 2 halves it.
+Set OMP_NUM_THREADS=1; about 30 minutes of one idle core (a training 30 to 60 s, a test 7 to 10 s).
 """
 
 import argparse

@@ -68,7 +68,8 @@ def curve(options: argparse.Namespace, name: str, seed: int) -> pd.Series:
         arguments = [
             "fit", "--model=GRPO", f"--model.llm={backbone(options.out / 'backbone')}", "--data=Synthetic",
             "--model.rewards=[grpo_toy.says_yes]", "--model.answers=16", "--model.max_new_tokens=1",
-            "--model.temperature=1.5", "--model.lr=0.003", *OBJECTIVES[name], "--model.schedule=constant", "--model.warmup=0",
+            "--model.temperature=1.5", "--model.lr=0.003", *OBJECTIVES[name],
+            "--model.schedule=constant", "--model.warmup=0",
             "--model.table_every=0", "--data.batch_size=8", "--data.train_dialogues=100", "--data.dev_dialogues=1",
             "--trainer.max_steps=60", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu",
             "--trainer.gradient_clip_val=1", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",

@@ -34,7 +34,7 @@ from zoo.backbones import LLM, LoRA
 from zoo.data.meld import MELD
 from zoo.models.selector import Downstream, Format, ModalitySelector, Response, SelectedClassifier
 from zoo.models.selector.parts import DISCARD, KEEP, gain, read_decision, read_decisions, read_rows
-from zoo.prompts import load_template
+from zoo.prompts import load_template, render
 from zoo.rl import Answer, Objective, Rollout
 from zoo.rl.rewards import Overlength
 from zoo.schema import Sample, Turn
@@ -239,7 +239,7 @@ def meld(tmp_path_factory):
 
 def system(kind, llm, data, stage="fit", **options):
     """A built system beside its data, as a Trainer would set it up."""
-    model = kind(llm=str(llm), max_length=512, descriptions=["audio"], **options)
+    model = kind(llm=str(llm), descriptions=["audio"], **options)
     model._trainer = SimpleNamespace(datamodule=data, checkpoint_callbacks=[], strategy=SingleDeviceStrategy())
     model.configure_model()
     model.setup(stage)
@@ -327,6 +327,24 @@ def test_samples_without_a_decision_are_named_before_any_work(tiny_llama, meld, 
 def test_comparing_needs_probabilities():
     with pytest.raises(ValueError, match="decode must be score, not greedy"):
         SelectedClassifier("any", template="classifier", compare=True, decode="greedy")
+
+
+# ---- stage 1: prompts
+def test_chat_prompts(tiny_llama, meld, tmp_path):
+    """A system message that shows the form of the answer, the prompt as the user's, then the answer's turn."""
+    model = system(ModalitySelector, tiny_llama, meld, window=1, chat=True)
+    s = meld.samples("train")[1]
+    with pytest.raises(ValueError, match="chat needs a tokenizer with a chat format .* set --model.chat false"):
+        prompts(model, [s])
+    turns = "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}\n{% endfor %}"
+    model.llm.tokenizer.chat_template = turns + "{% if add_generation_prompt %}[assistant]\n{% endif %}"
+    user = render(model.template, s, window=1, kinds=("audio",), said=LABELS)
+    form = "Write your answer in this form:\n<think>\n...\n</think>\n<answer>\n...\n</answer>"
+    assert prompts(model, [s]) == [f"[system]\n{form}\n[user]\n{user}\n[assistant]\n".lower()]
+    (tmp_path / "own.txt").write_text("As you like.\n")
+    own = system(ModalitySelector, tiny_llama, meld, window=1, chat=True, system=str(tmp_path / "own.txt"))
+    own.llm.tokenizer.chat_template = turns
+    assert prompts(own, [s]) == [f"[system]\nas you like.\n[user]\n{user.lower()}\n"]
 
 
 # ---- stage 1: options

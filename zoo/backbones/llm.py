@@ -38,7 +38,7 @@ from zoo.backbones.shared_prefix import Decoding, Packed
 
 log = logging.getLogger(__name__)
 
-LOGITS_AT_ONCE = 2**25  # numbers (128 MiB in fp32)
+LOGITS_AT_ONCE = 2**22  # numbers (16 MiB in fp32)
 WORTH_LEAVING = 0.75  # finished answers leave the batch when at most this share of it is left
 
 REPOSITORY = Path(__file__).resolve().parents[2]  # where `checkpoints/` lies in a clone
@@ -530,7 +530,8 @@ class LLM(nn.Module):
 
     def _token_logprobs(self, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
         """(N, D) states and (N,) tokens -> (N,) float32 log-probabilities, some rows at a time: the logits of all of
-        them would be the largest tensor of a step."""
+        them would be the largest tensor of a step. They are not kept for the backward pass either: through a frozen
+        head their slopes are (`_Slopes`), through a trained one they are computed again."""
 
         def some(hidden: Tensor, ids: Tensor) -> Tensor:
             logits = self.head(hidden) / temperature
@@ -538,6 +539,9 @@ class LLM(nn.Module):
 
         size = max(1, LOGITS_AT_ONCE // self.causal_lm.config.vocab_size)
         parts = list(zip(hidden.split(size), ids.split(size), strict=True))
+        frozen = not any(p.requires_grad for p in self.causal_lm.get_output_embeddings().parameters())
+        if torch.is_grad_enabled() and frozen and hidden.requires_grad:
+            return _Slopes.apply(hidden, some, parts)
         if len(parts) <= 1 or not torch.is_grad_enabled():
             return torch.cat([some(*part) for part in parts]) if parts else hidden.new_zeros(0, dtype=torch.float32)
         return torch.cat([checkpoint(some, *part, use_reentrant=False) for part in parts])
@@ -684,6 +688,28 @@ class _PlainStep:
     def __call__(self, token: Tensor) -> Tensor:
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
         return self.llm.hidden(self.llm.embed(token)[:, None], self.mask, self.cache)[:, -1]
+
+
+class _Slopes(torch.autograd.Function):
+    """Numbers that each depend on one row of states, some rows at a time: their slopes, as wide as the states, are
+    taken in the forward pass, so that neither the logits are kept nor computed again."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, some: Any, parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+        values, slopes = [], []
+        for rows, ids in parts:
+            with torch.enable_grad():
+                rows = rows.detach().requires_grad_()
+                value = some(rows, ids)
+                slopes += torch.autograd.grad(value.sum(), rows)
+            values.append(value.detach())
+        ctx.save_for_backward(torch.cat(slopes))
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (slopes,) = ctx.saved_tensors
+        return (gradient[:, None] * slopes).to(slopes.dtype), None, None
 
 
 @contextlib.contextmanager

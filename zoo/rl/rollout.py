@@ -79,7 +79,8 @@ def accumulate(
 ) -> Mapping[str, Tensor]:
     """Forward and backward passes of one optimiser step; gradients add up in the parameters.
 
-    Groups without any gradient (see `Objective.idle`) cost nothing; their tokens still count in `weights`.
+    Groups without any gradient (see `Objective.idle`, or all their answers left out) cost nothing; their tokens still
+    count in `weights`.
 
     Args:
         batches: for each pass, what encodes its prompts (anew, because a backward pass frees its graph), in the order
@@ -96,7 +97,7 @@ def accumulate(
     Raises:
         ValueError: the batches do not hold as many prompts as the rollout.
     """
-    idle, start = objective.idle(signal), 0
+    idle, start = objective.idle(signal) | ~rollout.mask.flatten(1).any(1), 0
     sums = {name: signal.new_zeros(()) for name in ("loss", *objective.counted)}
     for encode in batches:
         prompts = encode()
