@@ -17,7 +17,11 @@ ABLATIONS = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" in p.parts)
 
 
 def base_of(ablation: Path) -> Path:
-    """The config that an ablation is read after: the paper's on MELD, the small one for a small ablation."""
+    """The config that an ablation is read after: the one that its name begins with; else the paper's on MELD, the small
+    one for a small ablation."""
+    named = [p for p in ablation.parents[1].glob("*.yaml") if ablation.stem.startswith(f"{p.stem}_")]
+    if named:
+        return max(named, key=lambda p: len(p.stem))
     names = ("meld_small.yaml", "sitcom.yaml") if ablation.stem.startswith("small") else ("meld.yaml",)
     names = ("meld_classifier.yaml",) if ablation.stem.startswith("classifier_") else names  # the selector's stage 2
     return next(path for name in names if (path := ablation.parents[1] / name).is_file())

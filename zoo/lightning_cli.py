@@ -157,7 +157,8 @@ class ZooCLI(LightningCLI):
         self._announce("results in")
 
     def after_predict(self) -> None:
-        self._announce("predictions.jsonl of the test split in")
+        splits = " and ".join(self.datamodule.predict_splits)
+        self._announce(f"{self.model.rows_file} of {splits} in")
 
 
 class BestCheckpoint(ModelCheckpoint):

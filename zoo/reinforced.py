@@ -71,6 +71,8 @@ class Reinforced(EmotionModule):
             two prompts with their rewards. 0: none.
     """
 
+    monitor = "val/reward"
+
     def __init__(
         self,
         llm: str,

@@ -14,7 +14,10 @@ answers with and without descriptions, and rows that differ only in which of the
     best honest              keeps where the exact posterior (text and descriptions, no label) prefers that answer
     peeking                  takes the right one of two answers: no honest selector reaches it
 
-`--parts sweep` is the paper's Figure 3: classifiers with 0 to 20 earlier turns, uniform (always) and selective.
+`--parts think` is the policy as the paper writes it (thoughts, then a decision), from a supervised start without
+preference: under the paper's rewards, and under the downstream reward with both decisions forced behind the sampled
+thoughts. `--parts sweep` is the paper's Figure 3: classifiers with 0 to 20 earlier turns, uniform (always) and
+selective.
 Settings were chosen on dev of corpus seed 79; corpus seed 81 is only reported. Finished steps are kept.
 """
 
@@ -28,6 +31,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from zoo.data import Synthetic
 from zoo.data.synthetic.script import LABELS, posterior
@@ -86,6 +90,47 @@ def policy(options: argparse.Namespace, cell: str, seed: int, name: str, judge: 
            *POLICIES[name], *sizes(options, "train", "dev", "test"), f"--trainer.default_root_dir={root}"]  # fmt: skip
     decide = ["predict", f"--ckpt_path={run}/checkpoints/last.ckpt", "--data.predict_splits=[dev,test]"]
     return once(root, "decisions.jsonl", fit, decide)
+
+
+def thinking(options: argparse.Namespace, seed: int, judge: Path, downstream: bool) -> Path:
+    place = options.out / "shift" / str(seed)
+    start, root = place / "start", place / ("think-downstream" if downstream else "think-paper")
+    begun = once(start, "checkpoints/last.ckpt", [
+        "fit", f"--config={CONFIGS / 'sitcom_start.yaml'}", f"--seed_everything={seed}", f"--model.comparisons={judge}",
+        *([f"--data.train_dialogues={max(2, 700 // options.shrink)}"]), *sizes(options, "dev", "test"),
+        f"--trainer.default_root_dir={start}"])  # fmt: skip
+    run = root / "lightning_logs" / "version_0"
+    overlay = CONFIGS / "ablations" / "sitcom_think_downstream.yaml"
+    fit = ["fit", f"--config={CONFIGS / 'sitcom_think.yaml'}",
+           *([f"--config={overlay}", f"--model.downstream={judge}"] if downstream else []),
+           f"--seed_everything={seed}", f"--model.start_from={begun}/checkpoints/last.ckpt",
+           f"--trainer.max_steps={max(2, 250 // options.shrink)}", *sizes(options, "train", "dev", "test"),
+           f"--trainer.default_root_dir={root}"]  # fmt: skip
+    decide = ["predict", f"--ckpt_path={run}/checkpoints/last.ckpt", "--data.predict_splits=[test]"]
+    return once(root, "decisions.jsonl", fit, decide)
+
+
+def think(options: argparse.Namespace, data: Synthetic) -> None:
+    print("\n| thinking policy | seed | sampled keep rate, first and last 10 steps | unparsed | greedy: accuracy | "
+          "kept | unparsed | always | never |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    for seed in options.seeds:
+        judge = classifier(options, "shift", seed, 0, ("train", "dev", "test"))
+        rows = answers(judge, "test")
+
+        def accuracy(keep: Sequence[bool], rows: Sequence[dict] = rows) -> str:
+            return f"{100 * mean_over_seeds([choose(rows, keep)], data.labels, 'accuracy')['mean']:.1f}"
+
+        for downstream in (False, True):
+            run = thinking(options, seed, judge, downstream)
+            decided = read_decisions(run)
+            said = [decided[r["id"]] for r in rows]
+            log = pd.read_csv(run / "metrics.csv")
+            rates, unparsed = (log[f"train/{name}"].dropna() for name in ("yes_rate", "unparsed"))
+            keep = [d is not False for d in said]
+            print(f"| {'downstream, forced pairs' if downstream else 'paper'} | {seed} | {rates.head(2).mean():.2f} to "
+                  f"{rates.tail(2).mean():.2f} | {unparsed.tail(2).mean():.3f} | {accuracy(keep)} | "
+                  f"{np.mean(keep):.2f} | {said.count(None) / len(said):.3f} | "
+                  f"{accuracy([True] * len(rows))} | {accuracy([False] * len(rows))} |")  # fmt: skip
 
 
 def answers(judge: Path, split: str) -> list[dict]:
@@ -182,13 +227,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/selector_sitcom"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--parts", nargs="+", choices=["shift", "matched", "sweep"], default=["shift", "matched"])
+    parts = ["shift", "matched", "think", "sweep"]
+    parser.add_argument("--parts", nargs="+", choices=parts, default=parts[:2])
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
     parser.add_argument("--shrink", type=int, default=1, help="a fraction of the corpus, for trying the command out")
     options = parser.parse_args()
     data = Synthetic(corpus_seed=81, descriptions="noisy", test_dialogues=max(2, SIZES["test"] // options.shrink))
     for part in options.parts:
-        sweep(options, data) if part == "sweep" else table(options, part, data)
+        {"sweep": sweep, "think": think}[part](options, data) if part in ("sweep", "think") else table(
+            options, part, data)  # fmt: skip
 
 
 if __name__ == "__main__":

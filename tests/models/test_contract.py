@@ -45,6 +45,7 @@ class System:
         overfits: options with which it learns seven samples by heart; None: it learns from rewards, which is no way to
             learn by heart.
         scores: it gives every label a probability; else its answers are words.
+        monitor: what chooses best.ckpt.
     """
 
     args: tuple[str, ...]
@@ -54,6 +55,7 @@ class System:
     calm: tuple[str, ...] = ("--model.dropout=0", "--model.word_dropout=0")
     overfits: tuple[str, ...] | None = ()
     scores: bool = True
+    monitor: str = "val/wf1"
 
     def said(self, row: dict) -> object:
         """What it answered, exactly."""
@@ -76,7 +78,7 @@ SYSTEMS = {
     "grpo": System(
         ("--model=zoo.models.grpo.GRPO", "--model.rewards+=tests.runs_helper.checksum", "--model.max_new_tokens=4",
          "--model.lora.r=4", "--model.lora.dropout=0.05", "--model.objective.beta=0.04"),
-        adapters=True, overfits=None, scores=False,
+        adapters=True, overfits=None, scores=False, monitor="val/reward",
     ),
     "voice": System(
         ("--model=zoo.models.unimodal.VoiceClassifier", "--model.gain=3"), "audio", calm=("--model.gain=0",),
@@ -163,12 +165,14 @@ def test_run_files(run):
 
 def test_the_run_folder_alone_reproduces_the_best_validated_model(run, system, options):
     """The test split is a copy of the dev split, so the predictions of the best validation must come back exactly."""
-    scores = logged(run, "val/wf1")
+    scores = logged(run, system.monitor)
     best, other = (trace(run, "validation")[i] for i in ((0, 1) if scores[0] >= scores[1] else (1, 0)))
     expected = {r["id"].replace("/dev/", "/test/"): system.said(r) for r in best["rows"]}
     assert {r["id"]: system.said(r) for r in rows(run)} == expected
     assert [system.said(r) for r in other["rows"]] != [system.said(r) for r in best["rows"]]  # nor the other epoch
-    assert metrics(run)["weighted_f1"] == pytest.approx(max(scores), abs=1e-6)
+    tested = {"val/wf1": lambda: metrics(run)["weighted_f1"],
+              "val/reward": lambda: sum(r["details"]["reward"] for r in rows(run)) / len(rows(run))}  # fmt: skip
+    assert tested[system.monitor]() == pytest.approx(max(scores), abs=1e-6)
 
 
 def test_metrics_can_be_recomputed_from_the_predictions(run, system, home):

@@ -32,7 +32,14 @@ from tests.runs_helper import (
 )
 from zoo.backbones import LLM, LoRA
 from zoo.data.meld import MELD
-from zoo.models.selector import Downstream, Format, ModalitySelector, Response, SelectedClassifier
+from zoo.models.selector import (
+    Downstream,
+    Format,
+    ModalitySelector,
+    Response,
+    SelectedClassifier,
+    SelectorStart,
+)
 from zoo.models.selector.parts import DISCARD, KEEP, gain, read_decision, read_decisions, read_rows
 from zoo.prompts import load_template, render
 from zoo.rl import Answer, Objective, Rollout
@@ -240,7 +247,7 @@ def meld(tmp_path_factory):
 def system(kind, llm, data, stage="fit", **options):
     """A built system beside its data, as a Trainer would set it up."""
     model = kind(llm=str(llm), descriptions=["audio"], **options)
-    model._trainer = SimpleNamespace(datamodule=data, checkpoint_callbacks=[], strategy=SingleDeviceStrategy())
+    model._trainer = SimpleNamespace(datamodule=data, strategy=SingleDeviceStrategy())
     model.configure_model()
     model.setup(stage)
     return model
@@ -478,6 +485,25 @@ def test_a_forced_group_holds_both_phrases(tiny_llama, meld):
     assert gathered.extra == {"unparsed": 0.0, "yes_rate": 0.5}
 
 
+def test_a_decision_without_thoughts_is_the_more_probable_phrase(tiny_llama, meld):
+    model = system(ModalitySelector, tiny_llama, meld, template="decision", window=1, **FORCED).eval()
+    samples, tokenizer = meld.samples("train")[:12], model.llm.tokenizer
+    batch = model.collator(False)(samples, np.random.default_rng(0))
+    for s, made in zip(samples, model.predict(batch), strict=True):
+        logp = []
+        for phrase in (YES, NO):
+            prompt = tokenizer(written(s, True).removesuffix("emotion:") + "captions needed:")["input_ids"]
+            ids = prompt + tokenizer(f" {phrase}", add_special_tokens=False)["input_ids"]
+            with torch.no_grad():
+                logits = model.llm.model(input_ids=torch.tensor([ids])).logits[0].log_softmax(-1)
+            logp.append(sum(float(logits[i - 1, ids[i]]) for i in range(len(prompt), len(ids))))
+        assert made.details["keep"] == pytest.approx(1 / (1 + math.exp(logp[1] - logp[0])), abs=1e-5)
+        assert made.details["decision"] == ("keep" if logp[0] > logp[1] else "discard")
+        # the paper's reward for having decided, and nothing for so short an answer
+        assert made.details["rewards"] == {"response": 1.0, "overlength": 0.0} and made.details["reward"] == 1
+        assert made.predicted is None and made.text is None
+
+
 def test_forced_decisions_behind_sampled_thoughts(tiny_llama, meld):
     """Keep and discard take turns; an answer that never came to its decision stays as it was sampled."""
     model = system(ModalitySelector, tiny_llama, meld, **FORCED | {"reasoning": "think"})
@@ -676,3 +702,38 @@ def test_weights_of_the_backbone_are_not_stored(home, decider):
     base = load_file(home / "llm" / "model.safetensors").values()
     state = checkpoint(decider, "last")["state_dict"]
     assert not any(v.shape == b.shape and torch.equal(v, b) for v in state.values() for b in base)
+
+
+def test_the_supervised_start_has_the_form_and_no_preference(home, one, decider, tmp_path):
+    """Its targets earn the paper's form and response in full, say both of the classifier's answers, and keep about
+    half; the thinking selector goes on from its weights."""
+    both = read_rows(home / "compared.jsonl", "predictions.jsonl")
+    start = fit(tmp_path / "start", "--model=SelectorStart", "--model.template=decision", "--model.window=0", *one,
+                f"--model.comparisons={home / 'compared.jsonl'}", "--model.lr=0.003", "--model.max_new_tokens=8",
+                "--trainer.max_steps=3")  # fmt: skip
+    assert len(logged(start, "train/loss")) == 3
+    data = MELD(root=home / "meld", captions=[home / "meld"])
+    collator = system(SelectorStart, home / "llm", data, template="decision",
+                      comparisons=str(home / "compared.jsonl")).collator(True)  # fmt: skip
+    rng, kept = np.random.default_rng(0), []
+    answers = {
+        r["id"]: [max(r["details"][side], key=r["details"][side].get) for side in ("without", "with")] for r in both
+    }
+    for s in data.samples("train") * 20:
+        ids = collator.target_ids(s, rng)
+        assert ids[-1] == collator.tokenizer.eos_token_id
+        text = collator.tokenizer.decode(ids, skip_special_tokens=True)
+        made = Answer(text, len(ids), True, s)
+        assert Format("paper")(made) == 1 and Response("paper")(made) == 1
+        assert "words: {}, captions: {}".format(*answers[s.id]) in text
+        kept.append(read_decision(text))
+    assert 0.45 < np.mean(kept) < 0.55
+    selector = fit(tmp_path / "selector", "--model=ModalitySelector", "--model.template=decision", "--model.window=0",
+                   *one, f"--model.start_from={start}/checkpoints/last.ckpt", "--model.lora.r=4",
+                   "--model.max_new_tokens=8",
+                   "--model.objective.beta=0.04", "--trainer.max_steps=1", "--trainer.limit_val_batches=0")  # fmt: skip
+    merged, own = checkpoint(start)["state_dict"], checkpoint(selector)["state_dict"]
+    base = {k: v for k, v in own.items() if ".lora_" not in k}  # differs from the folder's, so it is stored
+    assert len(base) == len(merged) and all(
+        any(torch.equal(v, w) for w in base.values() if w.shape == v.shape) for v in merged.values()
+    )

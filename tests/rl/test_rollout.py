@@ -262,4 +262,4 @@ def test_two_processes_leave_the_gradient_of_one(llm, tmp_path, one_threaded, na
     objective = OBJECTIVES[name]
     _, expected = at_once(llm, objective, *step_of(), objective.signal(REWARDS))
     for rank in range(2):
-        agree(torch.load(tmp_path / f"{name}.{rank}"), expected)
+        agree(torch.load(tmp_path / f"{name}.{rank}", weights_only=True), expected)

@@ -70,7 +70,7 @@ class ModalitySelector(Reinforced):
         template: ``selector`` (P's structure), ``decision`` (short, for `reasoning` none), or a file.
         chat: the prompt is a user's message behind P's system message, in the tokenizer's chat format.
         window: earlier turns shown; P: 12 (10 to 15 best).
-        descriptions: kinds shown; of earlier turns all but video.
+        descriptions: kinds shown; of earlier turns all but video (``decision``: of the target alone).
         max_length: longest prompt in tokens.
         reasoning: ``think``: the answer is sampled, thoughts first. ``none``: it is one of the two phrases.
         exploration: ``sampled``: groups are what the policy samples. ``forced``: half of each group keeps and half
@@ -151,9 +151,6 @@ class ModalitySelector(Reinforced):
         require_descriptions(data.samples(split), self.prompt["kinds"], split)
         if self.downstream is not None:
             self._add_downstream(stage)
-        for callback in self.trainer.checkpoint_callbacks:
-            if getattr(callback, "monitor", None) == "val/wf1":  # the command line's default; no emotion is named here
-                callback.monitor = "val/reward"
 
     def _add_downstream(self, stage: str) -> None:
         """Adds the term if its file speaks of every sample. Training needs that; an evaluation does without, because
