@@ -801,7 +801,10 @@ class Supervised(EmotionModule):
         samples: Rows = batch["samples"]
         prefix = self.llm.encode(batch["input_ids"], batch["mask"])
         scores: dict[str, Tensor] = {}  # corpus -> (B, L)
-        for labels in {s.labels.corpus: s.labels for s in samples}.values():
+        sets = {s.labels.corpus: s.labels for s in samples}
+        if len(sets) > 1:
+            self.llm.prefill(prefix)
+        for labels in sets.values():
             candidates = [answer_ids(self.llm.tokenizer, word) for word in words(labels, self.verbalizer)]
             scores[labels.corpus] = self.llm.score(prefix, candidates)
         if not all(torch.isfinite(s).all() for s in scores.values()):

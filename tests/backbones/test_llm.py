@@ -371,13 +371,33 @@ def test_a_model_that_counts_padding_would_be_caught(llm, rows, monkeypatch, bro
     right = llm.score(llm.encode(ids, mask), CANDIDATES)
     if broken == "positions":  # new tokens numbered from the left edge of the batch
         right_ones = Packed.positions.fget
-        padding = (~mask).sum(1, keepdim=True)
-        monkeypatch.setattr(Packed, "positions", property(lambda plan: right_ones(plan) + padding))
+        shift = torch.cat([torch.zeros_like(mask).long(), (~mask).sum(1, keepdim=True).expand(-1, 99)], 1)
+        monkeypatch.setattr(
+            Packed, "positions", property(lambda plan: right_ones(plan) + shift[:, : right_ones(plan).shape[1]])
+        )
         wrong = llm.score(llm.encode(ids, mask), CANDIDATES)
     else:
         wrong = llm.score(llm.encode(ids, torch.ones_like(mask)), CANDIDATES)
     assert (wrong - right)[2].abs().max() < 1e-5  # the longest row has no padding
     assert (wrong - right)[[0, 1, 3]].abs().amax(1).min() > 1e-2
+
+
+def test_scores_of_one_pass_are_those_behind_a_kept_prompt(llm, rows, monkeypatch):
+    ids, mask = pad_left(rows)
+    passes = []
+    follow = llm._follow
+
+    def counted(embeddings, plan):
+        passes.append(plan.prompt.shape[1])
+        return follow(embeddings, plan)
+
+    monkeypatch.setattr(llm, "_follow", counted)
+    prefix = llm.encode(ids, mask)
+    at_once = llm.score(prefix, CANDIDATES)
+    assert passes == [ids.shape[1]] and prefix.cache is None
+    llm.prefill(prefix)
+    close(llm.score(prefix, CANDIDATES), at_once)
+    assert passes == [ids.shape[1], 0]  # the second time the prompt was there
 
 
 def test_embeddings_as_prompts_equal_ids(llm, rows):

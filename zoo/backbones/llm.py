@@ -417,7 +417,9 @@ class LLM(nn.Module):
         return kept.values
 
     @torch.no_grad()
-    def _prefill(self, prefix: Prefix) -> None:
+    def prefill(self, prefix: Prefix) -> None:
+        """Computes keys, values and next-token logits of the prompts, unless they are there. The verbs do it where they
+        need it; `score` does without, so call this before it if several verbs follow."""
         if prefix.cache is None or prefix.reference != self.adapter_off:
             prefix.reference = self.adapter_off
             prefix.cache = DynamicCache(config=self.causal_lm.config)
@@ -460,7 +462,7 @@ class LLM(nn.Module):
         the batch.
         """
         with _evaluating(self):
-            self._prefill(prefix)
+            self.prefill(prefix)
             b, device = prefix.mask.shape[0], prefix.mask.device
             step = (_PlainStep if self.plain_because else _SharedStep)(self, prefix, n, max_new_tokens)
             ids = torch.full((b * n, max_new_tokens), self.pad_id, device=device)
@@ -589,10 +591,11 @@ class LLM(nn.Module):
     def score(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tensor:
         """Log-probability of each candidate answer after each prompt, without gradients (`logprobs` has them).
 
+        Prompt and candidates are one pass, of which nothing is kept (see `prefill`).
+
         Args:
-            candidates: token ids of L answers, without end token; shared by all prompts. They form a trie, so the
-                first token
-                of every candidate costs nothing beyond the prompt, and common beginnings are computed once.
+            candidates: token ids of L answers, without end token; shared by all prompts. They form a trie, so the first
+                token of every candidate costs nothing beyond the prompt, and common beginnings are computed once.
 
         Returns:
             (B, L) float32, summed over tokens.
@@ -604,32 +607,43 @@ class LLM(nn.Module):
         for i, c in enumerate(tuples):
             if not c or any(o[: len(c)] == c for o in tuples[:i] + tuples[i + 1 :]):
                 raise ValueError(f"candidates must be non-empty and none the beginning of another, got {tuples}")
-        self._prefill(prefix)
-        b = prefix.mask.shape[0]
-        logp = {(): torch.log_softmax(prefix.logits, -1)}  # trie node -> (B, V) log-probabilities of the next token
         inner = {c[:i] for c in tuples for i in range(1, len(c))}
         paths = sorted(p for p in inner if not any(o[: len(p)] == p and o != p for o in inner))  # longest only
-        if paths:
-            length = max(map(len, paths))
-            ids = torch.full((len(paths), length), self.pad_id, device=prefix.mask.device)
+        if not paths:  # all candidates are single tokens
+            self.prefill(prefix)
+            root, logp = prefix.logits, {}
+        else:
+            ids = torch.full((len(paths), max(map(len, paths))), self.pad_id, device=prefix.mask.device)
             real = torch.zeros_like(ids, dtype=torch.bool)
             for i, p in enumerate(paths):
                 ids[i, : len(p)] = torch.tensor(p, device=ids.device)
                 real[i, : len(p)] = True
-            if self.plain_because is None:
-                kept = [(layer.keys, layer.values) for layer in prefix.cache.layers]
-                plan = Packed(prefix.mask[:, :0], real.expand(b, *real.shape), prefix.mask, kept)
-                hidden = self._follow(self.embed(ids.view(1, -1).expand(b, -1)), plan)
-            else:
-                cache = copy.deepcopy(prefix.cache)
-                cache.batch_repeat_interleave(len(paths))
-                mask = torch.cat([prefix.mask.repeat_interleave(len(paths), 0), real.repeat(b, 1)], 1)
-                hidden = self.hidden(self.embed(ids.repeat(b, 1)), mask, cache)
-            out = torch.log_softmax(self.head(hidden), -1).view(b, len(paths), length, -1)
-            for i, p in enumerate(paths):
-                for j in range(len(p)):
-                    logp[p[: j + 1]] = out[:, i, j]
+            root, hidden = self._continue(prefix, ids, real)
+            after = torch.log_softmax(self.head(hidden), -1)
+            logp = {p[: j + 1]: after[:, i, j] for i, p in enumerate(paths) for j in range(len(p))}
+        logp[()] = torch.log_softmax(root, -1)  # trie node -> (B, V) log-probabilities of the next token
         return torch.stack([sum(logp[c[:i]][:, c[i]] for i in range(len(c))) for c in tuples], 1)
+
+    def _continue(self, prefix: Prefix, ids: Tensor, real: Tensor) -> tuple[Tensor, Tensor]:
+        """Next-token logits (B, V) after the prompts, and last hidden states (B, K, T, D) of K continuations, the same
+        for every prompt: ids (K, T), right-padded, with mask (K, T)."""
+        b, (k, t) = len(prefix.mask), ids.shape
+        if self.plain_because is not None:
+            self.prefill(prefix)
+            cache = copy.deepcopy(prefix.cache)
+            cache.batch_repeat_interleave(k)
+            mask = torch.cat([prefix.mask.repeat_interleave(k, 0), real.repeat(b, 1)], 1)
+            return prefix.logits, self.hidden(self.embed(ids.repeat(b, 1)), mask, cache).view(b, k, t, -1)
+        rows, own = real.expand(b, k, t), self.embed(ids.view(1, -1).expand(b, -1))
+        if prefix.cache is not None and prefix.reference == self.adapter_off:
+            kept = [(layer.keys, layer.values) for layer in prefix.cache.layers]
+            plan = Packed(prefix.mask[:, :0], rows, prefix.mask, kept)
+            return prefix.logits, self._follow(own, plan).view(b, k, t, -1)
+        fixed = (None, None)
+        if prefix.behind is not None:
+            fixed = (prefix.mask[:, : -prefix.own.shape[1]], self._values(prefix.behind))
+        hidden = self._follow(torch.cat([prefix.embeddings, own], 1), Packed(prefix.own, rows, *fixed))
+        return self.head(hidden[:, -k * t - 1]), hidden[:, -k * t :].view(b, k, t, -1)
 
     @torch.no_grad()
     def beam(
