@@ -546,8 +546,12 @@ class PromptCollator:
                 window = min(window, len(sample.history)) - 1
             elif examples:
                 examples = examples[1:]
-            else:
+            elif self.system is None:
                 return ids[:1] + ids[1 - self.max_length :], cut  # the beginning-of-text token, then the end
+            else:  # the user's message loses its beginning, not the system message
+                own = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+                shorter = self.chat(self.tokenizer.decode(own[len(ids) - self.max_length :]))
+                return shorter[-self.max_length :], cut  # what is written again may be a token longer
 
     def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
         prompts, cuts = zip(*(self.prompt_ids(s, rng) for s in samples), strict=True)

@@ -348,6 +348,14 @@ def test_chat_prompts(tiny_llama, meld, tmp_path):
     user = render(model.template, s, window=1, kinds=("audio",), said=LABELS)
     form = "Write your answer in this form:\n<think>\n...\n</think>\n<answer>\n...\n</answer>"
     assert prompts(model, [s]) == [f"[system]\n{form}\n[user]\n{user}\n[assistant]\n".lower()]
+    collator, rng = model.collator(False), np.random.default_rng(0)
+    whole, cut = collator.prompt_ids(meld.samples("train")[0], rng)
+    collator.max_length = len(whole) - 30
+    shorter, was_cut = collator.prompt_ids(meld.samples("train")[0], rng)
+    assert (cut, was_cut) == (False, True) and len(whole) - 33 <= len(shorter) <= len(whole) - 30
+    texts = [model.llm.tokenizer.decode(ids, skip_special_tokens=True) for ids in (whole, shorter)]
+    head = f"[system]\n{form}\n[user]\n".lower()
+    assert texts[1].startswith(head) and texts[0].endswith(texts[1].removeprefix(head))  # the user's beginning is gone
     (tmp_path / "own.txt").write_text("As you like.\n")
     own = system(ModalitySelector, tiny_llama, meld, window=1, chat=True, system=str(tmp_path / "own.txt"))
     own.llm.tokenizer.chat_template = turns

@@ -256,7 +256,7 @@ class FARCER(EmotionModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data = self.trainer.datamodule
-        split = {"fit": "train", "validate": "dev"}.get(stage, "test")
+        split = data.splits_of(stage)[0]
         samples = data.samples(split)
         if self.faces != "none" and not any(s.target.video for s in samples):
             raise ValueError(
