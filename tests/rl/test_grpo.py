@@ -534,3 +534,10 @@ def test_a_whole_step_is_that_of_trl(both, monkeypatch):
     sums, found = step_of_ours(llm, whole | {"advantages": signal}, objective, on_policy=True)
     assert sums["loss"].item() == pytest.approx(loss, rel=1e-5, abs=1e-7)
     agree(found, expected)
+
+
+@pytest.mark.parametrize("wrong", [{"kind": "grpo"}, {"normalize": "mean"}, {"kl": "k4"}])
+def test_unknown_words_are_refused(wrong):
+    (name, value), = wrong.items()
+    with pytest.raises(ValueError, match=f"unknown {name} '{value}'; expected one of"):
+        Objective(**wrong)

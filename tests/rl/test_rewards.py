@@ -53,3 +53,8 @@ def test_length_in_characters(characters, expected):
 def test_lengths_in_the_wrong_order(desired, longest):
     with pytest.raises(ValueError, match=f"0 < desired < longest, got {desired} and {longest}"):
         Overlength("paper", desired, longest)
+
+
+def test_an_unknown_kind_is_refused():
+    with pytest.raises(ValueError, match="unknown kind 'papers'"):
+        Overlength("papers")

@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
 
+Kind = Literal["grpo_clip", "reinforce_group", "ppo_reward", "ppo_advantage"]
 Normalize = Literal["sequence", "token", "constant", "sum"]
+Estimator = Literal["k1", "k2", "k3", "k3_corrected"]
 
 
 def advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", eps: float = 1e-4) -> Tensor:
@@ -43,7 +45,7 @@ def constant(rewards: Tensor) -> Tensor:
 def divergence(
     logprobs: Tensor,
     reference: Tensor,
-    kind: Literal["k1", "k2", "k3", "k3_corrected"],
+    kind: Estimator,
     old: Tensor | None = None,
 ) -> Tensor:
     """Estimate of KL(policy || reference) at each sampled token (Schulman 2020).
@@ -108,16 +110,20 @@ class Objective:
         positive_only: answers below their group's mean give no gradient (ours).
     """
 
-    kind: Literal["grpo_clip", "reinforce_group", "ppo_reward", "ppo_advantage"] = "grpo_clip"
+    kind: Kind = "grpo_clip"
     normalize: Normalize = "token"
     clip_low: float = 0.2
     clip_high: float = 0.2
     dual_clip: float | None = None
     beta: float = 0.0
-    kl: Literal["k1", "k2", "k3", "k3_corrected"] = "k3"
+    kl: Estimator = "k3"
     positive_only: bool = False
 
     def __post_init__(self) -> None:
+        for name, known in (("kind", Kind), ("normalize", Normalize), ("kl", Estimator)):
+            said = getattr(self, name)
+            if said not in get_args(known):
+                raise ValueError(f"unknown {name} {said!r}; expected one of {', '.join(get_args(known))}")
         if not 0 <= self.clip_low <= 1 or self.clip_high < 0 or self.beta < 0:
             raise ValueError(
                 f"need 0 <= clip_low <= 1, clip_high >= 0 and beta >= 0; got {self.clip_low}, {self.clip_high}, "

@@ -55,6 +55,8 @@ class Overlength:
     longest: int = 224
 
     def __post_init__(self) -> None:
+        if self.kind not in ("paper", "dapo", "code", "none"):
+            raise ValueError(f"unknown kind {self.kind!r}; expected paper, dapo, code or none")
         if not 0 < self.desired < self.longest:
             raise ValueError(f"need 0 < desired < longest, got {self.desired} and {self.longest}")
 
