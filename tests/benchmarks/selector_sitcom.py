@@ -95,6 +95,7 @@ def policy(options: argparse.Namespace, cell: str, seed: int, name: str, judge: 
 def thinking(options: argparse.Namespace, seed: int, judge: Path, downstream: bool) -> Path:
     place = options.out / "shift" / str(seed)
     start, root = place / "start", place / ("think-downstream" if downstream else "think-paper")
+    root = root if options.think_steps == 250 else root.with_name(f"{root.name}-{options.think_steps}")
     begun = once(start, "checkpoints/last.ckpt", [
         "fit", f"--config={CONFIGS / 'sitcom_start.yaml'}", f"--seed_everything={seed}", f"--model.comparisons={judge}",
         *([f"--data.train_dialogues={max(2, 700 // options.shrink)}"]), *sizes(options, "dev", "test"),
@@ -104,7 +105,8 @@ def thinking(options: argparse.Namespace, seed: int, judge: Path, downstream: bo
     fit = ["fit", f"--config={CONFIGS / 'sitcom_think.yaml'}",
            *([f"--config={overlay}", f"--model.downstream={judge}"] if downstream else []),
            f"--seed_everything={seed}", f"--model.start_from={begun}/checkpoints/last.ckpt",
-           f"--trainer.max_steps={max(2, 250 // options.shrink)}", *sizes(options, "train", "dev", "test"),
+           f"--trainer.max_steps={max(2, options.think_steps // options.shrink)}", f"--model.lr={options.think_lr}",
+           *sizes(options, "train", "dev", "test"),
            f"--trainer.default_root_dir={root}"]  # fmt: skip
     decide = ["predict", f"--ckpt_path={run}/checkpoints/last.ckpt", "--data.predict_splits=[test]"]
     return once(root, "decisions.jsonl", fit, decide)
@@ -120,7 +122,7 @@ def think(options: argparse.Namespace, data: Synthetic) -> None:
         def accuracy(keep: Sequence[bool], rows: Sequence[dict] = rows) -> str:
             return f"{100 * mean_over_seeds([choose(rows, keep)], data.labels, 'accuracy')['mean']:.1f}"
 
-        for downstream in (False, True):
+        for downstream in (False, True) if options.think_steps == 250 else (True,):
             run = thinking(options, seed, judge, downstream)
             decided = read_decisions(run)
             said = [decided[r["id"]] for r in rows]
@@ -229,6 +231,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parts = ["shift", "matched", "think", "sweep"]
     parser.add_argument("--parts", nargs="+", choices=parts, default=parts[:2])
+    parser.add_argument("--think_steps", type=int, default=250, help="other than 250: the downstream reward alone")
+    parser.add_argument("--think_lr", type=float, default=1e-3)
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time")
     parser.add_argument("--shrink", type=int, default=1, help="a fraction of the corpus, for trying the command out")
     options = parser.parse_args()
