@@ -62,7 +62,7 @@ def options(home):
     def options(variant: str, **more: object) -> list[str]:
         data = {"data": "MELD", "data__root": home / "meld", "data__batch_size": 4}
         model = {"model": "CausalLM", "model__llm": home / "llm", "model__lr": 3e-3, "trainer__max_epochs": 2}
-        return [TRACE, *flags(**model, **data, **(VARIANTS[variant] | more))]
+        return [TRACE, *flags(**model | data | VARIANTS[variant] | more)]
 
     return options
 

@@ -326,6 +326,7 @@ class Reinforced(EmotionModule):
             numbers = {name: float(value) for name, value in said.items()} | {"epoch": self.current_epoch}
             for logger in self.loggers:
                 logger.log_metrics(numbers, step=self.global_step - 1)
+                logger.save()  # on disk now, as Lightning does it: a killed run keeps its log
 
     def write_table(self, groups: Sequence[Sequence[Answer]], gathered: Gathered, signal: Tensor) -> None:
         step = self.global_step // self.iterations
