@@ -61,6 +61,9 @@ class Data:
     def samples(self, split):
         return self.all
 
+    def splits_of(self, stage):
+        return ("train", "dev") if stage == "fit" else ("test",)
+
     def reading(self, split):
         return SimpleNamespace(notes=self.notes)
 
