@@ -79,7 +79,7 @@ ROWS = {
     "text_pl": Row("text only, frozen LM, past labels", (*TEXT, *PAST), against="text_pl"),
     "lora_text": Row("LoRA, text only", ("--model.faces=none",), overlay="small_lora"),
     "three_layer_pl": Row(
-        "three layers, past labels", PAST, overlay="small_three_layer", against="text_pl", every=False
+        "three layers, past labels", PAST, overlay="small_three_layer", against="text_pl"
     ),
     "lora_pl": Row("LoRA, past labels", PAST, overlay="small_lora", against="text_pl"),
     "as_projected": Row(
