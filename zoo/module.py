@@ -581,6 +581,20 @@ class PromptCollator:
         return answer_ids(self.tokenizer, word) + [self.tokenizer.eos_token_id]
 
 
+def note_control_tokens(data: Any, split: str) -> None:
+    """Says, and writes down for ``metrics.json``, how many utterances of a split hold chat-template tokens."""
+    samples = data.samples(split)
+    control = count_control_tokens(samples)
+    if control:
+        log.warning(
+            "%d of %d %s utterances hold chat-template tokens; they are written apart in the prompt",
+            control,
+            len(samples),
+            split,
+        )
+        data.reading(split).notes["utterances with chat-template tokens, written apart"] = control
+
+
 def require_descriptions(samples: Sequence[Sample], kinds: Sequence[str], split: str) -> None:
     """ValueError naming the kind of description that not a single sample of the split has."""
     for kind in kinds:
@@ -728,15 +742,7 @@ class Supervised(EmotionModule):
                 raise ValueError(message)
             log.warning(message)
         require_descriptions(samples, self.descriptions, split)
-        control = count_control_tokens(samples)
-        if control:
-            log.warning(
-                "%d of %d %s utterances hold chat-template tokens; they are written apart in the prompt",
-                control,
-                len(samples),
-                split,
-            )
-            data.reading(split).notes["utterances with chat-template tokens, written apart"] = control
+        note_control_tokens(data, split)
         if stage == "fit" and self.class_weight:
             self.weights = {
                 c: class_weights([s.label for s in samples if s.labels.corpus == c], len(labels), self.class_weight)

@@ -29,7 +29,6 @@ Differs from the paper (P) and its published code (C):
 from __future__ import annotations
 
 import functools
-import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -52,11 +51,9 @@ from zoo.models.farcer.parts import (
     token_weights,
     weighted_loss,
 )
-from zoo.module import EmotionModule
-from zoo.prompts import count_control_tokens, load_template, words
+from zoo.module import EmotionModule, note_control_tokens
+from zoo.prompts import load_template, words
 from zoo.schema import Labels, Prediction, Sample
-
-log = logging.getLogger(__name__)
 
 PROMPTS = 10  # few-shot prompts that training draws from (Sec. III-C)
 REMEMBERED = 2**28  # bytes of image features that are kept: all of MELD's CLS vectors are 42 MB
@@ -268,15 +265,7 @@ class FARCER(EmotionModule):
                 f"no {split} sample of {type(data).__name__} has words, and --model.faces none shows "
                 "nothing else: every prompt would be the same"
             )
-        control = count_control_tokens(samples)
-        if control:
-            log.warning(
-                "%d of %d %s utterances hold chat-template tokens; they are written apart in the prompt",
-                control,
-                len(samples),
-                split,
-            )
-            data.reading(split).notes["utterances with chat-template tokens, written apart"] = control
+        note_control_tokens(data, split)
 
     # ---- images (Eq. 2-4)
     @torch.no_grad()
