@@ -268,13 +268,19 @@ class Reinforced(EmotionModule):
         answers = [group[0] for group in self.read([batch], rollout)]
         predictions = []
         for a in answers:
-            rewards = {reward_name(f): float(f(a)) for f in self.functions}
-            total = sum(w * r for w, r in zip(self.reward_weights, rewards.values(), strict=True))
-            said = {"reward": total, "rewards": rewards, "tokens": a.tokens, "finished": a.finished}
+            said = {**self.worth(a), "tokens": a.tokens, "finished": a.finished}
             predictions.append(Prediction(
                 a.sample.id, a.sample.dialogue, a.sample.target.label, self.read_answer(a.sample, a.text), text=a.text,
                 details=said))  # fmt: skip
         return predictions
+
+    def worth(self, answer: Answer) -> dict[str, Any]:
+        """``reward``, the weighted sum, and ``rewards``, its parts, of one answer (without those of a group)."""
+        rewards = {reward_name(f): float(f(answer)) for f in self.functions}
+        return {
+            "reward": sum(w * r for w, r in zip(self.reward_weights, rewards.values(), strict=True)),
+            "rewards": rewards,
+        }
 
     def read_answer(self, sample: Sample, text: str) -> str | None:
         """Label word of an answer, or None if it is unreadable."""

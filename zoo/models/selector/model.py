@@ -52,7 +52,7 @@ from zoo.models.selector.parts import (
 )
 from zoo.module import PromptCollator, Rows, Supervised, answer_ids, require_descriptions
 from zoo.prompts import load_template
-from zoo.reinforced import Gathered, Reinforced, reward_name
+from zoo.reinforced import Gathered, Reinforced
 from zoo.rl import Answer, Rollout
 from zoo.rl.rewards import Overlength
 from zoo.schema import Prediction, Sample
@@ -238,11 +238,9 @@ class ModalitySelector(Reinforced):
         ]
 
     def _worth(self, sample: Sample, keep: bool) -> dict[str, Any]:
-        """Reward of a decision made without words (without those of a group)."""
+        """Reward of a decision made without words; nothing if there is no reward to ask."""
         answer = Answer((KEEP, DISCARD)[not keep], len(self.phrases[not keep]) + 1, True, sample)
-        rewards = {reward_name(f): float(f(answer)) for f in self.functions}
-        total = sum(w * r for w, r in zip(self.reward_weights, rewards.values(), strict=True))
-        return {"reward": total, "rewards": rewards} if rewards else {}
+        return self.worth(answer) if self.functions else {}
 
     def on_validation_epoch_start(self) -> None:
         self.judged: list[tuple[float, float, float]] = []
