@@ -7,7 +7,8 @@
     with llm.reference(): ...                 the same weights with the adapter off
 
 Prompts are token ids or embeddings (images and audio enter as embeddings). Prompts are padded on the left, answers on
-the right; positions count real tokens, so padding never changes a result beyond floating-point rounding.
+the right; positions count real tokens, so padding never changes a result beyond floating-point rounding. With
+`LLM(mrope=...)`, prompts may bring three positions per token instead (`zoo.backbones.mrope`).
 """
 
 from __future__ import annotations
@@ -18,13 +19,14 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
+from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, DynamicCache, PreTrainedTokenizerFast
@@ -33,6 +35,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from zoo.backbones import shared_prefix
+from zoo.backbones.mrope import SectionedRotary
 from zoo.backbones.shapes import SHAPES
 from zoo.backbones.shared_prefix import Decoding, Packed
 
@@ -41,6 +44,7 @@ log = logging.getLogger(__name__)
 LOGITS_AT_ONCE = 2**22  # numbers (16 MiB in fp32)
 WORTH_LEAVING = 0.75  # finished answers leave the batch when at most this share of it is left
 
+REFERENCE = "reference"  # name of the frozen copy of adapters
 REPOSITORY = Path(__file__).resolve().parents[2]  # where `checkpoints/` lies in a clone
 Dtype = Literal["float32", "bfloat16", "float16"]
 
@@ -94,7 +98,8 @@ class Prefix:
         behind: fixed beginning in front of every prompt; None: S is 0.
         cache: keys and values of the S + P tokens; None until a verb needs it.
         logits: (B, V) float32, next-token logits after the prompt; None until a verb needs it.
-        reference: whether cache and logits were computed with the adapter off.
+        reference: whether cache and logits were computed with the adapter off, or with which one of `LLM.use`.
+        positions: (3, B, S + P) int64: time, height and width of every token, 0 at padding; None: they are counted.
     """
 
     embeddings: Tensor
@@ -102,7 +107,8 @@ class Prefix:
     behind: Kept | None = None
     cache: DynamicCache | None = None
     logits: Tensor | None = None
-    reference: bool = False
+    reference: bool | str = False
+    positions: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -114,26 +120,50 @@ class Prefix:
         """(B, P) bool: the mask without `behind`."""
         return self.mask[:, self.mask.shape[1] - self.embeddings.shape[1] :]
 
+    @property
+    def after(self) -> Tensor | None:
+        """(B,) int64, position of an answer's first token: behind the largest of the prompt's; None: it is counted."""
+        return None if self.positions is None else self.positions.amax((0, 2)) + 1
+
+    def following(self, count: int) -> Tensor:
+        """(B, T) int64, of an answer's tokens. Needs `positions`."""
+        return self.after[:, None] + torch.arange(count, device=self.mask.device)
+
     def rows(self, index: Tensor) -> Prefix:
         """Some of the prompts, without the padding that only the others needed, nothing computed yet."""
         own = self.own[index]
         first = int(own.any(0).int().argmax())
-        fixed = self.mask[index, : self.mask.shape[1] - own.shape[1]]
-        return Prefix(self.embeddings[index, first:], torch.cat([fixed, own[:, first:]], 1), self.behind)
+        start = self.mask.shape[1] - own.shape[1]
+        fixed, at = self.mask[index, :start], self.positions
+        if at is not None:
+            at = torch.cat([at[:, index, :start], at[:, index, start + first :]], 2)
+        return Prefix(self.embeddings[index, first:], torch.cat([fixed, own[:, first:]], 1), self.behind, positions=at)
 
     @staticmethod
     def join(parts: Sequence[Prefix]) -> Prefix:
-        """Several batches as one. ValueError if they do not stand behind the same fixed beginning."""
+        """Several batches as one; where only some have `positions`, those of the others are counted. ValueError if they
+        do not stand behind the same fixed beginning."""
         if any(part.behind is not parts[0].behind for part in parts):
             raise ValueError("prompts can be joined only behind the same fixed beginning")
         longest = max(part.embeddings.shape[1] for part in parts)
-        embeddings, masks = [], []
+        given = any(part.positions is not None for part in parts)
+        embeddings, masks, positions = [], [], []
         for part in parts:
             b, p, _ = part.embeddings.shape
-            fixed = part.mask[:, : part.mask.shape[1] - p]
+            start = part.mask.shape[1] - p
+            fixed = part.mask[:, :start]
             embeddings.append(nn.functional.pad(part.embeddings, (0, 0, longest - p, 0)))
             masks.append(torch.cat([fixed, part.mask.new_zeros(b, longest - p), part.own], 1))
-        return Prefix(torch.cat(embeddings), torch.cat(masks), parts[0].behind)
+            if given:
+                at = counted(part.mask).expand(3, -1, -1) if part.positions is None else part.positions
+                positions.append(torch.cat([at[..., :start], at.new_zeros(3, b, longest - p), at[..., start:]], 2))
+        at = torch.cat(positions, 1) if given else None
+        return Prefix(torch.cat(embeddings), torch.cat(masks), parts[0].behind, positions=at)
+
+
+def counted(mask: Tensor) -> Tensor:
+    """(B, P) bool -> (B, P) int64 positions that count real tokens; padding on the left gets 0."""
+    return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
 def locate(path: str) -> str:
@@ -237,10 +267,13 @@ class LLM(nn.Module):
             in LLaMA, Qwen2 and Qwen3; `plain_because` says why not in others.
         device: ``meta`` builds the architecture without weights.
         gradient_checkpointing: recompute activations in the backward pass.
+        mrope: lets prompts bring three positions per token (see `encode`): pairs of channels of a head that turn by
+            time, height and width, together half its width, e.g. 16, 24, 24 for one of 128. It is not part of the
+            model's config.json: whoever loads exported weights gives it again.
 
     Raises:
         FileNotFoundError: nothing at ``path``, or no safetensors weights there.
-        ValueError: weights that do not fit the config, or that are not finite.
+        ValueError: weights that do not fit the config, or that are not finite; ``mrope`` does not fit the model.
     """
 
     def __init__(
@@ -251,11 +284,12 @@ class LLM(nn.Module):
         attention: Literal["sdpa", "eager"] = "sdpa",
         device: str | None = None,
         gradient_checkpointing: bool = False,
+        mrope: tuple[int, int, int] | None = None,
     ) -> None:
         super().__init__()
-        self.path, self.revision = path, revision
+        self.path, self.revision, self.mrope = path, revision, mrope
         self.lora: LoRA | None = None
-        self.adapter_off = False  # inside `reference`
+        self.adapter_off: bool | str = False  # True inside `reference`; inside `use`, which adapter is on
         torch_dtype = getattr(torch, dtype)
         if path.startswith("shape:"):
             name = path.removeprefix("shape:")
@@ -280,6 +314,9 @@ class LLM(nn.Module):
         else:
             self.model = self._load(path, torch_dtype, attention)
         self.model.generation_config.pad_token_id = self.pad_id
+        if mrope is not None:
+            decoder = self.model.get_decoder()
+            decoder.rotary_emb = SectionedRotary(getattr(decoder, "rotary_emb", None), mrope)
         self.train()  # transformers loads in eval mode, in which dropout would silently do nothing
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -303,25 +340,90 @@ class LLM(nn.Module):
             raise ValueError(
                 f"no linear layer's full name matches lora.targets {lora.targets!r}; the names are {linears}"
             )
-        config = LoraConfig(
-            r=lora.r,
-            lora_alpha=lora.alpha,
-            lora_dropout=lora.dropout,
-            target_modules="|".join(map(re.escape, names)),  # a list would match every name that ends like one of them
-            bias="none",
-            task_type="CAUSAL_LM",
-        )
-        self.model = get_peft_model(self.model, config)
+        self.model = get_peft_model(self.model, _lora_config(lora, names))
         self.lora = lora
+
+    def add_adapter(self, name: str, lora: LoRA, state: Mapping[str, Tensor]) -> None:
+        """Adds trained adapters under a name of their own; they are used inside `use` alone.
+
+        Args:
+            lora: their settings.
+            state: their tensors, by the names that `add_lora` gives them (``....lora_A.default.weight``).
+
+        Raises:
+            ValueError: a name that is taken or has dots, no such layers, or tensors that are missing, left over or of
+                another shape.
+        """
+        taken = list(self.model.peft_config) if isinstance(self.model, PeftModel) else []
+        if name in (*taken, "default", REFERENCE) or not re.fullmatch(r"[\w-]+", name):
+            raise ValueError(f"adapters need names of their own, of letters, digits, _ and -; got {name!r}, there are "
+                             f"{taken}")  # fmt: skip
+        names = [
+            n for n, m in self.causal_lm.named_modules()
+            if isinstance(m, nn.Linear | BaseTunerLayer) and not re.search(r"\.(?:lora_|base_layer)", n)
+            and re.fullmatch(lora.targets, n)
+        ]  # fmt: skip
+        if not names:
+            raise ValueError(f"no linear layer's full name matches the targets {lora.targets!r} of adapter {name}")
+        if isinstance(self.model, PeftModel):
+            self.model.add_adapter(name, _lora_config(lora, names))
+        else:
+            self.model = get_peft_model(self.model, _lora_config(lora, names), adapter_name=name)
+        own = {n: p for n, p in self.named_parameters() if f".{name}." in n and ".lora_" in n}
+        given = {n.replace(".default.", f".{name}."): v for n, v in state.items()}
+        wrong = [n for n in own if n in given and given[n].shape != own[n].shape]
+        if set(own) != set(given) or wrong:
+            raise ValueError(
+                f"the tensors of adapter {name} do not fit: missing {sorted(set(own) - set(given))[:2]}, unknown "
+                f"{sorted(set(given) - set(own))[:2]}, of another shape {wrong[:2]}; is it of this language model?"
+            )
+        for n, parameter in own.items():
+            parameter.requires_grad_(False).data.copy_(given[n])
+        for layer in self.model.modules():  # peft would use the first one everywhere
+            if isinstance(layer, BaseTunerLayer):
+                layer._active_adapter = [a for a in layer.active_adapters if a == "default"]
+
+    @property
+    def adapters(self) -> tuple[str, ...]:
+        """Names of the adapters that `use` knows."""
+        names = self.model.peft_config if isinstance(self.model, PeftModel) else ()
+        return tuple(n for n in names if n not in ("default", REFERENCE))
+
+    @contextlib.contextmanager
+    def use(self, name: str | None) -> Iterator[None]:
+        """Inside, the adapters of `add_adapter` under this name are in use; None: none are. A `Prefix` that was made
+        under others computes its prompt again. ValueError for an unknown name."""
+        if name is not None and name not in self.adapters:
+            raise ValueError(f"no adapter {name!r}; there are {', '.join(self.adapters) or 'none'}")
+        before, self.adapter_off = self.adapter_off, True if name is None else f"use {name}"
+        try:
+            with _adapter(self.model, name):
+                yield
+        finally:
+            self.adapter_off = before
+
+    def keep_reference(self) -> None:
+        """From now on `reference` is the model with its adapters as they are now (a frozen copy), not without them: for
+        a stage that trains the adapters of an earlier one further. ValueError without LoRA."""
+        if not isinstance(self.model, PeftModel):
+            raise ValueError("keep_reference() needs LoRA: there are no adapters to keep")
+        if REFERENCE not in self.model.peft_config:
+            self.model.add_adapter(REFERENCE, self.model.peft_config["default"])
+        for name, parameter in self.model.named_parameters():
+            if f".{REFERENCE}." in name:
+                original = self.model.get_parameter(name.replace(f".{REFERENCE}.", ".default."))
+                parameter.requires_grad_(False).data.copy_(original.data)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:
-        """Inside, the adapter is off: the model as it was before training. Needs LoRA (ValueError otherwise)."""
+        """Inside, the adapter is off, or is the one of `keep_reference`: the model as it was before training. Needs
+        LoRA (ValueError otherwise)."""
         if not isinstance(self.model, PeftModel):
             raise ValueError("reference() needs LoRA: a fully trained model has no second set of weights to refer to")
         before, self.adapter_off = self.adapter_off, True
         try:
-            with self.model.disable_adapter():
+            kept = REFERENCE in self.model.peft_config
+            with _adapter(self.model, REFERENCE) if kept else self.model.disable_adapter():
                 yield
         finally:
             self.adapter_off = before
@@ -355,18 +457,22 @@ class LLM(nn.Module):
         """(..., D) -> (..., V) float32 logits."""
         return self.causal_lm.get_output_embeddings()(hidden).float()
 
-    def hidden(self, embeddings: Tensor, mask: Tensor, cache: DynamicCache | None = None) -> Tensor:
+    def hidden(
+        self, embeddings: Tensor, mask: Tensor, cache: DynamicCache | None = None, positions: Tensor | None = None
+    ) -> Tensor:
         """Last hidden states.
 
         Args:
             embeddings: (B, T, D).
             mask: (B, C + T) bool over cached and new tokens, True on real ones.
             cache: C cached tokens; extended in place.
+            positions: (B, T or more) or, with `mrope`, (3, B, T or more) int64, the last T of which are those of the
+                new tokens; None: real tokens are counted.
 
         Returns:
             (B, T, D).
         """
-        positions = (mask.long().cumsum(1) - 1).clamp(min=0)[:, -embeddings.shape[1] :]  # real tokens only
+        positions = (counted(mask) if positions is None else positions)[..., -embeddings.shape[1] :]
         with contextlib.nullcontext() if cache is None else _no_checkpointing(self.causal_lm):
             return self.causal_lm.get_decoder()(
                 inputs_embeds=embeddings,
@@ -384,21 +490,47 @@ class LLM(nn.Module):
             raise ValueError(f"a fixed beginning is a row of at least one token id, got a tensor of {tuple(ids.shape)}")
         return Kept(ids)
 
-    def encode(self, prompt: Tensor, mask: Tensor, behind: Kept | None = None) -> Prefix:
+    def encode(
+        self, prompt: Tensor, mask: Tensor, behind: Kept | None = None, positions: Tensor | None = None
+    ) -> Prefix:
         """Prompt ids (B, P) int64 or embeddings (B, P, D), left-padded, with mask (B, P) -> Prefix.
 
         Args:
             behind: a fixed beginning in front of every prompt (`keep`).
+            positions: (3, B, P) int64, time, height and width of every token (`zoo.backbones.mrope`), 0 being the first
+                position behind `behind`; what padding holds does not matter. An answer goes on after the largest. None:
+                real tokens are counted, which is three equal positions.
 
         Raises:
-            ValueError: if a prompt is empty or not padded on the left.
+            ValueError: if a prompt is empty or not padded on the left; positions without `mrope`, of another shape or
+                dtype, or below 0.
         """
         mask = mask.bool()
         if not mask[:, -1].all():
             raise ValueError("prompts must be padded on the left and hold at least one token")
+        if positions is not None:
+            positions = self._checked(positions, mask)
         if behind is not None:
-            mask = torch.cat([mask.new_ones(len(mask), len(behind.ids)), mask], 1)
-        return Prefix(prompt if prompt.is_floating_point() else self.embed(prompt), mask, behind)
+            fixed = mask.new_ones(len(mask), len(behind.ids))
+            mask = torch.cat([fixed, mask], 1)
+            if positions is not None:
+                positions = torch.cat([counted(fixed).expand(3, -1, -1), positions + len(behind.ids)], 2)
+        embeddings = prompt if prompt.is_floating_point() else self.embed(prompt)
+        return Prefix(embeddings, mask, behind, positions=positions)
+
+    def _checked(self, positions: Tensor, mask: Tensor) -> Tensor:
+        """(3, B, P) positions, 0 at padding."""
+        if self.mrope is None:
+            raise ValueError("three positions per token need LLM(..., mrope=(time, height, width)); this one has none")
+        if positions.shape != (3, *mask.shape) or positions.dtype != torch.int64:
+            raise ValueError(
+                f"positions must be int64 of shape {(3, *mask.shape)} (time, height, width; prompts; tokens), got "
+                f"{positions.dtype} of shape {tuple(positions.shape)}"
+            )
+        positions = positions.masked_fill(~mask, 0)
+        if positions.min() < 0:
+            raise ValueError(f"positions must be 0 or more, got {int(positions.min())}")
+        return positions
 
     def _weights(self) -> tuple:
         """Changes whenever a weight, the adapter switch or the device does."""
@@ -427,7 +559,8 @@ class LLM(nn.Module):
                 for layer, (key, value) in enumerate(self._values(prefix.behind)):
                     b = len(prefix.mask)
                     prefix.cache.update(key.expand(b, -1, -1, -1), value.expand(b, -1, -1, -1), layer)
-            prefix.logits = self.head(self.hidden(prefix.embeddings, prefix.mask, prefix.cache)[:, -1])
+            hidden = self.hidden(prefix.embeddings, prefix.mask, prefix.cache, prefix.positions)
+            prefix.logits = self.head(hidden[:, -1])
 
     def _whole(self, prefix: Prefix) -> Tensor:
         """(B, S + P, D) embeddings of prompts with their fixed beginning."""
@@ -516,9 +649,9 @@ class LLM(nn.Module):
         if self.plain_because is None:
             if prefix.behind is not None and not any(p.requires_grad for p in self.parameters()):
                 before, prompt = prefix.mask[:, : -prefix.own.shape[1]], prefix.embeddings  # a frozen model: as kept
-                plan = Packed(prefix.own, mask, before, self._values(prefix.behind))
+                plan = Packed(prefix.own, mask, before, self._values(prefix.behind), prefix.positions)
             else:
-                prompt, plan = self._whole(prefix), Packed(prefix.mask, mask)
+                prompt, plan = self._whole(prefix), Packed(prefix.mask, mask, at=prefix.positions)
             hidden = self._follow(torch.cat([prompt, embedded], 1), plan)
             p = prompt.shape[1]
             first = hidden[:, None, p - 1 : p].expand(b, n, 1, -1)  # the state behind the prompt predicts every first
@@ -526,7 +659,10 @@ class LLM(nn.Module):
         else:
             rows = torch.cat([self._whole(prefix).repeat_interleave(n, 0), embedded.view(b * n, t, -1)], 1)
             real = torch.cat([prefix.mask.repeat_interleave(n, 0), mask.view(b * n, t)], 1)
-            before = self.hidden(rows, real)[:, -t - 1 : -1].view(b, n, t, -1)
+            at = prefix.positions
+            if at is not None:
+                at = torch.cat([at, prefix.following(t).expand(3, -1, -1)], 2).repeat_interleave(n, 1)
+            before = self.hidden(rows, real, positions=at)[:, -t - 1 : -1].view(b, n, t, -1)
         found = self._token_logprobs(before[mask], (answers if targets is None else targets)[mask], temperature)
         return found.new_zeros(b, n, t).masked_scatter(mask, found)
 
@@ -633,24 +769,26 @@ class LLM(nn.Module):
             cache = copy.deepcopy(prefix.cache)
             cache.batch_repeat_interleave(k)
             mask = torch.cat([prefix.mask.repeat_interleave(k, 0), real.repeat(b, 1)], 1)
-            return prefix.logits, self.hidden(self.embed(ids.repeat(b, 1)), mask, cache).view(b, k, t, -1)
+            at = None if prefix.positions is None else prefix.following(t).repeat_interleave(k, 0)
+            return prefix.logits, self.hidden(self.embed(ids.repeat(b, 1)), mask, cache, at).view(b, k, t, -1)
         rows, own = real.expand(b, k, t), self.embed(ids.view(1, -1).expand(b, -1))
         if prefix.cache is not None and prefix.reference == self.adapter_off:
             kept = [(layer.keys, layer.values) for layer in prefix.cache.layers]
-            plan = Packed(prefix.mask[:, :0], rows, prefix.mask, kept)
+            plan = Packed(prefix.mask[:, :0], rows, prefix.mask, kept, prefix.positions)
             return prefix.logits, self._follow(own, plan).view(b, k, t, -1)
         fixed = (None, None)
         if prefix.behind is not None:
             fixed = (prefix.mask[:, : -prefix.own.shape[1]], self._values(prefix.behind))
-        hidden = self._follow(torch.cat([prefix.embeddings, own], 1), Packed(prefix.own, rows, *fixed))
+        plan = Packed(prefix.own, rows, *fixed, prefix.positions)
+        hidden = self._follow(torch.cat([prefix.embeddings, own], 1), plan)
         return self.head(hidden[:, -k * t - 1]), hidden[:, -k * t :].view(b, k, t, -1)
 
     @torch.no_grad()
     def beam(
         self, prompt: Tensor, mask: Tensor, *, beams: int, max_new_tokens: int, repetition_penalty: float = 1.0
     ) -> list[str]:
-        """Beam search over prompt ids (B, P), left-padded; the text of the best beam of each (transformers'
-        `generate`)."""
+        """Beam search over prompt ids (B, P), left-padded, whose positions are counted; the text of the best beam of
+        each (transformers' `generate`)."""
         out = self.model.generate(
             input_ids=prompt,
             attention_mask=mask.long(),
@@ -669,7 +807,8 @@ class _SharedStep:
 
     def __init__(self, llm: LLM, prefix: Prefix, n: int, longest: int) -> None:
         self.llm = llm
-        self.plan = Decoding(prefix.mask, [(layer.keys, layer.values) for layer in prefix.cache.layers], n, longest)
+        kept = [(layer.keys, layer.values) for layer in prefix.cache.layers]
+        self.plan = Decoding(prefix.mask, kept, n, longest, prefix.after)
 
     def keep(self, alive: Tensor) -> Tensor:
         """Indices of the rows that go on: the unfinished ones, and some finished where prompts have unequal numbers."""
@@ -695,13 +834,17 @@ class _PlainStep:
     def __init__(self, llm: LLM, prefix: Prefix, n: int, longest: int) -> None:
         self.llm, self.cache, self.mask = llm, copy.deepcopy(prefix.cache), prefix.mask.repeat_interleave(n, 0)
         self.cache.batch_repeat_interleave(n)
+        self.after = None if prefix.after is None else prefix.after.repeat_interleave(n)[:, None]
 
     def keep(self, alive: Tensor) -> Tensor:
         return torch.arange(len(alive), device=alive.device)
 
     def __call__(self, token: Tensor) -> Tensor:
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
-        return self.llm.hidden(self.llm.embed(token)[:, None], self.mask, self.cache)[:, -1]
+        at = self.after
+        if at is not None:
+            self.after = at + 1
+        return self.llm.hidden(self.llm.embed(token)[:, None], self.mask, self.cache, at)[:, -1]
 
 
 class _Slopes(torch.autograd.Function):
@@ -736,6 +879,31 @@ def _evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+def _lora_config(lora: LoRA, names: Sequence[str]) -> LoraConfig:
+    return LoraConfig(
+        r=lora.r,
+        lora_alpha=lora.alpha,
+        lora_dropout=lora.dropout,
+        target_modules="|".join(map(re.escape, names)),  # a list would match every name that ends like one of them
+        bias="none",
+        task_type="CAUSAL_LM",
+    )
+
+
+@contextlib.contextmanager
+def _adapter(model: nn.Module, name: str | None) -> Iterator[None]:
+    """Inside, another adapter is in use, or none. Not peft's `set_adapter`, which also decides what is trained."""
+    layers = [m for m in model.modules() if isinstance(m, BaseTunerLayer)]
+    before = [layer.active_adapters for layer in layers]
+    try:
+        for layer in layers:
+            layer._active_adapter = [] if name is None else [name]
+        yield
+    finally:
+        for layer, own in zip(layers, before, strict=True):
+            layer._active_adapter = own
 
 
 @contextlib.contextmanager

@@ -45,12 +45,15 @@ class Packed:
         answers: (B, n, T) bool, right-padded.
         before: (B, K) bool, real tokens among the kept ones; None: nothing is kept.
         kept: their keys and values for each layer, (B or 1, Hkv, K, hd) each.
+        at: (3, B, K + P) int64, positions of the kept tokens and of the prompt, 0 at padding; answers go on after the
+            largest. None: real tokens are counted.
     """
 
     prompt: Tensor
     answers: Tensor
     before: Tensor | None = None
     kept: list[tuple[Tensor, Tensor]] | None = None
+    at: Tensor | None = None
     _masks: tuple[Tensor, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -72,13 +75,17 @@ class Packed:
 
     @property
     def positions(self) -> Tensor:
-        """(B, P + nT) int64."""
+        """(B, P + nT) int64; (3, B, P + nT) where they are given."""
         b, n, t = self.answers.shape
-        first = 0 if self.before is None else self.before.sum(1)[:, None]
-        prompt = first + (self.prompt.long().cumsum(1) - 1).clamp(min=0)
-        lengths = first + self.prompt.sum(1)[:, None]
-        answers = (lengths[:, None] + torch.arange(t, device=lengths.device)).expand(b, n, t).reshape(b, n * t)
-        return torch.cat([prompt, answers], 1)
+        if self.at is None:
+            first = 0 if self.before is None else self.before.sum(1)[:, None]
+            prompt = first + (self.prompt.long().cumsum(1) - 1).clamp(min=0)
+            after = first + self.prompt.sum(1)[:, None]
+        else:
+            prompt = self.at[:, :, self.at.shape[2] - self.prompt.shape[1] :]
+            after = self.at.amax((0, 2))[:, None] + 1
+        answers = (after[:, None] + torch.arange(t, device=after.device)).expand(b, n, t).reshape(b, n * t)
+        return torch.cat([prompt, answers.expand(*prompt.shape[:-1], -1)], -1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """(B, H, S, hd) queries, (B, Hkv, S, hd) keys and values -> (B, H, S, hd)."""
@@ -108,12 +115,15 @@ class Decoding:
         kept: keys and values of the prompt for each layer, (B, Hkv, P, hd) each.
         n: answers per prompt.
         longest: tokens an answer may get.
+        after: (B,) int64, position of an answer's first token; None: the number of real tokens of the prompt.
     """
 
-    def __init__(self, prompt: Tensor, kept: list[tuple[Tensor, Tensor]], n: int, longest: int) -> None:
+    def __init__(
+        self, prompt: Tensor, kept: list[tuple[Tensor, Tensor]], n: int, longest: int, after: Tensor | None = None
+    ) -> None:
         self.precision = torch.promote_types(kept[0][0].dtype, torch.float32)  # of the softmax
         self.n, self.done = n, 0  # answers per prompt that are still written; tokens each of them has
-        self.kept, self.lengths = kept, prompt.sum(1)
+        self.kept, self.after = kept, prompt.sum(1) if after is None else after
         self.hidden = torch.zeros(prompt.shape, dtype=torch.float32, device=prompt.device).masked_fill(
             ~prompt, float("-inf")
         )
@@ -124,7 +134,7 @@ class Decoding:
     @property
     def positions(self) -> Tensor:
         """(B n, 1) int64 of the token that is fed now."""
-        return (self.lengths + self.done).repeat_interleave(self.n)[:, None]
+        return (self.after + self.done).repeat_interleave(self.n)[:, None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """(B n, H, 1, hd) query, (B n, Hkv, 1, hd) key and value -> (B n, H, 1, hd)."""
@@ -158,9 +168,9 @@ class Decoding:
             prompts: (b,) int64, which prompts they belong to.
             n: rows per prompt from now on.
         """
-        if len(prompts) < len(self.lengths):
+        if len(prompts) < len(self.after):
             self.kept = [(k[prompts], v[prompts]) for k, v in self.kept]
-            self.lengths, self.hidden = self.lengths[prompts], self.hidden[prompts]
+            self.after, self.hidden = self.after[prompts], self.hidden[prompts]
         self.own = [(k[rows], v[rows]) for k, v in self.own]
         self.n = n
 

@@ -1,4 +1,5 @@
-"""``zoo prepare``: what a run needs before it can begin: a small backbone, the sitcom's clips, a leak report."""
+"""``zoo prepare``: what a run needs before it can begin: a small backbone, the sitcom's clips, a leak report, texts by
+other models."""
 
 from __future__ import annotations
 
@@ -13,11 +14,21 @@ Add = Callable[..., argparse.ArgumentParser]
 
 
 def main(args: list[str]) -> None:
-    """``zoo prepare synthetic | media | tiny | tiny-vit | tiny-hubert | leaks``"""
+    """``zoo prepare synthetic | media | tiny | tiny-vit | tiny-hubert | leaks | captions | ver``"""
     if args[:1] == ["leaks"]:
         from zoo.data import leaks
 
         leaks.main(args[1:])
+        return
+    if args[:1] == ["captions"]:
+        from zoo.prepare import captions
+
+        captions.main(args[1:])
+        return
+    if args[:1] == ["ver"]:
+        from zoo.prepare import ver
+
+        ver.main(args[1:])
         return
     parser = argparse.ArgumentParser("zoo prepare", description=__doc__)
     what = parser.add_subparsers(dest="what", required=True)
@@ -26,6 +37,8 @@ def main(args: list[str]) -> None:
         "tiny-vit": _tiny_encoder(what.add_parser, "vit"), "tiny-hubert": _tiny_encoder(what.add_parser, "hubert"),
     }  # fmt: skip
     what.add_parser("leaks", help="utterances that stand in two splits or two corpora", add_help=False)
+    what.add_parser("captions", help="descriptions of clips and voices by a model of yours", add_help=False)
+    what.add_parser("ver", help="reasoning texts for labelled clips by models of yours, rated by you", add_help=False)
     options = parser.parse_args(args)
     commands[options.what](options)
 
@@ -47,7 +60,7 @@ def _synthetic(add: Add) -> Callable[[argparse.Namespace], None]:
         help="how the dialogues are shared out (.7 .1 .2)",
     )  # fmt: skip
     parser.add_argument("--descriptions", choices=["clean", "noisy", "noisy_independent"], default="clean")
-    parser.add_argument("--domain", choices=["studio", "wild"], default="studio")
+    parser.add_argument("--domain", choices=["studio", "wild", "reworded"], default="studio")
     parser.add_argument(
         "--label_shares", type=float, nargs=7, metavar="SHARE", help="weight of each label; MELD's if not given"
     )

@@ -1,0 +1,226 @@
+"""``zoo prepare captions``: plain descriptions of faces and voices by a model, in the files that --data.captions reads.
+
+    zoo prepare captions --data MELD --data.root DIR --model NAME --send-to URL --out OUT
+    zoo fit ... --data.captions '[OUT]'
+
+The model sees the frames, or hears the sound, of one utterance: neither its words nor its label. In OUT lie
+``{video,audio}_description_{split}.json``, ``left_out.jsonl`` (utterances without a description, and why),
+``answers.jsonl`` (see `zoo.prepare.chat.Answers`) and ``settings.json``.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentParser
+
+from zoo.data import EmotionData
+from zoo.data.text import clean_text
+from zoo.media import Media, Unreadable
+from zoo.prepare import chat
+from zoo.schema import Sample, Turn
+
+KINDS = ("video", "audio")
+WRITE_EVERY = 100  # descriptions
+MOST_LISTED = 20  # lines of a printed list; the file has them all
+
+
+@dataclass
+class Described:
+    """What `describe` did, for one kind and split.
+
+    Attributes:
+        texts: utterance key -> description, those of earlier runs included.
+        dropped: key -> why its description cannot be used: a refusal, too long, a label word.
+        left_out: key -> why there is nothing to describe.
+        unanswered: key -> why the model did not answer; the next run asks again.
+    """
+
+    texts: dict[str, str] = field(default_factory=dict)
+    dropped: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    unanswered: dict[str, str] = field(default_factory=dict)
+
+
+def turns_of(samples: Iterable[Sample]) -> list[Turn]:
+    """Every utterance of a split once, those that only stand in a history too."""
+    return list({turn.id: turn for sample in samples for turn in (*sample.history, sample.target)}.values())
+
+
+def describe(
+    turns: Sequence[Turn],
+    kind: str,
+    model: chat.Model,
+    path: Path,
+    ask: chat.Asker,
+    language: str = "en",
+    frames: int = 8,
+    size: int = 448,
+    max_words: int = 80,
+    forbidden: Collection[str] = (),
+    own_template: Path | None = None,
+    workers: int = 1,
+    media: Media | None = None,
+) -> Described:
+    """Describes every utterance that has no description in the file yet, and writes the file.
+
+    Args:
+        kind: video (the model sees ``frames`` frames) or audio (it hears the sound).
+        path: the file, one object ``{"dia0_utt0": "..."}``; written every `WRITE_EVERY` descriptions and at the end,
+            whatever ended it.
+        size: shorter side of the frames in pixels.
+        max_words: a longer description is dropped.
+        forbidden: a description that has one of these words is dropped.
+
+    Raises:
+        chat.Stopped: too many failures; what was answered until then is in the file.
+        ValueError: a file of another form, or no such kind.
+    """
+    if kind not in KINDS:
+        raise ValueError(f"kind is {' or '.join(KINDS)}, got {kind!r}")
+    media = media or Media()
+    prompt = chat.filled(chat.template(own_template, f"caption_{kind}", language)[0], frames=frames)
+    done = Described()
+    before = _read(path)
+    for turn in turns:
+        if turn.id in before:  # checked again: the rules may have become stricter
+            _sort(done, turn.id, before[turn.id], max_words, language, forbidden)
+
+    def one(turn: Turn) -> tuple[str, str]:
+        if (turn.video if kind == "video" else turn.audio) is None:
+            return "left_out", "no clip" if kind == "video" else "no sound"
+        try:
+            seen = chat.frames_of(media, turn, frames, size) if kind == "video" else None
+            heard = chat.sound_of(media, turn) if kind == "audio" else None
+            return "text", clean_text(ask(model, prompt, seen, heard))
+        except Unreadable as error:
+            return "left_out", error.reason
+        except chat.NoAnswer as error:
+            return "unanswered", str(error)
+
+    todo = [turn for turn in turns if turn.id not in before]
+    try:
+        for turn, (what, text) in zip(todo, chat.in_order(one, todo, workers), strict=False):
+            if what == "text":
+                _sort(done, turn.id, text, max_words, language, forbidden)
+                if len(done.texts) % WRITE_EVERY == 0:
+                    _write(path, before, done)
+            else:
+                getattr(done, what)[turn.id] = text
+    finally:
+        _write(path, before, done)
+    return done
+
+
+def _sort(
+    done: Described, key: str, text: str, max_words: int, language: str, forbidden: Collection[str]
+) -> None:
+    why = chat.rubbish(text, max_words, language, forbidden)
+    if why is None:
+        done.texts[key] = text
+    else:
+        done.dropped[key] = why
+
+
+def _read(path: Path) -> dict[str, str]:
+    try:
+        texts = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        if not isinstance(texts, dict) or not all(isinstance(text, str) for text in texts.values()):
+            raise ValueError("no object of texts")
+    except ValueError as error:
+        raise ValueError(f'{path} cannot be read ({error}); expected {{"dia0_utt0": "..."}}. Delete it') from None
+    return texts
+
+
+def _write(path: Path, before: dict[str, str], done: Described) -> None:
+    """A later run with --limit keeps what an earlier one described."""
+    texts = {key: text for key, text in before.items() if key not in done.dropped} | done.texts
+    chat.replace(path, json.dumps(texts, ensure_ascii=False, indent=0) + "\n")
+
+
+# ---------------------------------------------------------------------------------------------------------- the command
+def _parser() -> ArgumentParser:
+    parser = ArgumentParser(
+        "zoo prepare captions", usage="zoo prepare captions --data NAME --data.root DIR --model M --out DIR [options]",
+        description="Plain descriptions of faces and voices by a model, in the files that --data.captions reads.",
+    )  # fmt: skip
+    add = parser.add_argument
+    parser.add_subclass_arguments(EmotionData, "data", required=True, help="a corpus, as of `zoo fit`")
+    add("--split", nargs="+", choices=["train", "dev", "test"], default=["train"], help="which, one or several")
+    add("--kinds", nargs="+", choices=list(KINDS), default=["video"], help="video: from frames; audio: from the sound")
+    add("--model", required=True, help="its name at the address of --send-to")
+    add("--out", type=Path, required=True, help="folder of the descriptions and the answers")
+    add("--frames", type=int, default=8, help="per clip")
+    add("--max-words", type=int, default=80, help="a longer description is dropped; a Chinese character is a word")
+    add("--forbid-labels", nargs="*", metavar="WORD",
+        help="drop a description that has one of the corpus' label words or of these words")  # fmt: skip
+    add("--video-template", type=Path, help="your own prompt for frames (Jinja)")
+    add("--audio-template", type=Path, help="your own prompt for sound")
+    chat.add_options(parser)
+    return parser
+
+
+def main(args: list[str]) -> None:
+    """``zoo prepare captions``"""
+    parser = _parser()
+    options = parser.parse_args(args)
+    if options.model.startswith("local:"):
+        raise ValueError(f"{options.model} is a text model; it cannot be given frames or sound. Name one of --send-to")
+    for name in ("frames", "size", "max_words", "workers"):
+        if options[name] < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is 1 or more, got {options[name]}")
+    if options.limit is not None and options.limit < 1:
+        raise ValueError(f"--limit is 1 or more, got {options.limit}")
+    (model,) = chat.models([options.model], options)
+    data = parser.instantiate(options).data
+    forbidden = [] if options.forbid_labels is None else [*data.labels.names, *options.forbid_labels]
+    turns = {split: turns_of(data.samples(split))[: options.limit] for split in options.split}
+    count = sum(map(len, turns.values()))
+    if not any(getattr(turn, kind) for kind in options.kinds for own in turns.values() for turn in own):
+        raise ValueError(
+            f"none of {count} utterances has a file to look at or listen to; expected clips where the corpus' reader "
+            "looks for them (--data.help NAME says where). Correct --data.root, --split or --kinds"
+        )
+    given = {"video": f"{options.frames} frames of up to {options.size} pixels", "audio": "the sound"}
+    what = f"{' and '.join(given[kind] for kind in options.kinds)} of {count} utterances, with a fixed prompt"
+    chat.announce([(model, what, True)], options.yes_send_media)
+    _run(options, model, turns, forbidden)
+
+
+def _run(options: Any, model: chat.Model, turns: dict[str, list[Turn]], forbidden: Sequence[str]) -> None:
+    out: Path = options.out
+    jobs = [(kind, split) for kind in options.kinds for split in options.split]
+    paths = {job: out / "{}_description_{}.json".format(*job) for job in jobs}
+    templates = {kind: getattr(options, f"{kind}_template") for kind in KINDS}
+    settings = {"command": "captions", "model": model.name, "language": options.language, "frames": options.frames,
+                "size": options.size}  # fmt: skip
+    settings |= {f"{k}_template": chat.template(given, f"caption_{k}", options.language)[1]
+                 for k, given in templates.items()}  # fmt: skip
+    chat.same_settings(out / "settings.json", settings, [*paths.values(), out / "answers.jsonl"])
+    media, listed, unanswered = Media(options.cache), [], 0
+    try:
+        with chat.Answers(out / "answers.jsonl") as answers:
+            ask = chat.Asker(answers, options.max_failures)
+            for (kind, split), path in paths.items():
+                done = describe(turns[split], kind, model, path, ask, options.language, options.frames, options.size,
+                                options.max_words, forbidden, templates[kind], options.workers, media)  # fmt: skip
+                print(f"{path}: {len(done.texts)} of {len(turns[split])} utterances ({ask.asked} asked so far)")
+                kept_out = {"dropped": done.dropped, "left out": done.left_out, "no answer": done.unanswered}
+                for what, rows in kept_out.items():
+                    listed += [{"kind": kind, "split": split, "id": k, "what": what, "why": v} for k, v in rows.items()]
+                unanswered += len(done.unanswered)
+    finally:
+        chat.replace(out / "left_out.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in listed))
+    for row in listed[:MOST_LISTED]:
+        print(f"  {row['what']}: {row['id']} ({row['kind']}, {row['split']}): {row['why']}")
+    if len(listed) > MOST_LISTED:
+        print(f"  {len(listed) - MOST_LISTED} more in {out / 'left_out.jsonl'}")
+    if listed:
+        print("  " + ", ".join(f"{n} {what}" for what, n in Counter(row["what"] for row in listed).items()))
+    if unanswered:
+        raise ValueError(f"{unanswered} utterances have no answer, see above; run the command again to ask again")
