@@ -1,0 +1,5 @@
+"""Emotion-Qwen (Huang et al. 2025): a vision tower, two experts and a gate between it and a language model."""
+
+from zoo.models.emotion_qwen.model import EmotionQwen, EmotionQwenAdapters
+
+__all__ = ["EmotionQwen", "EmotionQwenAdapters"]
