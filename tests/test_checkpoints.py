@@ -156,7 +156,7 @@ def test_the_trap_works(run, tmp_path):
 
 def test_a_model_that_the_checkpoint_does_not_fit(run, home):
     rank = refused("test", f"--ckpt_path={run}", "--model.lora.r=8")
-    assert "another LoRA rank" in rank and "is (4, 32), expected (8, 32)" in rank
+    assert "was trained with another LoRA on llm: r 4, not 8" in rank
     base = refused("test", f"--ckpt_path={run}", f"--model.llm={home / 'other'}")
     assert "was trained on the base model" in base and "holds other weights or another config" in base
     assert "does not fit this model" in refused("test", f"--ckpt_path={run}", "--model.lora=null")
@@ -241,8 +241,42 @@ def test_a_second_stage_starts_from_the_first(full_run, home, batch, tmp_path):
     assert metrics(stage2)["n"] == 7
 
 
+def test_adapters_are_trained_further(lora_run, home, batch, tmp_path):
+    """A stage with the same LoRA begins with the adapters of the one before, and its checkpoint alone is enough."""
+    first = checkpoint(lora_run, "best")["state_dict"]
+    still = fit(tmp_path / "still", *options(home), *LORA, f"--model.start_from={lora_run}", "--model.lr=0")
+    assert same(checkpoint(still)["state_dict"], first) and all(".lora_" in k for k in first)
+    want = logits(checkpoints.load(str(lora_run)).llm.model, batch)
+    assert torch.equal(logits(checkpoints.load(str(still)).llm.model, batch), want)
+    moved = fit(tmp_path / "moved", *options(home), *LORA, f"--model.start_from={lora_run}")
+    second = checkpoint(moved)["state_dict"]
+    assert second.keys() == first.keys() and not any(torch.equal(second[k], first[k]) for k in first)
+    assert (logits(checkpoints.load(str(moved)).llm.model, batch) - want).abs().max() > 0.01
+
+
+@pytest.mark.parametrize(
+    ("other", "told"),
+    [
+        (("--model.lora.r=4", "--model.lora.alpha=32"), "another LoRA on llm: alpha 64.0, not 32.0"),
+        (("--model.lora.r=8", "--model.lora.alpha=64"), "another LoRA on llm: r 4, not 8"),
+        ((*LORA, r"--model.lora.targets=model\.layers\.0\..*"), "another LoRA on llm: targets"),
+    ],
+)
+def test_other_adapters_are_refused(other, told, lora_run, home):
+    """The scale of an adapter stands in no tensor: without this, alpha would be wrong without a word."""
+    for args in (["fit", *options(home), f"--model.start_from={lora_run}"], ["test", f"--ckpt_path={lora_run}"]):
+        said = refused(*args, *other)
+        assert told in said and "give the same --model.lora" in said
+
+
+def test_dropout_of_adapters_may_change(lora_run, home, tmp_path):
+    fit(tmp_path, *options(home), *LORA, "--model.lora.dropout=0.3", f"--model.start_from={lora_run}",
+        "--trainer.max_steps=1")  # fmt: skip
+
+
 def test_start_from_is_strict(full_run, lora_run, home, tmp_path):
-    assert "holds adapters; merge it first" in refused("fit", *options(home), f"--model.start_from={lora_run}")
+    bare = refused("fit", *options(home), f"--model.start_from={lora_run}")
+    assert "holds adapters, this model has none; train them further with the same --model.lora, or merge them" in bare
     base = refused("fit", *options(home), f"--model.llm={home / 'other'}", f"--model.start_from={full_run}")
     assert "was trained on the base model" in base
     content = checkpoint(full_run, "best")

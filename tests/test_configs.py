@@ -9,10 +9,14 @@ import pytest
 import yaml
 
 from tests.runs_helper import refused, zoo
+from zoo.backbones import LoRA
+from zoo.data import Conversations
+from zoo.models.emotion_qwen import EmotionQwen
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 CORPORA = sorted((CONFIGS / "data").glob("*.yaml"))  # each read after any base config
-BASES = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" not in p.parts and p not in CORPORA)
+MIXTURES = sorted(CONFIGS.rglob("mixtures/*.yaml"))  # what zoo.data.Conversations reads
+BASES = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" not in p.parts and p not in CORPORA + MIXTURES)
 ABLATIONS = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" in p.parts)
 
 
@@ -102,3 +106,66 @@ def test_a_corpus_changes_the_data_only(config, capsys, tmp_path_factory):
     broken = tmp_path_factory.mktemp("broken") / "broken.yaml"
     broken.write_text(yaml.safe_dump({"data": {**wanted["data"], "init_args": {**options, "rootx": "x"}}}))
     assert "rootx" in refused("fit", "--config", base, "--config", broken)
+
+
+@pytest.mark.parametrize("mixture", MIXTURES, ids=lambda p: p.stem)
+def test_mixtures_are_read(mixture):
+    assert mixture.read_text().startswith("# ") and Conversations(mixture).parts()["train"]
+
+
+# ---- Emotion-Qwen at paper size, on the meta device
+def built(config: Path, capsys: pytest.CaptureFixture, *more: Path):
+    """The model of a config with shapes for weights."""
+    said = printed(capsys, config, *more)["model"]["init_args"]
+    said |= {"llm": "shape:qwen2.5-7b", "vision": "shape:qwen2.5-vl-vision", "start_from": None}
+    model = EmotionQwen(**said | {"lora": LoRA(**said["lora"]) if said["lora"] else None})
+    model.llm_args["device"] = model.vision_args["device"] = "meta"
+    model.configure_model()
+    return model
+
+
+def trained(model) -> dict[str, int]:
+    """Part -> trained parameters."""
+    found: dict[str, int] = {}
+    for name, p in model.named_parameters():
+        if p.requires_grad:
+            part = ".".join(name.split(".")[: 2 if name.startswith("compressor") else 1])
+            found[part] = found.get(part, 0) + p.numel()
+    return found
+
+
+EXPERT, TOWER, LANGUAGE = 44_580_352, 631_975_680, 7_615_616_512
+GATE = 4 * 1280 * 1281 + 2 * 1281
+
+
+@pytest.mark.parametrize(
+    "config, overlay, expected",
+    [
+        ("stage1", None, {"vision": TOWER, "compressor.general": EXPERT}),
+        ("stage2", None, {"vision": TOWER, "compressor.emotion": EXPERT, "compressor.gate": GATE}),
+        ("stage3", None, {"llm": LANGUAGE}),
+        ("tune_lora", None, {"llm": 40_370_176}),
+        ("tune_lora", "tune_lora_authors", {"llm": 40_370_176 + 152_064 * 3584, "compressor.gate": GATE}),
+        ("tune_full", "tune_full_authors", {"llm": LANGUAGE, "compressor.emotion": EXPERT}),
+    ],
+)
+def test_emotion_qwen_at_paper_size(config, overlay, expected, capsys):
+    folder = CONFIGS / "emotion_qwen"
+    more = [folder / "ablations" / f"{overlay}.yaml"] if overlay else []
+    model = built(folder / f"{config}.yaml", capsys, *more)
+    assert trained(model) == expected
+    assert sum(p.numel() for p in model.vision.parameters()) == TOWER
+    state = model.state_dict()
+    assert state["vision.model.patch_embed.proj.weight"].shape == (1280, 3, 2, 14, 14)
+    assert state["vision.model.blocks.31.attn.qkv.weight"].shape == (3840, 1280)
+    assert state["vision.model.blocks.31.mlp.gate_proj.weight"].shape == (3420, 1280)
+    assert state["compressor.emotion.fc1.weight"].shape == (5120, 5120) and not any("merger." in k for k in state)
+    assert state["compressor.emotion.fc2.weight"].shape == (3584, 5120)
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_zero_2_is_parsed(stage, capsys):
+    folder = CONFIGS / "emotion_qwen"
+    said = printed(capsys, folder / f"stage{stage}.yaml", folder / "ablations" / f"stage{stage}_zero2.yaml")["trainer"]
+    assert said["strategy"]["class_path"] == "lightning.pytorch.strategies.DeepSpeedStrategy"
+    assert said["strategy"]["init_args"]["stage"] == 2 and said["devices"] == -1

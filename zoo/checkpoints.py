@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 from pathlib import Path
 from typing import Any
@@ -83,6 +84,9 @@ def export(args: list[str]) -> None:
     parser.add_argument(
         "--merge", action="store_true", help="fold LoRA into the weights; without it, an adapter folder is written"
     )
+    parser.add_argument(
+        "--adapter", metavar="NAME", help="which, of a system with several; --ckpt_path is its config.test.yaml then"
+    )
     options = parser.parse_args(args)
     if options.out.exists() and any(options.out.iterdir()):
         raise FileExistsError(f"{options.out} is not empty; choose another folder")
@@ -99,31 +103,49 @@ def export(args: list[str]) -> None:
         print(f"wrote {options.out}")
         return
     llm = module.llm.eval()
+    name = _adapter(llm, options.adapter)
     if options.merge:
-        if llm.lora is None:
+        if name is None:
             raise ValueError("--merge: this run has no LoRA; leave it out")
         probe = torch.arange(1, 9)[None]
         with torch.no_grad():
-            before = llm.causal_lm(probe).logits
-            merged = llm.model.merge_and_unload()
+            with llm.use(name) if llm.adapters else contextlib.nullcontext():
+                before = llm.causal_lm(probe).logits
+            merged = llm.model.merge_and_unload(adapter_names=[name])
             difference = (merged(probe).logits - before).abs().max().item()
-        llm.model, llm.lora = merged, None
+        llm.model, llm.lora, name = merged, None, None
         print(f"largest logit difference, merged against adapter: {difference:.2e}")
         if difference > 1e-3 * before.abs().max().item() and llm.causal_lm.dtype == torch.float32:
             raise ValueError(f"merging changed the logits by {difference}; nothing was written")
     if options.dtype:
         llm.model.to(getattr(torch, options.dtype))
-    if llm.lora is not None:  # a file that travels names its base by name, not by a place on this machine
+    if name is not None:  # a file that travels names its base by name, not by a place on this machine
         base = Path(llm.path).name if Path(llm.path).is_dir() else llm.path
-        llm.model.peft_config["default"].base_model_name_or_path = base
-    llm.model.save_pretrained(options.out)
+        llm.model.peft_config[name].base_model_name_or_path = base
+    own = {"selected_adapters": [name]} if name is not None else {}  # not the copy of a reference, nor the others
+    llm.model.save_pretrained(options.out, **own)
+    if name not in (None, "default"):  # peft puts it in a folder of its name
+        for file in (options.out / name).iterdir():
+            file.rename(options.out / file.name)
+        (options.out / name).rmdir()
     (options.out / "README.md").unlink(missing_ok=True)  # peft's blank template
     llm.tokenizer.save_pretrained(options.out)
-    print(f"wrote {options.out}" + (" (a PEFT adapter; --merge gives a whole model)" if llm.lora else ""))
+    print(f"wrote {options.out}" + (" (a PEFT adapter; --merge gives a whole model)" if name else ""))
+
+
+def _adapter(llm: Any, wanted: str | None) -> str | None:
+    """Name of the adapter that is meant; None if there is none. ValueError if it cannot be told."""
+    names = llm.adapters or (("default",) if llm.lora is not None else ())
+    if wanted is not None and wanted not in names:
+        raise ValueError(f"--adapter {wanted}: there is none of this name; there are {', '.join(names) or 'none'}")
+    if wanted is None and len(names) > 1:
+        raise ValueError(f"this system has several adapters; give --adapter, one of {', '.join(names)}")
+    return wanted or next(iter(names), None)
 
 
 def load(path: str) -> Any:
-    """The module of a run with its weights, from the run folder alone: ``load("lightning_logs/version_0").llm``.
+    """The module of a run with its weights, from the run folder alone: ``load("lightning_logs/version_0").llm``; or, of
+    a system whose weights all come from other runs, from the YAML that names them.
 
     Raises:
         FileNotFoundError: no checkpoint, or no config.yaml beside it.
@@ -133,15 +155,25 @@ def load(path: str) -> Any:
 
     from zoo.module import EmotionModule, read_checkpoint
 
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(EmotionModule, "model", required=True)
+
+    def made(config: Path) -> Any:
+        return parser.instantiate_classes(
+            parser.parse_object({"model": yaml.safe_load(config.read_text())["model"]})).model  # fmt: skip
+
+    if Path(path).suffix in (".yaml", ".yml"):
+        module = made(Path(path))
+        if not module.weights_elsewhere:
+            raise ValueError(f"{path} has no weights of its own; give the run folder or its checkpoint")
+        module.configure_model()
+        return module
     file = find_checkpoint(path)
     run = run_of(file)
     if run is None:
         raise FileNotFoundError(f"{file} does not lie in a run folder, so its config.yaml is not known")
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(EmotionModule, "model", required=True)
-    config = parser.parse_object({"model": yaml.safe_load((run / "config.yaml").read_text())["model"]})
-    module = parser.instantiate_classes(config).model
-    module.start_from = None  # the earlier stage's weights are in this checkpoint
+    module = made(run / "config.yaml")
+    module.restored = True
     module.configure_model()
     content = read_checkpoint(file)
     try:

@@ -19,7 +19,7 @@ LIGHTNING_VERBS = {
     "predict": "write predictions.jsonl without scores",
 }
 ZOO_VERBS = {
-    "prepare": "make what a run needs: the embedded sitcom with clips, a small backbone, a leak report",
+    "prepare": "make what a run needs: the embedded sitcom with clips, a small backbone, descriptions, a leak report",
     "export": "a run's language model as a model folder or an adapter folder",
     "checkpoints": "list and verify the published checkpoints",
 }

@@ -23,8 +23,10 @@ from lightning.pytorch.loggers import TensorBoardLogger
 import zoo.data  # noqa: F401 - corpora and models are known by their short names on the command line
 import zoo.models.causal_lm
 import zoo.models.dialoguellm
+import zoo.models.emotion_qwen
 import zoo.models.farcer
 import zoo.models.grpo
+import zoo.models.merit
 import zoo.models.selector
 import zoo.models.unimodal  # noqa: F401
 from zoo.data import EmotionData

@@ -14,7 +14,7 @@ import subprocess
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -29,11 +29,11 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from zoo.backbones import LLM, Audio, LoRA, Vision
-from zoo.backbones.llm import Dtype
+from zoo.backbones.llm import Dtype, Prefix
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
 from zoo.runs import find_checkpoint, run_folder, set_aside_results
-from zoo.schema import UNPARSED, Prediction, Sample
+from zoo.schema import UNPARSED, Labels, Prediction, Sample
 
 log = logging.getLogger(__name__)
 
@@ -82,6 +82,7 @@ class EmotionModule(LightningModule):
     scores: tuple[str, ...] = ("weighted_f1", "accuracy", "macro_f1", "uar", "unparsed")  # of a test, logged by name
     monitor = "val/wf1"  # the larger, the better: which checkpoint becomes best.ckpt
     rows_file = "predictions.jsonl"  # where the rows of a test or prediction go
+    weights_elsewhere = False  # its weights all come from the runs that its arguments name; it needs no checkpoint
 
     def __init__(
         self,
@@ -97,6 +98,7 @@ class EmotionModule(LightningModule):
         self.patterns, self.start_from = train, start_from
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
         self._built = False
+        self.restored = False  # its weights come from a checkpoint of its own, so `start_from` is not read
         self.from_hub: set[str] = set()  # names of tensors that hold exactly what a backbone's folder holds
         self.rows: list[Prediction] = []
         self.counts: Counter[str] = Counter()  # counted events of a test, e.g. truncated prompts
@@ -107,7 +109,10 @@ class EmotionModule(LightningModule):
         raise NotImplementedError
 
     def add_adapters(self) -> None:
-        """Adds adapters, after ``start_from`` was loaded (peft renames the layers it wraps)."""
+        """Adds adapters, after ``start_from`` was loaded unless it has adapters itself (peft renames what it wraps)."""
+
+    def after_start(self) -> None:
+        """Called once the model is whole and, in a new run, holds the weights of ``start_from``."""
 
     def collator(self, training: bool) -> Callable:
         """A picklable (samples, rng) -> batch dict with at least ``samples`` (see `Rows`)."""
@@ -135,13 +140,22 @@ class EmotionModule(LightningModule):
         }
         self.from_hub = {f"{name}.{key}" for name in self.identities for key in self.bases()[name].state_dict()}
         # a run that is resumed or evaluated has the earlier stage's weights in its own checkpoint
-        if self.start_from is not None and not (self._trainer is not None and self.trainer.ckpt_path):
-            self._start(find_checkpoint(self.start_from))
+        start = None
+        if self.start_from is not None and not self.restored:
+            resumed = self._trainer is not None and self.trainer.ckpt_path
+            start = None if resumed else find_checkpoint(self.start_from)
+        earlier = read_checkpoint(start) if start is not None else {"state_dict": {}}
+        adapted = any(".lora_" in k for k in earlier["state_dict"])  # then its adapters are trained further
+        if start is not None and not adapted:
+            self._start(start, earlier)
         before = self._names()
         self.add_adapters()
         after = self._names()
         renamed = {old: new for key, names in before.items() for old, new in zip(names, after[key], strict=True)}
         self.from_hub = {renamed.get(name, name) for name in self.from_hub} & set(self.state_dict())
+        if adapted:
+            self._start(start, earlier)
+        self.after_start()
         if self.patterns is not None:
             named = dict(self.named_parameters())
             for pattern in self.patterns:
@@ -159,16 +173,16 @@ class EmotionModule(LightningModule):
             names.setdefault(id(parameter), []).append(name)
         return names
 
-    def _start(self, path: Path) -> None:
+    def _start(self, path: Path, content: dict[str, Any]) -> None:
         """Loads every tensor of an earlier stage; each must have a place of the same shape here."""
-        content = read_checkpoint(path)
         state, own = content["state_dict"], self.state_dict()
-        if any(".lora_" in k for k in state):
+        if any(".lora_" in k for k in state) and not self._adapters():
             raise ValueError(
-                f"{path} holds adapters; merge it first (zoo export --ckpt_path {path} --out FOLDER --merge) "
-                "and start from that folder with --model.llm FOLDER"
+                f"{path} holds adapters, this model has none; train them further with the same --model.lora, or merge "
+                f"them first (zoo export --ckpt_path {path} --out FOLDER --merge) and start from --model.llm FOLDER"
             )
         self._check_bases(content["zoo"], path)
+        self._check_adapters(content["zoo"], path)
         _check_shapes(state, own, path)
         unknown = sorted(set(state) - set(own))
         if unknown:
@@ -176,6 +190,11 @@ class EmotionModule(LightningModule):
         self.from_hub -= {k for k, v in state.items() if not torch.equal(v, own[k].cpu())}  # `own` is alive
         self.load_state_dict(own | state)
         rank_zero_info(f"started from {path}: {len(state)} tensors")
+
+    def _adapters(self) -> dict[str, dict[str, Any]]:
+        """Name of each backbone that has adapters -> their settings."""
+        lora = {name: getattr(base, "lora", None) for name, base in self.bases().items()}
+        return {name: asdict(own) for name, own in lora.items() if own is not None}
 
     def pristine(self) -> set[str]:
         """Tensors that still hold exactly what the backbone's folder holds, because nothing ever trains them."""
@@ -189,6 +208,7 @@ class EmotionModule(LightningModule):
             "format": FORMAT,
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
             "bases": self.identities,
+            "adapters": self._adapters(),
             "pristine": _digest(self.pristine()),
         }
 
@@ -212,6 +232,7 @@ class EmotionModule(LightningModule):
         if contract["class"] != name:
             raise ValueError(f"{path} holds a {contract['class']}, but the config builds a {name}")
         self._check_bases(contract, path)
+        self._check_adapters(contract, path)
         _check_shapes(state, own, path)
         absent, unknown = set(own) - set(state), sorted(set(state) - set(own))
         missing = sorted(absent - self.pristine())
@@ -236,6 +257,15 @@ class EmotionModule(LightningModule):
                     f"{path} was trained on the base model {said['path']!r} (revision {said['revision']}), but "
                     f"{own['path']!r} holds other weights or another config; give its folder with --model.{name}"
                 )
+
+    def _check_adapters(self, contract: dict[str, Any], path: object) -> None:
+        """The scale of an adapter stands in no tensor, so it would be wrong without a word."""
+        for name, said in contract.get("adapters", {}).items():
+            own = self._adapters().get(name, {})
+            wrong = {k: (v, own[k]) for k, v in said.items() if k in own and k != "dropout" and own[k] != v}
+            if wrong:
+                told = "; ".join(f"{k} {a!r}, not {b!r}" for k, (a, b) in wrong.items())
+                raise ValueError(f"{path} was trained with another LoRA on {name}: {told}; give the same --model.lora")
 
     # ---- training
     def configure_optimizers(self) -> dict[str, Any]:
@@ -504,8 +534,8 @@ class PromptCollator:
                 )
         return [chosen[i] for i in rng.permutation(self.shots)]
 
-    def chat(self, text: str) -> list[int]:
-        """Token ids of a user's message behind the system message, up to where the answer begins.
+    def written_chat(self, text: str) -> str:
+        """A user's message behind the system message, up to where the answer begins.
 
         Raises:
             ValueError: the tokenizer has no chat format.
@@ -513,11 +543,27 @@ class PromptCollator:
         if not getattr(self.tokenizer, "chat_template", None):
             raise ValueError("chat needs a tokenizer with a chat format (chat_template); set --model.chat false")
         messages = [{"role": "system", "content": self.system}, {"role": "user", "content": text}]
-        written = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        return self.tokenizer(written, add_special_tokens=False)["input_ids"]
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
-    def prompt_ids(self, sample: Sample, rng: np.random.Generator) -> tuple[list[int], bool]:
-        """Token ids of the prompt, and whether anything had to be left out."""
+    def chat(self, text: str) -> list[int]:
+        """Its token ids."""
+        return self.tokenizer(self.written_chat(text), add_special_tokens=False)["input_ids"]
+
+    def tokenise(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt."""
+        ids = self.tokenizer(text)["input_ids"] if self.system is None else self.chat(text)
+        if ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
+            ids = ids[:-1]  # a tokenizer that closes every text would end the prompt before the answer
+        return ids
+
+    def prompt_ids(
+        self, sample: Sample, rng: np.random.Generator, shown: Mapping[str, str] | None = None
+    ) -> tuple[list[int], bool]:
+        """Token ids of the prompt, and whether anything had to be left out.
+
+        Args:
+            shown: further variables of the template.
+        """
         if self.training and self.word_dropout:
             kept = [w for w in sample.target.text.split() if rng.random() >= self.word_dropout]
             if kept:
@@ -535,10 +581,9 @@ class PromptCollator:
                 said=said,
                 examples=examples,
                 verbalizer=self.verbalizer,
+                shown=shown or {},
             )
-            ids = self.tokenizer(text)["input_ids"] if self.system is None else self.chat(text)
-            if ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
-                ids = ids[:-1]  # a tokenizer that closes every text would end the prompt before the answer
+            ids = self.tokenise(text)
             if len(ids) <= self.max_length:
                 return ids, cut
             cut = True
@@ -546,16 +591,26 @@ class PromptCollator:
                 window = min(window, len(sample.history)) - 1
             elif examples:
                 examples = examples[1:]
-            elif self.system is None:
-                return ids[:1] + ids[1 - self.max_length :], cut  # the beginning-of-text token, then the end
-            else:  # the user's message loses its beginning, not the system message
-                own = self.tokenizer(text, add_special_tokens=False)["input_ids"]
-                shorter = self.chat(self.tokenizer.decode(own[len(ids) - self.max_length :]))
-                return shorter[-self.max_length :], cut  # what is written again may be a token longer
+            else:
+                return self.cut(text, ids), cut
+
+    def cut(self, text: str, ids: list[int]) -> list[int]:
+        """A prompt without the beginning of what it says, so that it has `max_length` tokens."""
+        if self.system is None:
+            return ids[:1] + ids[1 - self.max_length :]  # the beginning-of-text token, then the end
+        own = self.tokenizer(text, add_special_tokens=False)["input_ids"]  # not the system message
+        shorter = self.chat(self.tokenizer.decode(own[len(ids) - self.max_length :]))
+        return shorter[-self.max_length :]  # what is written again may be a token longer
 
     def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
-        prompts, cuts = zip(*(self.prompt_ids(s, rng) for s in samples), strict=True)
-        batch: dict[str, Any] = {"samples": Rows(samples), "truncated": sum(cuts)}
+        return self.batch(samples, [self.prompt_ids(s, rng) for s in samples], rng)
+
+    def batch(
+        self, samples: Sequence[Sample], written: Sequence[tuple[list[int], bool]], rng: np.random.Generator
+    ) -> dict[str, Any]:
+        """Prompts (token ids, and whether they were cut) and, in training, answers as one padded batch."""
+        prompts, cuts = zip(*written, strict=True)
+        content: dict[str, Any] = {"samples": Rows(samples), "truncated": sum(cuts)}
         answers: list[list[int]] = [[] for _ in samples]
         if self.training:
             for s, answer in zip(samples, answers, strict=True):
@@ -568,17 +623,17 @@ class PromptCollator:
             ids[i, length - len(p) - len(a) :] = torch.tensor(p + a)
             mask[i, length - len(p) - len(a) :] = True
             answer_mask[i, length - len(a) :] = bool(a)
-        batch |= {"input_ids": ids, "mask": mask}
+        content |= {"input_ids": ids, "mask": mask}
         if self.training:
-            batch |= {"target_ids": ids.masked_fill(~mask, IGNORE), "answer": answer_mask}
-        return batch
+            content |= {"target_ids": ids.masked_fill(~mask, IGNORE), "answer": answer_mask}
+        return content
 
     def target_ids(self, sample: Sample, rng: np.random.Generator) -> list[int]:
         """Tokens to be learnt after the prompt: the label word and the end token; none without a label."""
         if sample.target.label is None:
             return []
         word = words(sample.labels, self.verbalizer)[sample.label]
-        return answer_ids(self.tokenizer, word) + [self.tokenizer.eos_token_id]
+        return answer_ids(self.tokenizer, word, chat=self.system is not None) + [self.tokenizer.eos_token_id]
 
 
 def note_control_tokens(data: Any, split: str) -> None:
@@ -606,9 +661,11 @@ def require_descriptions(samples: Sequence[Sample], kinds: Sequence[str], split:
             )
 
 
-def answer_ids(tokenizer: Any, word: str) -> list[int]:
+def answer_ids(tokenizer: Any, word: str, chat: bool = False) -> list[int]:
     """Tokens of `` word`` as they stand after a colon: training and scoring agree, and sentencepiece adds no second
-    space."""
+    space. In a ``chat`` the answer begins a line."""
+    if chat:
+        return tokenizer(word, add_special_tokens=False)["input_ids"]
     before, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (":", f": {word}"))
     if whole[: len(before)] != before:
         raise ValueError(
@@ -726,6 +783,10 @@ class Supervised(EmotionModule):
             self.trainer.datamodule.run_seed,
         )
 
+    def shows(self, sample: Sample) -> bool:
+        """Whether a prompt says anything about its sample."""
+        return bool(sample.target.text or set(self.descriptions) & set(sample.target.descriptions))
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data = self.trainer.datamodule
@@ -733,7 +794,7 @@ class Supervised(EmotionModule):
             words(labels, self.verbalizer)  # two labels with one word: say so before any work
         split = data.splits_of(stage)[0]
         samples = data.samples(split)
-        if not any(s.target.text or set(self.descriptions) & set(s.target.descriptions) for s in samples):
+        if not any(self.shows(s) for s in samples):
             message = (
                 f"no {split} sample of {type(data).__name__} has words, so every prompt is the same; use a system that "
                 "reads pictures or voices, or show descriptions (--model.descriptions, --data.captions)"
@@ -749,6 +810,14 @@ class Supervised(EmotionModule):
                 for c, labels in data.label_sets.items()
             }
 
+    def embedded(self, batch: dict[str, Any]) -> Tensor:
+        """(B, T, D) input embeddings of a batch."""
+        return self.llm.embed(batch["input_ids"])
+
+    def encode(self, batch: dict[str, Any]) -> Prefix:
+        """The prompts of a batch. ``positions`` (3, B, T), if a batch has them, see `LLM.encode`."""
+        return self.llm.encode(self.embedded(batch), batch["mask"], positions=batch.get("positions"))
+
     # ---- training
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         loss = self.loss(batch)
@@ -759,7 +828,7 @@ class Supervised(EmotionModule):
     def loss(self, batch: dict[str, Any]) -> Tensor:
         """Weighted mean of -log p over tokens: answer tokens weigh their class weight, prompt tokens
         ``prompt_loss``."""
-        ids, targets = batch["input_ids"], batch["target_ids"][:, 1:]
+        targets = batch["target_ids"][:, 1:]
         weight = batch["answer"][:, 1:].float()
         if self.class_weight:
             per_sample = torch.tensor(
@@ -770,7 +839,8 @@ class Supervised(EmotionModule):
             weight = torch.where(batch["answer"][:, 1:], weight, self.prompt_loss)
         weight = weight * ((targets != IGNORE) & batch["mask"][:, :-1])
         chosen = weight > 0  # only these positions reach the vocabulary
-        hidden = self.llm.hidden(self.dropout(self.llm.embed(ids)), batch["mask"])[:, :-1][chosen]  # (N, D)
+        embedded, positions = self.dropout(self.embedded(batch)), batch.get("positions")
+        hidden = self.llm.hidden(embedded, batch["mask"], positions=positions)[:, :-1][chosen]  # (N, D)
         token_loss = cross_entropy(self.llm.head(self.dropout(hidden)), targets[chosen], reduction="none")
         return (token_loss * weight[chosen]).sum() / weight.sum().clamp(min=1e-9)
 
@@ -778,7 +848,7 @@ class Supervised(EmotionModule):
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         samples: Rows = batch["samples"]
         if self.decode == "score":
-            return self._predict_by_score(batch)
+            return label_scores(self.llm, self.encode(batch), samples, self.candidates)
         if self.decode == "beam":
             texts = self.llm.beam(
                 batch["input_ids"],
@@ -788,7 +858,7 @@ class Supervised(EmotionModule):
                 repetition_penalty=self.repetition_penalty,
             )
         else:
-            prefix = self.llm.encode(batch["input_ids"], batch["mask"])
+            prefix = self.encode(batch)
             answers = self.llm.sample(prefix, 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
             texts = [
                 self.llm.tokenizer.decode(i[m], skip_special_tokens=True)
@@ -804,35 +874,32 @@ class Supervised(EmotionModule):
         index = parse_label(text, words(sample.labels, self.verbalizer))
         return None if index is None else sample.labels.names[index]
 
-    @torch.no_grad()
-    def _predict_by_score(self, batch: dict[str, Any]) -> list[Prediction]:
-        """Each sample's answer is the most probable of its own corpus' labels; batches may mix corpora, which share the
-        computed prompt but not their candidates (one corpus' word may begin another's)."""
-        samples: Rows = batch["samples"]
-        prefix = self.llm.encode(batch["input_ids"], batch["mask"])
-        scores: dict[str, Tensor] = {}  # corpus -> (B, L)
-        sets = {s.labels.corpus: s.labels for s in samples}
-        if len(sets) > 1:
-            self.llm.prefill(prefix)
-        for labels in sets.values():
-            candidates = [answer_ids(self.llm.tokenizer, word) for word in words(labels, self.verbalizer)]
-            scores[labels.corpus] = self.llm.score(prefix, candidates)
-        if not all(torch.isfinite(s).all() for s in scores.values()):
-            raise FloatingPointError(f"the scores of {samples.ids()} are not finite: the training diverged")
-        predictions = []
-        for i, sample in enumerate(samples):
-            p = torch.softmax(scores[sample.labels.corpus][i].double(), 0).tolist()
-            best = sample.labels.names[int(np.argmax(p))]
-            predictions.append(
-                Prediction(
-                    sample.id,
-                    sample.dialogue,
-                    sample.target.label,
-                    best,
-                    scores={n: round(x, 6) for n, x in zip(sample.labels.names, p, strict=True)},
-                )
-            )
-        return predictions
+    def candidates(self, labels: Labels) -> list[list[int]]:
+        """Tokens of each label word as an answer."""
+        return [answer_ids(self.llm.tokenizer, word) for word in words(labels, self.verbalizer)]
+
+
+@torch.no_grad()
+def label_scores(
+    llm: LLM, prefix: Prefix, samples: Rows, candidates: Callable[[Labels], Sequence[Sequence[int]]]
+) -> list[Prediction]:
+    """Each sample's answer is the most probable of its own corpus' labels; batches may mix corpora, which share the
+    computed prompt but not their candidates (one corpus' word may begin another's)."""
+    scores: dict[str, Tensor] = {}  # corpus -> (B, L)
+    sets = {s.labels.corpus: s.labels for s in samples}
+    if len(sets) > 1:
+        llm.prefill(prefix)
+    for labels in sets.values():
+        scores[labels.corpus] = llm.score(prefix, candidates(labels))
+    if not all(torch.isfinite(s).all() for s in scores.values()):
+        raise FloatingPointError(f"the scores of {samples.ids()} are not finite: the training diverged")
+    predictions = []
+    for i, s in enumerate(samples):
+        p = torch.softmax(scores[s.labels.corpus][i].double(), 0).tolist()
+        rounded = {name: round(x, 6) for name, x in zip(s.labels.names, p, strict=True)}
+        best = s.labels.names[int(np.argmax(p))]
+        predictions.append(Prediction(s.id, s.dialogue, s.target.label, best, scores=rounded))
+    return predictions
 
 
 def _predicted_index(sample: Sample, prediction: Prediction) -> int:

@@ -118,6 +118,7 @@ def render(
     said: Sequence[str],
     examples: Sequence[Sample] = (),
     verbalizer: Mapping[str, str] | None = None,
+    shown: Mapping[str, str] | None = None,
 ) -> str:
     """Prompt text of one sample.
 
@@ -126,6 +127,7 @@ def render(
         kinds: kinds of description to show.
         said: label words (see `words`).
         examples: solved examples, in order; each must be labelled.
+        shown: further variables of the template.
 
     Raises:
         ValueError: if an example is unlabelled.
@@ -139,7 +141,8 @@ def render(
 
     solved = [Example(show(e.target, kinds), history(e), words(e.labels, verbalizer)[e.label]) for e in examples]
     return template.render(
-        labels=list(said), target=show(sample.target, kinds), history=history(sample), examples=solved
+        labels=list(said), target=show(sample.target, kinds), history=history(sample), examples=solved,
+        **(shown or {}),
     ).rstrip()
 
 

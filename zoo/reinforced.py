@@ -116,7 +116,7 @@ class Reinforced(EmotionModule):
         if len(self.reward_weights) != len(self.functions):
             raise ValueError(f"{len(self.functions)} rewards, but {len(self.reward_weights)} reward_weights")
         self.table_every = table_every
-        self.window: list[dict[str, Any]] = []
+        self.pending: list[dict[str, Any]] = []
 
     # ---- parts
     def build(self) -> None:
@@ -126,13 +126,21 @@ class Reinforced(EmotionModule):
         if self.lora is not None:
             self.llm.add_lora(self.lora)
 
+    def after_start(self) -> None:
+        if self.objective.beta and self.start_from is not None:
+            self.llm.keep_reference()  # an earlier stage may have trained the same adapters
+
     def bases(self) -> dict[str, LLM]:
         return {"llm": self.llm}
 
     # ---- what a system may fill in
     def encode(self, batch: dict[str, Any]) -> Prefix:
         """The prompts of a batch; called anew for every forward pass."""
-        return self.llm.encode(batch["input_ids"], batch["mask"])
+        return self.llm.encode(self.embedded(batch), batch["mask"], positions=batch.get("positions"))
+
+    def embedded(self, batch: dict[str, Any]) -> Tensor:
+        """(B, T, D) input embeddings of the prompts."""
+        return self.llm.embed(batch["input_ids"])
 
     def rewards(self, groups: Sequence[Sequence[Answer]]) -> Gathered:
         """Rewards of the sampled answers, one group per prompt."""
@@ -169,16 +177,16 @@ class Reinforced(EmotionModule):
         # Lightning refuses its own accumulation and clipping in manual optimisation, which this loop carries out; it
         # asks before this hook
         self.automatic_optimization = False
-        self.window.clear()
+        self.pending.clear()
 
     def on_fit_start(self) -> None:
         self.llm.check_sharing()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
-        self.window.append(batch)
-        if len(self.window) < self.trainer.accumulate_grad_batches and not self.trainer.is_last_batch:
+        self.pending.append(batch)
+        if len(self.pending) < self.trainer.accumulate_grad_batches and not self.trainer.is_last_batch:
             return None
-        window, self.window = self.window, []
+        window, self.pending = self.pending, []
 
         rollout = self.sample(window)
         groups = self.read(window, rollout)

@@ -93,6 +93,8 @@ class Sample:
         labels: label set of the corpus.
         target: the utterance itself.
         history: all earlier turns of the dialogue, oldest first; a paper takes the window it wants.
+        question: what is asked about the target; None: which emotion it expresses. The label is then the right choice.
+        answer: what is to be written, where that is not the label word, e.g. an explanation; None: the label word.
     """
 
     id: str
@@ -100,6 +102,8 @@ class Sample:
     labels: Labels
     target: Turn
     history: tuple[Turn, ...] = ()
+    question: str | None = None
+    answer: str | None = None
 
     @property
     def label(self) -> int:

@@ -19,7 +19,6 @@ import multiprocessing
 import shutil
 import sys
 import time
-from collections import OrderedDict
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +30,7 @@ from zoo.data.synthetic.script import LABELS, posterior, with_history
 from zoo.metrics import mean_over_seeds, paired_difference
 from zoo.models.farcer import FARCER
 from zoo.schema import Labels
+from zoo.senses import Remembered
 
 CONFIGS = Path(__file__).parents[2] / "configs/farcer"
 SITCOM = Labels("synthetic", LABELS)
@@ -97,9 +97,7 @@ ROWS = {
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
-SEEN: OrderedDict = (
-    OrderedDict()
-)  # image -> features: the frozen eyes see the same pictures in every run of this process
+SEEN = Remembered()  # image -> features: the frozen eyes see the same pictures in every run of this process
 build = FARCER.build
 
 

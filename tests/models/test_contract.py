@@ -41,6 +41,7 @@ class System:
         backbone: the option that takes it: ``llm``, ``vision`` or ``audio``.
         others: options that take further backbones, which stay frozen.
         adapters: trains LoRA on a frozen backbone, whose weights its checkpoints must not hold.
+        beside: what its checkpoints hold beside adapters, as the beginnings of names.
         calm: options that switch off what makes training noisy.
         overfits: options with which it learns seven samples by heart; None: it learns from rewards, which is no way to
             learn by heart.
@@ -52,6 +53,7 @@ class System:
     backbone: str = "llm"
     others: tuple[str, ...] = ()
     adapters: bool = False
+    beside: tuple[str, ...] = ()
     calm: tuple[str, ...] = ("--model.dropout=0", "--model.word_dropout=0")
     overfits: tuple[str, ...] | None = ()
     scores: bool = True
@@ -83,12 +85,26 @@ SYSTEMS = {
     "voice": System(
         ("--model=zoo.models.unimodal.VoiceClassifier", "--model.gain=3"), "audio", calm=("--model.gain=0",),
     ),
+    "emotion_qwen": System(
+        ("--model=EmotionQwen", "--model.vision=shape:tiny-patch-vision", "--model.template=plain", "--model.window=1",
+         r"--model.train=['vision\..*','compressor\..*','llm\..*']", "--model.frames=1", "--model.min_pixels=256",
+         "--model.mrope=[2,3,3]"),
+        overfits=("--model.lr=0.003",),
+    ),
     "farcer": System(
         ("--model=FARCER", "--model.template=plain", "--model.window=1", "--model.layers=3", "--model.standardise=true",
          "--model.train_shots=1", "--model.shots=1", "--model.shot_window=0", "--model.decode=score"),
         others=("vision",), calm=(),
         overfits=("--model.train_shots=0", "--model.shots=0", "--model.lora.r=16", "--model.lora.alpha=16",
                   r"--model.lora.targets=model\.layers\.\d+\..*"),
+    ),
+    "merit": System(
+        ("--model=Merit", "--model.template=plain", "--model.window=1", "--model.frames=2", "--model.audio_tokens=2",
+         "--model.lora.r=4", "--model.lora.dropout=0.05", "--model.word_dropout=0.1"),
+        others=("vision", "audio"), adapters=True, beside=("vision_projection.", "audio_projection."),
+        calm=("--model.word_dropout=0",),
+        overfits=("--model.lora.r=16", "--model.lora.alpha=16", r"--model.lora.targets=model\.layers\.\d+\..*",
+                  "--model.cache=cache"),
     ),
 }  # fmt: skip
 
@@ -210,7 +226,8 @@ def test_checkpoints_hold_what_was_trained_and_nothing_of_the_backbone(run, syst
     copied = [k for k, v in state.items() if any(v.shape == b.shape and torch.equal(v, b) for b in base)]
     assert state and copied == []
     if system.adapters:
-        assert all(".lora_" in k for k in state)
+        kept = {part for part in system.beside for k in state if k.startswith(part)}
+        assert all(".lora_" in k or k.startswith(system.beside) for k in state) and kept == set(system.beside)
         trained = sum(v.numel() for v in state.values())
         size = (run / "checkpoints" / "best.ckpt").stat().st_size
         assert size < 3 * 4 * trained + 40_000  # weights, two moments, the rest

@@ -21,6 +21,7 @@ from zoo.data.meld import CLIPS, MELD
 from zoo.media import Media
 from zoo.models.farcer import FARCER, weights
 from zoo.models.farcer.parts import SLOT, Pictures, Writer, draw_shots, token_weights
+from zoo.module import label_scores
 from zoo.prompts import load_template
 from zoo.schema import Sample, Turn
 
@@ -361,7 +362,7 @@ def test_scores_and_greedy_answers_equal_transformers(make, meld, home, tiny_lla
     reference = Reference(model, home, tiny_llama)
     batch = collate(model, samples, training=False)
     assert len(batch["fixed"]) > (5 if options.get("shots") else 0) and not batch["mask"].all()
-    scored = model._by_score(batch, model.encode(batch))
+    scored = label_scores(model.llm, model.encode(batch), batch["samples"], model.write.answers)
     written = model._by_greedy(batch, model.encode(batch))
     answers = model.write.answers(SEVEN)
     for sample, by_score, by_greedy, (fixed, own, turns) in zip(
@@ -389,7 +390,7 @@ def test_all_tokens_of_an_image(make, meld, home, tiny_llama):
     batch = collate(model, samples, training=False)
     assert int(batch["image_at"][2].sum()) == 2 * 17  # 16 patches and the CLS token
     reference = Reference(model, home, tiny_llama)
-    scored = model._by_score(batch, model.encode(batch))
+    scored = label_scores(model.llm, model.encode(batch), batch["samples"], model.write.answers)
     for by_score, sequence in zip(scored, sequences(model, samples), strict=True):
         logp = reference.logits(reference.inputs(*sequence), [])[0].log_softmax(-1)
         expected = torch.softmax(torch.stack([logp[a[0]] for a in model.write.answers(SEVEN)]), 0)
@@ -536,7 +537,7 @@ def test_standardised_and_scaled_features(make, meld):
     torch.testing.assert_close(model.project(features), expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(plain.project(features), features @ plain.mp[0].weight.T + plain.mp[0].bias)
     before = model.feature_mean.clone()
-    model.remembered.clear()
+    model.remembered.held.clear()
     model.trainer.datamodule.all = meld.samples("dev")
     model.on_fit_start()  # a resumed run, or a next stage
     assert torch.equal(model.feature_mean, before)

@@ -40,7 +40,7 @@ class Synthetic(EmotionData):
         descriptions: captioner: clean (6 % wrong; the default), noisy (wrong in 55 % of the explicit texts, 10 % of the
             others) or noisy_independent (35 % wrong).
         domain: studio (the default), or wild for a domain shift: another wording of texts and captions, other faces,
-            lights and microphones. Labels stay the same.
+            lights and microphones; reworded shifts the wording alone. Labels stay the same.
     """
 
     labels = Labels("synthetic", LABELS)
@@ -52,7 +52,7 @@ class Synthetic(EmotionData):
         dev_dialogues: int | None = None,
         test_dialogues: int | None = None,
         descriptions: Literal["clean", "noisy", "noisy_independent"] | None = None,
-        domain: Literal["studio", "wild"] | None = None,
+        domain: Literal["studio", "wild", "reworded"] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)

@@ -954,4 +954,4 @@ WILD = Wording(
     sure=_bank("{name} / the person talking"), unsure=_bank("a passer-by"),
 )
 
-WORDINGS: Mapping[str, Wording] = {"studio": STUDIO, "wild": WILD}
+WORDINGS: Mapping[str, Wording] = {"studio": STUDIO, "wild": WILD, "reworded": WILD}

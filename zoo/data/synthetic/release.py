@@ -64,7 +64,7 @@ def render(utterance: Utterance, place: faces.Scene, seed: str) -> tuple[np.ndar
     Returns:
         frames uint8 (T, 96, 96, 3) RGB at `faces.FPS`, and the waveform float32 (N,) at `voices.RATE`.
     """
-    domain = utterance.settings.domain
+    domain = utterance.settings.look
     wave = voices.speak(utterance.prosody, utterance.speaker, f"{seed}/voice", utterance.seconds, domain)
     frames = round(utterance.seconds * faces.FPS)
     # lips move to a voice at rest: the picture must not tell anything about the prosody

@@ -140,7 +140,8 @@ class Settings:
     Attributes:
         descriptions: captioner: ``clean``, ``noisy`` (wrong mostly where the text is explicit) or
             ``noisy_independent``.
-        domain: wording of texts and captions: ``studio`` or ``wild``.
+        domain: ``studio``; ``wild``: other wordings of texts and captions, other faces, lights and microphones; or
+            ``reworded``, between them: the wordings of ``wild``, the pictures and sounds of ``studio``.
         shares: weight of each label in the order of `LABELS`; positive, any scale.
         text_modes: share of explicit, ambiguous and misleading texts; sums to 1.
         inertia: how often a label is the speaker's own last one, 0..1.
@@ -153,13 +154,18 @@ class Settings:
     """
 
     descriptions: Literal["clean", "noisy", "noisy_independent"] = "clean"
-    domain: Literal["studio", "wild"] = "studio"
+    domain: Literal["studio", "wild", "reworded"] = "studio"
     shares: tuple[float, ...] = SHARES
     text_modes: tuple[float, float, float] = (.50, .32, .18)
     inertia: float = .30
     contagion: float = .25
     face_cues: tuple[float, float] = (.12, .04)
     voice_cues: tuple[float, float] = (.12, .04)
+
+    @property
+    def look(self) -> Literal["studio", "wild"]:
+        """How pictures and sounds are made."""
+        return "wild" if self.domain == "wild" else "studio"
 
     def __post_init__(self) -> None:
         if self.descriptions not in DESCRIPTIONS:

@@ -29,7 +29,6 @@ Differs from the paper (P) and its published code (C):
 from __future__ import annotations
 
 import functools
-from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -51,13 +50,12 @@ from zoo.models.farcer.parts import (
     token_weights,
     weighted_loss,
 )
-from zoo.module import EmotionModule, note_control_tokens
+from zoo.module import EmotionModule, label_scores, note_control_tokens
 from zoo.prompts import load_template, words
-from zoo.schema import Labels, Prediction, Sample
+from zoo.schema import Prediction, Sample
+from zoo.senses import AT_ONCE, Remembered
 
 PROMPTS = 10  # few-shot prompts that training draws from (Sec. III-C)
-REMEMBERED = 2**28  # bytes of image features that are kept: all of MELD's CLS vectors are 42 MB
-AT_ONCE = 16  # images that pass the encoder together
 MEASURED = 512  # training images whose mean and deviation `standardise` takes
 
 
@@ -175,7 +173,7 @@ class FARCER(EmotionModule):
         self.rollout, self.label_weights = rollout, label_weights
         self.decode, self.max_new_tokens = decode, max_new_tokens
         self.media = Media(Path(cache) if cache else None, timeout=timeout)
-        self.remembered: OrderedDict[str, Tensor] = OrderedDict()  # image -> its features
+        self.remembered = Remembered()  # image -> its features
         self.kept: dict[bytes, Any] = {}  # fixed part of a prompt -> what the language model keeps of it
 
     # ---- parts
@@ -268,21 +266,15 @@ class FARCER(EmotionModule):
         note_control_tokens(data, split)
 
     # ---- images (Eq. 2-4)
-    @torch.no_grad()
     def features(self, keys: tuple[str, ...], frames: Tensor) -> Tensor:
         """Encoder features of images, (U, K, W) float32: K is 1 (CLS) or all tokens. The encoder is frozen, and the
         windows of a dialogue's utterances overlap: each image is encoded once per run and then remembered."""
-        found = {key: self.remembered[key] for key in keys if key in self.remembered}
-        new = [i for i, key in enumerate(keys) if key not in found]
-        with torch.inference_mode(False), torch.no_grad():  # what a validation remembers, training needs, too
-            for part in (new[i : i + AT_ONCE] for i in range(0, len(new), AT_ONCE)):
-                hidden = self.vision.hidden(frames[part].clone(), normed=False).float()
-                for i, own in zip(part, hidden[:, :1] if self.vision_tokens == "cls" else hidden, strict=True):
-                    found[keys[i]] = self.remembered[keys[i]] = own.clone()
-        size = next(iter(found.values())).numel() * 4
-        while len(self.remembered) * size > REMEMBERED:
-            self.remembered.popitem(last=False)
-        return torch.stack([found[key] for key in keys])
+
+        def compute(part: list[int]) -> Tensor:
+            hidden = self.vision.hidden(frames[part].clone(), normed=False).float()
+            return hidden[:, :1] if self.vision_tokens == "cls" else hidden
+
+        return self.remembered(keys, compute)
 
     def project(self, features: Tensor) -> Tensor:
         """(..., W) features -> (..., D) vectors in the input space of the language model (Eq. 4)."""
@@ -382,7 +374,9 @@ class FARCER(EmotionModule):
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         self.counts["images missing, nothing in their place"] += batch["missing"]
         prefix = self.encode(batch)
-        return self._by_score(batch, prefix) if self.decode == "score" else self._by_greedy(batch, prefix)
+        if self.decode == "score":
+            return label_scores(self.llm, prefix, batch["samples"], self.write.answers)
+        return self._by_greedy(batch, prefix)
 
     def _by_greedy(self, batch: dict[str, Any], prefix: Prefix) -> list[Prediction]:
         said = self.llm.sample(prefix, 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
@@ -393,20 +387,4 @@ class FARCER(EmotionModule):
             text = self.llm.tokenizer.decode(own).strip()  # a stray control token is no label either
             named = dict(zip(words(sample.labels, self.verbalizer), sample.labels.names, strict=True))
             predictions.append(Prediction(sample.id, sample.dialogue, sample.target.label, named.get(text), text=text))
-        return predictions
-
-    def _by_score(self, batch: dict[str, Any], prefix: Prefix) -> list[Prediction]:
-        scores: dict[Labels, Tensor] = {
-            labels: self.llm.score(prefix, self.write.answers(labels))
-            for labels in {s.labels for s in batch["samples"]}
-        }  # each corpus' own labels, (B, L)
-        if not all(torch.isfinite(s).all() for s in scores.values()):
-            raise FloatingPointError(f"the scores of {batch['samples'].ids()} are not finite: the training diverged")
-        predictions = []
-        for i, s in enumerate(batch["samples"]):
-            p = torch.softmax(scores[s.labels][i].double(), 0).tolist()
-            rounded = {name: round(x, 6) for name, x in zip(s.labels.names, p, strict=True)}
-            predictions.append(
-                Prediction(s.id, s.dialogue, s.target.label, s.labels.names[int(np.argmax(p))], scores=rounded)
-            )
         return predictions

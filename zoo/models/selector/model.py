@@ -214,9 +214,8 @@ class ModalitySelector(Reinforced):
         gathered = super().rewards(groups)
         decisions = [read_decision(a.text, self.tagged) for group in groups for a in group]
         read = [d for d in decisions if d is not None]
-        said = {"unparsed": decisions.count(None) / len(decisions)}
-        if read:
-            said["yes_rate"] = sum(read) / len(read)
+        # both always: all processes must log the same names
+        said = {"unparsed": decisions.count(None) / len(decisions), "yes_rate": sum(read) / max(1, len(read))}
         return Gathered(gathered.total, gathered.parts, said)
 
     # ---- decisions

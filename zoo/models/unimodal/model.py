@@ -18,14 +18,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 from torchaudio.functional import melscale_fbanks
-from torchvision.transforms.v2.functional import resize
 
 from zoo.backbones import Audio, Vision
 from zoo.backbones.llm import Dtype
 from zoo.media import Media, Unreadable
 from zoo.module import EmotionModule, Rows, class_weights
 from zoo.prompts import words
-from zoo.schema import Labels, Prediction, Sample, Turn
+from zoo.schema import Labels, Prediction, Sample
+from zoo.senses import frames_of, wave_of
 
 MELS, FFT = 40, 512  # of the acoustic task
 
@@ -351,11 +351,9 @@ class FaceCollator:
         if sample.target.video is None:
             return None
         try:
-            frames = self._pictures(sample.target)
+            frames = frames_of(self.media, sample.target, self.frames, self.size, self.middle)
         except Unreadable:
             return None
-        top, left = ((side - self.size) // 2 for side in frames.shape[2:])  # the middle square of the picture
-        frames = frames[:, :, top : top + self.size, left : left + self.size]
         if not self.training:
             return frames
         frame = np.pad(frames[which], ((0, 0), *((self.shift, self.shift),) * 2), mode="edge")
@@ -366,24 +364,6 @@ class FaceCollator:
             mean = frame.mean()
             frame = (frame - mean) * (1 + gain) + mean * (1 + offset)
         return np.clip(frame, 0, 255).astype(np.uint8)[None]
-
-    def _pictures(self, turn: Turn) -> np.ndarray:
-        """Frames from the middle part of the utterance, (F, 3, H, W) with a shorter side of ``size``: of its own clip,
-        or of its seconds and its half of a longer film."""
-        spread = max(self.frames, round(self.frames / self.middle))
-        first = (spread - self.frames) // 2
-        size = self.size if turn.crop is None else None
-        if turn.start is None or turn.end is None:
-            frames = self.media.frames(turn.video, n=spread, size=size)[first : first + self.frames]
-        else:
-            parts = (np.arange(first, first + self.frames) + 0.5) / spread
-            moments = turn.start + (turn.end - turn.start) * parts
-            frames = np.concatenate([self.media.frames(turn.video, at=float(t), size=size) for t in moments])
-        if turn.crop is not None:
-            half = frames.shape[3] // 2
-            frames = frames[..., :half] if turn.crop == "left" else frames[..., half:]
-            frames = resize(torch.from_numpy(frames), [self.size], antialias=True).numpy()
-        return frames
 
 
 @dataclass
@@ -400,16 +380,13 @@ class VoiceCollator:
         return 0  # not known before decoding
 
     def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
-        most, cut, waves = round(self.max_seconds * 16_000), 0, []
+        cut, waves = 0, []
         for sample in samples:
             decibels = rng.uniform(-self.gain, self.gain)
-            wave = self._read(sample)
-            if wave is not None:
-                cut += len(wave) > most
-                start = max(0, (len(wave) - most) // 2)
-                wave = wave[start : start + most]
-                if self.training and self.gain:
-                    wave = wave * np.float32(10 ** (decibels / 20))
+            wave, shortened = self._read(sample)
+            cut += shortened
+            if wave is not None and self.training and self.gain:
+                wave = wave * np.float32(10 ** (decibels / 20))
             waves.append(wave)
         lengths = [1 if w is None else len(w) for w in waves]
         padded = np.zeros((len(waves), max(lengths)), np.float32)
@@ -425,11 +402,10 @@ class VoiceCollator:
             "cut": cut,
         }
 
-    def _read(self, sample: Sample) -> np.ndarray | None:
+    def _read(self, sample: Sample) -> tuple[np.ndarray | None, bool]:
         if sample.target.audio is None:
-            return None
+            return None, False
         try:
-            return self.media.waveform(sample.target.audio)
+            return wave_of(self.media, sample.target, round(self.max_seconds * 16_000))
         except Unreadable:
-            return None
-
+            return None, False

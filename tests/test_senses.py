@@ -1,0 +1,399 @@
+"""Clips in a prompt: which slots there are and what stands in them, what a prompt loses first, the memory of features,
+and which frames of a film an utterance is."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+
+from tests.media_files import sine, write_clip
+from tests.runs_helper import label_clip, make_ears, make_eyes
+from zoo.backbones import LLM, Audio, Vision
+from zoo.data import MELD
+from zoo.media import Media, Unreadable
+from zoo.models.merit import Merit
+from zoo.prompts import load_template
+from zoo.schema import Sample, Turn
+from zoo.senses import AT_ONCE, AUDIO, VISION, Remembered, SensesCollator, frames_of, key_of, wave_of
+
+SEVEN = MELD.labels
+
+
+# ---- material
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    home = tmp_path_factory.mktemp("senses")
+    make_eyes(home / "eyes")
+    make_ears(home / "ears")
+    for i, label in enumerate(("joy", "fear", "anger")):
+        (home / f"{i}.mp4").write_bytes(label_clip(label, f"clip {i}"))
+    write_clip(home / "long.mp4", [np.full((32, 32, 3), 90, np.uint8)] * 5, sine(300, 0.9, 16_000), rate=16_000)
+    (home / "broken.mp4").write_bytes(b"no clip")
+    return home
+
+
+@pytest.fixture(scope="module")
+def media(home) -> Media:
+    return Media(home / "cache")
+
+
+def sample(i, text="Hooray, Ada!", video=None, audio=None, history=(), label="joy"):
+    target = Turn(str(i), "Bela", text, label, video=video, audio=audio)
+    return Sample(f"meld/test/{i}", "meld/test/d", SEVEN, target, tuple(history))
+
+
+@pytest.fixture(scope="module")
+def samples(home) -> list[Sample]:
+    """Both, vision alone, sound alone, an unreadable clip, no clip, both again."""
+    a, b, c = (home / f"{i}.mp4" for i in range(3))
+    return [sample(0, video=a, audio=a), sample(1, "Help, Dan.", video=b), sample(2, "Stop it.", audio=c),
+            sample(3, video=home / "broken.mp4", audio=home / "broken.mp4"), sample(4, "Okay."),
+            sample(5, "Well, well, Cleo put the kettle by the 7.", video=c, audio=b)]  # fmt: skip
+
+
+TEMPLATE = "{{ audio }}<{{ vision }}>{{ target.text }}\nemotion:"
+
+
+@pytest.fixture
+def collate(tiny_llama, media, tmp_path):
+    """Options -> a collator: two vision tokens of two frames, three audio tokens."""
+    llm = LLM(str(tiny_llama), device="meta")
+
+    def collate(template=TEMPLATE, training=False, **options) -> SensesCollator:
+        path = tmp_path / f"{abs(hash(template))}.txt"
+        path.write_text(template)
+        base = {"media": media, "frames": 2, "size": 32, "vision_tokens": 2, "audio_tokens": 3}
+        return SensesCollator(llm.tokenizer, llm.pad_id, load_template(str(path), tmp_path), 0, (), None,
+                              options.pop("max_length", 64), training, **(base | options))  # fmt: skip
+
+    return collate
+
+
+@pytest.fixture(scope="module")
+def make(home, tiny_llama):
+    """Options -> a built system in evaluation mode."""
+
+    def make(**options) -> Merit:
+        torch.manual_seed(0)
+        base = {"llm": str(tiny_llama), "vision": str(home / "eyes"), "audio": str(home / "ears"), "template": "plain",
+                "frames": 2, "audio_tokens": 3, "cache": home / "cache", "lora": None}  # fmt: skip
+        model = Merit(**(base | options))
+        data = SimpleNamespace(run_seed=0, samples=lambda split: [])
+        model._trainer = SimpleNamespace(ckpt_path=None, datamodule=data)
+        model.configure_model()
+        return model.eval()
+
+    return make
+
+
+RNG = np.random.default_rng(0)
+
+
+def shown(batch, i, tokenizer):
+    """A prompt with its slots as one sign each: v, a, and text in between."""
+    ids, slots, mask = (batch[k][i].tolist() for k in ("input_ids", "slots", "mask"))
+    signs = [{0: None, 1: "v", 2: "a"}[s] for s in slots]
+    out, run = "", []
+    for token, sign, real in zip(ids, signs, mask, strict=True):
+        assert real or sign is None
+        if sign is None and real:
+            run.append(token)
+        if sign is not None:
+            out, run = out + tokenizer.decode(run, skip_special_tokens=True) + sign, []
+    return out + tokenizer.decode(run, skip_special_tokens=True)
+
+
+# ---- slots
+def test_slots_stand_where_the_template_says(collate, samples):
+    collator = collate()
+    batch = collator(samples, RNG)
+    own = [shown(batch, i, collator.tokenizer).replace(" ", "") for i in range(6)]
+    said = ["aaa<vv>hooray,ada!", "<vv>help,dan.", "aaa<>stopit.", "<>hooray,ada!", "<>okay.",
+            "aaa<vv>well,well,cleoputthekettlebythe7."]  # fmt: skip
+    assert own == [f"{x}\nemotion:" for x in said]
+    assert (batch["input_ids"][batch["slots"] > 0] == collator.pad_id).all()
+    assert (batch["input_ids"] >= 0).all() and batch["input_ids"][batch["mask"]][0] == collator.tokenizer.bos_token_id
+    assert batch["frames"].shape == (3, 2, 3, 32, 32) and batch["frames"].dtype == torch.uint8
+    assert [Path(k[0]).name for k in batch["frame_keys"]] == ["0.mp4", "1.mp4", "2.mp4"]
+    assert [Path(k[0]).name for k in batch["wave_keys"]] == ["0.mp4", "2.mp4", "1.mp4"]
+    lengths = batch["wave_lengths"].tolist()
+    assert batch["waves"].shape == (3, max(lengths))
+    assert not any(w[n:].any() for w, n in zip(batch["waves"], lengths, strict=True))
+    counted = {k: batch[k] for k in ("no_vision", "no_audio", "nothing", "waves_cut", "truncated")}
+    assert counted == {"no_vision": 3, "no_audio": 3, "nothing": 0, "waves_cut": 0, "truncated": 0}
+
+
+def test_what_a_system_does_not_use_has_no_slot_and_is_not_missed(collate, samples):
+    batch = collate(frames=0, vision_tokens=0)(samples, RNG)
+    assert batch["frames"] is None and batch["frame_keys"] == () and set(batch["slots"].unique().tolist()) == {0, 2}
+    assert (batch["no_vision"], batch["no_audio"]) == (0, 3)
+    batch = collate(audio_tokens=0)(samples[4:5], RNG)
+    assert batch["waves"] is None and batch["wave_lengths"] is None and not batch["slots"].any()
+    assert (batch["no_vision"], batch["no_audio"], batch["nothing"]) == (1, 0, 0)
+
+
+def test_without_words_the_clip_is_all_there_is(collate, samples):
+    collator = collate(words=False)
+    batch = collator(samples, RNG)
+    own = [shown(batch, i, collator.tokenizer).replace(" ", "") for i in range(6)]
+    assert own == [f"{x}\nemotion:" for x in ("aaa<vv>", "<vv>", "aaa<>", "<>", "<>", "aaa<vv>")]
+    assert batch["nothing"] == 2
+
+
+def test_training_learns_no_slot(collate, samples):
+    batch = collate(training=True)(samples, RNG)
+    learnt = batch["target_ids"] != -100
+    assert not (learnt & (batch["slots"] > 0)).any() and (learnt | (batch["slots"] > 0) == batch["mask"]).all()
+    assert batch["answer"].sum(1).min() >= 2 and not batch["slots"][batch["answer"]].any()
+
+
+def test_nobody_can_say_a_mark(collate, samples):
+    loud = sample(9, f"{VISION} {AUDIO} hi", video=samples[0].target.video)
+    batch = collate()([loud], RNG)
+    assert batch["slots"].tolist()[0].count(1) == 2 and not (batch["slots"] == 2).any()
+
+
+@pytest.mark.parametrize(
+    "template, told",
+    [
+        ("{{ audio }}{{ target.text }}:", "has 0 of 2 positions for <|vision|>"),
+        ("{{ vision }}{{ target.text }}:", "has 0 of 3 positions for <|audio|>"),
+        ("{{ vision }}{{ audio }}{{ vision }}:", "has 4 of 2 positions for <|vision|>"),
+        ("{{ vision }}{{ audio }} <|audio|>:", "has 6 of 3 positions for <|audio|>"),
+    ],
+)
+def test_templates_that_do_not_fit_are_refused(collate, samples, template, told):
+    with pytest.raises(ValueError, match=re.escape(told)):
+        collate(template)(samples[:1], RNG)
+    assert collate(template.replace("<|audio|>", ""))(samples[4:5], RNG)["slots"].sum() == 0  # nothing to place
+
+
+def test_too_long_prompts_lose_old_words_and_keep_the_clip(collate, samples):
+    a = samples[0].target.video
+    long = sample(7, " ".join(f"word{i}" for i in range(40)), video=a, audio=a)
+    whole = collate(max_length=400)([long], RNG)
+    batch = collate(max_length=30)([long], RNG)
+    assert batch["input_ids"].shape == (1, 30) and batch["mask"].all() and batch["truncated"] == 1
+    assert batch["slots"][0].tolist().count(1) == 2 and batch["slots"][0].tolist().count(2) == 3
+    words = 30 - 5 - 1
+    assert batch["input_ids"][0, -words:].equal(whole["input_ids"][0, -words:])
+    assert batch["input_ids"][0, 0] == whole["input_ids"][0, 0] and whole["truncated"] == 0
+    with pytest.raises(ValueError, match=r"5 positions of a clip leave no room .*--model.max_length 6; raise it"):
+        collate(max_length=6)([long], RNG)
+
+
+class Chat:
+    """Letters as tokens, and a chat format in braces."""
+
+    chat_template, eos_token, eos_token_id, bos_token_id = "yes", "\x02", 2, 1
+
+    def __call__(self, text, add_special_tokens=True):
+        return {"input_ids": [1] * add_special_tokens + [ord(x) for x in text]}
+
+    def apply_chat_template(self, messages, tokenize, add_generation_prompt):
+        assert not tokenize and add_generation_prompt
+        return "".join(f"{{{m['role']}|{m['content']}}}" for m in messages) + "{assistant|"
+
+
+def test_a_chat_holds_its_clip_in_the_users_message(collate, samples):
+    collator = collate("{{ vision }}{{ audio }}{{ target.text }}?", system="You listen.")
+    collator.tokenizer = Chat()
+    batch = collator(samples[:1], RNG)
+    ids, slots = batch["input_ids"][0].tolist(), batch["slots"][0].tolist()
+    text = "".join({0: chr(i), 1: "V", 2: "A"}[s] for i, s in zip(ids, slots, strict=True))
+    assert text == "{system|You listen.}{user|VVAAAHooray, Ada!?}{assistant|"
+    collator.tokenizer.chat_template = None
+    with pytest.raises(ValueError, match="chat format"):
+        collator(samples[:1], RNG)
+
+
+# ---- features in the slots
+def test_a_batch_is_its_samples_one_by_one(make, samples):
+    """Embedded inputs and next-token logits, whatever stands beside them in the batch."""
+    model = make()
+    collator = model.collator(training=False)
+    with torch.no_grad():
+        batch = collator(samples, RNG)
+        together = model.embedded(batch)
+        prefix = model.encode(batch)
+        model.llm.prefill(prefix)
+        logits = prefix.logits
+        model.seen.held.clear(), model.heard.held.clear()
+        for i, s in enumerate(samples):
+            alone = collator([s], RNG)
+            embedded = model.embedded(alone)[0]
+            torch.testing.assert_close(together[i, -len(embedded) :], embedded, rtol=0, atol=2e-5)
+            single = model.encode(alone)
+            model.llm.prefill(single)
+            torch.testing.assert_close(logits[i], single.logits[0], rtol=0, atol=1e-3)
+            model.seen.held.clear(), model.heard.held.clear()
+    assert (together[0, batch["slots"][0] == 1] - together[5, batch["slots"][5] == 1]).abs().max() > 1e-3
+
+
+def test_what_stands_in_a_slot(make, samples, home, media):
+    """Projected CLS tokens of the frames and means over parts of the sound, from the encoders by themselves."""
+    model = make(max_seconds=0.4)
+    s = samples[5]
+    vision, audio = Vision(str(home / "eyes")).freeze(), Audio(str(home / "ears")).freeze()
+    with torch.no_grad():
+        batch = model.collator(False)([s], RNG)
+        found = model.embedded(batch)[0]
+        frames = torch.from_numpy(media.frames(s.target.video, n=2, size=32))
+        seen = model.vision_projection(vision.hidden(frames, normed=True)[:, 0])
+        wave = media.waveform(s.target.audio)
+        cut = wave[(len(wave) - 6400) // 2 :][:6400]
+        heard = audio.pooled(torch.from_numpy(cut)[None], torch.tensor([6400]), 3)[0]
+        torch.testing.assert_close(found[batch["slots"][0] == 1], seen, rtol=0, atol=1e-5)
+        torch.testing.assert_close(found[batch["slots"][0] == 2], model.audio_projection(heard), rtol=0, atol=1e-5)
+        words = (batch["slots"][0] == 0) & batch["mask"][0]
+        assert torch.equal(found[words], model.llm.embed(batch["input_ids"][0, words]))
+    assert batch["waves_cut"] == 1 and batch["wave_lengths"].tolist() == [6400] < [len(wave)]
+
+
+def test_gradients_reach_projections_and_nothing_frozen(make, samples):
+    model = make().train()
+    batch = model.collator(training=True)(samples, RNG)
+    model.loss(batch).backward()
+    for name in ("vision_projection", "audio_projection"):
+        assert getattr(model, name).weight.grad.abs().sum() > 0
+    assert not any(p.requires_grad for part in (model.vision, model.audio) for p in part.parameters())
+    assert not model.vision.training and not model.audio.training
+
+
+def test_the_scale_of_new_projections(make):
+    spread = make().llm.causal_lm.get_input_embeddings().weight.std()
+    for scale in (1.0, 3.0):
+        model = make(projection_scale=scale)
+        out = model.vision_projection(torch.randn(4000, 32, generator=torch.Generator().manual_seed(1)))
+        assert out.std().item() == pytest.approx(scale * spread.item(), rel=0.1)
+        assert not model.audio_projection.bias.any()
+
+
+def test_each_clip_is_encoded_once(make, samples):
+    model = make()
+    asked = []
+    see, hear = model.vision.hidden, model.audio.pooled
+    model.vision.hidden = lambda frames, **how: asked.append(("frames", len(frames))) or see(frames, **how)
+    model.audio.pooled = lambda waves, *rest: asked.append(("waves", len(waves))) or hear(waves, *rest)
+    collator = model.collator(False)
+    for _ in range(2):
+        model.embedded(collator([*samples, samples[0]], RNG))
+    assert asked == [("frames", 6), ("waves", 3)]
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"frames": 0}, {"audio_tokens": 0}, {"max_seconds": 0}, {"words": False, "vision": None, "audio": None}]
+)
+def test_settings_that_make_no_sense(wrong):
+    with pytest.raises(ValueError, match="need frames >= 1"):
+        Merit(**({"llm": "none", "vision": "none", "audio": "none"} | wrong))
+
+
+# ---- memory
+def test_features_are_computed_once_in_parts():
+    calls = []
+
+    def compute(part):
+        calls.append(len(part))
+        return torch.tensor([[keys[i] * 2.0] for i in part])
+
+    keys = [*range(AT_ONCE + 3), 0, 1]
+    memory = Remembered()
+    assert memory(keys, compute).tolist() == [[k * 2.0] for k in keys]
+    assert calls == [AT_ONCE, 3]
+    keys = [5, 99, 5]
+    assert memory(keys, compute).tolist() == [[10.0], [198.0], [10.0]] and calls == [AT_ONCE, 3, 1]
+
+
+def test_the_oldest_are_forgotten():
+    def of(keys, memory):
+        made = []
+
+        def compute(part):
+            made.extend(keys[i] for i in part)
+            return torch.zeros(len(part), 10)
+
+        memory(keys, compute)
+        return made
+
+    memory = Remembered(most=3 * 40)  # three of ten numbers
+    assert of([1, 2, 3], memory) == [1, 2, 3] and list(memory.held) == [1, 2, 3]
+    assert of([4], memory) == [4] and list(memory.held) == [2, 3, 4]
+    assert of([2, 3], memory) == [] and of([1], memory) == [1]
+    assert len(of(list(range(10, 20)), memory)) == 10 and len(memory.held) == 3  # more at once than fit
+
+
+def test_what_a_validation_remembers_can_be_trained_on():
+    memory, layer = Remembered(), torch.nn.Linear(2, 1)
+    source = torch.nn.Linear(2, 2)
+    with torch.inference_mode():
+        frames = torch.ones(1, 2)
+        memory(["a"], lambda part: source(frames[part].clone()))
+    out = memory(["a", "b"], lambda part: source(torch.ones(1, 2)))
+    assert not out.requires_grad and not out.is_inference()
+    layer(out).sum().backward()
+    assert layer.weight.grad.abs().sum() > 0 and source.weight.grad is None
+
+
+# ---- frames of a film
+@pytest.fixture(scope="module")
+def film(home) -> Path:
+    """Two seconds of 80 x 40 pixels; frame i is i * 10 bright on the left, 250 - i * 10 on the right."""
+    frames = np.zeros((20, 40, 80, 3), np.uint8)
+    for i in range(20):
+        frames[i, :, :40], frames[i, :, 40:] = i * 10, 250 - i * 10
+    return write_clip(home / "film.mp4", list(frames), fps=10)
+
+
+def whole(film, **options):
+    return Turn("x", "", "hi", video=film, **options)
+
+
+def test_a_clip_of_its_own_is_spread_over(media, film):
+    own = frames_of(media, whole(film), 4, 32)
+    direct = media.frames(film, n=4, size=32)
+    assert own.shape == (4, 3, 32, 32) and direct.shape == (4, 3, 32, 64)
+    assert np.array_equal(own, direct[..., 16:48])  # its middle square
+    middle = frames_of(media, whole(film), 2, 32, middle=0.5)
+    assert np.array_equal(middle, direct[1:3, ..., 16:48])
+
+
+def test_an_utterance_within_a_film(media, film):
+    """Four frames in the middles of four equal parts of its seconds."""
+    own = frames_of(media, whole(film, start=0.8, end=1.6), 4, 32)
+    direct = [media.frames(film, at=t, size=32)[0][..., 16:48] for t in (0.9, 1.1, 1.3, 1.5)]
+    assert np.array_equal(own, np.stack(direct)) and not np.array_equal(own[0], own[1])
+    part = frames_of(media, whole(film, start=0.8, end=1.6), 2, 32, middle=0.5)
+    assert np.array_equal(part, np.stack(direct[1:3]))
+
+
+@pytest.mark.parametrize("crop, level", [("left", 90), ("right", 160)])
+def test_the_half_of_a_speaker(media, film, crop, level):
+    for turn in (whole(film, start=0.8, end=1.1, crop=crop), whole(film, crop=crop)):
+        own = frames_of(media, turn, 1, 32)
+        assert own.shape == (1, 3, 32, 32) and own.dtype == np.uint8
+    inside = frames_of(media, whole(film, start=0.85, end=1.05, crop=crop), 1, 32)
+    assert abs(float(inside[..., 4:28, 4:28].mean()) - level) < 6  # frame 9
+
+
+def test_sound_is_cut_to_its_middle(media, home):
+    turn = Turn("x", "", "hi", audio=home / "long.mp4")
+    wave = media.waveform(turn.audio)
+    own, cut = wave_of(media, turn, 8000)
+    start = (len(wave) - 8000) // 2
+    assert cut and np.array_equal(own, wave[start : start + 8000])
+    own, cut = wave_of(media, turn, len(wave))
+    assert not cut and np.array_equal(own, wave)
+    with pytest.raises(Unreadable):
+        wave_of(media, Turn("x", "", "hi", audio=home / "broken.mp4"), 8000)
+
+
+def test_parts_of_one_film_are_told_apart(film):
+    turns = [whole(film), whole(film, start=0.0, end=1.0), whole(film, start=1.0, end=2.0),
+             whole(film, start=0.0, end=1.0, crop="left"), whole(film, start=0.0, end=1.0, crop="right")]  # fmt: skip
+    assert len({key_of(t, t.video) for t in turns}) == 5
+    assert key_of(turns[0], film) == key_of(replace(turns[0], id="y", text="other"), film)

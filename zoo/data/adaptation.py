@@ -1,0 +1,86 @@
+"""Adaptation: a corpus' test split without its labels, to adapt to; and whether the report is on the same samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any, Literal
+
+import numpy as np
+
+from zoo.data.base import EmotionData, Reading, Split
+from zoo.schema import Labels, Sample
+
+
+class Adaptation(EmotionData):
+    """The unlabelled part of a corpus as training and validation split, in the words of test-time training.
+
+    ``transductive``: adapt to the whole test split and report on it (MERIT, TTRL). ``inductive``: adapt to one half of
+    its dialogues, report on the other. Either way the samples to adapt to carry no label, neither of the utterance nor
+    of earlier turns; `truth` knows them, for the log. The protocol stands in ``metrics.json``, so that such a result is
+    not ranked beside that of a system which never saw the test split.
+
+    Args:
+        corpus: where the samples come from.
+        protocol: ``transductive`` or ``inductive``.
+        half: which half is adapted to (``inductive``); the other is reported on.
+        split_seed: of drawing the halves.
+    """
+
+    def __init__(
+        self,
+        corpus: EmotionData,
+        protocol: Literal["transductive", "inductive"] = "transductive",
+        half: Literal[0, 1] = 0,
+        split_seed: int = 0,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if protocol not in ("transductive", "inductive") or half not in (0, 1):
+            raise ValueError(f"protocol is transductive or inductive and half 0 or 1, got {protocol!r} and {half!r}")
+        if self.root is not None:
+            raise ValueError(f"Adaptation has no folder of its own, got root {self.root}; give --data.corpus.root")
+        self.corpus, self.half, self.split_seed = corpus, half, split_seed
+        self.transductive = protocol == "transductive"
+        self.protocol = f"{corpus.protocol}, {protocol}"
+        self._truth: dict[str, int] = {}
+
+    @property
+    def labels(self) -> Labels:
+        return self.corpus.labels
+
+    @property
+    def label_sets(self) -> dict[str, Labels]:
+        return self.corpus.label_sets
+
+    def halves(self) -> tuple[set[str], set[str]]:
+        """Dialogues of the test split, drawn into two halves."""
+        names = sorted({s.dialogue for s in self.corpus.samples("test")})
+        order = np.random.default_rng(self.split_seed).permutation(len(names))
+        middle = len(names) // 2
+        return {names[i] for i in order[:middle]}, {names[i] for i in order[middle:]}
+
+    def read(self, split: Split) -> Reading:
+        whole = self.corpus.reading("test")
+        adapt = [*self.halves()] if not self.transductive else [{s.dialogue for s in whole.samples}] * 2
+        if split == "test":
+            own = adapt[1 - self.half]
+            samples = [s for s in whole.samples if s.dialogue in own]
+            return Reading(samples, whole.official, dict(whole.excluded), dict(whole.notes))
+        samples = [s for s in whole.samples if s.dialogue in adapt[self.half]]
+        self._truth |= {s.id: s.label for s in samples if s.label >= 0}
+        return Reading([unlabelled(s) for s in samples], whole.official, dict(whole.excluded), dict(whole.notes))
+
+    @property
+    def labelled(self) -> bool:
+        """Whether somebody knows all labels of the samples to adapt to."""
+        return all(s.id in self._truth for s in self.samples("train"))
+
+    def truth(self, sample_id: str) -> int | None:
+        """Index of the true label of a sample to adapt to: to say how right the votes are, and for nothing else."""
+        return self._truth.get(sample_id)
+
+
+def unlabelled(sample: Sample) -> Sample:
+    """The sample without any label of its dialogue, and without the answer it would be taught."""
+    history = tuple(replace(t, label=None) for t in sample.history)
+    return replace(sample, target=replace(sample.target, label=None), history=history, answer=None)

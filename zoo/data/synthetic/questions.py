@@ -1,0 +1,173 @@
+"""The sitcom asked about other things than the emotion, in another form, or under another name.
+
+`SyntheticQuestions`: what is in the picture, which has nothing to do with the emotion: does a system that learns
+emotions still see it? `SyntheticReasons`: explanations to be written. `NamedSynthetic`: two domains side by side.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.synthetic import Synthetic
+from zoo.data.synthetic.release import questions, rationale
+from zoo.data.synthetic.script import LABELS, generate
+from zoo.schema import Labels, Sample
+
+KINDS = ("people", "wall", "object", "side")  # in the order in which `release.questions` asks
+EXPLAIN = "Explain which emotion is expressed, and what shows it."
+
+
+def _choices() -> dict[str, tuple[str, ...]]:
+    """Kind of question -> its choices, the same in every scene."""
+    place = generate(0, 1)[0].place
+    return {kind: tuple(q["choices"]) for kind, q in zip(KINDS, questions(place), strict=True)}
+
+
+class NamedSynthetic(Synthetic):
+    """`Synthetic` under a corpus name of its own, so that two of them can be joined, or adapted to apart.
+
+    Args:
+        name: of the corpus, e.g. ``studio`` and ``wild``.
+    """
+
+    def __init__(self, name: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.labels = Labels(_checked(name), LABELS)
+
+    def read(self, split: Split) -> Reading:
+        reading = super().read(split)
+        reading.samples = [_renamed(s, self.labels) for s in reading.samples]
+        return reading
+
+
+class SyntheticReasons(NamedSynthetic):
+    """The sitcom's utterances with a reference explanation as the answer to be written: which cue says what, and the
+    label (`zoo.data.synthetic.release.rationale`). The label is there too; no prompt shows the answer.
+
+    Args:
+        name: of the corpus.
+    """
+
+    def __init__(self, name: str = "reasons", **kwargs: Any) -> None:
+        super().__init__(name=name, **kwargs)
+
+    def read(self, split: Split) -> Reading:
+        reading = super().read(split)
+        told = {u.id: rationale(u) for dialogue in self.dialogues(split) for u in dialogue.utterances}
+        reading.samples = [replace(s, question=EXPLAIN, answer=told[s.target.id]) for s in reading.samples]
+        return reading
+
+
+class SyntheticQuestions(EmotionData):
+    """General questions about the sitcom's pictures, with choices: how many other people there are, the colour of the
+    wall, the object behind the speaker, and the side it is on.
+
+    Every kind of question is a corpus of its own with its choices as labels, so scores are per kind and their plain
+    mean stands for all. A sample shows the clip of an utterance and none of its words.
+
+    Expects in ``root`` what ``zoo prepare synthetic --out DIR`` wrote, ``questions.jsonl`` among it::
+
+        {"id": "synthetic/train/dia0_utt0", "question": "Which colour is the wall?", "answer": "red",
+         "choices": ["red", "yellow", "green", "blue", "purple", "white"]}
+
+    (on one line). Source and licence: ours.
+
+    Args:
+        kinds: which of people, wall, object and side; None: all.
+        name: put before the kinds, for two domains in one run: ``wild`` gives ``wild_people`` and so on.
+        per: ask about every ``utterance``, or about the first one of each ``dialogue`` (the scene is the same).
+        told: the scene is told in words and the clip left out: from this a small language model learns what the
+            questions mean before it sees anything, as a large one knows already.
+    """
+
+    def __init__(
+        self,
+        kinds: list[Literal["people", "wall", "object", "side"]] | None = None,
+        name: str = "",
+        per: Literal["utterance", "dialogue"] = "utterance",
+        told: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        unknown = sorted(set(kinds or ()) - set(KINDS))
+        if unknown or kinds == [] or len(set(kinds or ())) != len(kinds or ()):
+            raise ValueError(f"kinds are some of {', '.join(KINDS)}, each once; got {kinds}")
+        if self.root is None:
+            raise ValueError("the questions are about pictures: give --data.root, a folder of zoo prepare synthetic")
+        begin = f"{_checked(name)}_" if name else ""
+        choices = _choices()
+        self.kinds = {kind: Labels(begin + kind, choices[kind]) for kind in kinds or KINDS}
+        self.per, self.told = per, told
+        self.sitcom, self.limit = Synthetic(root=self.root, limit=self.limit), None  # of scenes, not of kinds
+
+    @property
+    def label_sets(self) -> dict[str, Labels]:
+        return {labels.corpus: labels for labels in self.kinds.values()}
+
+    def read(self, split: Split) -> Reading:
+        asked = self._asked(self.root / "questions.jsonl")
+        reading = self.sitcom.reading(split)
+        samples, dialogues = [], set()
+        for s in reading.samples:
+            if self.per == "dialogue" and s.dialogue in dialogues:
+                continue
+            dialogues.add(s.dialogue)
+            rows = asked.get(s.id)
+            if rows is None:
+                raise ValueError(f"{self.root / 'questions.jsonl'} asks nothing about {s.id}; write the corpus again "
+                                 "with zoo prepare synthetic")  # fmt: skip
+            for kind, labels in self.kinds.items():
+                question, answer = rows[kind]
+                turn = replace(s.target, text="", label=answer, descriptions={}, audio=None)
+                if self.told:
+                    turn = replace(turn, text=_told(rows), speaker="", video=None)
+                samples.append(replace(_renamed(replace(s, history=(), target=turn), labels), question=question))
+        return Reading(samples, excluded=dict(reading.excluded), notes=dict(reading.notes))
+
+    def _asked(self, path: Path) -> dict[str, dict[str, tuple[str, str]]]:
+        """Sample id -> kind -> question and answer."""
+        if not path.is_file():
+            raise FileNotFoundError(f"{path} does not exist; write the corpus again with zoo prepare synthetic")
+        of = {choices: kind for kind, choices in _choices().items()}
+        found: dict[str, dict[str, tuple[str, str]]] = {}
+        with path.open(encoding="utf-8") as lines:
+            for number, line in enumerate(lines, 1):
+                try:
+                    row = json.loads(line)
+                    kind = of[tuple(row["choices"])]
+                    if row["answer"] not in row["choices"]:
+                        raise KeyError(row["answer"])
+                    found.setdefault(row["id"], {})[kind] = (str(row["question"]), row["answer"])
+                except (ValueError, KeyError, TypeError) as error:
+                    raise ValueError(
+                        f"{path} line {number} is no question of the sitcom ({type(error).__name__}: {error}); "
+                        "expected id, question, answer and choices. Write the corpus again with zoo prepare synthetic"
+                    ) from None
+        return found
+
+
+def _told(rows: dict[str, tuple[str, str]]) -> str:
+    """A scene in words."""
+    of = {kind: answer for kind, (_, answer) in rows.items()}
+    return (f"The wall is {of['wall']}. The {of['object']} is behind the speaker, on the {of['side']} side. Other "
+            f"people in the picture: {of['people']}.")  # fmt: skip
+
+
+def _renamed(sample: Sample, labels: Labels) -> Sample:
+    """The sample under another corpus name."""
+    id_, dialogue = (f"{labels.corpus}/{of.partition('/')[2]}" for of in (sample.id, sample.dialogue))
+    return replace(sample, id=id_, dialogue=dialogue, labels=labels)
+
+
+def _checked(name: str) -> str:
+    if not name or not name.replace("_", "").replace("-", "").isalnum():
+        raise ValueError(f"a corpus name is made of letters, digits, _ and -, got {name!r}")
+    return name
+
+
+__all__: Sequence[str] = ["NamedSynthetic", "SyntheticQuestions", "SyntheticReasons"]

@@ -1,0 +1,333 @@
+"""Input processing of Emotion-Qwen: pictures and videos of any size in a prompt, by pixel budget.
+
+`QwenCollator` reads the clip of each sample (and of the earlier turns of a conversation), lets `FaceCapture` make the
+second, masked stream of it, cuts both into the patches that the vision tower reads, and leaves as many positions in the
+prompt as the compressor will give tokens. What is missing or unreadable has no position and is counted.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import re
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import torch
+from torch import Tensor
+
+from zoo.backbones.mrope import Segment, mrope_positions
+from zoo.backbones.patches import to_patches
+from zoo.media import Media, Unreadable
+from zoo.models.emotion_qwen.faces import FaceCapture
+from zoo.module import IGNORE, PromptCollator, answer_ids
+from zoo.prompts import escape
+from zoo.schema import Sample, Turn
+
+# Marks of ours, which are written apart where a corpus' text holds them (`zoo.prompts.escape`).
+CLIP = re.compile(r"(<\|clip:\d+:\d+\|>)")  # which of a sample's inputs, and how many tokens
+TURN = re.compile(r"<\|turn:(user|assistant)\|>")  # what follows was said by this one
+PLACE = re.compile(r"<(?:image|video)>")  # in a question: here goes the clip
+STILL = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+LARGEST = 8192 * 8192  # pixels of a picture; beyond, it counts as unreadable
+LONGEST = 200  # times longer than wide: the tower's size rule takes no more
+
+
+@functools.lru_cache(maxsize=65536)
+def seconds_of(path: Path) -> float:
+    """How long a video is, as its header says (nothing is decoded here). `zoo.media.Unreadable` if it says nothing."""
+    if not path.is_file():
+        raise Unreadable(path, "no such file")
+    try:
+        with av.open(str(path)) as container:
+            stream = container.streams.video[0]
+            if stream.duration:
+                return float(stream.duration * stream.time_base)
+            if container.duration:
+                return container.duration / av.time_base
+    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
+        raise Unreadable(path, f"no video ({type(error).__name__})") from error
+    raise Unreadable(path, "its header states no length, so it has no frames per second; set --model.frames")
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A picture, a video or a stream of faces, as the tower reads it.
+
+    Attributes:
+        patches: float32 (n, 3 * temporal * patch^2).
+        grid: int64 (1, 3): t, h, w in patches.
+        tokens: positions it takes in the prompt.
+        seconds: between two steps of a video's time; None for a picture.
+        key: identity of what was read.
+    """
+
+    patches: Tensor
+    grid: Tensor
+    tokens: int
+    seconds: float | None
+    key: tuple[Hashable, ...]
+
+
+@dataclass
+class QwenCollator(PromptCollator):
+    """Samples -> the batch of `PromptCollator`, and
+
+    - ``slots`` (B, T) bool: where the compressor's tokens go, in order; ``input_ids`` holds the tokenizer's image or
+      video pad there, or padding if it has none;
+    - ``patches`` (N, 3 * temporal * patch^2) float32, ``grid`` (M, 3) int64, ``keys`` and ``rows`` (which sample), of
+      the M pictures, videos and streams of faces, in the order of their slots; patches and grid are None if M is 0;
+    - ``positions`` (3, B, T) int64, with ``mrope`` alone: time, height, width; 0 at padding;
+    - counted: ``no_clip``, ``no_faces`` (clips without an expressive face, where faces are captured) and ``nothing``
+      (samples without words or question either).
+
+    Templates see ``vision`` and ``faces`` (what stands for the clip and for its faces, or an empty string), ``still``
+    (the clip is a picture), ``question`` (empty: the emotion is asked for) and ``earlier`` (the conversation before the
+    question).
+
+    Args:
+        words: whether the utterance's words are shown.
+        frames: of a video, evenly spaced; None: by ``fps``.
+        fps: frames per second, up to ``max_frames``.
+        min_pixels, max_pixels: budget of a picture (see `to_patches`).
+        video_max_pixels: budget of each frame of a video.
+        patch, merge, temporal: the tower's.
+        capture: Facial Emotion Capture; None: off.
+        mrope: whether prompts have three positions per token.
+    """
+
+    media: Media = field(default_factory=Media)
+    words: bool = True
+    frames: int | None = None
+    fps: float = 2.0
+    max_frames: int = 64
+    min_pixels: int = 56 * 56
+    max_pixels: int = 1280 * 28 * 28
+    video_max_pixels: int = 448 * 448
+    patch: int = 14
+    merge: int = 2
+    temporal: int = 2
+    capture: FaceCapture | None = None
+    mrope: bool = False
+
+    # ---- reading
+    def read(self, turn: Turn) -> tuple[np.ndarray, float | None]:
+        """uint8 (F, 3, H, W) of an utterance's picture or video, and the seconds between two frames (None: a picture).
+
+        Raises:
+            Unreadable: nothing to be had, or over 200 times longer than wide.
+        """
+        if turn.video.suffix.lower() in STILL:
+            frames, seconds = self.media.frames(turn.video, n=1), None
+        elif turn.start is not None and turn.end is not None:
+            n, seconds = self._spread(turn.end - turn.start)
+            moments = turn.start + (turn.end - turn.start) * (np.arange(n) + 0.5) / n
+            frames = np.concatenate([self.media.frames(turn.video, at=float(t)) for t in moments])
+        else:
+            n, seconds = self._spread(seconds_of(turn.video))
+            frames = self.media.frames(turn.video, n=n)
+        if turn.crop is not None:
+            half = frames.shape[3] // 2
+            frames = frames[..., :half] if turn.crop == "left" else frames[..., half:]
+        height, width = frames.shape[2:]
+        if max(height, width) > LONGEST * min(height, width):
+            raise Unreadable(turn.video, f"{height} x {width} pixels: over {LONGEST} times longer than wide; crop it")
+        return frames, seconds
+
+    def _spread(self, length: float) -> tuple[int, float]:
+        """Number of frames of a video, and the seconds between two of them."""
+        n = self.frames or min(self.max_frames, max(1, round(length * self.fps)))
+        return n, max(0.0, length) / n
+
+    def see(self, turn: Turn, clip: str, faces: bool) -> tuple[Seen | None, Seen | None]:
+        """An utterance's clip and its stream of expressive faces, as far as they are to be had."""
+        if turn.video is None:
+            return None, None
+        try:
+            frames, seconds = self.read(turn)
+        except Unreadable:
+            return None, None
+        frames = torch.from_numpy(np.ascontiguousarray(frames))
+        key = (str(turn.video), turn.start, turn.end, turn.crop, len(frames))
+        own = self._cut(frames, seconds, (*key, "all"))
+        if self.capture is None or not faces:
+            return own, None
+        captured = self.capture(frames, clip)
+        return own, None if captured is None else self._cut(captured.frames, seconds, (*key, "faces"))
+
+    def _cut(self, frames: Tensor, seconds: float | None, key: tuple[Hashable, ...]) -> Seen:
+        most = self.max_pixels if seconds is None else self.video_max_pixels
+        patches, grid = to_patches(frames, min(self.min_pixels, most), most, self.patch, self.merge, self.temporal)
+        step = None if seconds is None else seconds * self.temporal
+        return Seen(patches, grid, len(patches) // self.merge**2, step, key)
+
+    # ---- writing
+    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
+        written, inputs, rows = [], [], []
+        no_clip = no_faces = nothing = 0
+        by_row: list[list[Seen]] = []
+        for row, sample in enumerate(samples):
+            own: list[Seen] = []
+            shown = self._shown(sample, own)
+            seen = bool(shown.pop("seen"))
+            no_clip += not seen
+            no_faces += self.capture is not None and seen and not shown["faces"]
+            nothing += not own and not shown["question"] and not (self.words and sample.target.text)
+            said = sample
+            if not self.words:
+                said = replace(sample, target=replace(sample.target, text=""))
+            ids, short = self.prompt_ids(said, rng, shown)
+            order = list(dict.fromkeys(-x - 1 for x in ids if x < 0))  # as they stand in the prompt
+            if sorted(order) != list(range(len(own))) or any(ids.count(-k - 1) != own[k].tokens for k in order):
+                raise ValueError(
+                    f"the prompt template shows {len(order)} of {len(own)} clips of {sample.id}; write "
+                    "{{ vision }} and {{ faces }} once each, and {{ earlier }} before {{ question }}"
+                )
+            inputs += [own[k] for k in order]
+            rows += [row] * len(order)
+            by_row.append(own)
+            written.append((ids, short))
+        content = self.batch(samples, written, rng)
+        ids = content["input_ids"]
+        slots = ids < 0
+        if self.mrope:
+            content["positions"] = self._positions(ids, content["mask"], by_row)
+        content["input_ids"] = self._filled(ids, by_row)
+        if self.training:
+            content["target_ids"] = content["target_ids"].masked_fill(slots, IGNORE)
+        return content | {
+            "slots": slots,
+            "patches": torch.cat([x.patches for x in inputs]) if inputs else None,
+            "grid": torch.cat([x.grid for x in inputs]) if inputs else None,
+            "keys": tuple(x.key for x in inputs),
+            "rows": tuple(rows),
+            "no_clip": int(no_clip), "no_faces": int(no_faces), "nothing": int(nothing),
+        }  # fmt: skip
+
+    def _shown(self, sample: Sample, own: list[Seen]) -> dict[str, Any]:
+        """What the template sees beyond words; `own` gets the inputs."""
+        earlier = ""
+        if sample.question is not None:
+            for turn in sample.history:
+                said = self._placed(turn.text, turn, sample, own)
+                assistant = turn.speaker == "assistant"
+                if self.system is None:
+                    earlier += f"{'answer: ' if assistant else ''}{said}\n"
+                else:
+                    earlier += f"<|turn:{'assistant' if assistant else 'user'}|>{said}"
+            if earlier and self.system is not None:
+                earlier += "<|turn:user|>"
+        clip, faces = self.see(sample.target, sample.id, faces=True)
+        vision, masked = self._mark(clip, own), self._mark(faces, own)
+        question = ""
+        if sample.question is not None:
+            pieces = PLACE.split(sample.question)
+            if len(pieces) > 2:
+                raise ValueError(f"{sample.id} asks with {len(pieces) - 1} places for a clip, but a turn has one clip; "
+                                 "give each its own turn")  # fmt: skip
+            question = (vision if len(pieces) == 2 else "").join(map(escape, pieces))
+            vision = "" if len(pieces) == 2 else vision
+        still = sample.target.video is not None and sample.target.video.suffix.lower() in STILL
+        return {"vision": vision, "faces": masked, "question": question, "earlier": earlier, "still": still,
+                "seen": clip is not None}  # fmt: skip
+
+    def _placed(self, text: str, turn: Turn, sample: Sample, own: list[Seen]) -> str:
+        """An earlier turn's words with its clip in its place."""
+        pieces = PLACE.split(text)
+        if len(pieces) > 2 or (len(pieces) == 2 and turn.video is None):
+            raise ValueError(
+                f"turn {turn.id} before {sample.id} has {len(pieces) - 1} places for a clip and "
+                f"{'no' if turn.video is None else 'one'} clip; expected one each"
+            )
+        mark = self._mark(self.see(turn, sample.id, faces=False)[0], own) if len(pieces) == 2 else ""
+        return mark.join(map(escape, pieces))
+
+    def _mark(self, seen: Seen | None, own: list[Seen]) -> str:
+        if seen is None:
+            return ""
+        own.append(seen)
+        mark = f"<|clip:{len(own) - 1}:{seen.tokens}|>"
+        return mark if self._special("<|vision_start|>") is None else f"<|vision_start|>{mark}<|vision_end|>"
+
+    def _special(self, token: str) -> int | None:
+        return self.tokenizer.get_added_vocab().get(token)
+
+    def written_chat(self, text: str) -> str:
+        """System message, the turns of a conversation, up to where the answer begins."""
+        if not getattr(self.tokenizer, "chat_template", None):
+            raise ValueError("--model.system needs a tokenizer with a chat format (chat_template); set it null")
+        first, *rest = TURN.split(text)
+        messages = [{"role": "system", "content": self.system}]
+        messages += [{"role": "user", "content": first}] * bool(first)
+        for role, content in zip(rest[::2], rest[1::2], strict=True):
+            if len(messages) > 1 and messages[-1]["role"] == role:  # a turn with several pictures is several turns here
+                messages[-1] = {"role": role, "content": messages[-1]["content"] + content}
+            else:
+                messages.append({"role": role, "content": content})
+        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+
+    def tokenise(self, text: str) -> list[int]:
+        """As usual, each piece between two clips by itself; the positions of clip k are -(k + 1)."""
+        if self.system is not None:
+            text = self.written_chat(text)
+        ids: list[int] = []
+        for i, piece in enumerate(CLIP.split(text)):
+            if i % 2:
+                which, tokens = map(int, re.findall(r"\d+", piece))
+                ids += [-which - 1] * tokens
+            elif piece or i == 0:
+                first = i == 0 and self.system is None
+                own = self.tokenizer(piece, add_special_tokens=first)["input_ids"]
+                ids += own[:-1] if first and own and own[-1] == self.tokenizer.eos_token_id else own
+        return ids
+
+    def cut(self, text: str, ids: list[int]) -> list[int]:
+        """The oldest words go; clips and control tokens stay."""
+        special = set(self.tokenizer.all_special_ids)
+        first = next((i for i, x in enumerate(ids) if x >= 0), 0)
+        droppable = [i for i, x in enumerate(ids) if x >= 0 and x not in special and i > first]
+        over = len(ids) - self.max_length
+        if over >= len(droppable):
+            raise ValueError(
+                f"{sum(x < 0 for x in ids)} positions of clips leave no room for words within --model.max_length "
+                f"{self.max_length}; raise it, or lower max_pixels, video_max_pixels or max_frames"
+            )
+        gone = set(droppable[:over])
+        return [x for i, x in enumerate(ids) if i not in gone]
+
+    def target_ids(self, sample: Sample, rng: np.random.Generator) -> list[int]:
+        """Tokens to be learnt: the written answer or the label word, and the end token; none without either."""
+        if sample.answer is None:
+            return super().target_ids(sample, rng)
+        own = answer_ids(self.tokenizer, escape(sample.answer), chat=self.system is not None)
+        return own + [self.tokenizer.eos_token_id]
+
+    # ---- tensors
+    def _positions(self, ids: Tensor, mask: Tensor, by_row: list[list[Seen]]) -> Tensor:
+        positions = torch.zeros(3, *ids.shape, dtype=torch.int64)
+        for row, (values, real, own) in enumerate(zip(ids, mask, by_row, strict=True)):
+            segments: list[Segment] = []
+            for which, run in itertools.groupby(min(x, 0) for x in values[real].tolist()):
+                if which == 0:
+                    segments.append(sum(1 for _ in run))
+                    continue
+                seen = own[-which - 1]
+                t, h, w = seen.grid[0].tolist()
+                grid = (t, h // self.merge, w // self.merge)
+                segments.append(grid if seen.seconds is None else (*grid, seen.seconds))
+            positions[:, row, real] = mrope_positions(segments)
+        return positions
+
+    def _filled(self, ids: Tensor, by_row: list[list[Seen]]) -> Tensor:
+        """Pads of the tokenizer where the clips go; what stands there is replaced by the compressor's tokens."""
+        filled = ids.clone()
+        pads = [self._special(token) for token in ("<|image_pad|>", "<|video_pad|>")]
+        for row, own in enumerate(by_row):
+            for k, seen in enumerate(own):
+                pad = pads[seen.seconds is not None]
+                filled[row][ids[row] == -k - 1] = self.pad_id if pad is None else pad
+        return filled
