@@ -27,9 +27,11 @@ demo: $(if $(wildcard $(DEV)),$(DEV),$(PLAIN))
 	echo "$(BIN)/zoo test --ckpt_path $$run"; \
 	$(OFFLINE) $(BIN)/zoo test --ckpt_path "$$run" && printf '\nThe results lie in %s:\n' "$$run" && ls -1 "$$run"
 
-# one thread per process: the models of the tests are too small for more to pay
+# one thread per process: the models of the tests are too small for more to pay; a file's tests stay together, because
+# they share what they trained
 test: $(DEV)
-	$(OFFLINE) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q --nbmake --nbmake-timeout=600 tests notebooks
+	$(OFFLINE) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $${PROCESSES:-2} --dist loadfile \
+		--nbmake --nbmake-timeout=600 tests notebooks
 
 lint: $(DEV)
 	$(BIN)/ruff check .

@@ -391,7 +391,11 @@ class EmotionModule(LightningModule):
             return next(iter(found.values()))
         return {
             "n": len(rows),
-            **{k: float(np.mean([s[k] for s in found.values()])) for k in self.scores},
+            **{
+                k: float(np.mean([s[k] for s in found.values()]))
+                for k in self.scores
+                if all(k in s for s in found.values())  # some corpora may lack a score of a system's own
+            },
             "aggregation": "plain mean over corpora",
             "corpora": found,
         }

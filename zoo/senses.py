@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -81,28 +81,46 @@ def key_of(turn: Turn, path: Path) -> tuple[Hashable, ...]:
 
 
 class Remembered:
-    """Features of frozen encoders, each computed once; beyond `most` bytes the oldest are forgotten."""
+    """What frozen encoders make of each clip, computed once; beyond `most` bytes the oldest are forgotten."""
 
     def __init__(self, most: int = REMEMBERED) -> None:
-        self.most, self.held = most, OrderedDict[Hashable, Tensor]()
+        self.most, self.size, self.held = most, 0, OrderedDict[Hashable, tuple[Tensor | None, ...]]()
+
+    def clear(self) -> None:
+        self.held.clear()
+        self.size = 0
 
     @torch.no_grad()
-    def __call__(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Tensor]) -> Tensor:
-        """Features of `keys`, stacked.
+    def rows(
+        self, keys: Sequence[Hashable], compute: Callable[[list[int]], Iterable[tuple[Tensor | None, ...]]]
+    ) -> list[tuple[Tensor | None, ...]]:
+        """What belongs to each of `keys`.
 
         Args:
-            compute: indices into `keys`, at most `AT_ONCE` -> their features, one row each.
+            compute: indices into `keys`, at most `AT_ONCE` -> some tensors each, of any shape.
         """
         found = {key: self.held[key] for key in keys if key in self.held}
         new = list({key: i for i, key in enumerate(keys) if key not in found}.values())
         with torch.inference_mode(False), torch.no_grad():  # what a validation remembers, training needs, too
             for part in (new[i : i + AT_ONCE] for i in range(0, len(new), AT_ONCE)):
                 for i, own in zip(part, compute(part), strict=True):
-                    found[keys[i]] = self.held[keys[i]] = own.clone()
-        size = next(iter(found.values())).numel() * 4
-        while len(self.held) * size > self.most:
-            self.held.popitem(last=False)
-        return torch.stack([found[key] for key in keys])
+                    found[keys[i]] = self.held[keys[i]] = tuple(None if x is None else x.clone() for x in own)
+                    self.size += _bytes(found[keys[i]])
+        while self.size > self.most:
+            self.size -= _bytes(self.held.popitem(last=False)[1])
+        return [found[key] for key in keys]
+
+    def __call__(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Tensor]) -> Tensor:
+        """The same for features of one shape, stacked.
+
+        Args:
+            compute: indices into `keys`, at most `AT_ONCE` -> their features, one row each.
+        """
+        return torch.stack([own for (own,) in self.rows(keys, lambda part: ((own,) for own in compute(part)))])
+
+
+def _bytes(tensors: Iterable[Tensor | None]) -> int:
+    return sum(x.numel() * x.element_size() for x in tensors if x is not None)
 
 
 # ----------------------------------------------------------------------------------------------------- input processing

@@ -99,8 +99,8 @@ class Shared:
         self.seen, self.heard = zoo.senses.Remembered(2**32), zoo.senses.Remembered(2**32)
         if file.is_file():
             held = torch.load(file, weights_only=True)
-            self.seen.held.update(held["seen"])
-            self.heard.held.update(held["heard"])
+            self.seen.held.update({key: (own,) for key, own in held["seen"].items()})
+            self.heard.held.update({key: (own,) for key, own in held["heard"].items()})
         self.size = len(self.seen.held)
         build, frames_of, wave_of = zoo.senses.Senses.build, zoo.senses.frames_of, zoo.senses.wave_of
         known = {key[:-1] for key in self.seen.held}, {key[:-2] for key in self.heard.held}
@@ -123,7 +123,8 @@ class Shared:
 
     def save(self) -> None:
         if len(self.seen.held) > self.size:
-            torch.save({"seen": dict(self.seen.held), "heard": dict(self.heard.held)}, self.file)
+            memories = {"seen": self.seen, "heard": self.heard}
+            torch.save({n: {k: own for k, (own,) in m.held.items()} for n, m in memories.items()}, self.file)
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs

@@ -537,7 +537,7 @@ def test_standardised_and_scaled_features(make, meld):
     torch.testing.assert_close(model.project(features), expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(plain.project(features), features @ plain.mp[0].weight.T + plain.mp[0].bias)
     before = model.feature_mean.clone()
-    model.remembered.held.clear()
+    model.remembered.clear()
     model.trainer.datamodule.all = meld.samples("dev")
     model.on_fit_start()  # a resumed run, or a next stage
     assert torch.equal(model.feature_mean, before)

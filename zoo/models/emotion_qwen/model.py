@@ -29,8 +29,7 @@ Differs from the paper (P) and its published code (C, which lacks the model, sta
 from __future__ import annotations
 
 import re
-from collections import OrderedDict
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,43 +56,10 @@ from zoo.module import Rows, Supervised, answer_ids, label_scores, read_checkpoi
 from zoo.prompts import escape, parse_label, words
 from zoo.runs import find_checkpoint
 from zoo.schema import Labels, Prediction, Sample
-from zoo.senses import AT_ONCE, REMEMBERED
+from zoo.senses import Remembered
 
 ATTENTION = r"model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
 LORA = LoRA(r=64, alpha=64.0, dropout=0.05, targets=ATTENTION)  # P
-
-
-class RememberedTokens:
-    """What frozen eyes make of each clip, computed once; beyond `most` bytes the oldest are forgotten."""
-
-    def __init__(self, most: int = REMEMBERED) -> None:
-        self.most, self.size = most, 0
-        self.held = OrderedDict[Hashable, tuple[Tensor, Tensor | None]]()
-
-    def clear(self) -> None:
-        self.held.clear()
-        self.size = 0
-
-    @torch.no_grad()
-    def __call__(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Compressed]) -> Compressed:
-        """Tokens and gates of `keys`.
-
-        Args:
-            compute: indices into `keys`, at most `AT_ONCE` -> theirs.
-        """
-        found = {key: self.held[key] for key in keys if key in self.held}
-        new = list({key: i for i, key in enumerate(keys) if key not in found}.values())
-        with torch.inference_mode(False), torch.no_grad():  # what a validation remembers, training needs, too
-            for part in (new[i : i + AT_ONCE] for i in range(0, len(new), AT_ONCE)):
-                tokens, gates = compute(part)
-                for row, (i, own) in enumerate(zip(part, tokens, strict=True)):
-                    found[keys[i]] = self.held[keys[i]] = (own.clone(), None if gates is None else gates[row].clone())
-                    self.size += own.numel() * own.element_size()
-        while self.size > self.most:
-            _, (own, _) = self.held.popitem(last=False)
-            self.size -= own.numel() * own.element_size()
-        gates = [found[key][1] for key in keys]
-        return Compressed(tuple(found[key][0] for key in keys), None if gates[0] is None else torch.stack(gates))
 
 
 class EmotionQwen(Supervised):
@@ -204,7 +170,7 @@ class EmotionQwen(Supervised):
             "media": Media(Path(cache) if cache else None, timeout=timeout, max_pixels=LARGEST),
         }  # fmt: skip
         self.gold_in_answer, self.token_scale = gold_in_answer, token_scale
-        self.remembered = RememberedTokens()
+        self.remembered = Remembered()
 
     # ---- parts
     def build(self) -> None:
@@ -301,7 +267,13 @@ class EmotionQwen(Supervised):
 
         if any(p.requires_grad for part in (self.vision, self.compressor) for p in part.parameters()):
             return compute(list(range(len(grid))))
-        return self.remembered(batch["keys"], compute)
+
+        def each(part: list[int]) -> list[tuple[Tensor, Tensor | None]]:
+            tokens, gates = compute(part)
+            return list(zip(tokens, [None] * len(tokens) if gates is None else gates, strict=True))
+
+        tokens, gates = zip(*self.remembered.rows(batch["keys"], each), strict=True)
+        return Compressed(tokens, None if gates[0] is None else torch.stack(gates))
 
     def embedded(self, batch: dict[str, Any]) -> Tensor:
         """(B, T, D): the words' embeddings with compressed tokens in the slots."""
