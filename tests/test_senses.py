@@ -49,9 +49,9 @@ def sample(i, text="Hooray, Ada!", video=None, audio=None, history=(), label="jo
 @pytest.fixture(scope="module")
 def samples(home) -> list[Sample]:
     """Both, vision alone, sound alone, an unreadable clip, no clip, both again."""
-    a, b, c = (home / f"{i}.mp4" for i in range(3))
-    return [sample(0, video=a, audio=a), sample(1, "Help, Dan.", video=b), sample(2, "Stop it.", audio=c),
-            sample(3, video=home / "broken.mp4", audio=home / "broken.mp4"), sample(4, "Okay."),
+    a, b, c, long, broken = (home / f"{name}.mp4" for name in (0, 1, 2, "long", "broken"))
+    return [sample(0, video=a, audio=a), sample(1, "Help, Dan.", video=b), sample(2, "Stop it.", audio=long),
+            sample(3, video=broken, audio=broken), sample(4, "Okay."),
             sample(5, "Well, well, Cleo put the kettle by the 7.", video=c, audio=b)]  # fmt: skip
 
 
@@ -116,10 +116,12 @@ def test_slots_stand_where_the_template_says(collate, samples):
             "aaa<vv>well,well,cleoputthekettlebythe7."]  # fmt: skip
     assert own == [f"{x}\nemotion:" for x in said]
     assert (batch["input_ids"][batch["slots"] > 0] == collator.pad_id).all()
-    assert (batch["input_ids"] >= 0).all() and batch["input_ids"][batch["mask"]][0] == collator.tokenizer.bos_token_id
+    assert (batch["input_ids"] >= 0).all()
+    for ids, mask in zip(batch["input_ids"], batch["mask"], strict=True):  # begun once, not after every mark
+        assert (ids[mask] == collator.tokenizer.bos_token_id).tolist() == [True] + [False] * (int(mask.sum()) - 1)
     assert batch["frames"].shape == (3, 2, 3, 32, 32) and batch["frames"].dtype == torch.uint8
     assert [Path(k[0]).name for k in batch["frame_keys"]] == ["0.mp4", "1.mp4", "2.mp4"]
-    assert [Path(k[0]).name for k in batch["wave_keys"]] == ["0.mp4", "2.mp4", "1.mp4"]
+    assert [Path(k[0]).name for k in batch["wave_keys"]] == ["0.mp4", "long.mp4", "1.mp4"]
     lengths = batch["wave_lengths"].tolist()
     assert batch["waves"].shape == (3, max(lengths))
     assert not any(w[n:].any() for w, n in zip(batch["waves"], lengths, strict=True))
@@ -222,7 +224,7 @@ def test_a_batch_is_its_samples_one_by_one(make, samples):
         prefix = model.encode(batch)
         model.llm.prefill(prefix)
         logits = prefix.logits
-        model.seen.held.clear(), model.heard.held.clear()
+        model.seen.clear(), model.heard.clear()
         for i, s in enumerate(samples):
             alone = collator([s], RNG)
             embedded = model.embedded(alone)[0]
@@ -230,7 +232,7 @@ def test_a_batch_is_its_samples_one_by_one(make, samples):
             single = model.encode(alone)
             model.llm.prefill(single)
             torch.testing.assert_close(logits[i], single.logits[0], rtol=0, atol=1e-3)
-            model.seen.held.clear(), model.heard.held.clear()
+            model.seen.clear(), model.heard.clear()
     assert (together[0, batch["slots"][0] == 1] - together[5, batch["slots"][5] == 1]).abs().max() > 1e-3
 
 
@@ -333,6 +335,7 @@ def test_what_a_validation_remembers_can_be_trained_on():
     with torch.inference_mode():
         frames = torch.ones(1, 2)
         memory(["a"], lambda part: source(frames[part].clone()))
+    assert not any(own.is_inference() for kept in memory.held.values() for own in kept)
     out = memory(["a", "b"], lambda part: source(torch.ones(1, 2)))
     assert not out.requires_grad and not out.is_inference()
     layer(out).sum().backward()

@@ -106,8 +106,9 @@ def test_what_the_corpus_left_out_is_said(root):
     path = root / "test_sent_emo.csv"
     path.write_bytes(path.read_bytes() + b"99,,Ada,joy,neutral,77,0,1,2,\"00:00:01,000\",\"00:00:02,000\"\r\n")
     corpus, data = meld(root), Adaptation(meld(root))
-    assert data.reading("train").excluded == corpus.reading("test").excluded != {}
-    data.reading("train").notes["a note"] = 1  # a system's own
+    for split in ("train", "test"):
+        assert data.reading(split).excluded == corpus.reading("test").excluded != {}
+        data.reading(split).notes["a note"] = 1  # a system's own
     assert "a note" not in data.corpus.reading("test").notes
 
 

@@ -382,7 +382,7 @@ def test_fsdp2_on_two_processes_equals_one(home, tmp_path):
     before = {k: v.clone() for k, v in one.state_dict().items()}
     losses = _two_steps(one, [collated(one, [s], training=True) for s in samples])
     assert losses[1] < losses[0]
-    found = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    found = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     assert same(found[0]["state"], found[1]["state"])
     for name, value in one.state_dict().items():
         assert torch.allclose(found[0]["state"][name], value, atol=1e-5), name
