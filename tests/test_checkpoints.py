@@ -254,6 +254,17 @@ def test_adapters_are_trained_further(lora_run, home, batch, tmp_path):
     assert (logits(checkpoints.load(str(moved)).llm.model, batch) - want).abs().max() > 0.01
 
 
+def test_a_stage_does_not_need_the_one_before_any_more(lora_run, home, tmp_path):
+    """Once it has a checkpoint of its own, it is tested and resumed from that alone."""
+    earlier = shutil.copytree(lora_run, tmp_path / "earlier")
+    run = fit(tmp_path / "run", *options(home), *LORA, f"--model.start_from={earlier}", "--trainer.max_epochs=1")
+    shutil.rmtree(earlier)
+    zoo("test", f"--ckpt_path={run}")
+    steps = checkpoint(run)["global_step"]
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_epochs=2")
+    assert metrics(run)["n"] == 7 and checkpoint(run)["global_step"] == 2 * steps > 0
+
+
 @pytest.mark.parametrize(
     ("other", "told"),
     [

@@ -116,6 +116,7 @@ class ZooCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         trainer, root = config.trainer, Path(config.trainer.default_root_dir or ".")
         checkpoint = config.get("ckpt_path")
+        self.model.restored = checkpoint is not None  # Lightning says so itself only after the model was made
         home = run_of(Path(checkpoint)) if checkpoint else None
         quick = bool(trainer.fast_dev_run)
         if trainer.logger is None and not quick:

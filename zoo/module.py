@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from zoo.backbones import LLM, Audio, LoRA, Vision
-from zoo.backbones.llm import Dtype, Prefix
+from zoo.backbones.llm import REFERENCE, Dtype, Prefix
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
 from zoo.runs import find_checkpoint, run_folder, set_aside_results
@@ -98,7 +98,7 @@ class EmotionModule(LightningModule):
         self.patterns, self.start_from = train, start_from
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
         self._built = False
-        self.restored = False  # its weights come from a checkpoint of its own, so `start_from` is not read
+        self.restored = False  # set by whoever will load a checkpoint of its own: then `start_from` is not read
         self.from_hub: set[str] = set()  # names of tensors that hold exactly what a backbone's folder holds
         self.rows: list[Prediction] = []
         self.counts: Counter[str] = Counter()  # counted events of a test, e.g. truncated prompts
@@ -140,10 +140,7 @@ class EmotionModule(LightningModule):
         }
         self.from_hub = {f"{name}.{key}" for name in self.identities for key in self.bases()[name].state_dict()}
         # a run that is resumed or evaluated has the earlier stage's weights in its own checkpoint
-        start = None
-        if self.start_from is not None and not self.restored:
-            resumed = self._trainer is not None and self.trainer.ckpt_path
-            start = None if resumed else find_checkpoint(self.start_from)
+        start = None if self.start_from is None or self.restored else find_checkpoint(self.start_from)
         earlier = read_checkpoint(start) if start is not None else {"state_dict": {}}
         adapted = any(".lora_" in k for k in earlier["state_dict"])  # then its adapters are trained further
         if start is not None and not adapted:
@@ -175,7 +172,9 @@ class EmotionModule(LightningModule):
 
     def _start(self, path: Path, content: dict[str, Any]) -> None:
         """Loads every tensor of an earlier stage; each must have a place of the same shape here."""
-        state, own = content["state_dict"], self.state_dict()
+        # the earlier stage's own reference is no part of what it learnt
+        state = {k: v for k, v in content["state_dict"].items() if f".{REFERENCE}." not in k}
+        own = self.state_dict()
         if any(".lora_" in k for k in state) and not self._adapters():
             raise ValueError(
                 f"{path} holds adapters, this model has none; train them further with the same --model.lora, or merge "

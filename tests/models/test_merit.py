@@ -579,6 +579,13 @@ def test_the_reference_is_the_supervised_model(adapt, sft, tmp_path):
     first = compare()
     zoo("fit", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", "--trainer.max_epochs=2", "--data.seed=0")
     assert checkpoint(run)["global_step"] == 4 and not torch.equal(compare(), first)
+    # a further stage begins with what this one learnt, which then is the reference
+    then = adapt(tmp_path / "then", model__start_from=run, model__objective__beta=0.5, model__lr=0,
+                 trainer__max_steps=1)  # fmt: skip
+    module = checkpoints.load(str(then)).eval()
+    with module.llm.reference():
+        again = probabilities(module)
+    torch.testing.assert_close(again, probabilities(checkpoints.load(str(run)).eval()), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize(
