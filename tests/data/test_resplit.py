@@ -42,7 +42,11 @@ def test_its_test_split_can_be_adapted_to():
 
 @pytest.mark.parametrize(
     ("options", "said"),
-    [({"train_share": 1.0}, "between 0 and 1"), ({"dev_share": 0.0}, "between 0 and 1"), ({"root": "x"}, "corpus.root")],
+    [
+        ({"train_share": 1.0}, "between 0 and 1"),
+        ({"dev_share": 0.0}, "between 0 and 1"),
+        ({"root": "x"}, "corpus.root"),
+    ],
 )
 def test_settings_that_make_no_sense(options, said):
     with pytest.raises(ValueError, match=said):
