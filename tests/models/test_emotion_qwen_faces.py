@@ -439,7 +439,6 @@ def test_absent_packages_say_how_to_install_them(monkeypatch, head, package, mak
 # ---- dlib
 @pytest.fixture(scope="module")
 def dlib_faces(head):
-    pytest.importorskip("dlib")
     return DlibFaces(head)
 
 
@@ -471,7 +470,6 @@ def test_dlib_finds_faces_where_they_are(dlib_faces):
 
 
 def test_dlib_boxes_of_shrunken_frames_are_scaled_back(head):
-    pytest.importorskip("dlib")
     frame = torch.full((1, 3, 400, 800), 128, dtype=torch.uint8)
     frame[0, :, 100:292, 500:692] = drawing().repeat_interleave(2, 1).repeat_interleave(2, 2)
     found = DlibFaces(head, max_side=400).analyse(frame)[0]
@@ -481,7 +479,6 @@ def test_dlib_boxes_of_shrunken_frames_are_scaled_back(head):
 
 
 def test_a_higher_threshold_finds_less(head):
-    pytest.importorskip("dlib")
     assert DlibFaces(head).detect(drawing()) and not DlibFaces(head, adjust_threshold=9.0).detect(drawing())
 
 
@@ -508,7 +505,6 @@ def test_dlib_survives_hostile_frames(dlib_faces, size, kind):
 
 
 def test_dlib_settings(head):
-    pytest.importorskip("dlib")
     for wrong in ({"upsample": -1}, {"upsample": 9}, {"max_side": 0}, {"adjust_threshold": float("nan")}):
         with pytest.raises(ValueError, match="expected upsample 0 to 3"):
             DlibFaces(head, **wrong)
@@ -516,7 +512,6 @@ def test_dlib_settings(head):
 
 def test_dlib_finds_a_real_face(head):
     """Eileen Collins, in front of a flag and a model of the shuttle; her face spans about (170, 60, 280, 210)."""
-    pytest.importorskip("dlib")
     picture = pytest.importorskip("skimage.data").astronaut()
     found = DlibFaces(head, upsample=0).detect(torch.from_numpy(picture).permute(2, 0, 1))
     assert len(found) == 1

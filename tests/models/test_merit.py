@@ -528,7 +528,7 @@ def test_adaptation_trains_lora_alone(adapted, sft, home):
 
 def test_the_adapted_file_loads_strictly_onto_the_supervised_model(adapted, sft, options, labelled, tmp_path):
     onto = checkpoints.load(str(sft))
-    fits = onto.load_state_dict(state_of(adapted, "best"), strict=False)
+    fits = onto.load_state_dict(state_of(adapted, "best"), strict=False)  # the file lacks what is frozen, see below
     every = (*onto.named_parameters(remove_duplicate=False), *onto.named_buffers())
     frozen = {n for n, p in every if not p.requires_grad}
     assert fits.unexpected_keys == [] and set(fits.missing_keys) <= frozen

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 from collections import Counter
@@ -206,7 +207,7 @@ class Conversations(EmotionData):
         places = list(PLACE.finditer(content))
         ends = [p.end() for p in places[:-1]] + [len(content)]
         turns = []
-        for i, (start, end) in enumerate(zip([0, *ends], ends, strict=False)):
+        for i, (start, end) in enumerate(itertools.pairwise([0, *ends])):
             clip = None
             if places:
                 kind = places[i][1]

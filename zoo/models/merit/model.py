@@ -392,9 +392,7 @@ class MeritTTRL(MeritRLVR):
         self.sums: Tensor | None = None
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        with torch.no_grad():
-            prefix = self.encode(batch)
-        said = label_scores(self.llm, prefix, batch["samples"], self.candidates)
+        said = label_scores(self.llm, self.encode(batch), batch["samples"], self.candidates)
         sums = sums_of(torch.tensor([list(p.scores.values()) for p in said]))
         self.sums = sums if self.sums is None else self.sums + sums
 
