@@ -29,6 +29,7 @@ from tests.runs_helper import (
 )
 from zoo import checkpoints
 from zoo.backbones import LLM
+from zoo.checkpoints import listing
 
 LORA = ("--model.lora.r=4", "--model.lora.alpha=64")
 
@@ -169,6 +170,20 @@ def test_a_model_that_the_checkpoint_does_not_fit(run, home):
 
 
 # ---- export
+def by_its_card(folder: Path, home: Path):
+    """The model that the lines of an exported folder's card load, run where the folder and its base lie."""
+    (code,) = re.findall(r"```python\n(.*?)```", (folder / "README.md").read_text(), re.DOTALL)
+    assert "zoo" not in code  # transformers and peft alone
+    there, names = os.getcwd(), {}
+    (folder.parent / "llm").exists() or (folder.parent / "llm").symlink_to(home / "llm")
+    os.chdir(folder.parent)
+    try:
+        exec(code, names)
+    finally:
+        os.chdir(there)
+    return names["model"]
+
+
 def test_a_full_run_becomes_a_model_folder(full_run, home, batch, tmp_path):
     zoo("export", "--ckpt_path", full_run, "--out", tmp_path / "out")
     exported, trained = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), checkpoints.load(full_run).llm
@@ -184,6 +199,7 @@ def test_a_full_run_becomes_a_model_folder(full_run, home, batch, tmp_path):
     (answers,) = tmp_path.glob("lightning_logs/version_0/predictions.jsonl")
     zoo("test", f"--ckpt_path={full_run}")
     assert rows(answers.parent) == rows(full_run)  # weights in a folder or in a checkpoint: the same predictions
+    assert torch.equal(logits(by_its_card(tmp_path / "out", home), batch), logits(trained.causal_lm, batch))
     zoo("export", "--ckpt_path", full_run, "--out", tmp_path / "half", "--dtype", "float16")
     assert AutoModelForCausalLM.from_pretrained(tmp_path / "half", dtype="auto").dtype == torch.float16
 
@@ -196,10 +212,15 @@ def test_a_lora_run_becomes_an_adapter_folder_or_is_merged(lora_run, home, batch
     zoo("export", "--ckpt_path", lora_run, "--out", tmp_path / "adapter")
     assert (tmp_path / "adapter" / "adapter_model.safetensors").stat().st_size < 30_000
     assert torch.equal(logits(PeftModel.from_pretrained(base, tmp_path / "adapter"), batch), want)
+    assert torch.equal(logits(by_its_card(tmp_path / "adapter", home), batch), want)
+    assert "Base model: `llm`" in (tmp_path / "adapter" / "README.md").read_text()
     capsys.readouterr()
     zoo("export", "--ckpt_path", lora_run, "--out", tmp_path / "merged", "--merge")
-    assert "largest logit difference, merged against adapter" in capsys.readouterr().out
+    (printed,) = re.findall(r"largest logit difference, merged against adapter: (\S+)", capsys.readouterr().out)
+    card = (tmp_path / "merged" / "README.md").read_text()
+    assert f"Largest difference of a logit, merged against adapter: {printed} " in card and float(printed) < 1e-3
     torch.testing.assert_close(logits(LLM(str(tmp_path / "merged")).causal_lm, batch), want, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(logits(by_its_card(tmp_path / "merged", home), batch), want, atol=1e-4, rtol=1e-4)
 
 
 def test_export_refuses(full_run, lora_run, tmp_path):
@@ -304,16 +325,19 @@ def test_start_from_is_strict(full_run, lora_run, home, tmp_path):
 # ---- published
 @pytest.fixture
 def index(tmp_path, monkeypatch) -> Path:
-    """An index with one published folder."""
-    folder = tmp_path / "published" / "small"
-    folder.mkdir(parents=True)
-    (folder / "config.json").write_text("{}")
-    (folder / "model.safetensors").write_bytes(bytes(range(256)) * 20)
-    files = {p.name: checkpoints.sha256(p) for p in sorted(folder.iterdir())}
-    reported = [{"metric": "weighted_f1", "value": 0.51234, "split": "goemotions/test", "n": 4590}]
-    entry = {"what": "a small model", "licence": "Apache-2.0", "files": files, "reported": reported}
-    (tmp_path / "published" / "index.yaml").write_text(yaml.safe_dump({"small": entry}))
-    monkeypatch.setattr(checkpoints, "INDEX", tmp_path / "published" / "index.yaml")
+    """An index with one published folder, a language model that is scored as it is."""
+    folder = make_llm(tmp_path / "published" / "small")
+    config = {"seed_everything": 0, "model": {"class_path": "zoo.models.causal_lm.CausalLM",
+              "init_args": {"llm": str(folder)}}, "data": {"class_path": "zoo.data.MELD"}}  # fmt: skip
+    (folder / "config.yaml").write_text(yaml.safe_dump(config))
+    monkeypatch.setattr(listing, "INDEX", tmp_path / "published" / "index.yaml")
+    listing.INDEX.write_text("")
+    zoo("checkpoints", "publish", "small")
+    reported = [{"metric": "weighted_f1", "value": 0.51234, "corpus": "goemotions", "split": "test", "n": 4590}]
+    entry = {"what": "a small model", "paper": "none", "source": "shipped", "licence": "Apache-2.0", "gated": False,
+             "commercial": True, "made_by": "me", "reported": reported,
+             "files": listing.files_entry(folder)}  # fmt: skip
+    listing.INDEX.write_text(yaml.safe_dump({"small": entry}))
     return folder
 
 
@@ -321,15 +345,19 @@ def test_published_checkpoints_are_listed_and_verified(index, capsys):
     zoo("checkpoints")
     said = capsys.readouterr().out
     assert "small" in said and "Apache-2.0" in said and "weighted_f1 0.5123 on goemotions/test, n=4590" in said
-    zoo("checkpoints", "--verify")
-    assert "all files are as published" in capsys.readouterr().out
+    for args in (("--verify",), ("verify",), ("verify", "small")):
+        zoo("checkpoints", *args)
+        assert "all files are as published" in capsys.readouterr().out
+    zoo("checkpoints", "publish", "small")
+    assert yaml.safe_load(capsys.readouterr().out) == yaml.safe_load(listing.INDEX.read_text())
     content = bytearray((index / "model.safetensors").read_bytes())
-    content[3000] ^= 1
+    content[-3000] ^= 1
     (index / "model.safetensors").write_bytes(content)
     zoo("checkpoints")  # listing alone reads no weights
     assert "small/model.safetensors is not the published file" in refused("checkpoints", "--verify")
     (index / "model.safetensors").unlink()
-    assert "small/model.safetensors is missing" in refused("checkpoints", "--verify")
+    assert "small/model.safetensors is missing" in refused("checkpoints", "verify", "small")
+    assert "nothing is published as 'nosuch'" in refused("checkpoints", "verify", "nosuch")
 
 
 def test_sha256_agrees_with_the_usual_tool(tmp_path):

@@ -16,7 +16,9 @@ from zoo.models.emotion_qwen import EmotionQwen
 CONFIGS = Path(__file__).parents[1] / "configs"
 CORPORA = sorted((CONFIGS / "data").glob("*.yaml"))  # each read after any base config
 MIXTURES = sorted(CONFIGS.rglob("mixtures/*.yaml"))  # what zoo.data.Conversations reads
-BASES = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" not in p.parts and p not in CORPORA + MIXTURES)
+BENCHES = sorted((CONFIGS / "bench").glob("*.yaml"))  # what zoo bench reads: tests/benchmark/test_plan.py
+OTHERS = CORPORA + MIXTURES + BENCHES
+BASES = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" not in p.parts and p not in OTHERS)
 ABLATIONS = sorted(p for p in CONFIGS.rglob("*.yaml") if "ablations" in p.parts)
 
 

@@ -290,7 +290,7 @@ def test_interval_is_over_dialogues():
 @pytest.mark.parametrize("metric", [*metrics.HEADLINE, "unparsed"])
 def test_a_system_does_not_differ_from_itself(metric: str):
     rows = meld_like(200, 20, seed=0)
-    assert paired_difference([rows], [rows[::-1]], MELD, metric) == {"difference": 0.0, "ci95": [0.0, 0.0]}
+    assert paired_difference([rows], [rows[::-1]], MELD, metric) == {"difference": 0.0, "ci95": [0.0, 0.0], "p": 1.0}
 
 
 def test_paired_difference():

@@ -1,6 +1,8 @@
 """The weights that come with the repository are the ones that were published, and can be used."""
 
+import json
 import random
+import re
 
 import pytest
 import torch
@@ -8,7 +10,9 @@ import yaml
 from safetensors import safe_open
 
 from zoo.backbones import LLM, Audio, Vision
-from zoo.checkpoints import INDEX, index, verify
+from zoo.checkpoints import index, load, probes, verify
+from zoo.checkpoints.commands import _function
+from zoo.checkpoints.listing import INDEX
 from zoo.data.synthetic import faces, voices
 from zoo.data.synthetic.script import CAST, LABELS
 
@@ -16,7 +20,7 @@ NAMES = sorted(p.parent.name for p in INDEX.parent.glob("*/config.yaml"))
 
 
 def test_index_and_folders_agree():
-    assert NAMES and sorted(index()) == NAMES
+    assert NAMES and sorted(name for name, entry in index().items() if entry["source"] == "shipped") == NAMES
     total = sum(p.stat().st_size for p in INDEX.parent.rglob("*") if p.is_file())
     assert total < 40_000_000
 
@@ -25,11 +29,35 @@ def test_index_and_folders_agree():
 def test_published_files(name):
     assert verify(name) == []
     entry, folder = index()[name], INDEX.parent / name
-    assert {"what", "licence", "made_by", "files", "reported"} <= set(entry)
+    assert "made_by" in entry and entry["reported"] and entry["commercial"] is True and entry["gated"] is False
     assert (folder / "README.md").is_file()
     assert set(entry["files"]) >= {p.name for p in folder.iterdir()} - {"README.md"}
-    text = "".join(p.read_text() for p in folder.glob("*.y*ml"))
-    assert yaml.safe_load(text)
+    config = yaml.safe_load((folder / "config.yaml").read_text())
+    assert {"model", "data"} <= set(config) and "probe.json" in entry["files"]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_published_weights_answer_their_probe(name):
+    """The stored utterances, faces and voices get the stored answers; `load` raises if not."""
+    samples, _, expected = probes.read(INDEX.parent / name)
+    assert len(samples) == len(expected) == 4 and len({json.dumps(row["scores"]) for row in expected}) == 4
+    load(name)
+
+
+def test_weights_of_others():
+    """Fields that `zoo checkpoints pull` and `convert` use: a revision or an address, whole sums, a function."""
+    others = {name: entry for name, entry in index().items() if entry["source"] != "shipped"}
+    assert sorted(others) == ["emotion-qwen", "mini-xception", "vit-face-expression"]
+    for name, entry in others.items():
+        assert all(d is None or re.fullmatch("[0-9a-f]{64}", d) for d in entry["files"].values()), name
+        assert entry["commercial"] in (True, False, "unknown") and entry["licence"]
+        assert all({"corpus", "split", "n", "metric", "value", "protocol"} <= set(r) for r in entry["reported"])
+    assert re.fullmatch("[0-9a-f]{40}", others["vit-face-expression"]["revision"])
+    assert callable(_function(others["emotion-qwen"]["converter"]))
+    assert (INDEX.parent.parent / others["emotion-qwen"]["config"]).is_file()
+    config = (INDEX.parent.parent / "configs" / "farcer" / "meld.yaml").read_text()
+    assert others["vit-face-expression"]["hub"] in config
+    assert others["mini-xception"]["url"].endswith(next(iter(others["mini-xception"]["files"])))
 
 
 def test_tiny_llama():

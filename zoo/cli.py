@@ -19,9 +19,11 @@ LIGHTNING_VERBS = {
     "predict": "write predictions.jsonl without scores",
 }
 ZOO_VERBS = {
+    "bench": "rows side by side on one corpus, with a report: zoo bench --config configs/bench/sitcom.yaml",
     "prepare": "make what a run needs: the embedded sitcom with clips, a small backbone, descriptions, a leak report",
-    "export": "a run's language model as a model folder or an adapter folder",
-    "checkpoints": "list and verify the published checkpoints",
+    "export": "a run's model or adapter as an ordinary folder, or the whole system to publish (--system)",
+    "label": "the emotion of one clip, line, folder or table: zoo label CLIP --ckpt_path NAME --text 'What?'",
+    "checkpoints": "list, show, pull, convert and verify published checkpoints",
 }
 
 
@@ -78,8 +80,12 @@ def _run(verb: str, args: list[str]) -> None:
         run(verb, args)
         return
     command: Callable[[list[str]], None]
-    if verb == "prepare":
+    if verb == "bench":
+        from zoo.benchmark import main as command
+    elif verb == "prepare":
         from zoo.prepare import main as command
+    elif verb == "label":
+        from zoo.label import main as command
     elif verb == "export":
         from zoo.checkpoints import export as command
     else:

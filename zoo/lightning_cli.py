@@ -4,12 +4,14 @@ by a file."""
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 import os
 import signal
 import sys
 import threading
 import warnings
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +21,23 @@ from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.plugins import CheckpointIO, TorchCheckpointIO
+from safetensors import safe_open
 
 import zoo.data  # noqa: F401 - corpora and models are known by their short names on the command line
+import zoo.models.baselines
 import zoo.models.causal_lm
 import zoo.models.dialoguellm
 import zoo.models.emotion_qwen
 import zoo.models.farcer
 import zoo.models.grpo
+import zoo.models.instructerc
 import zoo.models.merit
 import zoo.models.selector
 import zoo.models.unimodal  # noqa: F401
+from zoo.checkpoints.listing import refuse_changed
 from zoo.data import EmotionData
-from zoo.module import EmotionModule
+from zoo.module import EmotionModule, read_checkpoint
 from zoo.runs import ResumingCSVLogger, find_checkpoint, newest_run, next_version, published, run_folder, run_of
 
 EVALUATION = ("validate", "test", "predict")
@@ -109,7 +116,17 @@ class ZooCLI(LightningCLI):
                     "name), or --zero_shot=true to evaluate the pretrained backbones as they are"
                 )
         if config.ckpt_path:
-            self.checkpoint_step = look_into(Path(config.ckpt_path))["global_step"]
+            file = Path(config.ckpt_path)
+            if self.subcommand == "fit" and file.suffix == ".safetensors":
+                raise ValueError(
+                    f"{file} holds weights alone: no optimizer and no place in the data, so no run can go on from it. "
+                    f"To begin a new run with these weights, give --model.start_from {file.parent.name}"
+                )
+            refuse_changed(file)
+            self.checkpoint_step = look_into(file)["global_step"]
+        start = config.model.get("init_args", {}).get("start_from") if config.model else None
+        if self.subcommand == "fit" and start and not config.ckpt_path:
+            refuse_changed(find_checkpoint(start))
         config.weights_only = True
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
@@ -140,6 +157,9 @@ class ZooCLI(LightningCLI):
         if self.subcommand == "fit" and not quick and trainer.enable_checkpointing is not False:
             extra += [config.checkpoint, LastCheckpoint(config.save_last_every)]
         self.trainer_defaults["callbacks"] = extra
+        if checkpoint and Path(checkpoint).suffix == ".safetensors":
+            given = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] * bool(trainer.plugins)
+            kwargs["plugins"] = [*(p for p in given if not isinstance(p, CheckpointIO)), PublishedWeights()]
         made = super().instantiate_trainer(**kwargs)
         self.run_folder = run_folder(made)
         if not quick:
@@ -254,11 +274,27 @@ class LastCheckpoint(Checkpoint):
             trainer.save_checkpoint(self._file(trainer))
 
 
+class PublishedWeights(TorchCheckpointIO):
+    """Lightning reads .ckpt files alone; this gives it a weights.safetensors as if it were one, at step 0."""
+
+    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        if Path(path).suffix != ".safetensors":
+            return super().load_checkpoint(path, *args, **kwargs)
+        return read_checkpoint(Path(path)) | {
+            "pytorch-lightning_version": version("lightning"), "epoch": 0, "global_step": 0, "loops": None}  # fmt: skip
+
+
 def look_into(file: Path) -> dict[str, Any]:
     """What a checkpoint holds, the tensors without their values, which takes no time. ValueError if it is damaged,
     holds more than tensors and plain values, or was not written by the zoo."""
     try:
-        content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
+        if file.suffix == ".safetensors":
+            with safe_open(file, "pt") as opened:
+                names, metadata = list(opened.keys()), opened.metadata() or {}
+            said = {"zoo": json.loads(metadata["zoo"])} if "zoo" in metadata else {}
+            content = said | {"state_dict": dict.fromkeys(names), "global_step": 0}
+        else:
+            content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many types; the cause stays chained
         raise ValueError(
             f"{file} could not be read as weights ({type(error).__name__}); is it truncated, or a pickle of more than "

@@ -171,7 +171,8 @@ def paired_difference(
         metric: accuracy, weighted_f1, macro_f1, uar or unparsed.
 
     Returns:
-        difference (a - b) and its ci95 [low, high].
+        difference (a - b), its ci95 [low, high], and p: two-sided, twice the share of resamples on the other side of 0
+        (counted with one more, so it is never 0; 1 at most).
 
     Raises:
         ValueError: no runs, or they do not hold the same samples with the same labels, or what `evaluate` raises.
@@ -182,7 +183,10 @@ def paired_difference(
     values = scores(counts.sum(1))[_known(metric)]
     drawn = _bootstrap(counts, draws, seed)[metric]
     difference = float(values[:k].mean() - values[k:].mean())
-    return {"difference": difference, "ci95": _interval(drawn[:k].mean(0) - drawn[k:].mean(0))}
+    resampled = drawn[:k].mean(0) - drawn[k:].mean(0)
+    beyond = min((resampled <= 0).sum(), (resampled >= 0).sum())
+    p = min(1.0, 2 * (int(beyond) + 1) / (draws + 1))
+    return {"difference": difference, "ci95": _interval(resampled), "p": p}
 
 
 def mean_over_seeds(

@@ -50,8 +50,10 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     try:
         if path.suffix == ".safetensors":
             with safe_open(path, "pt") as f:
-                state = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118 - a safetensors handle, not a dict
-                return {"state_dict": state, "zoo": json.loads((f.metadata() or {})["zoo"])}
+                state, said = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118 - not a dict
+            # tied tensors are stored once
+            state |= {name: state[same] for name, same in json.loads(said.get("tied", "{}")).items()}
+            return {"state_dict": state, "zoo": json.loads(said["zoo"])}
         content = torch.load(path, map_location="cpu", weights_only=True)
         return {"state_dict": content["state_dict"], "zoo": content["zoo"]}
     except KeyError as error:
@@ -186,6 +188,7 @@ class EmotionModule(LightningModule):
         unknown = sorted(set(state) - set(own))
         if unknown:
             raise ValueError(f"{path} holds {len(unknown)} tensors that this model lacks: {unknown[:3]} ...")
+        state = {k: v.to(own[k].dtype) for k, v in state.items()}  # published weights may be stored in half precision
         self.from_hub -= {k for k, v in state.items() if not torch.equal(v, own[k].cpu())}  # `own` is alive
         self.load_state_dict(own | state)
         rank_zero_info(f"started from {path}: {len(state)} tensors")
@@ -340,11 +343,13 @@ class EmotionModule(LightningModule):
 
     def on_test_start(self) -> None:
         self.rows, self.counts = [], Counter()
+        self._tokens = 0  # of prompts, padding left out
         self._started = time.perf_counter()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.rows += self.predict(batch)
         self.counts["prompts cut to max_length"] += batch.get("truncated", 0)
+        self._tokens += int(batch["mask"].sum()) if "mask" in batch else 0
 
     def on_test_epoch_end(self) -> None:
         seconds = time.perf_counter() - self._started
@@ -361,6 +366,7 @@ class EmotionModule(LightningModule):
             "population": data.reading("test").report(),
             "events": {k: v for k, v in self.counts.items() if v},
             "seconds_per_sample": seconds / max(1, len(rows)),
+            "tokens_per_sample": self._tokens / max(1, len(self.rows)) or None,
             "batch_size": data.eval_batch_size,
             "model": f"{type(self).__module__}.{type(self).__qualname__}",
             "seed": data.run_seed,
@@ -797,7 +803,7 @@ class Supervised(EmotionModule):
             words(labels, self.verbalizer)  # two labels with one word: say so before any work
         split = data.splits_of(stage)[0]
         samples = data.samples(split)
-        if not any(self.shows(s) for s in samples):
+        if not data.asked and not any(self.shows(s) for s in samples):
             message = (
                 f"no {split} sample of {type(data).__name__} has words, so every prompt is the same; use a system that "
                 "reads pictures or voices, or show descriptions (--model.descriptions, --data.captions)"
@@ -805,7 +811,8 @@ class Supervised(EmotionModule):
             if stage == "fit":
                 raise ValueError(message)
             log.warning(message)
-        require_descriptions(samples, self.descriptions, split)
+        if not data.asked:
+            require_descriptions(samples, self.descriptions, split)
         note_control_tokens(data, split)
         if stage == "fit" and self.class_weight:
             self.weights = {

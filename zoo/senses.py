@@ -335,6 +335,8 @@ class Senses(EmotionModule):
         super().setup(stage)
         data = self.trainer.datamodule
         split = data.splits_of(stage)[0]
+        if data.asked:
+            return
         used = ("vision", self.vision_args["path"], "video"), ("audio", self.audio_args["path"], "audio")
         for name, path, own in used:
             if path is not None and not any(getattr(s.target, own) is not None for s in data.samples(split)):

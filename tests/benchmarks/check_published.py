@@ -21,6 +21,8 @@ def main() -> None:
     root = parser.parse_args().data_root
     failed = 0
     for name, entry in index().items():
+        if entry["source"] != "shipped":
+            continue
         problems = verify(name)
         for score in entry["reported"]:
             with tempfile.TemporaryDirectory() as out:

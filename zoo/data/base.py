@@ -86,6 +86,7 @@ class EmotionData(LightningDataModule):
     """
 
     labels: Labels
+    asked = False  # single samples somebody asks about (`zoo label`): what all of them lack is no mistake of a reader
     protocol = "all_utterances"  # which utterances are scored; results of different protocols are never ranked together
 
     def __init__(
@@ -126,6 +127,15 @@ class EmotionData(LightningDataModule):
 
     def splits(self) -> tuple[Split, ...]:
         return ("train", "dev", "test")
+
+    def reachable(self, split: Split, reads: Sequence[str]) -> dict[str, str] | None:
+        """The best possible answer to each sample for whoever sees only these parts of it: sample id -> label. None for
+        a corpus of which that is not known.
+
+        Args:
+            reads: of text, turns, descriptions, face and voice.
+        """
+        return None
 
     # ---- shared by all
     @property

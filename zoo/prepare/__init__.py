@@ -1,5 +1,5 @@
-"""``zoo prepare``: what a run needs before it can begin: a small backbone, the sitcom's clips, a leak report, texts by
-other models."""
+"""``zoo prepare``: what a run needs before it can begin: a small backbone, the sitcom's clips, a leak report, measured
+voices, texts by other models."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ Add = Callable[..., argparse.ArgumentParser]
 
 
 def main(args: list[str]) -> None:
-    """``zoo prepare synthetic | media | tiny | tiny-vit | tiny-hubert | leaks | captions | ver``"""
+    """``zoo prepare synthetic | media | tiny | tiny-vit | tiny-hubert | leaks | speech | captions |
+    ver``"""
     if args[:1] == ["leaks"]:
         from zoo.data import leaks
 
@@ -30,6 +31,11 @@ def main(args: list[str]) -> None:
 
         ver.main(args[1:])
         return
+    if args[:1] == ["speech"]:
+        from zoo.prepare import speech
+
+        speech.main(args[1:])
+        return
     parser = argparse.ArgumentParser("zoo prepare", description=__doc__)
     what = parser.add_subparsers(dest="what", required=True)
     commands = {
@@ -37,6 +43,7 @@ def main(args: list[str]) -> None:
         "tiny-vit": _tiny_encoder(what.add_parser, "vit"), "tiny-hubert": _tiny_encoder(what.add_parser, "hubert"),
     }  # fmt: skip
     what.add_parser("leaks", help="utterances that stand in two splits or two corpora", add_help=False)
+    what.add_parser("speech", help="descriptions of voices from measured loudness, pitch and pace", add_help=False)
     what.add_parser("captions", help="descriptions of clips and voices by a model of yours", add_help=False)
     what.add_parser("ver", help="reasoning texts for labelled clips by models of yours, rated by you", add_help=False)
     options = parser.parse_args(args)

@@ -98,7 +98,7 @@ def encode(frames: np.ndarray, wave: np.ndarray) -> bytes:
     return file.getvalue()
 
 
-def _end_with(parent: int) -> None:
+def end_with(parent: int) -> None:
     """Ends this process when its parent is gone: a killed run must not go on writing."""
     def watch() -> None:
         while os.getppid() == parent:
@@ -255,7 +255,7 @@ def write(
     _jsonl(partial / "questions.jsonl", (
         {"id": f"synthetic/{s}/{u.id}", **q}
         for s, ds in corpus.items() for d in ds for u in d.utterances for q in questions(d.place)))
-    with ProcessPoolExecutor(workers or os.cpu_count(), initializer=_end_with, initargs=(os.getpid(),)) as pool:
+    with ProcessPoolExecutor(workers or os.cpu_count(), initializer=end_with, initargs=(os.getpid(),)) as pool:
         for _ in pool.map(_write_clips, jobs, chunksize=4):
             pass
     for left_over in partial.rglob("*.part"):  # of a killed run

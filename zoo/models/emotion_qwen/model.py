@@ -243,7 +243,7 @@ class EmotionQwen(Supervised):
         split = data.splits_of(stage)[0]
         words_alone = stage == "fit" and self.patterns and all(p.startswith("llm") for p in self.patterns)
         seen = any(t.video is not None for s in data.samples(split) for t in (s.target, *s.history))
-        if not seen and not words_alone:  # a language model may learn from words first
+        if not seen and not words_alone and not data.asked:  # a language model may learn from words first
             raise ValueError(
                 f"no {split} sample of {type(data).__name__} has a picture or video, so the vision tower would read "
                 "nothing; give the folder that holds the clips (--data.root)"

@@ -8,10 +8,11 @@
     emotioncompressor.*  compressor.emotion.*            likewise
     gatenet.*            compressor.gate.*               likewise; q, k, v apart or in one
 
-The folder's code is never run and nothing is unpickled: only safetensors are read. The names inside the compressors and
-the gate are stated nowhere, so a tensor is recognised by its shape, then by standing beside its own bias, then by a
-number or a letter in its name (``mlp.0`` before ``mlp.2``; ``q_proj``). What is still open after that is refused, never
-guessed. A table then says it, in a YAML file, or as a dict:
+``zoo checkpoints convert emotion-qwen --from FOLDER --out OURS`` reads the unpacked archive so. The folder's code is
+never run and nothing is unpickled: only safetensors are read. The names inside the compressors and the gate are stated
+nowhere, so a tensor is recognised by its shape, then by standing beside its own bias, then by a number or a letter in
+its name (``mlp.0`` before ``mlp.2``; ``q_proj``). What is still open after that is refused, never guessed. A table then
+says it, in a YAML file (``--table``), or as a dict:
 
     # authors' name (a regular expression for the whole of it): our name (\\1 is the first group), null to leave it out
     'generalcompressor\\.proj_a\\.(weight|bias)': compressor.general.fc1.\\1
@@ -31,6 +32,8 @@ import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
+
+from zoo.models.emotion_qwen.model import EmotionQwen
 
 # beginnings of names, theirs and ours. The first that fits counts; in `to_published` the last one of a pair of ours.
 PARTS = (
@@ -80,6 +83,16 @@ def read_published(
             or that cannot be told apart. Each says which.
     """
     return from_published(_read(Path(folder)), table, own, merge)
+
+
+def load(folder: str | Path, module: EmotionQwen, table: str | Path | Mapping[str, str | None] | None = None) -> None:
+    """Reads a published folder into a built model (`configure_model`) without LoRA, all of it; what equals the base
+    models' own weights stays theirs, so a checkpoint of this model leaves it out. See `read_published` for the rest."""
+    own = module.state_dict()
+    state = read_published(folder, table, own, module.vision.merge)
+    state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
+    module.from_hub -= {name for name, tensor in state.items() if not torch.equal(tensor, own[name].cpu())}
+    module.load_state_dict(state)
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
@@ -394,4 +407,4 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-__all__ = ["from_published", "read_published", "to_published"]
+__all__ = ["from_published", "load", "read_published", "to_published"]

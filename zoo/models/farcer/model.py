@@ -253,6 +253,9 @@ class FARCER(EmotionModule):
         data = self.trainer.datamodule
         split = data.splits_of(stage)[0]
         samples = data.samples(split)
+        if data.asked:
+            note_control_tokens(data, split)
+            return
         if self.faces != "none" and not any(s.target.video for s in samples):
             raise ValueError(
                 f"no {split} sample of {type(data).__name__} has a clip or picture; give the folder that holds them "

@@ -148,7 +148,8 @@ class ModalitySelector(Reinforced):
         super().setup(stage)
         data = self.trainer.datamodule
         split = data.splits_of(stage)[0]
-        require_descriptions(data.samples(split), self.prompt["kinds"], split)
+        if not data.asked:
+            require_descriptions(data.samples(split), self.prompt["kinds"], split)
         if self.downstream is not None:
             self._add_downstream(stage)
 

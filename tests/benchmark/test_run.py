@@ -1,0 +1,140 @@
+"""Jobs of a benchmark: what is done stays done, what broke is said, what was killed goes on to the same end."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.benchmark.conftest import Made, bench, config
+from tests.runs_helper import metrics, refused, rows, zoo
+
+
+def results_of(made: Made, row: str, seed: int = 0) -> Path:
+    return made.out / "runs" / row / f"seed-{seed}" / "results"
+
+
+def test_a_row_is_what_its_commands_would_give(made, tmp_path):
+    """The same fit and test by hand give the same answers."""
+    home = made.home / "config.yaml"
+    home.write_text(made.file.read_text())
+    data = tmp_path / "data.yaml"
+    data.write_text(yaml.safe_dump({"data": yaml.safe_load(made.file.read_text())["data"]}))
+    plain = made.home / "plain.yaml"
+    quiet = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
+    zoo("fit", f"--config={plain}", f"--config={data}", "--seed_everything=1",
+        f"--trainer.default_root_dir={tmp_path}", *quiet)  # fmt: skip
+    run = tmp_path / "lightning_logs" / "version_0"
+    zoo("test", f"--ckpt_path={run}", *quiet)
+    assert rows(run) == rows(results_of(made, "plain", 1)) != rows(results_of(made, "plain", 0))
+
+
+def test_rows_that_stand_on_others(made):
+    plain, last = (rows(results_of(made, name)) for name in ("plain", "last"))
+    assert [r["id"] for r in plain] == [r["id"] for r in last]
+    log = (made.out / "runs" / "further" / "seed-0" / "log.txt").read_text()
+    assert f"started from {made.out / 'runs' / 'plain' / 'seed-0'}" in log
+    answers = rows(results_of(made, "answers"))
+    assert answers and all("/dev/" in r["id"] for r in answers)
+    assert metrics(results_of(made, "untrained"))["checkpoint"] is None
+
+
+def test_failures_are_told_and_stop_nothing_else(made):
+    assert made.code == 1
+    failed = json.loads((made.out / "results.json").read_text())["failed"]
+    reasons = {f["row"]: f["reason"] for f in failed}
+    assert set(reasons) == {"broken", "behind"}
+    assert "lrr" in reasons["broken"] and reasons["behind"] == "needs row broken, which failed"
+    assert "lrr" in json.loads((made.out / "runs" / "broken" / "seed-0" / "failed.json").read_text())["reason"]
+    assert all((made.out / f["log"]).is_file() for f in failed if f["row"] == "broken")
+
+
+def test_costs_are_written_down(made):
+    found = {r["name"]: r["cost"] for r in json.loads((made.out / "results.json").read_text())["rows"]}
+    fits = {name: json.loads((made.out / "runs" / name / "seed-0" / "fit.json").read_text()) for name in
+            ("plain", "further", "slower")}  # fmt: skip
+    assert 0.1 < fits["plain"]["seconds"] < 300 and 100 < fits["plain"]["peak_mib"] < 20_000
+    assert found["further"]["train_seconds"] == pytest.approx(
+        fits["further"]["seconds"] + fits["plain"]["seconds"]
+    )  # it stands on another training
+    assert found["slower"]["train_seconds"] == pytest.approx(fits["slower"]["seconds"])
+    assert found["untrained"]["train_seconds"] is None
+    assert found["lora"]["trainable_parameters"] < found["lora"]["parameters"] / 2
+    assert 5 < found["plain"]["tokens_per_sample"] < found["lora"]["tokens_per_sample"]  # which shows descriptions
+
+
+def test_what_is_done_is_not_done_again(made, capfd):
+    before = {p: p.stat().st_mtime_ns for p in (made.out / "runs").rglob("*.json*")}
+    assert bench("--config", made.file, "--out", made.out) == 1  # broken is tried again
+    assert "10 jobs, 8 done before" in capfd.readouterr().out
+    after = {p: p.stat().st_mtime_ns for p in (made.out / "runs").rglob("*.json*")}
+    changed = {p.relative_to(made.out / "runs").parts[0] for p in after.keys() | before.keys()
+               if after.get(p) != before.get(p)}  # fmt: skip
+    assert changed <= {"broken", "behind"}
+
+
+def test_other_settings_in_the_same_folder_are_refused(made, tmp_path):
+    said = yaml.safe_load(made.file.read_text())
+    said["rows"] = {"slower": said["rows"]["slower"] | {"options": {"model.lr": 1e-5}}}
+    file = tmp_path / "bench.yaml"
+    file.write_text(yaml.safe_dump(said))
+    message = refused("bench", "--config", file, "--out", made.out)
+    assert "row slower with other settings (options differ)" in message and "--redo" in message
+
+
+def test_one_script_per_job(made, tmp_path):
+    zoo("bench", "--config", made.file, "--out", made.out, "--write_jobs", tmp_path / "jobs")
+    scripts = sorted((tmp_path / "jobs").glob("*.sh"))
+    table = [line.split("\t") for line in (tmp_path / "jobs" / "jobs.tsv").read_text().splitlines()[1:]]
+    assert len(scripts) == len(table) == 10
+    after = {name.split("-", 1)[1]: needed for name, needed in table}
+    assert re.fullmatch(r"\d+-plain-seed-0\.sh", after["further-seed-0.sh"]) and after["plain-seed-1.sh"] == ""
+    (script,) = (s for s in scripts if "-plain-seed-1" in s.name)
+    done = subprocess.run(["sh", "-n", script], check=False)
+    assert done.returncode == 0
+    text = script.read_text()
+    assert "'--only=[plain]' --seed=1 --report=false" in text and "write_jobs" not in text
+
+
+def command(file: Path, out: Path) -> list[str]:
+    return [sys.executable, "-m", "zoo", "bench", "--config", str(file), "--out", str(out)]
+
+
+def test_killed_in_the_middle_of_a_training_it_ends_as_an_undisturbed_one(made, tmp_path):
+    long = config(made.home, "long", dropout=0.1)
+    said = {
+        "title": "t",
+        "data": yaml.safe_load(made.file.read_text())["data"],
+        "rows": {
+            "long": {"what": "long", "config": [long], "options": {"save_last_every": 3, "trainer.max_epochs": 25}}
+        },
+    }
+    file = tmp_path / "bench.yaml"
+    file.write_text(yaml.safe_dump(said))
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command(file, tmp_path / "killed"), env=env, stdout=subprocess.DEVNULL)
+    home = tmp_path / "killed" / "runs" / "long" / "seed-0"
+    last = home / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
+    until = time.monotonic() + 300
+    while not last.is_file():
+        assert process.poll() is None and time.monotonic() < until
+        time.sleep(0.01)
+    time.sleep(0.3)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    assert not (home / "fit.json").exists()  # it was in the middle
+    assert bench("--config", file, "--out", tmp_path / "killed", "--report=false") == 0
+    assert "--ckpt_path=" in (home / "log.txt").read_text()  # it went on
+    assert json.loads((home / "fit.json").read_text())["interrupted"] == 1
+    assert bench("--config", file, "--out", tmp_path / "whole", "--report=false") == 0
+    whole = tmp_path / "whole" / "runs" / "long" / "seed-0" / "results"
+    assert rows(home / "results") == rows(whole)
+    assert rows(whole) != rows(results_of(made, "plain"))

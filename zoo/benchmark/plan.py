@@ -1,0 +1,189 @@
+"""What a benchmark file says: one corpus to test on, and rows that are trained (or loaded) and tested on it.
+
+    title: The embedded sitcom
+    data: {class_path: zoo.data.Synthetic, init_args: {root: runs/sitcom}}
+    seeds: [0, 1, 2]
+    rows:
+      farcer: {what: FARCER, checkpoint: farcer-sitcom, reads: [text, face]}
+      words: {what: LoRA on words alone, config: [configs/causal_lm/sitcom.yaml], options: {model.lr: 1e-3}}
+
+`Bench` and `Row` are read by jsonargparse, so a typing error is named and every value can be given as a flag.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from zoo.data import Adaptation, EmotionData
+
+Metric = Literal["weighted_f1", "accuracy", "macro_f1", "uar"]
+REFERENCE = re.compile(r"\b(run|results):([A-Za-z0-9_.-]+)")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table.
+
+    A row either has `config` (it is trained, then tested) or `checkpoint` (it is tested as it is); with `zero_shot` a
+    config is tested without training. Values may name another row of the same seed: ``run:NAME`` is the run folder that
+    NAME was trained in, ``results:NAME`` the folder with its predictions.jsonl or decisions.jsonl; NAME is done first.
+
+    Attributes:
+        what: as the report prints it.
+        config: YAML files, read one after the other; their data section gives only batch sizes and workers.
+        checkpoint: published name, run folder or file; or ``run:NAME``.
+        zero_shot: test `config` without training.
+        options: flags without the dashes, e.g. ``{model.lr: 1e-3}``, of training (of a row without training: of its
+            test).
+        test_options: flags of the test.
+        adapt: train on the benchmark's test split without its labels (`zoo.data.Adaptation`, transductive). Such a row
+            stands apart from the ranked ones.
+        train_data: train on this, test on the benchmark's corpus.
+        seeds: training seeds; None takes the benchmark's. A row that nothing is drawn for needs one.
+        reads: what it sees, among text, turns, descriptions, face, voice; for the share of the reachable, and shown.
+        size: shown beside the name, e.g. ``small`` or ``7B``.
+        use: checkpoint of a trained row that is tested.
+        verb: ``predict`` writes what other rows need (a selector's decisions) and is not ranked.
+        hidden: trained and kept, but not in the table.
+        matched: stands in the matched view, whose rows must have had the same language model, training data and steps.
+        why: hidden row whose details say why this one answered as it did (a selector's thoughts).
+    """
+
+    what: str
+    config: list[str] | None = None
+    checkpoint: str | None = None
+    zero_shot: bool = False
+    options: dict[str, Any] = field(default_factory=dict)
+    test_options: dict[str, Any] = field(default_factory=dict)
+    adapt: bool = False
+    train_data: EmotionData | None = None
+    seeds: list[int] | None = None
+    reads: list[Literal["text", "turns", "descriptions", "face", "voice"]] | None = None
+    size: str = "small"
+    use: Literal["best", "last"] = "best"
+    verb: Literal["test", "predict"] = "test"
+    hidden: bool = False
+    matched: bool = False
+    why: str | None = None
+
+    @property
+    def trains(self) -> bool:
+        return self.config is not None and not self.zero_shot
+
+    @property
+    def ranked(self) -> bool:
+        return self.verb == "test" and not self.hidden
+
+    def values(self) -> Iterator[str]:
+        """Every value that may name another row."""
+        yield from (str(v) for v in (self.checkpoint, *self.options.values(), *self.test_options.values()))
+        yield from () if self.why is None else (f"results:{self.why}",)
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark.
+
+    Attributes:
+        title: of the report.
+        data: the corpus that every row is tested on.
+        rows: name -> row; names are letters, digits, ``_``, ``.`` and ``-``.
+        seeds: training seeds of rows that name none of their own.
+        metric: what rows are ranked by.
+        utterances: at most so many single utterances are shown in the report, whole dialogues from the first on.
+        show_texts: whether the report shows words, faces and descriptions of the corpus. Without, it can be passed on
+            where the corpus cannot: ids and answers alone.
+    """
+
+    title: str
+    data: EmotionData
+    rows: dict[str, Row]
+    seeds: list[int] = field(default_factory=lambda: [0])
+    metric: Metric = "weighted_f1"
+    utterances: int = 200
+    show_texts: bool = True
+
+    def seeds_of(self, name: str) -> list[int]:
+        own = self.rows[name].seeds
+        return self.seeds if own is None else own
+
+    def needs(self, name: str) -> list[str]:
+        """Names of the rows that must be done before this one."""
+        row = self.rows[name]
+        return list(dict.fromkeys(m[2] for value in row.values() for m in REFERENCE.finditer(value)))
+
+    def order(self) -> list[str]:
+        """Every row after those it needs. ValueError naming the rows of a circle."""
+        done: list[str] = []
+        while len(done) < len(self.rows):
+            ready = [n for n in self.rows if n not in done and all(m in done for m in self.needs(n))]
+            if not ready:
+                left = ", ".join(n for n in self.rows if n not in done)
+                raise ValueError(f"rows need each other in a circle: {left}")
+            done += ready
+        return done
+
+    def seed_of(self, name: str, needed: str, seed: int) -> int:
+        """The seed of a needed row: the same, or its only one."""
+        own = self.seeds_of(needed)
+        if seed in own:
+            return seed
+        if len(own) == 1:
+            return own[0]
+        raise ValueError(f"row {name} with seed {seed} needs row {needed}, which has the seeds {own}; give both the "
+                         "same seeds")  # fmt: skip
+
+    def check(self) -> None:
+        """ValueError for a benchmark that could not be run to its end."""
+        if not self.rows or not any(row.ranked for row in self.rows.values()):
+            raise ValueError("the benchmark has no row to rank; give at least one under rows")
+        if not self.seeds:
+            raise ValueError("seeds is empty; give at least one training seed")
+        for name, row in self.rows.items():
+            self._check(name, row)
+        self.order()
+        for name in self.rows:
+            for needed in self.needs(name):
+                for seed in self.seeds_of(name):
+                    self.seed_of(name, needed, seed)
+
+    def _check(self, name: str, row: Row) -> None:
+        def wrong(what: str) -> ValueError:
+            return ValueError(f"row {name}: {what}")
+
+        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
+            raise ValueError(f"row name {name!r}: expected letters, digits, '_', '.' and '-', since it names a folder")
+        if (row.config is None) == (row.checkpoint is None):
+            raise wrong("expected either config (to train it) or checkpoint (to test it), got "
+                        f"{'both' if row.config else 'neither'}")  # fmt: skip
+        for file in row.config or ():
+            if not Path(file).is_file():
+                raise wrong(f"config {file} does not exist (looked for from {Path.cwd()})")
+        if row.zero_shot and row.config is None:
+            raise wrong("zero_shot tests a config without training; a checkpoint needs no such word")
+        if row.seeds is not None and (not row.seeds or len(set(row.seeds)) < len(row.seeds)):
+            raise wrong(f"seeds {row.seeds}: expected different ones, at least one")
+        if (row.adapt or row.train_data is not None) and not row.trains:
+            raise wrong("adapt and train_data say what a row is trained on, and this one is not trained")
+        if row.train_data is not None and (row.adapt or isinstance(row.train_data, Adaptation)):
+            raise wrong("a row that adapts is trained on the test split; write adapt: true, and no train_data")
+        for key in (*row.options, *row.test_options):
+            if re.match(r"data(\.class_path|$)|config$|ckpt_path$|trainer\.(default_root_dir|logger)$", key):
+                raise wrong(f"option {key} is the benchmark's own; use train_data, adapt, config or checkpoint")
+        for m in (m for value in row.values() for m in REFERENCE.finditer(value)):
+            kind, needed = m[1], m[2]
+            if needed not in self.rows:
+                raise wrong(f"{m[0]} names no row; there are {', '.join(self.rows)}")
+            if kind == "run" and not self.rows[needed].trains:
+                raise wrong(f"{m[0]}: row {needed} is not trained, so it has no run folder; results:{needed} is the "
+                            "folder with its answers")  # fmt: skip
+
+
+def flags(options: Mapping[str, Any]) -> list[str]:
+    """``{model.lr: 1e-3}`` -> ``--model.lr=0.001``, as the command line reads values."""
+    return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]

@@ -1,0 +1,350 @@
+"""Runs the rows of a benchmark: every (row, seed) is a job with a folder of its own, whose done parts stay done.
+
+    OUT/runs/NAME/seed-S/
+      spec.json              what the job is; a folder of another job is refused
+      data.yaml test.yaml    the corpus of training and of the test, read after the row's configs
+      lightning_logs/version_0   the training run, resumed where a killed one stopped
+      fit.json  test.json    written when training and test were done: seconds, peak memory
+      results/               metrics.json, predictions.jsonl (or decisions.jsonl)
+      log.txt  failed.json   everything that was printed; why it failed, if it did
+
+Jobs are processes forked off a server that has imported everything once. They end with the benchmark, also if it is
+killed, and hold a lock on their folder while they live, so two benchmarks (or a job script of a cluster) never work on
+one job at the same time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import multiprocessing
+import os
+import re
+import resource
+import runpy
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.benchmark.plan import REFERENCE, Bench, Row, flags
+from zoo.data.synthetic.release import end_with
+from zoo.runs import find_checkpoint
+
+PACKAGE = Path(__file__).parents[1]
+LOADER = ("batch_size", "eval_batch_size", "num_workers")  # settings of a system's training, not of the corpus
+HEARTBEAT = 2.0  # seconds between two notes of how long a part has been running
+RUNNING = ".running"  # lock of the process that runs a job's command
+QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
+RESULTS = {"test": "predictions.jsonl", "predict": "*.jsonl"}
+
+
+class Failed(RuntimeError):
+    """A command of a job ended with an exit code other than 0."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One row with one seed.
+
+    Attributes:
+        home: its folder.
+        data: the corpus of training and of the test as a config says them, complete but for `LOADER`.
+    """
+
+    name: str
+    seed: int
+    row: Row
+    home: Path
+    data: Mapping[str, Mapping[str, Any]]
+    of: Mapping[str, Job]  # needed row -> its job
+
+    @property
+    def run(self) -> Path:
+        return self.home / "lightning_logs" / "version_0"
+
+    @property
+    def results(self) -> Path:
+        return self.home / "results"
+
+    @property
+    def done(self) -> bool:
+        return (self.home / "test.json").is_file()
+
+    def filled(self, value: Any) -> Any:
+        """A value with ``run:NAME`` and ``results:NAME`` replaced by folders."""
+        if not isinstance(value, str):
+            return value
+        return REFERENCE.sub(lambda m: str(self.of[m[2]].run if m[1] == "run" else self.of[m[2]].results), value)
+
+    def options(self, kind: Mapping[str, Any]) -> list[str]:
+        return flags({key: self.filled(value) for key, value in kind.items()})
+
+    def spec(self) -> dict[str, Any]:
+        """What the job is, in files and words that do not depend on where it runs."""
+        row = self.row
+        spec: dict[str, Any] = {
+            "seed": self.seed, "verb": row.verb, "use": row.use, "options": row.options,
+            "test_options": row.test_options, "test_data": _without(self.data["test"], LOADER),
+            "needs": {name: job.spec() for name, job in sorted(self.of.items())},
+        }  # fmt: skip
+        if row.config is not None:
+            spec["config"] = {str(file): _sha256(Path(file)) for file in row.config}
+            spec["zero_shot"] = row.zero_shot
+        elif not REFERENCE.search(row.checkpoint):
+            spec["checkpoint"] = _sha256(find_checkpoint(row.checkpoint))
+        else:
+            spec["checkpoint"] = row.checkpoint
+        if row.trains:
+            spec["train_data"] = _without(self.data["train"], LOADER)
+        return spec
+
+
+def jobs(bench: Bench, data: Mapping[str, Mapping[str, Mapping[str, Any]]], out: Path) -> list[Job]:
+    """Every job, each after those it needs.
+
+    Args:
+        data: row -> ``train`` and ``test`` -> data section, see `Job.data`.
+    """
+    made: dict[tuple[str, int], Job] = {}
+    for name in bench.order():
+        for seed in bench.seeds_of(name):
+            of = {n: made[n, bench.seed_of(name, n, seed)] for n in bench.needs(name)}
+            made[name, seed] = Job(name, seed, bench.rows[name], out / "runs" / name / f"seed-{seed}", data[name], of)
+    return list(made.values())
+
+
+# ---------------------------------------------------------------------------------------------------------- one job
+def work(job: Job, threads: int, code: str, say: Callable[[str], None]) -> None:
+    """Does what is left of a job.
+
+    Args:
+        threads: of each command.
+        code: `source` when the benchmark started.
+
+    Raises:
+        ValueError: its folder holds another job.
+        Failed: a command failed; ``failed.json`` says why.
+    """
+    job.home.mkdir(parents=True, exist_ok=True)
+    with _locked(job.home / ".lock", lambda: say(f"{job.name} seed {job.seed}: another process has it, waiting")):
+        with _locked(job.home / RUNNING):  # the command of a benchmark that was killed just now has ended
+            _same_job(job)
+        if job.done:
+            return
+        (job.home / "failed.json").unlink(missing_ok=True)
+        try:
+            if job.row.trains and not (job.home / "fit.json").is_file():
+                _fit(job, threads, code)
+                say(f"{job.name} seed {job.seed}: trained in {_cost(job.home / 'fit.json')['seconds']:.0f} s")
+            _test(job, threads, code)
+        except Failed as error:
+            (job.home / "failed.json").write_text(json.dumps({"reason": str(error)}))
+            raise
+        say(f"{job.name} seed {job.seed}: {_said(job)}")
+
+
+def _same_job(job: Job) -> None:
+    path, spec = job.home / "spec.json", json.loads(json.dumps(job.spec()))
+    if not path.is_file():
+        path.write_text(json.dumps(spec, indent=1))
+        return
+    before = json.loads(path.read_text())
+    differs = [k for k in sorted(before.keys() | spec.keys()) if before.get(k) != spec.get(k)]
+    if differs:
+        raise ValueError(
+            f"{job.home} holds row {job.name} with other settings ({', '.join(differs)} differ); run it anew with "
+            f"--redo [{job.name}], or give another --out"
+        )
+
+
+def _fit(job: Job, threads: int, code: str) -> None:
+    resumed = (job.run / "checkpoints" / "last.ckpt").is_file()
+    if resumed:  # exact: losses and weights are those of an undisturbed run
+        args = [f"--ckpt_path={job.run}"]
+    else:
+        shutil.rmtree(job.home / "lightning_logs", ignore_errors=True)
+        (job.home / "data.yaml").write_text(yaml.safe_dump({"data": job.data["train"]}, sort_keys=False))
+        args = [f"--config={file}" for file in job.row.config]
+        args += [f"--config={job.home / 'data.yaml'}", f"--seed_everything={job.seed}",
+                 f"--trainer.default_root_dir={job.home}", *flags(QUIET), *job.options(job.row.options)]  # fmt: skip
+    _command(job, "fit", args, job.home / "fit.json", threads, code)
+
+
+def _test(job: Job, threads: int, code: str) -> None:
+    row = job.row
+    shutil.rmtree(job.results, ignore_errors=True)
+    (job.home / "test.yaml").write_text(yaml.safe_dump({"data": job.data["test"]}, sort_keys=False))
+    if row.trains:
+        args = [f"--ckpt_path={find_checkpoint(job.run, row.use)}"]
+    elif row.config is not None:
+        args = [*(f"--config={file}" for file in row.config), "--zero_shot=true"]
+    else:
+        path = Path(job.filled(row.checkpoint))
+        where = find_checkpoint(path, row.use) if REFERENCE.search(row.checkpoint) else row.checkpoint
+        args = [f"--ckpt_path={where}"]
+    args += [f"--config={job.home / 'test.yaml'}", f"--seed_everything={job.seed}", "--trainer.logger=false",
+             f"--trainer.default_root_dir={job.results}", *flags(QUIET),
+             *([] if row.trains else job.options(row.options)), *job.options(row.test_options)]  # fmt: skip
+    _command(job, row.verb, args, job.home / "test.json", threads, code)
+    if not list(job.results.glob(RESULTS[row.verb])):
+        raise Failed(f"zoo {row.verb} wrote no {RESULTS[row.verb]} into {job.results}; see {job.home / 'log.txt'}")
+
+
+def _command(job: Job, verb: str, args: list[str], cost: Path, threads: int, code: str) -> None:
+    """``zoo VERB ARGS`` in a process of its own; ``cost`` is written when it is done."""
+    if source() != code:  # rows of two versions are no comparison, and half-loaded code fails in odd ways
+        raise Failed("the files of the zoo were changed while the benchmark ran; give the command again")
+    note = cost.with_suffix(".partial.json")
+    before = _cost(note) | {"interrupted": _cost(note).get("interrupted", 0) + 1} if note.is_file() else {}
+    log = job.home / "log.txt"
+    start = log.stat().st_size if log.is_file() else 0
+    context = _server()
+    process = context.Process(target=_child, args=(verb, args, os.getcwd(), str(log), str(note), before, threads))
+    process.start()
+    process.join()
+    if process.exitcode:
+        ended = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
+        raise Failed(f"zoo {verb} ended with {ended}: {_complaint(log, start)}")
+    note.replace(cost)
+
+
+def _complaint(log: Path, start: int) -> str:
+    """The end of what a command printed, from its error message on."""
+    lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines() if log.is_file() else []
+    begins = [i for i, line in enumerate(lines) if re.match(r"zoo \w+: |error: |\w+(Error|Exception)\b", line)]
+    told = " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())
+    return (told[:400] + " ..." if len(told) > 400 else told) or "it printed nothing"
+
+
+def source() -> str:
+    """A mark of the zoo's own code, which must stay as it is while a benchmark runs."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    return hashlib.sha256(repr([(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files]).encode()).hexdigest()
+
+
+def _server() -> multiprocessing.context.ForkServerContext:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["zoo.lightning_cli"])  # by name: the command line stands above this module
+    return context
+
+
+def _child(verb: str, args: list[str], cwd: str, log: str, note: str, before: dict, threads: int) -> None:
+    """The process of a command: as ``python -m zoo VERB ARGS`` would run it, with its output in a file."""
+    end_with(os.getppid())
+    os.chdir(cwd)  # the server's may be another
+    with _locked(Path(log).with_name(RUNNING)), open(log, "a") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+        _zoo(verb, args, note, before, threads)
+
+
+def _zoo(verb: str, args: list[str], note: str, before: dict, threads: int) -> None:
+    print(f"$ zoo {verb} {' '.join(args)}", flush=True)
+    os.environ["OMP_NUM_THREADS"] = str(threads)
+    import torch
+
+    torch.set_num_threads(threads)
+    started, told = time.perf_counter(), before.get("seconds", 0.0)
+
+    def write() -> None:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform != "darwin" else 1024)
+        own = {"seconds": told + time.perf_counter() - started, "interrupted": before.get("interrupted", 0),
+               "peak_mib": max(before.get("peak_mib", 0.0), peak / 1024)}  # fmt: skip
+        part = f"{note}.part"
+        Path(part).write_text(json.dumps(own))
+        os.replace(part, note)
+
+    stop = threading.Event()
+
+    def beat() -> None:
+        while not stop.wait(HEARTBEAT):
+            write()
+
+    beating = threading.Thread(target=beat, daemon=True)
+    beating.start()
+    sys.argv = ["zoo", verb, *args]
+    runpy.run_module("zoo", run_name="__main__", alter_sys=True)
+    stop.set()
+    beating.join()
+    write()
+
+
+@contextlib.contextmanager
+def _locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Holds a lock that ends with this process, however it ends."""
+    with path.open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _said(job: Job) -> str:
+    """One line about a finished job."""
+    seconds = _cost(job.home / "test.json")["seconds"]
+    if job.row.verb == "predict":
+        return f"answered in {seconds:.0f} s"
+    found = json.loads((job.results / "metrics.json").read_text())
+    return f"accuracy {found['accuracy']:.3f}, weighted F1 {found['weighted_f1']:.3f} (tested in {seconds:.0f} s)"
+
+
+# ---------------------------------------------------------------------------------------------------------- all jobs
+def run(todo: list[Job], parallel: int, threads: int, say: Callable[[str], None] = print) -> dict[str, str]:
+    """Does all jobs, as many at a time as said; ``NAME seed S`` -> reason of those that failed, or that need one that
+    did. A failed job stops no other."""
+    failed: dict[str, str] = {}
+    waiting, running = list(todo), {}
+    done: set[Path] = set()
+    code = source()
+    with ThreadPoolExecutor(parallel) as pool:
+        while waiting or running:
+            for job in list(waiting):
+                broken = [n for n, j in job.of.items() if f"{n} seed {j.seed}" in failed]
+                if broken:
+                    waiting.remove(job)
+                    reason = f"needs row {broken[0]}, which failed"
+                    failed[f"{job.name} seed {job.seed}"] = reason
+                    say(f"{job.name} seed {job.seed}: not run, {reason}")
+                elif all(j.home in done for j in job.of.values()) and len(running) < parallel:
+                    waiting.remove(job)
+                    running[pool.submit(work, job, threads, code, say)] = job
+            if not running:
+                continue
+            finished, _ = wait(running, return_when=FIRST_COMPLETED)
+            for future in finished:
+                job = running.pop(future)
+                _note(job, future, failed, say)
+                done.add(job.home)
+    return failed
+
+
+def _note(job: Job, future: Future, failed: dict[str, str], say: Callable[[str], None]) -> None:
+    try:
+        future.result()
+    except Failed as error:
+        failed[f"{job.name} seed {job.seed}"] = str(error)
+        say(f"{job.name} seed {job.seed}: FAILED, {error} (see {job.home / 'log.txt'})")
+
+
+def _cost(path: Path) -> dict[str, float]:
+    return json.loads(path.read_text())
+
+
+def _without(data: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
+    return {**data, "init_args": {k: v for k, v in data.get("init_args", {}).items() if k not in keys}}
+
+
+def _sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()

@@ -1,0 +1,102 @@
+"""`checkpoints/index.yaml`: what is published, and whether the files here are the published ones."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from zoo.runs import REPOSITORY
+
+INDEX = REPOSITORY / "checkpoints" / "index.yaml"
+SOURCES = {"shipped": (), "hub": ("hub", "revision"), "url": ("url",), "hand": ("hand",)}  # source -> fields it needs
+ALWAYS = ("what", "paper", "source", "licence", "gated", "commercial", "reported", "files")
+
+
+def index() -> dict[str, dict[str, Any]]:
+    """name -> its entry; the fields are explained at the top of ``checkpoints/index.yaml``.
+
+    Raises:
+        ValueError: an entry without the fields of its source.
+    """
+    entries = yaml.safe_load(INDEX.read_text(encoding="utf-8")) or {}
+    for name, entry in entries.items():
+        if entry.get("source") not in SOURCES:
+            raise ValueError(f"{INDEX}: {name} has source {entry.get('source')!r}, expected one of {list(SOURCES)}")
+        lacking = [key for key in (*ALWAYS, *SOURCES[entry["source"]]) if key not in entry]
+        if lacking:
+            raise ValueError(f"{INDEX}: {name} lacks {', '.join(lacking)}")
+    return entries
+
+
+def entry_of(name: str) -> dict[str, Any]:
+    """ValueError naming what is published if ``name`` is not."""
+    entries = index()
+    if name not in entries:
+        raise ValueError(f"nothing is published as {name!r}; there are {', '.join(entries)} (zoo checkpoints list)")
+    return entries[name]
+
+
+def folder_of(name: str) -> Path:
+    """Where a shipped entry lies."""
+    return INDEX.parent / name
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def differences(name: str, folder: Path, files: Mapping[str, str | None]) -> list[str]:
+    """What is wrong with a folder, one line each; empty if it holds every file with the recorded sha256."""
+    problems = []
+    for file, wanted in files.items():
+        if not (folder / file).is_file():
+            problems.append(f"{name}/{file} is missing")
+        elif wanted is not None and (got := sha256(folder / file)) != wanted:
+            problems.append(
+                f"{name}/{file} is not the published file: sha256 {got[:12]}..., expected {wanted[:12]}..."
+            )
+    return problems
+
+
+def verify(name: str) -> list[str]:
+    """What is wrong with the files of a shipped entry, one line each; empty if all have the recorded sha256."""
+    return differences(name, folder_of(name), entry_of(name)["files"])
+
+
+def name_of(file: Path) -> str | None:
+    """The name under which a file is shipped; None if it lies elsewhere or its folder is not in the index."""
+    folder = file.resolve().parent
+    if folder.parent != INDEX.parent.resolve() or not INDEX.is_file():
+        return None
+    entry = index().get(folder.name)
+    return folder.name if entry is not None and entry["source"] == "shipped" else None
+
+
+def refuse_changed(file: Path) -> None:
+    """ValueError if a file belongs to a shipped entry that is not as published any more; a tenth of a second."""
+    name = name_of(file)
+    problems = verify(name) if name is not None else []
+    if problems:
+        raise ValueError(
+            f"{'; '.join(problems)}. Restore the published files, or, if the change is yours, copy the folder "
+            "elsewhere and give its path"
+        )
+
+
+def terms(name: str, entry: Mapping[str, Any]) -> str:
+    """What has to be known before an entry is fetched, in a few lines."""
+    use = entry["commercial"]
+    commercial = {True: "allowed", False: "NOT allowed"}.get(use, f"{use}; read the terms")
+    gated = "yes: its owner asks who you are and what for" if entry["gated"] else "no"
+    return f"{name}: {entry['what']}\n  licence: {entry['licence']}\n  commercial use: {commercial}\n  gated: {gated}"
+
+
+def files_entry(folder: Path) -> dict[str, str]:
+    """The ``files:`` of a folder that is to be published."""
+    files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != "README.md")
+    return {name: sha256(folder / name) for name in files}

@@ -1,0 +1,216 @@
+"""A probe: a few stored utterances (with clips, for systems that see or hear) and what the published system answered.
+
+    probe.json     samples, solved examples if the system shows some, and the rows it answered with
+    probe_K.mp4    the clips of the utterances, made up as the embedded sitcom's are
+
+Comparing goes the user's whole way: the config's templates and tokenizer, decoding, encoders, the answer. Weights,
+code or base that changed show as other answers; numbers may differ by `TOLERANCE`, for other machines.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import tempfile
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Trainer
+
+from zoo.backbones import Vision
+from zoo.data import EmotionData
+from zoo.data.base import Reading, Split
+from zoo.data.synthetic.release import dialogues, encode, render
+from zoo.data.synthetic.script import Settings
+from zoo.module import EmotionModule
+from zoo.schema import Labels, Sample, Turn
+
+PROBE = "probe.json"
+FORMAT = 1
+SEED, TURNS, EXAMPLES = 9, 4, 12  # of the sitcom: which corpus, how many utterances, how many dialogues of examples
+TOLERANCE = 2e-3  # of probabilities; other numbers relative to their size if they are above 1
+
+
+class ProbeData(EmotionData):
+    """The probe as a corpus: its utterances are to be predicted, its examples are the training and dev split."""
+
+    def __init__(self, samples: Sequence[Sample], examples: Sequence[Sample]) -> None:
+        super().__init__(seed=0, batch_size=len(samples))
+        self.own, self.others = list(samples), list(examples)
+
+    @property
+    def label_sets(self) -> dict[str, Labels]:
+        return {s.labels.corpus: s.labels for s in self.own}
+
+    def read(self, split: Split) -> Reading:
+        return Reading(self.own if split == "test" else self.others)
+
+
+# ---- making one
+def write(module: EmotionModule, folder: Path, labels: Sequence[Labels], options: Mapping[str, Any]) -> None:
+    """Writes the probe of a module that was loaded from ``folder``.
+
+    Args:
+        labels: label sets it answers with; the utterances take turns.
+        options: ``init_args`` of the model; ``descriptions`` and numbers of examples are read from there.
+    """
+    clips = any(hasattr(module, part) for part in ("vision", "audio"))
+    shots = any(options.get(key) for key in ("shots", "train_shots"))
+    kinds = options.get("descriptions") or ()
+    (dialogue,) = dialogues(SEED, "test", 1, Settings())
+    turns: list[Turn] = []
+    for i, said in enumerate(dialogue.utterances[:TURNS]):
+        clip = None
+        if clips:
+            clip = folder / f"probe_{i}.mp4"
+            clip.write_bytes(encode(*render(said, dialogue.place, f"probe/{i}")))
+        own = _described(said.descriptions, kinds)
+        turns.append(Turn(said.id, said.speaker, said.text, said.label, own, clip, clip))
+    samples = [
+        _sample(turns[: i + 1], labels[i % len(labels)], "test", dialogue.id, keep_label=True)
+        for i in range(len(turns))
+    ]
+    examples = []
+    for number, other in enumerate(dialogues(SEED, "train", EXAMPLES, Settings()) if shots else ()):
+        own = [Turn(u.id, u.speaker, u.text, u.label, _described(u.descriptions, kinds)) for u in other.utterances]
+        examples.append(_sample(own, labels[number % len(labels)], "train", other.id, keep_label=False))
+    content = {
+        "format": FORMAT,
+        "labels": {one.corpus: list(one.names) for one in labels},
+        "samples": [_to_json(s) for s in samples],
+        "examples": [_to_json(s) for s in examples],
+        "expected": _answers(module, samples, examples),
+    }
+    (folder / PROBE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _described(own: Mapping[str, str], kinds: Sequence[str]) -> dict[str, str]:
+    """Kinds of description that the sitcom does not have get the words of its voices."""
+    return dict.fromkeys(kinds, own["audio"]) | dict(own)
+
+
+def _sample(turns: Sequence[Turn], labels: Labels, split: str, dialogue: str, keep_label: bool) -> Sample:
+    """The last turn as a sample. A label that the corpus does not have is left out, or replaced in an example."""
+    def fitted(turn: Turn) -> Turn:
+        known = turn.label in labels.names
+        other = None if keep_label else labels.names[len(turn.text) % len(labels)]
+        return replace(turn, label=turn.label if known else other)
+
+    *before, target = map(fitted, turns)
+    where = f"{labels.corpus}/{split}"
+    return Sample(f"{where}/{target.id}", f"{where}/{dialogue}", labels, target, tuple(before))
+
+
+# ---- comparing
+def compare(module: EmotionModule, folder: Path) -> None:
+    """ValueError if a module answers the probe of a folder otherwise than was recorded, saying what differs most."""
+    samples, examples, expected = read(folder)
+    got = _answers(module, samples, examples)
+    problems = []
+    for was, now in zip(expected, got, strict=True):
+        problems += [f"{was['id']}: {place} is {b!r}, was {a!r}" for place, a, b in _differ(was, now)]
+    if problems:
+        raise ValueError(
+            f"{folder} does not answer its probe as it did when it was published: {'; '.join(problems[:3])} "
+            f"({len(problems)} differences in {len(expected)} answers, tolerance {TOLERANCE}). Its base model, its "
+            "prompt template or the code of the system changed"
+        )
+
+
+def encoder_outputs(path: str) -> list[float]:
+    """Logits of an image encoder for one fixed picture: stripes, and a square."""
+    rows, columns = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
+    picture = torch.stack([rows * 2, columns * 2, (rows + columns) % 32 * 8]).to(torch.uint8)
+    picture[:, 30:60, 40:70] = 255
+    with torch.inference_mode():
+        return [round(x, 5) for x in Vision(path).eval().logits(picture[None])[0].double().tolist()]
+
+
+def compare_encoder(name: str, path: str, expected: Sequence[float]) -> None:
+    """ValueError if an image encoder answers the fixed picture otherwise than was recorded."""
+    got = encoder_outputs(path)
+    if _differ(list(expected), got):
+        raise ValueError(f"{name} in {path} does not answer its probe as recorded: {got}, expected {list(expected)}")
+
+
+def read(folder: Path) -> tuple[list[Sample], list[Sample], list[dict[str, Any]]]:
+    """Samples, examples and recorded rows. ValueError for a file that is no probe."""
+    file = folder / PROBE
+    try:
+        content = json.loads(file.read_text(encoding="utf-8"))
+        if content["format"] != FORMAT:
+            raise ValueError(f"{file} has format {content['format']}, this version reads {FORMAT}")
+        labels = {corpus: Labels(corpus, tuple(names)) for corpus, names in content["labels"].items()}
+        samples, examples = ([_from_json(s, labels, folder) for s in content[key]] for key in ("samples", "examples"))
+        return samples, examples, content["expected"]
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{file} is no probe ({type(error).__name__}: {error}); write it with zoo export") from error
+
+
+def _answers(module: EmotionModule, samples: Sequence[Sample], examples: Sequence[Sample]) -> list[dict[str, Any]]:
+    """The rows of a prediction, in the order of the samples; the module is left as it was."""
+    training, trainer = module.training, module._trainer
+    with tempfile.TemporaryDirectory() as folder, _silent(), torch.random.fork_rng(devices=()):
+        torch.manual_seed(0)
+        Trainer(
+            accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
+            enable_model_summary=False, default_root_dir=folder,
+        ).predict(module, datamodule=ProbeData(samples, examples), return_predictions=False)  # fmt: skip
+        text = (Path(folder) / module.rows_file).read_text(encoding="utf-8")
+    module._trainer = trainer
+    module.train(training)
+    return [json.loads(line) for line in text.splitlines()]
+
+
+@contextmanager
+def _silent() -> Iterator[None]:
+    """Without what Lightning and the systems say about a run: this is none."""
+    loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "zoo")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings(action="ignore"):
+            yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def _differ(was: Any, now: Any, place: str = "") -> list[tuple[str, Any, Any]]:
+    """Place, recorded and present value of everything that differs, numbers by more than the tolerance."""
+    if isinstance(was, dict) and isinstance(now, dict):
+        keys = list(dict.fromkeys((*was, *now)))
+        return [d for k in keys for d in _differ(was.get(k), now.get(k), f"{place}.{k}".lstrip("."))]
+    if isinstance(was, list) and isinstance(now, list) and len(was) == len(now):
+        return [d for i, (a, b) in enumerate(zip(was, now, strict=True)) for d in _differ(a, b, f"{place}[{i}]")]
+    if isinstance(was, float) and isinstance(now, float):
+        near = abs(was - now) <= TOLERANCE * max(1.0, abs(was)) or (math.isnan(was) and math.isnan(now))
+        return [] if near else [(place, was, now)]
+    return [] if was == now else [(place, was, now)]
+
+
+# ---- samples as JSON
+def _to_json(sample: Sample) -> dict[str, Any]:
+    def turn(own: Turn) -> dict[str, Any]:
+        said = {"id": own.id, "speaker": own.speaker, "text": own.text, "label": own.label}
+        return said | {"descriptions": dict(own.descriptions), "clip": own.video.name if own.video else None}
+
+    return {"id": sample.id, "dialogue": sample.dialogue, "corpus": sample.labels.corpus,
+            "turns": [turn(own) for own in (*sample.history, sample.target)]}  # fmt: skip
+
+
+def _from_json(row: Mapping[str, Any], labels: Mapping[str, Labels], folder: Path) -> Sample:
+    turns = []
+    for own in row["turns"]:
+        clip = None if own["clip"] is None else folder / own["clip"]
+        if clip is not None and not clip.is_file():
+            raise ValueError(f"{folder} lacks {own['clip']}, a clip of its probe; restore the folder")
+        turns.append(Turn(own["id"], own["speaker"], own["text"], own["label"], own["descriptions"], clip, clip))
+    return Sample(row["id"], row["dialogue"], labels[row["corpus"]], turns[-1], tuple(turns[:-1]))

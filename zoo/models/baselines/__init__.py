@@ -1,0 +1,3 @@
+from zoo.models.baselines.model import Majority, SentenceClassifier, TfidfLogistic
+
+__all__ = ["Majority", "SentenceClassifier", "TfidfLogistic"]

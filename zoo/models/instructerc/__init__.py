@@ -1,0 +1,3 @@
+from zoo.models.instructerc.model import InstructERC
+
+__all__ = ["InstructERC"]
