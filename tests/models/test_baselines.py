@@ -228,22 +228,18 @@ def test_a_frozen_encoder_is_neither_trained_nor_stored(sentence, options, encod
     assert model.train().model.training and not model.requires_grad_(False).train().model.training  # no dropout
 
 
-class Watched(SentenceClassifier):
-    """Writes down in which mode its encoder is when it trains and when it is judged."""
-
-    modes: list[tuple[bool, bool]] = []
-
-    def logits(self, batch):
-        self.modes.append((torch.is_grad_enabled(), self.encoder.model.training))
-        return super().logits(batch)
-
-
 @pytest.mark.parametrize("trained", [True, False])
-def test_dropout_of_the_encoder_is_on_where_it_is_trained(trained, sentence, options, tmp_path):
-    Watched.modes.clear()
+def test_dropout_of_the_encoder_is_on_where_it_is_trained(trained, sentence, options, tmp_path, monkeypatch):
+    modes, logits = set(), SentenceClassifier.logits
+
+    def watched(self, batch):
+        modes.add((torch.is_grad_enabled(), self.encoder.model.training))
+        return logits(self, batch)
+
+    monkeypatch.setattr(SentenceClassifier, "logits", watched)
     only = () if trained else (r"--model.train=['head\..*']",)
-    fit(tmp_path, "--model=tests.models.test_baselines.Watched", *sentence[1:], *options(trainer__max_steps=3), *only)
-    assert set(Watched.modes) == {(True, trained), (False, False)}
+    fit(tmp_path, *sentence, *options(trainer__max_steps=3), *only)
+    assert modes == {(True, trained), (False, False)}
 
 
 def test_sentence_learns_by_heart(sentence, corpus, tmp_path):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from zoo.checkpoints import probes
 from zoo.checkpoints.listing import INDEX, files_entry, index
-from zoo.checkpoints.loading import home_of, load
+from zoo.checkpoints.loading import home_of, load, made
 from zoo.data import EmotionData
 from zoo.module import read_checkpoint
 from zoo.runs import REPOSITORY, find_checkpoint
@@ -183,6 +183,9 @@ def export_system(path: str, out: Path, dtype: str | None, given: Mapping[str, A
     content = read_checkpoint(file)
     with whole_or_none(out) as part:
         config = write_system(part, out.name, run, given, content["state_dict"], content["zoo"], dtype)
+        if given.keys() & content["zoo"]["bases"].keys():
+            contract = _rebased(part / "config.yaml", content["state_dict"])
+            write_system(part, out.name, run, given, content["state_dict"], contract, dtype)
         module = load(str(part), probe=False)
         probes.write(module, part, labels_of(run["data"]), config["model"]["init_args"])
         probes.compare(load(str(part), probe=False), part)  # what another process will find
@@ -191,6 +194,24 @@ def export_system(path: str, out: Path, dtype: str | None, given: Mapping[str, A
     print(f"wrote {out}: {len(content['state_dict'])} tensors, {size / 1e6:.1f} MB. To publish it, complete this and "
           f"add it to {INDEX}:")  # fmt: skip
     print(new_entry(out, {"reported": _scores(home)}), end="")
+
+
+def _rebased(config: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The contract of weights that hold every tensor, so that they stand on backbones of a config of theirs alone: of
+    those nothing but the shape and the tokenizer is needed.
+
+    Raises:
+        ValueError: tensors are missing, which only the run's own backbones have.
+    """
+    module = made(config)
+    module.restored = True
+    module.configure_model()
+    missing = sorted(set(module.state_dict()) - set(state))
+    if missing:
+        raise ValueError(f"the run stored all but {len(missing)} tensors of the model {missing[:3]}, which only its own "
+                         "backbones hold; publish those first, or leave --set of a backbone out")  # fmt: skip
+    module.from_hub = set()
+    return module.contract()
 
 
 @contextlib.contextmanager

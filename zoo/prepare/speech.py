@@ -268,6 +268,8 @@ def from_table(
             for name, (column, _) in MEASURES.items()
             if math.isfinite(numbers[column][row])
         }
+        if "pitch" not in values:  # some tables say 0 then
+            values.pop("pitch variation", None)
         if seconds > MAX_SECONDS:
             left_out[key] = f"lasts {seconds:.2f} s; expected up to {MAX_SECONDS} s"
         elif not values:
