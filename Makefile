@@ -22,8 +22,8 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 
 # the dev install holds everything the plain one does
 demo: $(if $(wildcard $(DEV)),$(DEV),$(PLAIN))
-	test -f $(RUNS)/sitcom/corpus.json || $(OFFLINE) $(BIN)/zoo prepare synthetic --seed 3 --dialogues 60 \
-		--shares .3 .1 .6 --out $(RUNS)/sitcom
+	test -f $(RUNS)/sitcom/corpus.json || $(OFFLINE) $(BIN)/zoo prepare synthetic --seed 3 --dialogues 120 \
+		--shares .25 .05 .7 --out $(RUNS)/sitcom
 	$(OFFLINE) OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/zoo bench --config configs/bench/demo.yaml \
 		--data.root $(RUNS)/sitcom --out $(RUNS)/bench --jobs 2
 	@printf '\nThe results lie in %s: open report.html\n' $(RUNS)/bench && ls -1 $(RUNS)/bench

@@ -18,8 +18,10 @@ from safetensors.torch import save_file
 
 from tests.runs_helper import checkpoint, fit, flags, make_corpus, make_llm, metrics, newest, refused, rows, zoo
 from zoo.checkpoints import listing, load, probes, sha256
+from zoo.checkpoints.exporting import _is_place
 from zoo.module import read_checkpoint
 
+ROOT = Path(__file__).parents[2]
 ADAPTERS = ("--model.lora.r=4", "--model.lora.alpha=16")
 SYSTEMS = {  # options beyond data
     "words": ("--model=DialogueLLM", "--model.llm=tiny-llama", "--model.template=short", "--model.window=1",
@@ -185,6 +187,35 @@ def test_nothing_of_this_machine_is_written(home, runs, data, tmp_path):
                                       "--system", f"--out={tmp_path / 'x'}")  # fmt: skip
     zoo("export", f"--ckpt_path={runs('words')}", "--system", f"--out={tmp_path / 'set'}", "--set", "window=0")
     assert yaml.safe_load((tmp_path / "set" / "config.yaml").read_text())["model"]["init_args"]["window"] == 0
+
+
+def test_whole_weights_may_stand_on_another_base(runs, data, tmp_path):
+    """A run that trained every tensor of a local model needs of a published one the shape and the tokenizer alone."""
+    local = shutil.copytree(ROOT / "checkpoints" / "tiny-llama", tmp_path / "llm")
+    state = tensors(local / "model.safetensors")
+    (local / "model.safetensors").unlink()
+    save_file({k: v * 1.01 for k, v in state.items()}, local / "model.safetensors", {"format": "pt"})
+    run = fit(tmp_path, "--model=CausalLM", f"--model.llm={local}", *data, "--trainer.max_steps=1",
+              "--model.lora=null", "--trainer.limit_val_batches=0")  # fmt: skip
+    zoo("test", f"--ckpt_path={run}")
+    out = ("--system", f"--out={tmp_path / 'moved'}", "--set", "llm=tiny-llama")
+    zoo("export", f"--ckpt_path={run}", *out)
+    said = read_checkpoint(tmp_path / "moved" / "weights.safetensors")["zoo"]
+    assert Path(said["bases"]["llm"]["path"]).name == "tiny-llama"
+    zoo("test", f"--ckpt_path={tmp_path / 'moved'}", *data[1:], f"--trainer.default_root_dir={tmp_path / 'again'}")
+    assert rows(newest(tmp_path / "again")) == rows(run)
+    said = refused("export", f"--ckpt_path={runs('words')}", "--system", f"--out={tmp_path / 'x'}", "--set",
+                   "llm=tiny-llama-sitcom")  # fmt: skip
+    assert "stored all but" in said and not (tmp_path / "x").exists()
+
+
+@pytest.mark.parametrize(
+    ("value", "place"),
+    [("/models/x", True), ("~/x", True), ("./x", True), ("runs/x", True), (".*_proj", False), ("default", False),
+     (r"model\.layers\.\d+", False), ("meta-llama/Llama-2-7b-hf", False)],
+)  # fmt: skip
+def test_what_is_a_place_on_this_machine(value, place):
+    assert _is_place(value) is place
 
 
 # ---- what is refused

@@ -208,8 +208,8 @@ def _rebased(config: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     module.configure_model()
     missing = sorted(set(module.state_dict()) - set(state))
     if missing:
-        raise ValueError(f"the run stored all but {len(missing)} tensors of the model {missing[:3]}, which only its own "
-                         "backbones hold; publish those first, or leave --set of a backbone out")  # fmt: skip
+        raise ValueError(f"the run stored all but {len(missing)} tensors of the model {missing[:3]}, which only its "
+                         "own backbones hold; publish those first, or leave --set of a backbone out")  # fmt: skip
     module.from_hub = set()
     return module.contract()
 
