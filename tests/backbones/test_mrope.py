@@ -307,12 +307,13 @@ def test_three_equal_positions_are_one(llm, rows, answers):
 
 @torch.no_grad()
 def test_a_model_that_could_is_as_one_that_cannot(folder, llm, rows, answers):
-    """No positions given: bit for bit the model without `mrope`, in every verb."""
+    """No positions given: the model without `mrope`, in every verb, bit for bit; scores but for the order of sums,
+    which differs on some CPUs."""
     without = LLM(str(folder), attention="sdpa" if llm.plain_because is None else "eager").eval()
     assert not any(isinstance(m, SectionedRotary) for m in without.modules())
     inputs = padded(rows)[:2]
     assert torch.equal(*(m.logprobs(m.encode(*inputs), *answers) for m in (llm, without)))
-    assert torch.equal(*(m.score(m.encode(*inputs), CANDIDATES) for m in (llm, without)))
+    torch.testing.assert_close(*(m.score(m.encode(*inputs), CANDIDATES) for m in (llm, without)), rtol=1e-6, atol=1e-6)
     ids, mask = torch.arange(3, 15).view(2, 6), torch.ones(2, 6, dtype=torch.bool)
     texts = [m.beam(ids, mask, beams=2, max_new_tokens=4) for m in (llm, without)]
     assert texts[0] == texts[1]

@@ -123,7 +123,7 @@ def test_some_logits_at_a_time(tiny_llama, monkeypatch):
         results.append((loss.item(), [p.grad for p in model.parameters() if p.grad is not None]))
     assert results[0][0] == pytest.approx(results[1][0], rel=1e-6)
     for one, other in zip(results[0][1], results[1][1], strict=True):
-        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-7)
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)  # sums in another order, which CPUs do differently
 
 
 def test_temperature(tiny_llama):

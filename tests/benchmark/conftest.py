@@ -62,6 +62,7 @@ def made(tmp_path_factory) -> Made:
         "untrained": {"what": "as it is", "config": [plain], "zero_shot": True},
         "answers": {"what": "answers", "checkpoint": "run:plain", "verb": "predict",
                     "test_options": {"data.predict_splits": ["dev"]}},
+        "only": {"what": "only trained", "config": [plain], "verb": "fit"},
         "broken": {"what": "misspelt", "config": [plain], "options": {"model.lrr": 1}},
         "behind": {"what": "stands on it", "checkpoint": "run:broken"},
     }  # fmt: skip

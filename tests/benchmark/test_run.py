@@ -45,6 +45,8 @@ def test_rows_that_stand_on_others(made):
     answers = rows(results_of(made, "answers"))
     assert answers and all("/dev/" in r["id"] for r in answers)
     assert metrics(results_of(made, "untrained"))["checkpoint"] is None
+    only = made.out / "runs" / "only" / "seed-0"
+    assert (only / "fit.json").is_file() and not (only / "results").exists()
 
 
 def test_failures_are_told_and_stop_nothing_else(made):
@@ -74,7 +76,7 @@ def test_costs_are_written_down(made):
 def test_what_is_done_is_not_done_again(made, capfd):
     before = {p: p.stat().st_mtime_ns for p in (made.out / "runs").rglob("*.json*")}
     assert bench("--config", made.file, "--out", made.out) == 1  # broken is tried again
-    assert "10 jobs, 8 done before" in capfd.readouterr().out
+    assert "11 jobs, 9 done before" in capfd.readouterr().out
     after = {p: p.stat().st_mtime_ns for p in (made.out / "runs").rglob("*.json*")}
     changed = {p.relative_to(made.out / "runs").parts[0] for p in after.keys() | before.keys()
                if after.get(p) != before.get(p)}  # fmt: skip
@@ -94,7 +96,7 @@ def test_one_script_per_job(made, tmp_path):
     zoo("bench", "--config", made.file, "--out", made.out, "--write_jobs", tmp_path / "jobs")
     scripts = sorted((tmp_path / "jobs").glob("*.sh"))
     table = [line.split("\t") for line in (tmp_path / "jobs" / "jobs.tsv").read_text().splitlines()[1:]]
-    assert len(scripts) == len(table) == 10
+    assert len(scripts) == len(table) == 11
     after = {name.split("-", 1)[1]: needed for name, needed in table}
     assert re.fullmatch(r"\d+-plain-seed-0\.sh", after["further-seed-0.sh"]) and after["plain-seed-1.sh"] == ""
     (script,) = (s for s in scripts if "-plain-seed-1" in s.name)

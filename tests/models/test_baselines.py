@@ -34,7 +34,7 @@ from tests.runs_helper import (
 )  # fmt: skip
 from zoo.backbones.sentence import SentenceEncoder
 from zoo.data import MELD, Synthetic
-from zoo.models.baselines import SentenceClassifier, TfidfLogistic
+from zoo.models.baselines import Majority, SentenceClassifier, TfidfLogistic
 from zoo.models.baselines.model import SentenceCollator
 
 WORD_CHARACTERS = "abcdefghijklmnopqrstuvwxyz0123456789.,!?'"
@@ -294,3 +294,9 @@ def make_encoder(folder: Path) -> Path:
             parameter.data *= 8 if "embeddings" in name else 4  # far from uniform: it learns within some steps
     model.save_pretrained(folder)
     return folder
+
+
+def test_outside_a_run_it_says_where_it_can_be_read():
+    """`zoo label` and `zoo export` load a model without a run; the shape of this one is that of its corpus."""
+    with pytest.raises(ValueError, match="zoo test or zoo predict --ckpt_path RUN"):
+        Majority().configure_model()

@@ -53,6 +53,8 @@ def tokenizer(tiny_llama):
 class Data:
     """What a system asks its data module for."""
 
+    asked = False
+
     def __init__(self, samples, seed=0):
         self.all, self.run_seed = list(samples), seed
         self.label_sets = {s.labels.corpus: s.labels for s in self.all}

@@ -486,8 +486,11 @@ def test_dlib_analyzer_is_copied_and_sent_to_workers(dlib_faces):
     frames = drawing()[None]
     expected = dlib_faces.analyse(frames)
     assert expected[0]
-    assert pickle.loads(pickle.dumps(dlib_faces)).analyse(frames) == expected
-    assert copy.deepcopy(dlib_faces).analyse(frames) == expected
+    for twin in (pickle.loads(pickle.dumps(dlib_faces)), copy.deepcopy(dlib_faces)):
+        (found,) = twin.analyse(frames)
+        assert [face.box for face in found] == [face.box for face in expected[0]]
+        for face, known in zip(found, expected[0], strict=True):  # some CPUs add up a copy's weights in another order
+            assert face.probabilities == pytest.approx(known.probabilities, abs=1e-6)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (1, 4000), (4000, 1), (2, 3), (8000, 8000)])

@@ -47,6 +47,8 @@ def meld(home):
 class Data:
     """What a system asks its data module for."""
 
+    asked = False
+
     def __init__(self, samples):
         self.all, self.run_seed = list(samples), 0
         self.label_sets = {s.labels.corpus: s.labels for s in self.all}

@@ -489,7 +489,7 @@ def test_loss_and_gradient_are_those_of_trl(both, loss_type, kl, off_policy):
     loss, expected = step_of_trl(trainer, whole, passes)
     objective = Objective("grpo_clip", LOSSES[loss_type], 0.1, 0.3, 1.5, beta, kl or "k3")
     sums, found = step_of_ours(llm, whole, objective, on_policy=not off_policy)
-    assert sums["loss"].item() == pytest.approx(loss, rel=1e-5, abs=1e-7)
+    assert sums["loss"].item() == pytest.approx(loss, rel=1e-5, abs=1e-6)  # terms cancel; CPUs add up in another order
     agree(found, expected)
     if off_policy:  # every bound was at work
         without = Objective("grpo_clip", LOSSES[loss_type], 0.1, 0.3, None, beta, kl or "k3")
@@ -532,7 +532,7 @@ def test_a_whole_step_is_that_of_trl(both, monkeypatch):
     assert signal.abs().min(1).values.max() > 0
     torch.testing.assert_close(signal.flatten(), whole["advantages"], rtol=1e-5, atol=1e-6)
     sums, found = step_of_ours(llm, whole | {"advantages": signal}, objective, on_policy=True)
-    assert sums["loss"].item() == pytest.approx(loss, rel=1e-5, abs=1e-7)
+    assert sums["loss"].item() == pytest.approx(loss, rel=1e-5, abs=1e-6)  # terms cancel; CPUs add up in another order
     agree(found, expected)
 
 

@@ -48,7 +48,8 @@ class Row:
         reads: what it sees, among text, turns, descriptions, face, voice; for the share of the reachable, and shown.
         size: shown beside the name, e.g. ``small`` or ``7B``.
         use: checkpoint of a trained row that is tested.
-        verb: ``predict`` writes what other rows need (a selector's decisions) and is not ranked.
+        verb: ``predict`` writes what other rows need (a selector's decisions), ``fit`` only trains it for them; neither
+            is ranked.
         hidden: trained and kept, but not in the table.
         matched: stands in the matched view, whose rows must have had the same language model, training data and steps.
         why: hidden row whose details say why this one answered as it did (a selector's thoughts).
@@ -66,7 +67,7 @@ class Row:
     reads: list[Literal["text", "turns", "descriptions", "face", "voice"]] | None = None
     size: str = "small"
     use: Literal["best", "last"] = "best"
-    verb: Literal["test", "predict"] = "test"
+    verb: Literal["test", "predict", "fit"] = "test"
     hidden: bool = False
     matched: bool = False
     why: str | None = None
@@ -164,6 +165,8 @@ class Bench:
         for file in row.config or ():
             if not Path(file).is_file():
                 raise wrong(f"config {file} does not exist (looked for from {Path.cwd()})")
+        if row.verb == "fit" and not row.trains:
+            raise wrong("verb fit only trains, and this row is not trained; give it a config")
         if row.zero_shot and row.config is None:
             raise wrong("zero_shot tests a config without training; a checkpoint needs no such word")
         if row.seeds is not None and (not row.seeds or len(set(row.seeds)) < len(row.seeds)):
@@ -179,6 +182,9 @@ class Bench:
             kind, needed = m[1], m[2]
             if needed not in self.rows:
                 raise wrong(f"{m[0]} names no row; there are {', '.join(self.rows)}")
+            if kind == "results" and self.rows[needed].verb == "fit":
+                raise wrong(f"{m[0]}: row {needed} is only trained (verb fit), so it has no results; run:{needed} is "
+                            "its run folder")  # fmt: skip
             if kind == "run" and not self.rows[needed].trains:
                 raise wrong(f"{m[0]}: row {needed} is not trained, so it has no run folder; results:{needed} is the "
                             "folder with its answers")  # fmt: skip

@@ -78,7 +78,7 @@ class Job:
 
     @property
     def done(self) -> bool:
-        return (self.home / "test.json").is_file()
+        return (self.home / ("fit.json" if self.row.verb == "fit" else "test.json")).is_file()
 
     def filled(self, value: Any) -> Any:
         """A value with ``run:NAME`` and ``results:NAME`` replaced by folders."""
@@ -146,11 +146,13 @@ def work(job: Job, threads: int, code: str, say: Callable[[str], None]) -> None:
             if job.row.trains and not (job.home / "fit.json").is_file():
                 _fit(job, threads, code)
                 say(f"{job.name} seed {job.seed}: trained in {_cost(job.home / 'fit.json')['seconds']:.0f} s")
-            _test(job, threads, code)
+            if job.row.verb != "fit":
+                _test(job, threads, code)
         except Failed as error:
             (job.home / "failed.json").write_text(json.dumps({"reason": str(error)}))
             raise
-        say(f"{job.name} seed {job.seed}: {_said(job)}")
+        if job.row.verb != "fit":
+            say(f"{job.name} seed {job.seed}: {_said(job)}")
 
 
 def _same_job(job: Job) -> None:

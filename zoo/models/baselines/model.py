@@ -69,6 +69,14 @@ def require_corpora(checkpoint: Mapping[str, Any], part: str, corpora: set[str])
         )
 
 
+def label_sets(module: EmotionModule) -> dict[str, Labels]:
+    """Label sets of the corpora of a run, which these baselines have the shape of. ValueError outside a run."""
+    if module._trainer is None:
+        raise ValueError(f"a {type(module).__name__} has the shape of its corpus' labels, so it is read inside a run "
+                         "alone: zoo test or zoo predict --ckpt_path RUN")  # fmt: skip
+    return module.trainer.datamodule.label_sets
+
+
 class Fitted(EmotionModule):
     """A system whose weights are computed from the training split in one go, without gradients.
 
@@ -95,10 +103,7 @@ class Fitted(EmotionModule):
 
     # ---- shared by both
     def build(self) -> None:
-        if self._trainer is None:
-            raise ValueError(f"a {type(self).__name__} has the shape of its corpus' labels, so it is read inside a run "
-                             "alone: zoo test or zoo predict --ckpt_path RUN")  # fmt: skip
-        sets = self.trainer.datamodule.label_sets
+        sets = label_sets(self)
         self.of = nn.ModuleDict({
             corpus: nn.ParameterDict({k: nn.Parameter(torch.zeros(s)) for k, s in self.parts(labels).items()})
             for corpus, labels in sets.items()
@@ -307,7 +312,7 @@ class SentenceClassifier(EmotionModule):
             raise ValueError(
                 f"max_length is {self.max_length}, but {self.encoder.path} reads {self.encoder.longest} tokens at most"
             )
-        sets = self.trainer.datamodule.label_sets
+        sets = label_sets(self)
         self.head = nn.ModuleDict({c: nn.Linear(self.encoder.width, len(labels)) for c, labels in sets.items()})
 
     def bases(self) -> dict[str, SentenceEncoder]:

@@ -12,6 +12,8 @@ Differs from the paper (P) and its published code (C, which lacks the model, sta
   patches`). Inner widths, heads, and which of the gate's outputs is emotion are unstated: arguments here.
 - Stage 1 starts with a random emotion expert, so ours forces the gate to the general one there (``force_gate``) and
   trains the gate in stage 2; P names it in both and says nothing about forcing.
+- At small size (configs/emotion_qwen/sitcom_*.yaml) tower and words are trained first, and stage 2 shows questions
+  beside emotions: from emotions alone the gate learnt to choose that expert always, and the questions were lost.
 - C's LoRA scripts always train the token embeddings and the gate too, on q, k, v and o, 3 epochs; P freezes them, 5
   epochs. C's full tuning trains language model and emotion expert. `train` says which, the configs hold both.
 - Face capture: P uses DeepFace and states neither detector nor threshold nor how the stream joins. Ours: any
