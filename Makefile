@@ -32,7 +32,7 @@ demo: $(if $(wildcard $(DEV)),$(DEV),$(PLAIN))
 # one thread per process: the models of the tests are too small for more to pay; a file's tests stay together, because
 # they share what they trained
 test: $(DEV)
-	$(OFFLINE) MKL_CBWR=COMPATIBLE OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $${PROCESSES:-2} --dist loadfile \
+	$(OFFLINE) MKL_CBWR=AVX2,STRICT OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $${PROCESSES:-2} --dist loadfile \
 		--nbmake --nbmake-timeout=600 tests notebooks
 
 lint: $(DEV)

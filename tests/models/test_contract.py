@@ -84,6 +84,7 @@ SYSTEMS = {
     ),
     "voice": System(
         ("--model=zoo.models.unimodal.VoiceClassifier", "--model.gain=3"), "audio", calm=("--model.gain=0",),
+        overfits=("--trainer.max_epochs=80", "--model.lr=0.005"),
     ),
     "emotion_qwen": System(
         ("--model=EmotionQwen", "--model.vision=shape:tiny-patch-vision", "--model.template=plain", "--model.window=1",
