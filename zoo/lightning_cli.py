@@ -3,7 +3,6 @@ by a file."""
 
 from __future__ import annotations
 
-import itertools
 import json
 import logging
 import os
@@ -38,7 +37,16 @@ import zoo.models.unimodal  # noqa: F401
 from zoo.checkpoints.listing import refuse_changed
 from zoo.data import EmotionData
 from zoo.module import EmotionModule, read_checkpoint
-from zoo.runs import ResumingCSVLogger, find_checkpoint, newest_run, next_version, published, run_folder, run_of
+from zoo.runs import (
+    ResumingCSVLogger,
+    configs_first,
+    find_checkpoint,
+    newest_run,
+    next_version,
+    published,
+    run_folder,
+    run_of,
+)
 
 EVALUATION = ("validate", "test", "predict")
 VERBS = ("fit", *EVALUATION)
@@ -360,17 +368,6 @@ def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
         part = next((name for name in ("llm", "vision", "audio") if name in given), "llm")
         return [*kept, f"--model.{part}={published(path) or file.parent}", "--zero_shot=true"]
     return [*kept, f"--ckpt_path={file}"]
-
-
-def configs_first(args: list[str]) -> list[str]:
-    """A flag beats every --config, also one that follows it; read from left to right the later of the two would win."""
-    configs, others, rest = [], [], iter(args)
-    for arg in rest:
-        if arg in ("--config", "-c"):
-            configs += [arg, *itertools.islice(rest, 1)]
-        else:
-            (configs if arg.startswith("--config=") else others).append(arg)
-    return configs + others
 
 
 def _value(args: list[str], key: str) -> str | None:

@@ -1,4 +1,5 @@
-"""Run folders: Lightning's own names and places, plus the rules for finding a checkpoint and never losing a result.
+"""Run folders: Lightning's own names and places, plus the rules for finding a checkpoint and never losing a result
+(and that a flag beats a config.yaml).
 
 <run>/config.yaml             what was run (config.resume-1.yaml ... after a resume, config.test.yaml after a test)
 <run>/metrics.csv             every logged number
@@ -10,6 +11,7 @@
 from __future__ import annotations
 
 import csv
+import itertools
 import re
 import shutil
 from pathlib import Path
@@ -109,6 +111,17 @@ def set_aside_results(run: Path) -> Path | None:
     for path in old:
         shutil.move(path, target / path.name)
     return target
+
+
+def configs_first(args: list[str]) -> list[str]:
+    """A flag beats every --config, also one that follows it; read from left to right the later of the two would win."""
+    configs, others, rest = [], [], iter(args)
+    for arg in rest:
+        if arg in ("--config", "-c"):
+            configs += [arg, *itertools.islice(rest, 1)]
+        else:
+            (configs if arg.startswith("--config=") else others).append(arg)
+    return configs + others
 
 
 class ResumingCSVLogger(CSVLogger):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -101,38 +102,34 @@ def test_what_a_report_needs(made):
     assert all((made.out / name).stat().st_size > 1000 for name in ("report.html", "report.md"))
 
 
-def changed(made: Made, out, **rows) -> dict:
+def changed(made: Made, out: Path, **rows: dict) -> Path:
+    """The benchmark with these of its rows alone, changed."""
     said = yaml.safe_load(made.file.read_text())
     said["rows"] = {name: said["rows"][name] | more for name, more in rows.items()}
     file = out / "bench.yaml"
     file.write_text(yaml.safe_dump(said))
-    return {"file": file}
+    return file
 
 
 def test_rows_of_other_samples_are_not_ranked_together(made, tmp_path):
-    file = changed(made, tmp_path, untrained={}, slower={"test_options": {"data.limit": 1}, "config": None,
-                                                         "checkpoint": str(made.out / "runs/plain/seed-0"),
-                                                         "options": {}})["file"]  # fmt: skip
-    run = made.out / "runs/plain/seed-0/lightning_logs/version_0"
-    file.write_text(file.read_text().replace(str(made.out / "runs/plain/seed-0"), str(run)))
+    run = str(made.out / "runs/plain/seed-0/lightning_logs/version_0")
+    shorter = {"config": None, "checkpoint": run, "options": {}, "test_options": {"data.limit": 1}}
+    file = changed(made, tmp_path, untrained={}, slower=shorter)
     message = refused("bench", "--config", file, "--out", tmp_path / "out")
     assert "untrained and slower cannot be ranked together: their test samples differ" in message
 
 
 def test_a_matched_view_of_unequal_rows_is_refused(made, tmp_path):
-    file = changed(made, tmp_path, plain={"seeds": [0]},
-                   slower={"options": {"trainer.max_epochs": 1}, "matched": True})["file"]  # fmt: skip
+    shorter = {"options": {"trainer.max_epochs": 1}, "matched": True}
+    file = changed(made, tmp_path, plain={"seeds": [0]}, slower=shorter)
     message = refused("bench", "--config", file, "--out", tmp_path / "out")
     assert "stand in the matched view, but their steps differ" in message
 
 
 def test_a_row_that_adapts_stands_apart(made, tmp_path):
-    merit = {"what": "adapted", "config": [str(made.home / "plain.yaml")], "adapt": True, "hidden": False}
     said = yaml.safe_load(made.file.read_text())
-    said["rows"] = {"untrained": said["rows"]["untrained"], "adapted": merit}
-    said["rows"]["adapted"] = {
-        "what": "adapted", "config": [str(adapting(made, tmp_path))], "adapt": True,
-    }  # fmt: skip
+    adapted = {"what": "adapted", "config": [str(adapting(made, tmp_path))], "adapt": True}
+    said["rows"] = {"untrained": said["rows"]["untrained"], "adapted": adapted}
     file = tmp_path / "bench.yaml"
     file.write_text(yaml.safe_dump(said))
     assert bench("--config", file, "--out", tmp_path / "out") == 0
@@ -142,7 +139,7 @@ def test_a_row_that_adapts_stands_apart(made, tmp_path):
     assert groups["untrained"][:2] == ("ranked", "all_utterances")
 
 
-def adapting(made: Made, folder):
+def adapting(made: Made, folder: Path) -> Path:
     """A config of MERIT at test time on words alone, two steps."""
     file = folder / "ttrl.yaml"
     file.write_text(yaml.safe_dump({

@@ -63,7 +63,7 @@ def test_shipped_files_are_whole():
           "b": {"config": ["CONFIG"], "seeds": [2], "options": {"model.start_from": "run:a"}}},
          "needs row a, which has the seeds [0, 1]"),
         ({"a": {"config": ["CONFIG"], "hidden": True}}, "no row to rank"),
-        ({"a": {"checkpoint": "x", "verb": "fit"}}, "verb fit only trains"),
+        ({"a": {"checkpoint": "x", "verb": "fit"}, "b": {"checkpoint": "x"}}, "verb fit only trains"),
         ({"a": {"checkpoint": "x", "test_options": {"model.selection": "results:b"}},
           "b": {"config": ["CONFIG"], "verb": "fit"}}, "row b is only trained (verb fit)"),
         ({"a": {"config": ["CONFIG"], "optoins": {}}}, "optoins"),

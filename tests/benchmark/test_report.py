@@ -170,7 +170,7 @@ def test_drawn_intervals_and_seeds(plain):
     # the mean is drawn where it lies on the axis, between two ticks that are labelled
     axis = score_axis(results["rows"], metric, span=0.4)
     means = [float(a["x1"][:-1]) for t, a in page.tags if t == "line" and a.get("class") == "mean" and "%" in a["x1"]]
-    for r, x in zip(ordered(results, "ranked"), means, strict=False):
+    for r, x in zip(ordered(results, "ranked"), means, strict=False):  # means of the other tables follow
         if (mean := r["scores"][metric]["mean"]) >= axis.low:
             assert x == pytest.approx(100 * (mean - axis.low) / (axis.high - axis.low), abs=0.01)
     lower = sum(r["scores"][metric]["mean"] < axis.low for r in results["rows"])
@@ -265,7 +265,7 @@ def test_confusions_classes_and_provenance(plain):
     assert len(matrices) == len(results["rows"])
     for r, matrix in zip(ordered(results, "ranked") + ordered(results, "transductive"), matrices, strict=True):
         assert [[int(t) for _, t in cells[1:]] for _, cells in matrix] == r["confusion"]
-    for r, (_, cells) in zip(ordered(results, "ranked"), page.tables["classes"], strict=False):
+    for r, (_, cells) in zip(ordered(results, "ranked"), page.tables["classes"], strict=False):  # more follow
         assert [t for _, t in cells[1:]] == [f"{100 * r['per_class'][name]:.1f}" for name in results["labels"]]
     for known in (
         "zoo bench --config configs/bench/made_up.yaml",

@@ -24,8 +24,6 @@ def results_of(made: Made, row: str, seed: int = 0) -> Path:
 
 def test_a_row_is_what_its_commands_would_give(made, tmp_path):
     """The same fit and test by hand give the same answers."""
-    home = made.home / "config.yaml"
-    home.write_text(made.file.read_text())
     data = tmp_path / "data.yaml"
     data.write_text(yaml.safe_dump({"data": yaml.safe_load(made.file.read_text())["data"]}))
     plain = made.home / "plain.yaml"

@@ -486,6 +486,7 @@ def test_dlib_analyzer_is_copied_and_sent_to_workers(dlib_faces):
     frames = drawing()[None]
     expected = dlib_faces.analyse(frames)
     assert expected[0]
+    # what is unpickled here was pickled here, as a loader sends it to its workers
     for twin in (pickle.loads(pickle.dumps(dlib_faces)), copy.deepcopy(dlib_faces)):
         (found,) = twin.analyse(frames)
         assert [face.box for face in found] == [face.box for face in expected[0]]

@@ -21,8 +21,10 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from zoo.benchmark.plan import Bench, Row
-from zoo.benchmark.run import LOADER, Job, jobs, run
+from zoo.benchmark.run import Job, jobs, run
+from zoo.runs import configs_first
 
+LOADER = ("batch_size", "eval_batch_size", "num_workers")  # settings of a system's training, not of the corpus
 EXIT_FAILED = 1
 
 
@@ -46,7 +48,7 @@ def parser() -> ArgumentParser:
 
 def main(args: list[str]) -> None:
     """``zoo bench``. Leaves with exit code 1 if a row failed."""
-    args = _configs_first(args)
+    args = configs_first(args)
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a corpus of the user's own beside the file, as with python -m zoo
     made = parser()
@@ -73,7 +75,8 @@ def main(args: list[str]) -> None:
     if options.report:
         _report(bench, todo, failed, config.out, shlex.join(["zoo", "bench", *args]))
     if failed:
-        print(f"zoo bench: {len(failed)} of {len(todo)} jobs failed: {', '.join(failed)}", file=sys.stderr)
+        names = ", ".join(str(job) for job in todo if job.home in failed)
+        print(f"zoo bench: {len(failed)} of {len(todo)} jobs failed: {names}", file=sys.stderr)
         sys.exit(EXIT_FAILED)
 
 
@@ -84,17 +87,6 @@ def _no_typos(file: Path) -> None:
         if unknown:
             known = ", ".join(Row.__dataclass_fields__)
             raise ValueError(f"{file}: row {name} has the unknown keys {', '.join(unknown)}; expected some of {known}")
-
-
-def _configs_first(args: Sequence[str]) -> list[str]:
-    """A flag beats the file, also one that stands before it."""
-    first, rest, given = [], [], iter(args)
-    for arg in given:
-        if arg == "--config":
-            first += [arg, *[next(given)]]
-        else:
-            (first if arg.startswith("--config=") else rest).append(arg)
-    return first + rest
 
 
 def _data(bench: Bench, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -117,7 +109,7 @@ def _known(bench: Bench, flag: str, names: Sequence[str] | None) -> None:
             raise ValueError(f"--{flag}: there is no row {name}; there are {', '.join(bench.rows)}")
 
 
-def _run(bench: Bench, todo: Sequence[Job], options: Namespace) -> dict[str, str]:
+def _run(bench: Bench, todo: Sequence[Job], options: Namespace) -> dict[Path, str]:
     wanted: set[str] = set()
     queue = list(options.only or bench.rows)
     while queue:
@@ -140,14 +132,14 @@ def _run(bench: Bench, todo: Sequence[Job], options: Namespace) -> dict[str, str
     return failed
 
 
-def _report(bench: Bench, todo: Sequence[Job], failed: Mapping[str, str], out: Path, command: str) -> None:
+def _report(bench: Bench, todo: Sequence[Job], failed: Mapping[Path, str], out: Path, command: str) -> None:
     from zoo.benchmark.collect import results, utterances
     from zoo.benchmark.report import write_report
 
     found = results(bench, todo, failed, out, command)
     (out / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(found, out, utterances(bench, todo, out / "media-cache"))
-    missing = [f"{job.name} seed {job.seed}" for job in todo if job.row.ranked and not job.done]
+    missing = [str(job) for job in todo if job.row.ranked and not job.done]
     if missing:
         print(f"not in the report, not done: {', '.join(missing)}")
     print(f"report: {out / 'report.html'}")

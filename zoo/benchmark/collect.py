@@ -42,11 +42,11 @@ def read_rows(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 
-def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[str, str], out: Path, command: str) -> dict[str, Any]:
+def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: Path, command: str) -> dict[str, Any]:
     """What a report says, JSON-ready.
 
     Args:
-        failed: ``NAME seed S`` -> reason, see `zoo.benchmark.run.run`.
+        failed: folder of a job -> reason, see `zoo.benchmark.run.run`.
         out: folder of the benchmark; paths are relative to it.
 
     Raises:
@@ -81,9 +81,8 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[str, str], out: P
         "dialogues": len({r["dialogue"] for r in first}), "population": population(first), "command": command,
         "git": own.get("git"), "versions": own.get("versions"), "data": next(iter(jobs)).data["test"],
         "rows": groups["ranked"] + groups["transductive"],
-        "failed": [{"row": name.rpartition(" seed ")[0], "seed": int(name.rpartition(" ")[2]), "reason": reason,
-                    "log": f"runs/{name.rpartition(' seed ')[0]}/seed-{name.rpartition(' ')[2]}/log.txt"}
-                   for name, reason in failed.items()],
+        "failed": [{"row": job.name, "seed": job.seed, "reason": failed[job.home],
+                    "log": job.log.relative_to(out).as_posix()} for job in jobs if job.home in failed],
         "matched": _matched([job for own in by_row.values() for job in own]),
         "notes": _notes(said),
     }  # fmt: skip
@@ -215,7 +214,7 @@ def _matched(jobs: Sequence[Job]) -> dict[str, Any] | None:
     chosen = [job for job in jobs if job.row.matched]
     if not chosen:
         return None
-    facts = {f"{job.name} seed {job.seed}": _training(job) for job in chosen}
+    facts = {str(job): _training(job) for job in chosen}
     (first, expected), *others = facts.items()
     for name, own in others:
         for what, value in own.items():

@@ -41,7 +41,6 @@ from zoo.data.synthetic.release import end_with
 from zoo.runs import find_checkpoint
 
 PACKAGE = Path(__file__).parents[1]
-LOADER = ("batch_size", "eval_batch_size", "num_workers")  # settings of a system's training, not of the corpus
 HEARTBEAT = 2.0  # seconds between two notes of how long a part has been running
 RUNNING = ".running"  # lock of the process that runs a job's command
 QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
@@ -58,7 +57,8 @@ class Job:
 
     Attributes:
         home: its folder.
-        data: the corpus of training and of the test as a config says them, complete but for `LOADER`.
+        data: the corpus of training and of the test as a config says them, complete but for `zoo.benchmark.LOADER`.
+        of: needed row -> its job.
     """
 
     name: str
@@ -66,7 +66,14 @@ class Job:
     row: Row
     home: Path
     data: Mapping[str, Mapping[str, Any]]
-    of: Mapping[str, Job]  # needed row -> its job
+    of: Mapping[str, Job]
+
+    def __str__(self) -> str:
+        return f"{self.name} seed {self.seed}"
+
+    @property
+    def log(self) -> Path:
+        return self.home / "log.txt"
 
     @property
     def run(self) -> Path:
@@ -94,7 +101,7 @@ class Job:
         row = self.row
         spec: dict[str, Any] = {
             "seed": self.seed, "verb": row.verb, "use": row.use, "options": row.options,
-            "test_options": row.test_options, "test_data": _without(self.data["test"], LOADER),
+            "test_options": row.test_options, "test_data": self.data["test"],
             "needs": {name: job.spec() for name, job in sorted(self.of.items())},
         }  # fmt: skip
         if row.config is not None:
@@ -105,7 +112,7 @@ class Job:
         else:
             spec["checkpoint"] = row.checkpoint
         if row.trains:
-            spec["train_data"] = _without(self.data["train"], LOADER)
+            spec["train_data"] = self.data["train"]
         return spec
 
 
@@ -136,7 +143,7 @@ def work(job: Job, threads: int, code: str, say: Callable[[str], None]) -> None:
         Failed: a command failed; ``failed.json`` says why.
     """
     job.home.mkdir(parents=True, exist_ok=True)
-    with _locked(job.home / ".lock", lambda: say(f"{job.name} seed {job.seed}: another process has it, waiting")):
+    with _locked(job.home / ".lock", lambda: say(f"{job}: another process has it, waiting")):
         with _locked(job.home / RUNNING):  # the command of a benchmark that was killed just now has ended
             _same_job(job)
         if job.done:
@@ -145,14 +152,14 @@ def work(job: Job, threads: int, code: str, say: Callable[[str], None]) -> None:
         try:
             if job.row.trains and not (job.home / "fit.json").is_file():
                 _fit(job, threads, code)
-                say(f"{job.name} seed {job.seed}: trained in {_cost(job.home / 'fit.json')['seconds']:.0f} s")
+                say(f"{job}: trained in {_cost(job.home / 'fit.json')['seconds']:.0f} s")
             if job.row.verb != "fit":
                 _test(job, threads, code)
         except Failed as error:
             (job.home / "failed.json").write_text(json.dumps({"reason": str(error)}))
             raise
         if job.row.verb != "fit":
-            say(f"{job.name} seed {job.seed}: {_said(job)}")
+            say(f"{job}: {_said(job)}")
 
 
 def _same_job(job: Job) -> None:
@@ -199,7 +206,7 @@ def _test(job: Job, threads: int, code: str) -> None:
              *([] if row.trains else job.options(row.options)), *job.options(row.test_options)]  # fmt: skip
     _command(job, row.verb, args, job.home / "test.json", threads, code)
     if not list(job.results.glob(RESULTS[row.verb])):
-        raise Failed(f"zoo {row.verb} wrote no {RESULTS[row.verb]} into {job.results}; see {job.home / 'log.txt'}")
+        raise Failed(f"zoo {row.verb} wrote no {RESULTS[row.verb]} into {job.results}; see {job.log}")
 
 
 def _command(job: Job, verb: str, args: list[str], cost: Path, threads: int, code: str) -> None:
@@ -208,15 +215,14 @@ def _command(job: Job, verb: str, args: list[str], cost: Path, threads: int, cod
         raise Failed("the files of the zoo were changed while the benchmark ran; give the command again")
     note = cost.with_suffix(".partial.json")
     before = _cost(note) | {"interrupted": _cost(note).get("interrupted", 0) + 1} if note.is_file() else {}
-    log = job.home / "log.txt"
-    start = log.stat().st_size if log.is_file() else 0
+    start = job.log.stat().st_size if job.log.is_file() else 0
     context = _server()
-    process = context.Process(target=_child, args=(verb, args, os.getcwd(), str(log), str(note), before, threads))
+    process = context.Process(target=_child, args=(verb, args, os.getcwd(), str(job.log), str(note), before, threads))
     process.start()
     process.join()
     if process.exitcode:
         ended = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
-        raise Failed(f"zoo {verb} ended with {ended}: {_complaint(log, start)}")
+        raise Failed(f"zoo {verb} ended with {ended}: {_complaint(job.log, start)}")
     note.replace(cost)
 
 
@@ -303,22 +309,21 @@ def _said(job: Job) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- all jobs
-def run(todo: list[Job], parallel: int, threads: int, say: Callable[[str], None] = print) -> dict[str, str]:
-    """Does all jobs, as many at a time as said; ``NAME seed S`` -> reason of those that failed, or that need one that
-    did. A failed job stops no other."""
-    failed: dict[str, str] = {}
+def run(todo: list[Job], parallel: int, threads: int, say: Callable[[str], None] = print) -> dict[Path, str]:
+    """Does all jobs, as many at a time as said; folder -> reason of those that failed, or that need one that did. A
+    failed job stops no other."""
+    failed: dict[Path, str] = {}
     waiting, running = list(todo), {}
     done: set[Path] = set()
     code = source()
     with ThreadPoolExecutor(parallel) as pool:
         while waiting or running:
             for job in list(waiting):
-                broken = [n for n, j in job.of.items() if f"{n} seed {j.seed}" in failed]
+                broken = [n for n, j in job.of.items() if j.home in failed]
                 if broken:
                     waiting.remove(job)
-                    reason = f"needs row {broken[0]}, which failed"
-                    failed[f"{job.name} seed {job.seed}"] = reason
-                    say(f"{job.name} seed {job.seed}: not run, {reason}")
+                    failed[job.home] = f"needs row {broken[0]}, which failed"
+                    say(f"{job}: not run, {failed[job.home]}")
                 elif all(j.home in done for j in job.of.values()) and len(running) < parallel:
                     waiting.remove(job)
                     running[pool.submit(work, job, threads, code, say)] = job
@@ -332,21 +337,18 @@ def run(todo: list[Job], parallel: int, threads: int, say: Callable[[str], None]
     return failed
 
 
-def _note(job: Job, future: Future, failed: dict[str, str], say: Callable[[str], None]) -> None:
+def _note(job: Job, future: Future, failed: dict[Path, str], say: Callable[[str], None]) -> None:
     try:
         future.result()
     except Failed as error:
-        failed[f"{job.name} seed {job.seed}"] = str(error)
-        say(f"{job.name} seed {job.seed}: FAILED, {error} (see {job.home / 'log.txt'})")
+        failed[job.home] = str(error)
+        say(f"{job}: FAILED, {error} (see {job.log})")
 
 
 def _cost(path: Path) -> dict[str, float]:
     return json.loads(path.read_text())
 
 
-def _without(data: Mapping[str, Any], keys: tuple[str, ...]) -> dict[str, Any]:
-    return {**data, "init_args": {k: v for k, v in data.get("init_args", {}).items() if k not in keys}}
-
-
 def _sha256(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest()
+    with path.open("rb") as file:  # a checkpoint may be larger than memory
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,6 +13,7 @@ import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -230,7 +231,7 @@ class TfidfLogistic(Fitted):
             words = WORD.findall(text.lower())
             yield from (place + word for word in words)
             if self.pairs:
-                yield from (f"{place}{a} {b}" for a, b in zip(words, words[1:], strict=False))
+                yield from (f"{place}{a} {b}" for a, b in pairwise(words))
 
     def counted(self, samples: Sequence[Sample]) -> scipy.sparse.csr_matrix:
         """(N, width) dampened counts."""
