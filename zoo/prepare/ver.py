@@ -291,7 +291,7 @@ def write_ratings(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
         columns, table = list(read.columns), read.to_dict("records")
     there = {row["id"].strip() for row in table}
     new = [row for row in rows if row["id"] not in there]
-    if not new and path.exists():
+    if not new:  # a file of a header alone would be refused as empty when the run goes on
         return
     out = io.StringIO(newline="")
     writer = csv.DictWriter(out, columns, restval="")
