@@ -309,7 +309,16 @@ class EmotionModule(LightningModule):
 
     # ---- evaluation
     def setup(self, stage: str) -> None:
-        self.val_metrics = {c: EmotionMetrics(labels) for c, labels in self.trainer.datamodule.label_sets.items()}
+        data = self.trainer.datamodule
+        self.val_metrics = {c: EmotionMetrics(labels) for c, labels in data.label_sets.items()}
+        if not data.asked:
+            split = data.splits_of(stage)[0]
+            self.require(data.samples(split), split, stage)
+
+    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        """Raises ValueError if a split as a whole lacks what the system reads: clips, words, descriptions. Called
+        before any work with the first split of the stage; never for the single samples of `zoo label`, which may lack
+        it."""
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.judge(batch["samples"], self.predict(batch))
@@ -802,23 +811,26 @@ class Supervised(EmotionModule):
         for labels in data.label_sets.values():
             words(labels, self.verbalizer)  # two labels with one word: say so before any work
         split = data.splits_of(stage)[0]
-        samples = data.samples(split)
-        if not data.asked and not any(self.shows(s) for s in samples):
-            message = (
-                f"no {split} sample of {type(data).__name__} has words, so every prompt is the same; use a system that "
-                "reads pictures or voices, or show descriptions (--model.descriptions, --data.captions)"
-            )
-            if stage == "fit":
-                raise ValueError(message)
-            log.warning(message)
-        if not data.asked:
-            require_descriptions(samples, self.descriptions, split)
         note_control_tokens(data, split)
         if stage == "fit" and self.class_weight:
+            samples = data.samples(split)
             self.weights = {
                 c: class_weights([s.label for s in samples if s.labels.corpus == c], len(labels), self.class_weight)
                 for c, labels in data.label_sets.items()
             }
+
+    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        super().require(samples, split, stage)
+        if not any(self.shows(s) for s in samples):
+            message = (
+                f"no {split} sample of {type(self.trainer.datamodule).__name__} has words, so every prompt is the "
+                "same; use a system that reads pictures or voices, or show descriptions (--model.descriptions, "
+                "--data.captions)"
+            )
+            if stage == "fit":
+                raise ValueError(message)
+            log.warning(message)
+        require_descriptions(samples, self.descriptions, split)
 
     def embedded(self, batch: dict[str, Any]) -> Tensor:
         """(B, T, D) input embeddings of a batch."""

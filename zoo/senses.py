@@ -331,18 +331,15 @@ class Senses(EmotionModule):
         heard = turn.audio is not None and self.audio_args["path"] is not None
         return bool(self.words and turn.text) or seen or heard
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        data = self.trainer.datamodule
-        split = data.splits_of(stage)[0]
-        if data.asked:
-            return
+    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        super().require(samples, split, stage)
         used = ("vision", self.vision_args["path"], "video"), ("audio", self.audio_args["path"], "audio")
         for name, path, own in used:
-            if path is not None and not any(getattr(s.target, own) is not None for s in data.samples(split)):
+            if path is not None and not any(getattr(s.target, own) is not None for s in samples):
+                corpus = type(self.trainer.datamodule).__name__
                 raise ValueError(
-                    f"no {split} sample of {type(data).__name__} has {own}, so --model.{name} would read nothing; give "
-                    f"the folder that holds the clips (--data.root), or set --model.{name} null"
+                    f"no {split} sample of {corpus} has {own}, so --model.{name} would read nothing; give the folder "
+                    f"that holds the clips (--data.root), or set --model.{name} null"
                 )
 
     def senses(self) -> dict[str, Any]:

@@ -48,15 +48,16 @@ def answers(samples: Rows, probabilities: Sequence[np.ndarray]) -> list[Predicti
     return made
 
 
-def require_words(data: Any, stage: str, kinds: Sequence[str], says: Callable[[Sample], bool]) -> None:
+def require_words(
+    module: TfidfLogistic | SentenceClassifier, samples: Sequence[Sample], split: str, stage: str,
+    says: Callable[[Sample], bool],
+) -> None:  # fmt: skip
     """ValueError if a kind of description is not there, or if there is nothing at all to learn words from."""
-    split = data.splits_of(stage)[0]
-    samples = data.samples(split)
-    require_descriptions(samples, kinds, split)
+    require_descriptions(samples, module.descriptions, split)
     if stage == "fit" and not any(says(s) for s in samples):
         raise ValueError(
-            f"no {split} sample of {type(data).__name__} has words; use a system that reads pictures or voices, or "
-            "show descriptions (--model.descriptions, --data.captions)"
+            f"no {split} sample of {type(module.trainer.datamodule).__name__} has words; use a system that reads "
+            "pictures or voices, or show descriptions (--model.descriptions, --data.captions)"
         )
 
 
@@ -208,18 +209,9 @@ class TfidfLogistic(Fitted):
         self.descriptions, self.least, self.width = tuple(descriptions or ()), least, width
         self.counter = HashingVectorizer(analyzer=self.grams, n_features=width, norm=None, alternate_sign=False)
 
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        data = self.trainer.datamodule
-        split = data.splits_of(stage)[0]
-        samples = data.samples(split)
-        if not data.asked:
-            require_descriptions(samples, self.descriptions, split)
-        if stage == "fit" and not any(next(self.grams(s), None) for s in samples):
-            raise ValueError(
-                f"no {split} sample of {type(data).__name__} has words to count; use a system that reads pictures or "
-                "voices, or count descriptions (--model.descriptions, --data.captions)"
-            )
+    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        super().require(samples, split, stage)
+        require_words(self, samples, split, stage, lambda s: next(self.grams(s), None) is not None)
 
     def grams(self, sample: Sample) -> Iterator[str]:
         """What is counted. Words of earlier turns and of descriptions have their place before them, so they are
@@ -325,16 +317,17 @@ class SentenceClassifier(EmotionModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data = self.trainer.datamodule
-        require_words(
-            data, stage, self.descriptions,
-            lambda s: bool(s.target.text or set(self.descriptions) & set(s.target.descriptions)),
-        )  # fmt: skip
         if stage == "fit":
             self.weights = {
                 c: class_weights([s.label for s in data.samples("train") if s.labels.corpus == c], len(labels),
                                  self.class_weight)
                 for c, labels in data.label_sets.items()
             }  # fmt: skip
+
+    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        super().require(samples, split, stage)
+        require_words(self, samples, split, stage, lambda s: bool(
+            s.target.text or set(self.descriptions) & set(s.target.descriptions)))  # fmt: skip
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_corpora(checkpoint, "head", set(self.head))

@@ -235,24 +235,25 @@ class EmotionQwen(Supervised):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data = self.trainer.datamodule
         self.remembered.clear()
         if stage == "fit" and self.patterns is None and self.lora is None:
             raise ValueError(
                 "say what is trained: --model.train with regular expressions of parameter names (a stage of "
                 r"configs/emotion_qwen, e.g. ['compressor\.general\..*', 'vision\..*']), or --model.lora"
             )
-        split = data.splits_of(stage)[0]
-        words_alone = stage == "fit" and self.patterns and all(p.startswith("llm") for p in self.patterns)
-        seen = any(t.video is not None for s in data.samples(split) for t in (s.target, *s.history))
-        if not seen and not words_alone and not data.asked:  # a language model may learn from words first
-            raise ValueError(
-                f"no {split} sample of {type(data).__name__} has a picture or video, so the vision tower would read "
-                "nothing; give the folder that holds the clips (--data.root)"
-            )
         if stage in ("fit", "validate"):  # free answers are not counted as labels
-            labelled = {s.labels.corpus for s in data.samples("dev") if s.answer is None}
+            labelled = {s.labels.corpus for s in self.trainer.datamodule.samples("dev") if s.answer is None}
             self.val_metrics = {c: m for c, m in self.val_metrics.items() if c in labelled}
+
+    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        super().require(samples, split, stage)
+        words_alone = stage == "fit" and self.patterns and all(p.startswith("llm") for p in self.patterns)
+        seen = any(t.video is not None for s in samples for t in (s.target, *s.history))
+        if not seen and not words_alone:  # a language model may learn from words first
+            raise ValueError(
+                f"no {split} sample of {type(self.trainer.datamodule).__name__} has a picture or video, so the vision "
+                "tower would read nothing; give the folder that holds the clips (--data.root)"
+            )
 
     # ---- input
     def see(self, batch: Mapping[str, Any]) -> Compressed | None:

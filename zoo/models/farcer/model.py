@@ -251,22 +251,21 @@ class FARCER(EmotionModule):
     def setup(self, stage: str) -> None:
         super().setup(stage)
         data = self.trainer.datamodule
-        split = data.splits_of(stage)[0]
-        samples = data.samples(split)
-        if data.asked:
-            note_control_tokens(data, split)
-            return
+        note_control_tokens(data, data.splits_of(stage)[0])
+
+    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        super().require(samples, split, stage)
+        corpus = type(self.trainer.datamodule).__name__
         if self.faces != "none" and not any(s.target.video for s in samples):
             raise ValueError(
-                f"no {split} sample of {type(data).__name__} has a clip or picture; give the folder that holds them "
-                "(--data.root), or set --model.faces none for a text-only model"
+                f"no {split} sample of {corpus} has a clip or picture; give the folder that holds them (--data.root), "
+                "or set --model.faces none for a text-only model"
             )
         if self.faces == "none" and not any(s.target.text for s in samples):
             raise ValueError(
-                f"no {split} sample of {type(data).__name__} has words, and --model.faces none shows "
-                "nothing else: every prompt would be the same"
+                f"no {split} sample of {corpus} has words, and --model.faces none shows nothing else: every prompt "
+                "would be the same"
             )
-        note_control_tokens(data, split)
 
     # ---- images (Eq. 2-4)
     def features(self, keys: tuple[str, ...], frames: Tensor) -> Tensor:

@@ -146,12 +146,12 @@ class ModalitySelector(Reinforced):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data = self.trainer.datamodule
-        split = data.splits_of(stage)[0]
-        if not data.asked:
-            require_descriptions(data.samples(split), self.prompt["kinds"], split)
         if self.downstream is not None:
             self._add_downstream(stage)
+
+    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        super().require(samples, split, stage)
+        require_descriptions(samples, self.prompt["kinds"], split)
 
     def _add_downstream(self, stage: str) -> None:
         """Adds the term if its file speaks of every sample. Training needs that; an evaluation does without, because
