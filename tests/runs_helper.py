@@ -9,6 +9,7 @@ import io
 import json
 import os
 import random
+import shutil
 import signal
 import sys
 import traceback
@@ -52,6 +53,17 @@ def make_llm(folder: Path, seed: int = 0) -> Path:
     larger = {name: v * 8 if v.ndim > 1 else v for name, v in load_file(weights).items()}
     save_file(larger, weights, {"format": "pt"})
     return folder
+
+
+def untied(llm: Path, out: Path) -> Path:
+    """A copy of a language model with output embeddings of its own."""
+    shutil.copytree(llm, out)
+    config = json.loads((out / "config.json").read_text()) | {"tie_word_embeddings": False}
+    (out / "config.json").write_text(json.dumps(config))
+    weights = load_file(out / "model.safetensors")
+    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 0.5
+    save_file(weights, out / "model.safetensors", {"format": "pt"})
+    return out
 
 
 def make_corpus(

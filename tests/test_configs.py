@@ -171,3 +171,11 @@ def test_zero_2_is_parsed(stage, capsys):
     said = printed(capsys, folder / f"stage{stage}.yaml", folder / "ablations" / f"stage{stage}_zero2.yaml")["trainer"]
     assert said["strategy"]["class_path"] == "lightning.pytorch.strategies.DeepSpeedStrategy"
     assert said["strategy"]["init_args"]["stage"] == 2 and said["devices"] == -1
+
+
+@pytest.mark.parametrize("config", ["stage3", "tune_full"])
+def test_fsdp2_is_parsed(config, capsys):
+    folder = CONFIGS / "emotion_qwen"
+    said = printed(capsys, folder / f"{config}.yaml", folder / "ablations" / f"{config}_fsdp2.yaml")["trainer"]
+    assert said["strategy"]["class_path"] == "lightning.pytorch.strategies.ModelParallelStrategy"
+    assert said["strategy"]["init_args"]["data_parallel_size"] == said["devices"] == 8

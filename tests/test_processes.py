@@ -1,32 +1,84 @@
-"""Two processes: every sample trained on and scored once, and no process waits for another forever."""
+"""Two processes: every sample trained on and scored once, no process waits for another forever, and weights divided
+over processes are the same weights."""
 
 import json
+import os
+import socket
 import subprocess
 import sys
+from pathlib import Path
 
-from tests.runs_helper import make_corpus, make_llm
+import torch
+
+from tests import runs_helper
+from tests.runs_helper import checkpoint, make_corpus, make_llm, newest, untied
+from zoo.backbones.patches import small_patch_vision
+from zoo.cli import main
+
+SCRIPT = Path(sys.executable).with_name("zoo")
+TWO = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.enable_progress_bar=false")
 
 
-def zoo(*args: object) -> str:
-    done = subprocess.run([sys.executable, "-m", "zoo", *map(str, args)], capture_output=True, text=True, timeout=150)
-    assert done.returncode == 0, done.stderr[-2000:]
-    return done.stdout
+def _rank(rank: int, port: int, args: list[str]) -> None:
+    torch.set_num_threads(1)
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "WORLD_SIZE": "2", "LOCAL_RANK": f"{rank}",
+                   "NODE_RANK": "0"}  # fmt: skip
+    main(args)
+
+
+def zoo(*args: object) -> None:
+    """The command in two processes that somebody else starts, as torchrun does; these need not import all again."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torch.multiprocessing.start_processes(_rank, (port, [str(a) for a in args]), nprocs=2, start_method="fork")
 
 
 def test_two_processes_fit_and_score_every_sample_once(tmp_path):
     llm, corpus = make_llm(tmp_path / "llm"), make_corpus(tmp_path / "meld", dialogues=(6, 2, 3))
-    zoo("fit", "--model=zoo.models.causal_lm.CausalLM", f"--model.llm={llm}", "--trainer.accelerator=cpu",
-        "--data=zoo.data.MELD", f"--data.root={corpus}", "--data.batch_size=4", "--trainer.devices=2",
-        "--trainer.strategy=ddp_fork", "--trainer.max_epochs=1", "--trainer.enable_progress_bar=false",
-        f"--trainer.default_root_dir={tmp_path}")  # fmt: skip
-    run = tmp_path / "lightning_logs" / "version_0"
-    assert (run / "checkpoints" / "best.ckpt").is_file() and (run / "config.yaml").is_file()
+    # Lightning starts the second process with the command of the first
+    fit = [SCRIPT, "fit", "--model=zoo.models.causal_lm.CausalLM", f"--model.llm={llm}", "--data=zoo.data.MELD", *TWO,
+           f"--data.root={corpus}", "--data.batch_size=4", "--trainer.max_epochs=1",
+           f"--trainer.default_root_dir={tmp_path}"]  # fmt: skip
+    done = subprocess.run(fit, capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "sync_dist" not in done.stderr
+    assert [p.name for p in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
+    folder = tmp_path / "lightning_logs" / "version_0"
+    assert (folder / "checkpoints" / "best.ckpt").is_file() and (folder / "config.yaml").is_file()
     rows = []
-    for devices in (2, 1):
-        zoo("test", f"--ckpt_path={run}", f"--trainer.devices={devices}", "--trainer.enable_progress_bar=false")
-        rows.append([json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()])
-        assert json.loads((run / "metrics.json").read_text())["n"] == 21
+    for command, devices in ((zoo, 2), (runs_helper.zoo, 1)):
+        command("test", f"--ckpt_path={folder}", f"--trainer.devices={devices}", "--trainer.enable_progress_bar=false")
+        rows.append([json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()])
+        assert json.loads((folder / "metrics.json").read_text())["n"] == 21
     two, one = rows
     assert [r["id"] for r in two] == [r["id"] for r in one]
     assert len({r["id"] for r in two}) == 21
     assert [r["predicted"] for r in two] == [r["predicted"] for r in one]
+
+
+def test_divided_weights_train_and_resume_as_whole_ones(tmp_path):
+    """FSDP2: an epoch, and another in a resumed run, equal two epochs of processes that hold everything each. The
+    language model is frozen, so the checkpoints lack it."""
+    home = tmp_path
+    make_llm(home / "tied")
+    small_patch_vision(home / "vision", depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16,
+                       full_attention=(1,))  # fmt: skip
+    make_corpus(home / "meld", (2, 1, 1), clips=True)
+    qwen = ["--model=EmotionQwen", f"--model.llm={untied(home / 'tied', home / 'llm')}",
+            f"--model.vision={home / 'vision'}", "--model.template=plain", "--model.min_pixels=64",
+            "--model.video_max_pixels=256", "--model.frames=1", r"--model.train=['vision\..*', 'compressor\..*']",
+            "--model.lr=1e-3", "--model.schedule=constant", "--model.warmup=0", "--data=MELD",
+            f"--data.root={home / 'meld'}", "--data.batch_size=2", "--trainer.gradient_clip_val=1.0", *TWO]  # fmt: skip
+    divided = ["--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
+               "--trainer.strategy.data_parallel_size=2", "--trainer.strategy.tensor_parallel_size=1",
+               "--trainer.strategy.save_distributed_checkpoint=false"]  # fmt: skip
+    zoo("fit", *qwen, *divided, "--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path / 'a'}")
+    zoo("fit", f"--ckpt_path={newest(tmp_path / 'a')}", "--trainer.max_epochs=2")
+    zoo("fit", *qwen, "--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path / 'b'}")
+    a, b = (checkpoint(newest(tmp_path / name)) for name in "ab")
+    assert a["global_step"] == b["global_step"] > 4 and a["epoch"] == b["epoch"]
+    assert a["state_dict"].keys() == b["state_dict"].keys() and not any(k.startswith("llm.") for k in a["state_dict"])
+    for name, value in b["state_dict"].items():
+        assert torch.allclose(a["state_dict"][name], value, atol=1e-5), name
+    assert len(a["optimizer_states"][0]["state"]) == len(b["optimizer_states"][0]["state"])

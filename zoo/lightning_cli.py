@@ -320,7 +320,8 @@ def run(verb: str, args: list[str]) -> None:
     if os.getcwd() not in sys.path:
         sys.path.append(os.getcwd())  # a user's own reward or system beside the config, as with python -m zoo
     args = configs_first(resolve_checkpoint(verb, args))
-    sys.argv = ["zoo", verb, *args]  # where LightningCLI reads
+    # where LightningCLI reads, and with what Lightning starts the other processes: the script stays the first
+    sys.argv = [*sys.argv[:1], verb, *args]
     ZooCLI(  # not returned: a script that exits with an object has failed
         EmotionModule,
         EmotionData,
@@ -406,8 +407,8 @@ def _quiet() -> None:
         r".*Experiment logs directory.*",
         r".*your dataloader is not resumable.*",
         r".*callbacks used to create the checkpoint need to be provided.*",
-        r".*callbacks used to create the checkpoint need to be provided.*",
         r".*`is_gradient_checkpointing` is deprecated.*",
+        r".*self\.log\('(val|test)/.*sync_dist=True.*",  # the scores are of all processes already
     ):
         warnings.filterwarnings("ignore", message)
     chatter = ("litlogger", "litmodels", "`weights_only` was not set", "TPU available")

@@ -26,6 +26,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.functional import cross_entropy
 
 from zoo.backbones import LLM, Audio, LoRA, Vision
@@ -164,6 +165,21 @@ class EmotionModule(LightningModule):
                     )
             for name, parameter in named.items():
                 parameter.requires_grad_(any(re.fullmatch(p, name) for p in self.patterns))
+        if self.device_mesh is not None:  # Lightning's ModelParallelStrategy
+            if self.device_mesh["tensor_parallel"].size() > 1:
+                raise ValueError(
+                    "weights are divided by FSDP2 alone, not by tensor parallelism: set "
+                    "--trainer.strategy.data_parallel_size to the number of processes, and tensor_parallel_size to 1"
+                )
+            self.strict_loading = False  # `on_load_checkpoint` is stricter: a checkpoint leaves out what never changed
+            self.shard(self.device_mesh["data_parallel"])
+
+    def shard(self, mesh: DeviceMesh) -> None:
+        """Divides the weights over processes (FSDP2). ValueError where a system cannot."""
+        raise ValueError(
+            f"{type(self).__name__} does not divide its weights over processes; use --trainer.strategy ddp, or "
+            "deepspeed_stage_2"
+        )
 
     def _names(self) -> dict[int, list[str]]:
         """identity of a parameter -> its names; tied weights have several."""
@@ -221,13 +237,15 @@ class EmotionModule(LightningModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Checks the checkpoint against this model, then adds the backbone's own tensors, so that Lightning loads
-        strictly."""
+        strictly. (Where weights are divided over processes, Lightning has loaded them already and does not show them.)
+        """
         path = self.trainer.ckpt_path if self._trainer is not None else "checkpoint"
         if "zoo" not in checkpoint:
             raise ValueError(
                 f"{path} was not written by the zoo: it has no contract. Published weights are converted first"
             )
-        contract, state, own = checkpoint["zoo"], checkpoint["state_dict"], self.state_dict()
+        contract, own, divided = checkpoint["zoo"], self.state_dict(), self.device_mesh is not None
+        state = read_checkpoint(Path(path))["state_dict"] if divided else checkpoint["state_dict"]
         if contract["format"] != FORMAT:
             raise ValueError(f"{path} has format {contract['format']}, this version reads {FORMAT}")
         name = f"{type(self).__module__}.{type(self).__qualname__}"
@@ -249,7 +267,8 @@ class EmotionModule(LightningModule):
                 f"{path} holds NaN or infinite values in {len(bad)} tensors: {bad[:3]}; training had diverged"
             )
         self.from_hub -= set(state)  # what was stored once is stored again
-        checkpoint["state_dict"] = {k: state.get(k, own[k]) for k in own}
+        if not divided:
+            checkpoint["state_dict"] = {k: state.get(k, own[k]) for k in own}
 
     def _check_bases(self, contract: dict[str, Any], path: object) -> None:
         for name, own in self.identities.items():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,7 +12,6 @@ import pytest
 import torch
 import yaml
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
@@ -30,6 +28,7 @@ from tests.runs_helper import (
     rows,
     same,
     trace,
+    untied,
     zoo,
 )
 from zoo.backbones import LLM
@@ -38,6 +37,7 @@ from zoo.backbones.patches import small_patch_vision
 from zoo.checkpoints import load
 from zoo.data import MELD
 from zoo.data.synthetic.release import encode
+from zoo.models.causal_lm import CausalLM
 from zoo.models.emotion_qwen import EmotionQwen
 from zoo.models.emotion_qwen.faces import EMOTIONS, Face, FaceCapture
 from zoo.module import Rows
@@ -336,17 +336,6 @@ def test_a_forgotten_train_is_refused(home):
 
 
 # ---- two processes
-def _untied(home: Path, out: Path) -> Path:
-    """The language model with output embeddings of its own."""
-    shutil.copytree(home / "llm", out)
-    config = json.loads((out / "config.json").read_text()) | {"tie_word_embeddings": False}
-    (out / "config.json").write_text(json.dumps(config))
-    weights = load_file(out / "model.safetensors")
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 0.5
-    save_file(weights, out / "model.safetensors", {"format": "pt"})
-    return out
-
-
 def _two_steps(model, batches) -> list[float]:
     optimizer = torch.optim.SGD([p for p in model.parameters() if p.requires_grad], lr=0.1)
     losses = []
@@ -374,7 +363,7 @@ def _rank(rank: int, home: Path, folder: Path, samples: list[Sample]) -> None:
 
 def test_fsdp2_on_two_processes_equals_one(home, tmp_path):
     """Each process holds half of every block; two steps on a sample each are two steps on both."""
-    _untied(home, tmp_path / "llm")
+    untied(home / "llm", tmp_path / "llm")
     samples = [sample("a", picture(tmp_path / "a.png", 16, 24)),
                sample("b", picture(tmp_path / "b.png", 24, 24, seed=1))]  # fmt: skip
     torch.multiprocessing.start_processes(_rank, (home, tmp_path, samples), nprocs=2, start_method="fork")
@@ -389,8 +378,30 @@ def test_fsdp2_on_two_processes_equals_one(home, tmp_path):
     assert sum(not torch.equal(v, before[k]) for k, v in one.state_dict().items()) > 30
     whole = sum(p.numel() for p in one.parameters())
     assert found[0]["part"] + found[1]["part"] == whole and found[0]["part"] < 0.55 * whole
+
+
+def test_what_cannot_be_divided_is_refused(home, tmp_path, chain):
+    """Lightning gives a module its mesh; what it has loaded into the shards is checked all the same."""
     with pytest.raises(ValueError, match="ties its embeddings"):
         made(home).shard(None)
+
+    def of(tensors: int) -> dict[str, SimpleNamespace]:
+        return {"tensor_parallel": SimpleNamespace(size=lambda: tensors), "data_parallel": None}
+
+    model = CausalLM(str(home / "llm"))
+    model._device_mesh = of(1)
+    with pytest.raises(ValueError, match="CausalLM does not divide its weights.*strategy ddp"):
+        model.configure_model()
+    model = CausalLM(str(home / "llm"))
+    model._device_mesh = of(2)
+    with pytest.raises(ValueError, match="not by tensor parallelism: set --trainer.strategy.data_parallel_size"):
+        model.configure_model()
+    file = chain[1] / "checkpoints" / "last.ckpt"
+    loaded = {"zoo": torch.load(file, weights_only=True)["zoo"]}  # no state_dict: it lies in the model
+    model = made(home, train=[".*"])  # a language model that is trained must be in the file
+    model._trainer.ckpt_path, model._device_mesh = file, of(1)
+    with pytest.raises(ValueError, match="does not fit this model"):
+        model.on_load_checkpoint(loaded)
 
 
 # ---- one adapter per data set

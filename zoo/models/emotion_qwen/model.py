@@ -203,12 +203,6 @@ class EmotionQwen(Supervised):
     def bases(self) -> dict[str, LLM | PatchVision]:
         return super().bases() | {"vision": self.vision}
 
-    def configure_model(self) -> None:
-        fresh = not self._built
-        super().configure_model()
-        if fresh and self.device_mesh is not None:  # Lightning's ModelParallelStrategy
-            self.shard(self.device_mesh["data_parallel"])
-
     def shard(self, mesh: DeviceMesh) -> None:
         """FSDP2: every process holds its share of each block's weights, gradients and moments, and gathers the whole of
         a block while it computes. ValueError for a language model whose input and output embeddings are one."""
