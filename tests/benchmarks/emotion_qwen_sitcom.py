@@ -7,9 +7,10 @@
 
 What a large model comes with is made once, on a corpus of its own (``--pretrain``): a language model that knows the
 questions from words, and a tower that has seen faces and scenes (configs/emotion_qwen/sitcom_words.yaml, sitcom_tower).
-Then the stages are trained per seed and projector on the studio sitcom (settings: configs/emotion_qwen/sitcom_*.yaml),
-each is tuned by every strategy on two emotion sets of different domain (studio, wild), and all of it is tested on both
-emotion sets and on the general questions of the studio sitcom, so that what tuning costs the questions is seen. Rows:
+Then the stages are trained per seed and projector on the general questions of that corpus and the emotions of the
+studio sitcom (settings: configs/emotion_qwen/sitcom_*.yaml), each is tuned by every strategy on two emotion sets of
+different domain (studio, wild), and all of it is tested on both emotion sets and on the general questions of the first
+corpus' test split, so that what tuning costs the questions is seen. Rows:
 
 - zero-shot: that language model and tower with a random compressor; stages 1, 2 and 3
 - projector: hybrid, MLP widened to as many parameters, fusion
@@ -170,7 +171,7 @@ def corpus(options: argparse.Namespace, kind: str) -> dict:
     size = 3 if options.dry else 800
     written = {"class_path": "zoo.data.Synthetic", "init_args": {"train_dialogues": size, **few}}  # no clips
 
-    studio, wild, questions = emotion("studio"), emotion("wild"), asked("studio")
+    studio, wild, questions = emotion("studio"), emotion("wild"), asked("pretrain")
     parts = {
         "told": [told, written], "pretrain": [emotion("pretrain"), asked("pretrain")], "questions": [questions],
         "everything": [studio, questions], "studio": [studio], "wild": [wild], "both": [studio, wild],
@@ -301,7 +302,7 @@ def joined(rows: list[dict], kinds: dict[str, Labels], of: str) -> tuple[list[di
         name = r["id"].partition("/")[0]
         if name in wanted:
             right = r["predicted"] == r["label"]
-            scene = f"{'wild' if name == 'wild' else 'studio'}/{r['dialogue'].partition('/')[2]}"
+            scene = f"{name if name in EMOTIONS else 'asked'}/{r['dialogue'].partition('/')[2]}"
             own.append({"id": r["id"], "dialogue": scene, "label": "right", "predicted": "right" if right else "wrong"})
     return own, Labels("answers", ("right", "wrong"))
 
@@ -404,7 +405,7 @@ def main() -> None:
             test(options, key, seed)
     print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB",
           file=sys.stderr)  # fmt: skip
-    kinds = SyntheticQuestions(root=options.studio).label_sets
+    kinds = SyntheticQuestions(root=options.pretrain).label_sets
     assert not set(kinds) & set(EMOTIONS) and len(LABELS) == 7
     missed = table(options, kinds)
     if missed and not options.dry:
