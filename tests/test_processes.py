@@ -42,7 +42,7 @@ def test_two_processes_fit_and_score_every_sample_once(tmp_path):
            f"--trainer.default_root_dir={tmp_path}"]  # fmt: skip
     done = subprocess.run(fit, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
-    assert "sync_dist" not in done.stderr
+    assert "sync_dist" not in done.stderr and done.stdout.count("run folder: ") == 2  # at its beginning and its end
     assert [p.name for p in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
     folder = tmp_path / "lightning_logs" / "version_0"
     assert (folder / "checkpoints" / "best.ckpt").is_file() and (folder / "config.yaml").is_file()

@@ -170,7 +170,7 @@ class ZooCLI(LightningCLI):
             kwargs["plugins"] = [*(p for p in given if not isinstance(p, CheckpointIO)), PublishedWeights()]
         made = super().instantiate_trainer(**kwargs)
         self.run_folder = run_folder(made)
-        if not quick:
+        if not quick and made.is_global_zero:
             print(f"run folder: {self.run_folder}", flush=True)
         return made
 
@@ -180,7 +180,7 @@ class ZooCLI(LightningCLI):
 
     def after_fit(self) -> None:
         best = self.trainer.checkpoint_callback
-        if best is not None and best.best_model_score is not None:
+        if best is not None and best.best_model_score is not None and self.trainer.is_global_zero:
             print(f"best {best.monitor} {best.best_model_score:.4f}")
         self._announce("run folder")
 
