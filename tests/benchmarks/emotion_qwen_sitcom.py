@@ -88,16 +88,16 @@ def steps() -> dict[str, Step]:
     for kind in ("mlp", "fusion"):
         made[f"{kind}-1"] = Step(("sitcom_stage1", f"ablations/sitcom_stage1_{kind}"), None, "everything")
         made[f"{kind}-3"] = Step(("sitcom_stage3", f"ablations/sitcom_stage3_{kind}"), f"{kind}-1", "everything")
-    tune = ("sitcom_tune_lora",)
+    tune, slow = ("sitcom_tune_lora",), ("--model.lr=1e-4",)  # P; at 1e-3 adapters that stay on cost the questions dear
     for name, of, more, options in (
         ("hybrid", "hybrid-3", (), ()),
         ("faces", "faces-3", ("ablations/sitcom_tune_lora_face_capture",), ()),
         ("mlp", "mlp-3", (), PROJECTORS["mlp"]),
         ("fusion", "fusion-3", (), PROJECTORS["fusion"]),
     ):
-        made[f"{name}-single"] = Step((*tune, *more), of, "both", options)
+        made[f"{name}-single"] = Step((*tune, *more), of, "both", (*options, *slow))
     for data in EMOTIONS:
-        made[f"hybrid-{data}"] = Step(tune, "hybrid-3", data)
+        made[f"hybrid-{data}"] = Step(tune, "hybrid-3", data, slow)
     made["hybrid-full"] = Step((*tune, "ablations/sitcom_tune_lora_full"), "hybrid-3", "both")
     return made
 
