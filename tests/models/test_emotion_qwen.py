@@ -380,7 +380,7 @@ def test_fsdp2_on_two_processes_equals_one(home, tmp_path):
     assert found[0]["part"] + found[1]["part"] == whole and found[0]["part"] < 0.55 * whole
 
 
-def test_what_cannot_be_divided_is_refused(home, tmp_path, chain):
+def test_what_cannot_be_divided_is_refused(home, chain):
     """Lightning gives a module its mesh; what it has loaded into the shards is checked all the same."""
     with pytest.raises(ValueError, match="ties its embeddings"):
         made(home).shard(None)
