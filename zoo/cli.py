@@ -11,6 +11,7 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from zoo import interrupts
 
@@ -32,6 +33,9 @@ KEPT = {  # what an interrupted command leaves behind, if more than nothing
     "prepare": "what is done is kept; to go on, ",
     "bench": "what is done is kept; to go on, ",
 }
+
+
+USERS_ERRORS = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, NotADirectoryError)
 
 
 def usage() -> str:
@@ -60,17 +64,22 @@ def main(argv: list[str] | None = None) -> None:
     interrupts.listen()
     try:
         _run(args[0], args[1:])
-    except (KeyboardInterrupt, SystemExit):
-        if interrupts.requested() is None:
-            raise
-        if args[0] != "fit":  # which says itself how to go on
-            print(f"zoo {args[0]}: interrupted; {KEPT.get(args[0], '')}give the same command again", file=sys.stderr)
-        sys.exit(interrupts.exit_code())
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, NotADirectoryError) as error:
-        ours = _ours(error)
+    except BaseException as error:
+        if interrupts.requested() is not None:
+            _leave_interrupted(args[0], error)
+        ours = _ours(error) if isinstance(error, USERS_ERRORS) else None
         if os.environ.get("ZOO_DEBUG") or ours is None:
             raise
         sys.exit(f"zoo {args[0]}: {ours}\n(ZOO_DEBUG=1 shows the traceback)")
+
+
+def _leave_interrupted(verb: str, error: BaseException) -> NoReturn:
+    """Ends a command that a signal interrupted."""
+    if not isinstance(error, KeyboardInterrupt | SystemExit):  # of what was being stopped, e.g. a killed worker
+        print(f"zoo {verb}: {type(error).__name__}: {error}", file=sys.stderr)
+    if verb != "fit":  # which says itself how to go on
+        print(f"zoo {verb}: interrupted; {KEPT.get(verb, '')}give the same command again", file=sys.stderr)
+    sys.exit(interrupts.exit_code())
 
 
 def _ours(error: BaseException | None) -> BaseException | None:
