@@ -35,11 +35,12 @@ from zoo.checkpoints import load
 from zoo.data import EmotionData
 from zoo.data.base import Reading, Split
 from zoo.data.clips import VIDEO, find_clips
-from zoo.data.text import clean_text, read_table, some, whole_numbers
+from zoo.data.text import checked_encoding, clean_text, read_table, some, whole_numbers
 from zoo.media import Media, Unreadable
 from zoo.module import EmotionModule
 from zoo.runs import find_checkpoint, run_of
 from zoo.schema import Labels, Prediction, Sample, Turn
+from zoo.storage import split_lines
 
 SOUND = (".wav", ".flac", ".ogg", ".mp3", ".m4a")
 STILL = (".jpg", ".jpeg", ".png")
@@ -85,19 +86,24 @@ def described(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def read_turns(path: Path, clips: Path | None, labels: Labels) -> list[tuple[str | None, Turn]]:
+def read_turns(
+    path: Path, clips: Path | None, labels: Labels, encoding: str | None = None
+) -> list[tuple[str | None, Turn]]:
     """The rows of a table and the dialogue of each (None without such a column), in the order in which they are said.
 
     Args:
         clips: folder of files named after the ids, for a table without ``video``.
         labels: the only label words there may be.
+        encoding: of the table; None: UTF-8, or ASCII with Windows punctuation that can be nothing else.
 
     Raises:
         FileNotFoundError, ValueError: naming the file and the row, what was expected and what to do.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}; expected a CSV file with columns like {TABLE}")
-    table = read_table(path, ())
+    table = read_table(path, (), encoding=checked_encoding("--encoding", encoding) or ())
+    for note in table.attrs["notes"]:
+        print(note, file=sys.stderr)
     named: dict[str, str] = {}  # what a column holds -> its heading
     for heading in table.columns:
         name = heading.lower()
@@ -171,7 +177,7 @@ def samples_of(options: argparse.Namespace, labels: Labels) -> list[Sample]:
     if table:
         earlier: dict[str, list[Turn]] = {}
         found = []
-        for dialogue, turn in read_turns(clip, options.clips, labels):
+        for dialogue, turn in read_turns(clip, options.clips, labels, options.encoding):
             own = earlier.setdefault(turn.id if dialogue is None else dialogue, [])
             found.append(sample(turn, turn.id if dialogue is None else dialogue, said(own)))
             own.append(turn)
@@ -189,7 +195,7 @@ def samples_of(options: argparse.Namespace, labels: Labels) -> list[Sample]:
         raise ValueError("there is nothing to label: give CLIP, --text or --descriptions")
     history: list[tuple[str | None, Turn]] = []
     if options.context is not None:
-        history = read_turns(options.context, None, labels)
+        history = read_turns(options.context, None, labels, options.encoding)
         if len({dialogue for dialogue, _ in history}) > 1:
             raise ValueError(f"{options.context} holds several dialogues; expected the earlier turns of one")
     turn = turn_of(shown(Path(clip.name)) if clip is not None else "line", clip, text=text,
@@ -467,7 +473,7 @@ class Sheet:
         if out is None:
             return
         kept = []
-        for line in out.read_text(encoding="utf-8").splitlines() if out.is_file() else ():
+        for line in split_lines(out.read_text(encoding="utf-8")) if out.is_file() else ():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
@@ -528,6 +534,7 @@ def main(args: list[str]) -> None:
     add("--context", type=Path, metavar="CSV", help="earlier turns of the dialogue, oldest first: a table")
     add("--descriptions", nargs="+", default=[], metavar="KIND=TEXT", help="what shows or sounds: audio='a calm voice'")
     add("--clips", type=Path, metavar="DIR", help="of a table without video: files named after the ids, dia0_utt0.mp4")
+    add("--encoding", metavar="NAME", help="of the tables, e.g. cp1252 or gb18030; UTF-8 if not given")
     add("--labels", metavar="CORPUS", help="whose labels, for a run on several corpora")
     add("--selector", metavar="RUN", help="a modality selector that decides first; the system gets its decisions as "
         "--model.selection")  # fmt: skip

@@ -21,6 +21,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
+from zoo.data.text import checked_encoding
 from zoo.schema import Labels, Sample, Turn
 
 log = logging.getLogger(__name__)
@@ -83,9 +84,12 @@ class EmotionData(LightningDataModule):
         bucket: put samples of similar length into one batch (order of batches stays random); saves padding.
         limit: use only the first so many dialogues of each split (for trying things out); None for all.
         predict_splits: what ``zoo predict`` predicts; None: the test split.
+        encoding: of the corpus' text files, e.g. ``gb18030``; None: UTF-8, else what the corpus is known to be in, else
+            refused.
     """
 
     labels: Labels
+    encodings: tuple[str, ...] = ()  # what the released files are known to be in where they are not UTF-8
     asked = False  # single samples somebody asks about (`zoo label`): what all of them lack is no mistake of a reader
     protocol = "all_utterances"  # which utterances are scored; results of different protocols are never ranked together
 
@@ -99,6 +103,7 @@ class EmotionData(LightningDataModule):
         bucket: bool = True,
         limit: int | None = None,
         predict_splits: list[Split] | None = None,
+        encoding: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
@@ -111,6 +116,7 @@ class EmotionData(LightningDataModule):
         self.bucket = bucket
         self.limit = limit
         self.predict_splits: tuple[Split, ...] = tuple(predict_splits or ("test",))
+        self.encoding = checked_encoding("encoding", encoding)
         self.readings: dict[str, Reading] = {}
         self._resume_at = (0, 0)  # (epoch, batches of it already trained on) of the run that is resumed
 
@@ -119,6 +125,11 @@ class EmotionData(LightningDataModule):
         """Reads one split. Raises FileNotFoundError or ValueError naming the file, what was got, expected, and what to
         do."""
         raise NotImplementedError
+
+    @property
+    def read_as(self) -> str | tuple[str, ...]:
+        """``encoding`` of `zoo.data.text.read_text` and `read_table` for the corpus' own files."""
+        return self.encodings if self.encoding is None else self.encoding
 
     @property
     def label_sets(self) -> dict[str, Labels]:

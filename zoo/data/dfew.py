@@ -87,7 +87,7 @@ class DFEW(EmotionData):
 
     def _table(self, path: Path, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
         """key (number without zeros), label; and the rows that repeat an earlier one."""
-        raw = read_table(path, ("video_name", "label"))
+        raw = read_table(path, ("video_name", "label"), encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         numbers = raw["video_name"].str.strip()
         if (bad := ~numbers.str.fullmatch(r"[0-9]+")).any():

@@ -53,6 +53,7 @@ class EMER(EmotionData):
     """
 
     labels = Labels("emer", MER2024.labels.names)
+    encodings = MER2024.encodings
 
     def __init__(self, version: Literal["v1", "v2"] = "v2", **kwargs) -> None:
         super().__init__(**kwargs)
@@ -92,7 +93,7 @@ class EMER(EmotionData):
     def _gt(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
         """key, text, label, reason of gt-eng.csv."""
         path = find_file(self.root, ["gt-eng.csv", "dataset-v1/gt-eng.csv"], "EMER", ADVICE)
-        raw = read_table(path, ("names", "emotions", "subtitles", "reasons"))
+        raw = read_table(path, ("names", "emotions", "subtitles", "reasons"), encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         keys = checked_keys(raw["names"], path)
         words = {name: name for name in self.labels.names}
@@ -107,16 +108,16 @@ class EMER(EmotionData):
     def _final(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
         """key, text, label ("" if unknown), reason of final-EMER-reason.csv."""
         path = find_file(self.root, ["final-EMER-reason.csv", "dataset-v2/final-EMER-reason.csv"], "EMER", ADVICE)
-        raw = read_table(path, ("name", "english"))
+        raw = read_table(path, ("name", "english"), encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         table = pd.DataFrame({"key": checked_keys(raw["name"], path), "reason": raw["english"].map(clean_text)})
         table, excluded = drop_repeats(table, path)
         words: dict[str, str] = {}
         labels: dict[str, str] = {}
         if (own := self.root / "label-disdim.csv").is_file():
-            labels |= label_table(own, self.labels, notes)[0].set_index("key")["label"].to_dict()
+            labels |= label_table(own, self.labels, notes, self.read_as)[0].set_index("key")["label"].to_dict()
         if (own := self.root / SUBTITLES).is_file():
-            words |= load_subtitles([own], "english", notes)
+            words |= load_subtitles([own], "english", notes, self.read_as)
         if any((self.root / folder / FILES["v1"]).is_file() for folder in ("", "dataset-v1")):
             gt = self._gt(notes)[0].set_index("key")  # later and corrected: it wins
             labels |= gt["label"].to_dict()

@@ -70,6 +70,7 @@ class EmoryNLP(EmotionData):
     """
 
     labels = Labels("emorynlp", ("joyful", "mad", "peaceful", "neutral", "sad", "powerful", "scared"))
+    encodings = ("cp1252",)
 
     def __init__(
         self,
@@ -114,7 +115,7 @@ class EmoryNLP(EmotionData):
 
         descriptions: dict[str, dict[str, str]] = {}
         if self.captions:
-            descriptions, more = load_captions(self.captions, file, table["key"])
+            descriptions, more = load_captions(self.captions, file, table["key"], self.read_as)
             notes.update(more)
 
         if self.drop_leaks_to is not None:
@@ -138,7 +139,7 @@ class EmoryNLP(EmotionData):
 
     def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:
         """key, scene, the four numbers, speaker, text, label: checked and cleaned, rows as in the file."""
-        raw = read_table(path, COLUMNS)
+        raw = read_table(path, COLUMNS, encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         table = whole_numbers(raw, PLACE, path)
         table["scene"] = [f"s{s}e{e}_sc{c}" for s, e, c in table[PLACE[:3]].itertuples(index=False)]
@@ -159,7 +160,7 @@ class EmoryNLP(EmotionData):
 
     def _without_leaks(self, table: pd.DataFrame, notes: Counter[str]) -> pd.DataFrame:
         if self._lines_of_meld is None:
-            meld = MELD(root=self.drop_leaks_to)
+            meld = MELD(root=self.drop_leaks_to, encoding=self.encoding)
             try:
                 texts = [s.target.text for split in ("dev", "test") for s in meld.samples(split)]
             except FileNotFoundError as error:

@@ -62,7 +62,7 @@ class EmoSet(EmotionData):
     def _rows(self, path: Path) -> tuple[dict[str, str], dict[str, str]]:
         """Picture, relative to the root -> label; and the rows that repeat an earlier one."""
         try:
-            rows = json.loads(read_text(path)[0])
+            rows = json.loads(read_text(path, self.read_as)[0])
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} line {error.lineno}: {error.msg}; expected JSON. Download it again") from None
         if not isinstance(rows, list) or not rows:

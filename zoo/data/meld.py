@@ -58,6 +58,7 @@ class MELD(EmotionData):
     """
 
     labels = Labels("meld", ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"))
+    encodings = ("cp1252",)  # of some copies
     official: Mapping[Split, tuple[int, int]] = OFFICIAL
     known_bad: Mapping[tuple[Split, str], str] = KNOWN_BAD
 
@@ -81,7 +82,7 @@ class MELD(EmotionData):
 
         descriptions: dict[str, dict[str, str]] = {}
         if self.captions:
-            descriptions, more = load_captions(self.captions, split, table["key"])
+            descriptions, more = load_captions(self.captions, split, table["key"], self.read_as)
             notes.update(more)
 
         empty = table["text"] == ""
@@ -111,7 +112,7 @@ class MELD(EmotionData):
 
     def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:
         """key, dialogue, utterance, speaker, text, label: checked and cleaned, rows as in the file."""
-        raw = read_table(path, COLUMNS)
+        raw = read_table(path, COLUMNS, encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         ids = whole_numbers(raw, ("Dialogue_ID", "Utterance_ID"), path)
         table = pd.DataFrame({

@@ -72,6 +72,7 @@ class MER2024(EmotionData):
     """
 
     labels = Labels("mer2024", ("happy", "sad", "neutral", "angry", "surprise", "worried"))
+    encodings = ("gb18030",)  # what Excel on a Chinese Windows writes
     official: Mapping[str, int] = OFFICIAL
 
     def __init__(
@@ -97,9 +98,9 @@ class MER2024(EmotionData):
         path = find_file(
             self.root, ["label-disdim.csv" if part == "train" else f"reference-{part}.csv"], "MER2024", ADVICE
         )
-        table, excluded = label_table(path, self.labels, notes)
+        table, excluded = label_table(path, self.labels, notes, self.read_as)
         if part != "train" and (train := self.root / "label-disdim.csv").is_file():
-            check_apart(label_table(train, self.labels, Counter())[0]["key"], table["key"], train, path)
+            check_apart(label_table(train, self.labels, Counter(), self.read_as)[0]["key"], table["key"], train, path)
         clips = find_clips(self.root, FOLDERS[part])
         if (self.root / FOLDERS[part][0]).is_dir():  # the others hold far more than this split
             notes["clips without a row, not used"] = len(clips.keys() - set(table["key"]))
@@ -135,12 +136,14 @@ class MER2024(EmotionData):
     def _words(self, notes: Counter[str]) -> dict[str, str]:
         own = self.root / SUBTITLES
         paths = self.subtitles if self.subtitles is not None else [own] * own.is_file()
-        return load_subtitles(paths, self.subtitle_column, notes)
+        return load_subtitles(paths, self.subtitle_column, notes, self.read_as)
 
 
-def label_table(path: Path, labels: Labels, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+def label_table(
+    path: Path, labels: Labels, notes: Counter[str], encoding: str | Sequence[str] = ()
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """key, label of a table with the columns name and discrete; and the rows that repeat an earlier one."""
-    raw = read_table(path, ("name", "discrete"))
+    raw = read_table(path, ("name", "discrete"), encoding=encoding)
     notes.update(raw.attrs["notes"])
     keys = checked_keys(raw["name"], path)
     words = {name: name for name in labels.names}
@@ -149,11 +152,13 @@ def label_table(path: Path, labels: Labels, notes: Counter[str]) -> tuple[pd.Dat
     return drop_repeats(table, path)
 
 
-def load_subtitles(paths: Sequence[Path], column: str, notes: Counter[str]) -> dict[str, str]:
+def load_subtitles(
+    paths: Sequence[Path], column: str, notes: Counter[str], encoding: str | Sequence[str] = ()
+) -> dict[str, str]:
     """Name of a clip -> its words; empty cells have no entry."""
     words: dict[str, str] = {}
     for path in map(Path, paths):
-        raw = read_table(path, ("name", column))
+        raw = read_table(path, ("name", column), encoding=encoding)
         notes.update(raw.attrs["notes"])
         table = pd.DataFrame({"key": checked_keys(raw["name"], path), "text": raw[column].map(clean_text)})
         table, repeats = drop_repeats(table, path)

@@ -10,9 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.module import PromptCollator
-from zoo.prompts import load_template, parse_label, words
+from zoo.prompts import load_template
 from zoo.reinforced import Reinforced
-from zoo.schema import Sample
 
 
 class GRPO(Reinforced):
@@ -42,13 +41,9 @@ class GRPO(Reinforced):
         super().__init__(llm, **kwargs)
         if not self.functions:
             raise ValueError("GRPO needs at least one reward: --model.rewards+=my_module.my_reward")
-        self.template = load_template(template, self.templates)
+        self.template, self.verbalizer = load_template(template, self.templates), verbalizer
         self.prompt = {"window": window, "kinds": tuple(descriptions or ()), "verbalizer": verbalizer,
                        "max_length": max_length}  # fmt: skip
 
     def collator(self, training: bool) -> PromptCollator:
         return PromptCollator(self.llm.tokenizer, self.llm.pad_id, self.template, training=False, **self.prompt)
-
-    def read_answer(self, sample: Sample, text: str) -> str | None:
-        index = parse_label(text, words(sample.labels, self.prompt["verbalizer"]))
-        return None if index is None else sample.labels.names[index]

@@ -185,7 +185,7 @@ class ModalitySelector(Reinforced):
         """Sampled thoughts, the decision behind them replaced: keep in even places of a group, discard in odd ones.
         An answer that never came to <answer> stays as it is."""
         tokenizer, answers = self.llm.tokenizer, []
-        for ids, real in zip(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1), strict=True):
+        for ids, real in zip(rollout.ids.flatten(0, 1), rollout.sampled.flatten(0, 1), strict=True):
             thoughts, tag, _ = tokenizer.decode(ids[real], skip_special_tokens=True).partition("<answer>\n")
             text = f"{thoughts}{tag}{(KEEP, DISCARD)[len(answers) % 2]}\n</answer>"
             answers.append(
@@ -197,8 +197,9 @@ class ModalitySelector(Reinforced):
         real = torch.zeros_like(ids, dtype=torch.bool)
         for row, mask, answer in zip(ids, real, answers, strict=True):
             row[: len(answer)], mask[: len(answer)] = torch.tensor(answer, device=ids.device), True
-        nothing = torch.zeros(shape, device=ids.device)
-        return rollout._replace(ids=ids.view(shape), mask=real.view(shape), old=nothing, entropy=nothing)
+        nothing, drawn = torch.zeros(shape, device=ids.device), real.view(shape)
+        learnt = drawn & rollout.mask.any(2, keepdim=True)
+        return rollout._replace(ids=ids.view(shape), mask=learnt, old=nothing, entropy=nothing, drawn=drawn)
 
     def both_decisions(self, window: Sequence[dict[str, Any]]) -> Rollout:
         """n/2 times keep and n/2 times discard for every prompt, as if they had been sampled."""
