@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from zoo.checkpoints import load
 from zoo.data import EmotionData
 from zoo.data.base import Reading, Split
-from zoo.data.clips import VIDEO, find_clips
+from zoo.data.clips import SOUND, VIDEO, files_below, find_clips
 from zoo.data.text import checked_encoding, clean_text, read_table, some, whole_numbers
 from zoo.media import Media, Unreadable
 from zoo.module import EmotionModule
@@ -42,7 +42,6 @@ from zoo.runs import find_checkpoint, run_of
 from zoo.schema import Labels, Prediction, Sample, Turn
 from zoo.storage import split_lines
 
-SOUND = (".wav", ".flac", ".ogg", ".mp3", ".m4a")
 STILL = (".jpg", ".jpeg", ".png")
 FILES = (*VIDEO, *SOUND, *STILL)
 HEADINGS = {  # of a table, in any case; MELD's own among them
@@ -183,7 +182,13 @@ def samples_of(options: argparse.Namespace, labels: Labels) -> list[Sample]:
             own.append(turn)
         return found
     if is_many(clip):
-        files = sorted(p for p in clip.rglob("*") if p.suffix.lower() in FILES and not p.name.startswith("."))
+        unlisted: dict[Path, str] = {}
+        below = files_below(clip, unlisted)
+        files = [path for path in below if path.suffix.lower() in FILES]
+        for folder, why in unlisted.items():
+            print(f"not looked into: {shown(folder)}: {why}", file=sys.stderr)
+        if others := [shown(path.relative_to(clip)) for path in below if path.suffix.lower() not in FILES]:
+            print(f"not of a kind that is read ({', '.join(FILES)}): {some(others, 20)}", file=sys.stderr)
         if not files:
             raise FileNotFoundError(f"{clip} holds no file that ends in {', '.join(FILES)}")
         names = [shown(path.relative_to(clip)) for path in files]

@@ -65,10 +65,11 @@ class Adaptation(EmotionData):
         if split == "test":
             own = adapt[1 - self.half]
             samples = [s for s in whole.samples if s.dialogue in own]
-            return Reading(samples, whole.official, dict(whole.excluded), dict(whole.notes))
+            return Reading(samples, whole.official, dict(whole.excluded), dict(whole.notes), whole.listed)
         samples = [s for s in whole.samples if s.dialogue in adapt[self.half]]
         self._truth |= {s.id: s.label for s in samples if s.label >= 0}
-        return Reading([unlabelled(s) for s in samples], whole.official, dict(whole.excluded), dict(whole.notes))
+        bare = [unlabelled(s) for s in samples]
+        return Reading(bare, whole.official, dict(whole.excluded), dict(whole.notes), whole.listed)
 
     @property
     def labelled(self) -> bool:

@@ -39,12 +39,14 @@ class Reading:
         official: number of utterances the corpus' authors state for this split; None if they state none.
         excluded: utterance key -> reason it is not among the samples.
         notes: other counted facts, e.g. ``{"audio descriptions missing": 1}``; zero counts are left out.
+        listed: names behind such a count, e.g. ``{"clips missing": ["dia0_utt3"]}``.
     """
 
     samples: list[Sample]
     official: int | None = None
     excluded: dict[str, str] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    listed: dict[str, list[str]] = field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
         """What ``metrics.json`` says about the population."""
@@ -53,6 +55,7 @@ class Reading:
             "n_official": self.official,
             "excluded": dict(self.excluded),
             "notes": {k: v for k, v in self.notes.items() if v},
+            **({"listed": listed} if (listed := {k: v for k, v in self.listed.items() if v}) else {}),
         }
 
 

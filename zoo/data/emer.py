@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split
-from zoo.data.clips import checked_keys, checked_labels, find_clips, modalities, single
+from zoo.data.clips import checked_keys, checked_labels, clips_missing, find_clips, modalities, single
 from zoo.data.mer2024 import MER2024, SUBTITLES, label_table, load_subtitles
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table
 from zoo.schema import Labels
@@ -80,7 +80,7 @@ class EMER(EmotionData):
         empty = table["reason"] == ""
         excluded |= dict.fromkeys(table["key"][empty], "empty explanation")
         table = table[~empty]
-        clips = find_clips(self.root, FOLDERS)
+        clips = find_clips(self.root, FOLDERS, notes=notes)
         samples = []
         for row in table.itertuples():
             sample = single(self.labels, split, row.key, row.text, row.label or None, clips.get(row.key))
@@ -88,7 +88,7 @@ class EMER(EmotionData):
             self._reasons[sample.id] = row.reason
         notes.update(modalities(samples))
         notes["without an emotion word"] = sum(s.target.label is None for s in samples)
-        return Reading(samples, OFFICIAL[self.version], excluded, dict(notes))
+        return Reading(samples, OFFICIAL[self.version], excluded, dict(notes), clips_missing(samples))
 
     def _gt(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
         """key, text, label, reason of gt-eng.csv."""

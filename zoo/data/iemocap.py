@@ -12,7 +12,7 @@ from typing import Literal
 
 from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
 from zoo.data.captions import load_captions
-from zoo.data.clips import held_out
+from zoo.data.clips import SOUND, VIDEO, find_clips, held_out
 from zoo.data.text import clean_text, one_of, read_text, some
 from zoo.schema import Labels, Turn
 from zoo.storage import split_lines
@@ -416,9 +416,10 @@ def _read_labels(path: Path, dialogue: _Dialogue, encoding: str | Sequence[str])
 
 def _find_clips(folder: Path, dialogue: _Dialogue, has_video: bool, has_sound: bool) -> None:
     """Gives the turns the files that are there; whoever has films or sounds at all hears which are missing."""
-    film = folder / "dialog/avi/DivX" / f"{dialogue.name}.avi"
-    film = film if film.is_file() else None
-    sounds = {p.stem: p for p in (folder / "sentences/wav" / dialogue.name).glob("Ses*.wav")}
+    films = [folder / "dialog/avi/DivX" / f"{dialogue.name}{ending}" for ending in (".avi", *VIDEO)]
+    film = next((path for path in films if path.is_file()), None)
+    found = find_clips(folder, [f"sentences/wav/{dialogue.name}"], SOUND, dialogue.notes)
+    sounds = {name: path for name, path in found.items() if name.startswith("Ses")}
     dialogue.notes[f"{dialogue.name}: film missing"] = int(has_video and film is None)
     missing = sum(turn.id not in sounds for turn in dialogue.turns)
     dialogue.notes[f"{dialogue.name}: utterances without their wav"] = missing if has_sound else 0

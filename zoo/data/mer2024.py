@@ -15,6 +15,7 @@ from zoo.data.clips import (
     checked_keys,
     checked_labels,
     checked_share,
+    clips_missing,
     find_clips,
     held_out,
     modalities,
@@ -101,9 +102,12 @@ class MER2024(EmotionData):
         table, excluded = label_table(path, self.labels, notes, self.read_as)
         if part != "train" and (train := self.root / "label-disdim.csv").is_file():
             check_apart(label_table(train, self.labels, Counter(), self.read_as)[0]["key"], table["key"], train, path)
-        clips = find_clips(self.root, FOLDERS[part])
+        clips = find_clips(self.root, FOLDERS[part], notes=notes)
+        unused: dict[str, list[str]] = {}
         if (self.root / FOLDERS[part][0]).is_dir():  # the others hold far more than this split
-            notes["clips without a row, not used"] = len(clips.keys() - set(table["key"]))
+            unused["clips without a row, not used"] = sorted(clips.keys() - set(table["key"]))
+            for what, members in unused.items():
+                notes[what] = len(members)
         if part == "train":
             dev = held_out(table["key"], self.dev_share, self.dev_seed)
             kept = table["key"].isin(dev) == (split == "dev")
@@ -115,17 +119,17 @@ class MER2024(EmotionData):
             for row in table.itertuples()
         ]
         notes.update(modalities(samples))
-        return Reading(samples, self.official.get(part), excluded, dict(notes))
+        return Reading(samples, self.official.get(part), excluded, dict(notes), unused | clips_missing(samples))
 
     def _pool(self, split: Split) -> Reading:
         """Every clip of the folder, without a label."""
-        clips = find_clips(self.root, FOLDERS["unlabeled"]) if self.root is not None else {}
+        notes: Counter[str] = Counter()
+        clips = find_clips(self.root, FOLDERS["unlabeled"], notes=notes) if self.root is not None else {}
         if not clips:
             raise FileNotFoundError(
                 f"MER2024: the folder {self.root} has no clips in {' or '.join(FOLDERS['unlabeled'])}, expected with "
                 f"--data.track unlabeled. {ADVICE}"
             )
-        notes: Counter[str] = Counter()
         words = self._words(notes)
         samples = [
             single(self.labels, split, key, words.get(key, ""), None, clip) for key, clip in sorted(clips.items())

@@ -12,7 +12,7 @@ import numpy as np
 import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
-from zoo.data.clips import check_apart, find_clips, modalities
+from zoo.data.clips import check_apart, clips_missing, find_clips, modalities
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, read_text, some, whole_numbers
 from zoo.schema import Labels, Sample, Turn
 from zoo.storage import split_lines
@@ -106,7 +106,7 @@ class MOSEI(EmotionData):
         table = table[~empty].sort_values(["video", "clip"])
         label = self._single(table, notes)
 
-        clips = self._clips()
+        clips = self._clips(notes)
         samples: list[Sample] = []
         for video, rows in table.groupby("video"):
             turns: list[Turn] = []
@@ -115,7 +115,7 @@ class MOSEI(EmotionData):
                 turns.append(Turn(row.key, "", row.text, label[row.Index], video=clip, audio=clip))
             samples += dialogue_samples(turns, f"mosei/{split}", f"mosei/{split}/{video}", self.labels)
         notes.update(modalities(samples))
-        return Reading(samples, None, excluded, dict(notes))
+        return Reading(samples, None, excluded, dict(notes), clips_missing(samples))
 
     def _single(self, table: pd.DataFrame, notes: Counter[str]) -> dict[int, str | None]:
         """Row -> its one emotion."""
@@ -283,14 +283,14 @@ class MOSEI(EmotionData):
         notes["labelled clips in no fold, left out"] = int(table["split"].isna().sum())
         return table.dropna(subset="split")
 
-    def _clips(self) -> dict[str, Path]:
+    def _clips(self, notes: Counter[str]) -> dict[str, Path]:
         """VIDEO_CLIP -> file."""
         for folder in CLIPS:
             if (self.root / folder).is_dir():
-                return find_clips(self.root, [folder])
+                return find_clips(self.root, [folder], notes=notes)
         found = {}
         for folder in sorted(p for p in (self.root / "Raw").glob("*") if p.is_dir()):
-            clips = find_clips(self.root / "Raw", [folder.name])
+            clips = find_clips(self.root / "Raw", [folder.name], notes=notes)
             found |= {f"{folder.name}_{clip}": path for clip, path in clips.items()}
         return found
 

@@ -40,7 +40,7 @@ import numpy as np
 from jinja2 import Template, TemplateError
 from PIL import Image
 
-from zoo.media import Media
+from zoo.media import MAX_SECONDS, Media
 from zoo.prompts import load_template
 from zoo.schema import Turn
 
@@ -631,6 +631,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--request", help="JSON object of further fields of each request; null takes one out")
     add("--workers", type=int, default=1, help="questions under way at once")
     add("--cache", type=Path, help="folder of decoded frames and sounds, as of `zoo prepare media`")
+    add("--clip_timeout", type=float, default=30.0, help="seconds one clip may take to decode")
+    add("--max_clip_seconds", type=float, default=MAX_SECONDS, help="a longer clip is left out, and listed")
 
 
 def models(names: Sequence[str], options: Any) -> list[Model]:

@@ -432,7 +432,7 @@ def main(args: list[str]) -> None:
     out = options.out
     built = build(clips, pair, merger, out, options.language, options.frames, options.size, options.sound,
                   options.reason_template, options.merge_template, options.max_failures, options.workers,
-                  Media(options.cache))  # fmt: skip
+                  Media(options.cache, options.clip_timeout, options.max_clip_seconds))  # fmt: skip
     left_out |= built.left_out | built.unanswered
     chat.replace(
         out / "left_out.jsonl",

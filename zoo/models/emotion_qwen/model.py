@@ -43,7 +43,7 @@ from torch.distributed.fsdp import fully_shard
 from zoo.backbones import LLM, LoRA, Prefix
 from zoo.backbones.llm import Dtype
 from zoo.backbones.patches import PatchVision
-from zoo.media import Media
+from zoo.media import MAX_SECONDS, Media
 from zoo.metrics import evaluate, reason_overlap
 from zoo.models.emotion_qwen.faces import FaceCapture
 from zoo.models.emotion_qwen.input import LARGEST, QwenCollator
@@ -106,6 +106,7 @@ class EmotionQwen(Supervised):
         max_length: longest prompt; longer ones lose old words, never a clip. C: 2048, 14336 and more with videos.
         cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
+        max_clip_seconds: a longer clip or film is not read, and counted.
     """
 
     templates = Path(__file__).parent / "templates"
@@ -141,6 +142,7 @@ class EmotionQwen(Supervised):
         max_length: int = 2048,
         cache: Path | None = None,
         timeout: float = 30.0,
+        max_clip_seconds: float = MAX_SECONDS,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
         warmup: float = 0.01,
@@ -169,7 +171,7 @@ class EmotionQwen(Supervised):
             "words": words, "frames": frames, "fps": fps, "max_frames": max_frames, "min_pixels": min_pixels,
             "max_pixels": max_pixels, "video_max_pixels": video_max_pixels, "capture": face_capture,
             "mrope": mrope is not None, "system": system,
-            "media": Media(Path(cache) if cache else None, timeout=timeout, max_pixels=LARGEST),
+            "media": Media(Path(cache) if cache else None, timeout, max_clip_seconds, LARGEST),
         }  # fmt: skip
         self.gold_in_answer, self.token_scale = gold_in_answer, token_scale
         self.remembered = Remembered()

@@ -39,7 +39,7 @@ from torch import Tensor
 
 from zoo.backbones import LLM, LoRA, Prefix, Vision
 from zoo.backbones.llm import Dtype
-from zoo.media import Media
+from zoo.media import MAX_SECONDS, Media
 from zoo.models.farcer.parts import (
     Collator,
     Faces,
@@ -97,6 +97,7 @@ class FARCER(EmotionModule):
         max_new_tokens: for ``greedy`` (C: 5).
         cache: folder of decoded frames (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
+        max_clip_seconds: a longer clip or film is not read, and counted.
     """
 
     templates = Path(__file__).parent / "templates"
@@ -134,6 +135,7 @@ class FARCER(EmotionModule):
         max_new_tokens: int = 5,
         cache: Path | None = None,
         timeout: float = 30.0,
+        max_clip_seconds: float = MAX_SECONDS,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         warmup: float = 0.0,
@@ -172,7 +174,7 @@ class FARCER(EmotionModule):
         self.train_shots, self.shots, self.shots_from, self.shot_window = train_shots, shots, shots_from, shot_window
         self.rollout, self.label_weights = rollout, label_weights
         self.decode, self.max_new_tokens = decode, max_new_tokens
-        self.media = Media(Path(cache) if cache else None, timeout=timeout)
+        self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
         self.remembered = Remembered()  # image -> its features
         self.kept: dict[bytes, Any] = {}  # fixed part of a prompt -> what the language model keeps of it
 

@@ -21,7 +21,7 @@ from torchaudio.functional import melscale_fbanks
 
 from zoo.backbones import Audio, Vision
 from zoo.backbones.llm import Dtype
-from zoo.media import Media, Unreadable
+from zoo.media import MAX_SECONDS, Media, Unreadable
 from zoo.module import EmotionModule, Rows, class_weights
 from zoo.prompts import words
 from zoo.schema import Labels, Prediction, Sample
@@ -44,6 +44,7 @@ class Unimodal(EmotionModule):
         label_smoothing: share of the target spread over all labels.
         cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
+        max_clip_seconds: a longer clip or film is not read, and counted.
     """
 
     def __init__(
@@ -55,12 +56,13 @@ class Unimodal(EmotionModule):
         label_smoothing: float = 0.0,
         cache: Path | None = None,
         timeout: float = 30.0,
+        max_clip_seconds: float = MAX_SECONDS,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.verbalizer, self.new_head, self.dropout = verbalizer, new_head, dropout
         self.class_weight, self.label_smoothing = class_weight, label_smoothing
-        self.media = Media(Path(cache) if cache else None, timeout=timeout)
+        self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
         self.head: nn.Module | None = None
 
     # ---- what the two modalities fill in
