@@ -43,6 +43,9 @@ VARIANTS = {  # seven batches of four in each of the two epochs
         "trainer__accumulate_grad_batches": 2, "save_last_every": 1,
     },
     "validate": RANDOM | {"trainer__val_check_interval": 3, "save_last_every": 2},
+    "validate in a window": RANDOM | {
+        "trainer__val_check_interval": 3, "trainer__accumulate_grad_batches": 2, "save_last_every": 1,
+    },
 }
 
 
@@ -110,6 +113,8 @@ KILLS = [  # variant, workers, where (event, epoch, batch), batch it goes on fro
     ("validate", 0, ("batch_end", 1, 4), (1, 3)),
     ("validate", 2, ("batch_end", 1, 6), (1, 6)),
     ("validate", 0, ("val_start", 1, 2), (1, 1)),
+    ("validate in a window", 0, ("val_start", 0, 2), (0, 2)),  # the gradient of its first batch is in no checkpoint
+    ("validate in a window", 2, ("batch_end", 1, 4), (1, 4)),
 ]
 
 
@@ -128,32 +133,38 @@ def test_killed_and_resumed(variant, workers, kill, at, options, undisturbed, tm
     assert [p.name for p in tmp_path.glob("lightning_logs/*")] == ["version_0"]
 
 
-STOPS = [  # variant, workers, where Ctrl-C is pressed, step and place that the run goes on from
-    ("lora", 2, ("before_step", 0, 4), (5, 0, 5)),  # the step ends first
-    ("lora", 0, ("val_start", 0, -1), (7, 1, 0)),  # so does the validation
-    ("accumulate", 0, ("batch_end", 1, 2), (6, 1, 4)),
-    ("grpo", 0, ("batch_end", 1, 2), (6, 1, 4)),
+STOPS = [  # variant, workers, signal, where it arrives, step and place that the run goes on from
+    ("lora", 2, signal.SIGINT, ("before_step", 0, 4), (5, 0, 5)),  # the step ends first
+    ("lora", 0, signal.SIGTERM, ("before_step", 1, 6), (14, 1, 6)),  # the last one; its validation is still to be done
+    ("lora", 0, signal.SIGINT, ("val_start", 0, -1), (7, 1, 0)),  # the resumed run validates
+    ("accumulate", 0, signal.SIGTERM, ("batch_end", 1, 2), (6, 1, 4)),
+    ("grpo", 0, signal.SIGINT, ("batch_end", 1, 2), (6, 1, 4)),
+    ("grpo", 2, signal.SIGTERM, ("val_start", 0, -1), (4, 1, 0)),
+    ("validate", 0, signal.SIGTERM, ("val_start", 0, 5), (6, 0, 6)),
+    ("validate", 2, signal.SIGTERM, ("val_start", 1, 2), (10, 1, 3)),
+    ("validate in a window", 0, signal.SIGTERM, ("val_start", 0, 2), (2, 0, 4)),  # the window ends first
 ]
 
 
-@pytest.mark.parametrize(("variant", "workers", "stop", "at"), STOPS)
-def test_interrupted_from_the_keyboard(variant, workers, stop, at, options, undisturbed, tmp_path, capfd):
+@pytest.mark.parametrize(("variant", "workers", "number", "stop", "at"), STOPS)
+def test_a_signal_ends_the_step_and_saves_it(variant, workers, number, stop, at, options, undisturbed, tmp_path, capfd):
     args = options(variant, save_last_every=0, data__num_workers=workers)
-    assert in_child(lambda: fit(tmp_path, *args), stop, signal.SIGINT) == 1
+    assert in_child(lambda: fit(tmp_path, *args), stop, number) == 128 + number
     run = newest(tmp_path)
-    said, before = capfd.readouterr().out, len(trace(run))
-    assert f"interrupted at step {at[0]}; go on with: zoo fit --ckpt_path {run}\n" in said
-    assert "stopping after this step" in said
+    printed, before = capfd.readouterr().out, len(trace(run))
+    assert f"interrupted at step {at[0]}; go on with: zoo fit --ckpt_path {run}\n" in printed
+    assert "stopping after this step" in printed and checkpoint(run)["global_step"] == at[0]
     zoo("fit", f"--ckpt_path={run}")
-    assert (trace(run)[before]["epoch"], trace(run)[before]["batch"]) == at[1:]
+    resumed = trace(run)[before:]
+    assert not resumed or (resumed[0]["epoch"], resumed[0]["batch"]) == at[1:]
     assert_equal(run, undisturbed(variant))
 
 
-def test_a_second_interrupt_stops_at_once(options, undisturbed, tmp_path, capfd):
+def test_a_second_signal_stops_at_once(options, undisturbed, tmp_path, capfd):
     args = options("lora", trainer__callbacks="[tests.test_resume.Impatient]", save_last_every=5)
-    assert in_child(lambda: fit(tmp_path, *args)) == 1
-    said = capfd.readouterr().out
-    assert f"interrupted at step 8; go on with: zoo fit --ckpt_path {newest(tmp_path)}\n" in said
+    assert in_child(lambda: fit(tmp_path, *args)) == 128 + signal.SIGINT
+    printed = capfd.readouterr().out
+    assert f"interrupted at step 8; go on with: zoo fit --ckpt_path {newest(tmp_path)}\n" in printed
     assert checkpoint(newest(tmp_path))["global_step"] == 7  # the validation before
 
 
@@ -166,13 +177,13 @@ class Impatient(Callback):
 
 def test_an_interrupt_before_the_first_checkpoint_promises_nothing(options, tmp_path, capfd):
     args = options("lora", trainer__callbacks="[tests.test_resume.Hasty]")
-    assert in_child(lambda: fit(tmp_path, *args)) == 1
+    assert in_child(lambda: fit(tmp_path, *args)) == 128 + signal.SIGTERM
     assert "interrupted at step 0; nothing was saved yet" in capfd.readouterr().out
 
 
 class Hasty(Callback):
-    def on_train_start(self, trainer, pl_module) -> None:
-        raise KeyboardInterrupt
+    def on_fit_start(self, trainer, pl_module) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("forgotten", ["position", "dropout", "weights of the optimizer"])

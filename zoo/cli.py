@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+from zoo import interrupts
+
 LIGHTNING_VERBS = {
     "fit": "train a system: zoo fit --config configs/dialoguellm/demo.yaml",
     "validate": "score a checkpoint on the validation split",
@@ -24,6 +26,11 @@ ZOO_VERBS = {
     "export": "a run's model or adapter as an ordinary folder, or the whole system to publish (--system)",
     "label": "the emotion of one clip, line, folder or table: zoo label CLIP --ckpt_path NAME --text 'What?'",
     "checkpoints": "list, show, pull, convert and verify published checkpoints",
+}
+KEPT = {  # what an interrupted command leaves behind, if more than nothing
+    "label": "with --out the labels so far are kept; to go on, ",
+    "prepare": "what is done is kept; to go on, ",
+    "bench": "what is done is kept; to go on, ",
 }
 
 
@@ -50,8 +57,15 @@ def main(argv: list[str] | None = None) -> None:
     if args[0] not in verbs:
         sys.exit(f"zoo: unknown verb {args[0]!r}; expected one of {', '.join(verbs)} (zoo --help)")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every loader worker warns about forking
+    interrupts.listen()
     try:
         _run(args[0], args[1:])
+    except (KeyboardInterrupt, SystemExit):
+        if interrupts.requested() is None:
+            raise
+        if args[0] != "fit":  # which says itself how to go on
+            print(f"zoo {args[0]}: interrupted; {KEPT.get(args[0], '')}give the same command again", file=sys.stderr)
+        sys.exit(interrupts.exit_code())
     except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, NotADirectoryError) as error:
         ours = _ours(error)
         if os.environ.get("ZOO_DEBUG") or ours is None:

@@ -35,6 +35,7 @@ from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
 from zoo.runs import find_checkpoint, run_folder, set_aside_results
 from zoo.schema import UNPARSED, Labels, Prediction, Sample
+from zoo.storage import write_jsonl, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -100,6 +101,11 @@ class EmotionModule(LightningModule):
         super().__init__()
         self.patterns, self.start_from = train, start_from
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
+        if not (lr > 0 and all(0 <= b < 1 for b in betas) and weight_decay >= 0 and warmup >= 0):  # also false for NaN
+            raise ValueError(
+                f"need lr > 0, betas from 0 to below 1, weight_decay >= 0 and warmup >= 0; got {lr}, {betas}, "
+                f"{weight_decay}, {warmup}"
+            )
         self._built = False
         self.restored = False  # set by whoever will load a checkpoint of its own: then `start_from` is not read
         self.from_hub: set[str] = set()  # names of tensors that hold exactly what a backbone's folder holds
@@ -297,19 +303,41 @@ class EmotionModule(LightningModule):
             {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
+        groups = [group for group in groups if group["params"]]
+        self.weight_decays = [group["weight_decay"] for group in groups]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
         total = self.optimizer_steps()
         if self.schedule != "constant" and not math.isfinite(total):
             raise ValueError(
                 f"a {self.schedule} schedule needs an end: set --trainer.max_epochs or --trainer.max_steps"
             )
         warmup = self.warmup if self.warmup >= 1 else self.warmup * (total if math.isfinite(total) else 0)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(self.schedule, warmup, total))
+        factor = learning_rate_factor(self.schedule, warmup, total)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_steps(self) -> float:
         """How many steps the run will take; infinite if nothing ends it."""
         return self.trainer.estimated_stepping_batches
+
+    def on_train_start(self) -> None:
+        """In a resumed run the optimizer's settings are the options of now, not those of the checkpoint, and the
+        schedule is that of the run's present length."""
+        if self.trainer.ckpt_path is None:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler, step = config.scheduler, config.scheduler.last_epoch
+            rates = [self.lr * factor(step) for factor in scheduler.lr_lambdas]
+            before = [group["lr"] for group in scheduler.optimizer.param_groups]
+            scheduler.base_lrs, scheduler._last_lr = [self.lr] * len(rates), list(rates)
+            groups = scheduler.optimizer.param_groups
+            for group, rate, weight_decay in zip(groups, rates, self.weight_decays, strict=True):
+                group |= {"lr": rate, "initial_lr": self.lr, "betas": self.betas, "weight_decay": weight_decay}
+            total = self.optimizer_steps()
+            rank_zero_info(
+                f"resumed at step {step} of {total:.0f}: learning rate {rates[0]:.3g} ({before[0]:.3g} in the "
+                f"checkpoint), {self.schedule} schedule, betas {self.betas}, weight decay {self.weight_decay}"
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout and sampling of a step depend on (seed, epoch, batch, rank) only, so a resumed run repeats them
@@ -405,7 +433,7 @@ class EmotionModule(LightningModule):
         }
         text = json.dumps(record, indent=2)
         text = re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text)  # a row of numbers on one line
-        (run / "metrics.json").write_text(text + "\n")
+        write_whole(run / "metrics.json", text + "\n")
         scores = {key: summary[key] for key in self.scores if key in summary}
         for key, value in scores.items():
             self.log(f"test/{'wf1' if key == 'weighted_f1' else key}", value, rank_zero_only=True)
@@ -457,7 +485,7 @@ class EmotionModule(LightningModule):
         data = self.trainer.datamodule
         samples = data.to_predict() if self.trainer.state.fn == "predict" else data.samples("test")
         place = {s.id: i for i, s in enumerate(samples)}
-        _write_jsonl(run / self.rows_file, sorted(rows, key=lambda r: place[r["id"]]))
+        write_jsonl(run / self.rows_file, sorted(rows, key=lambda r: place[r["id"]]))
         return run
 
     def _gathered(self) -> list[Prediction]:
@@ -469,19 +497,29 @@ class EmotionModule(LightningModule):
         return [p for part in parts for p in part]
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    kind: str
-    warmup: float
-    total: float
+def learning_rate_factor(
+    kind: Literal["cosine", "linear", "constant"], warmup: float, total: float
+) -> Callable[[int], float]:
+    """Step -> what the peak learning rate is multiplied by: a linear rise, then down to 0 at the last step.
 
-    def __call__(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup if self.warmup >= 1 else 1.0
-        if self.kind == "constant":
+    A function, not an object: a scheduler would store an object's fields in the checkpoint, and a resumed run would get
+    the length of the run before back.
+
+    Args:
+        kind: what follows the rise; ``constant`` stays at 1.
+        warmup: steps of the rise.
+        total: steps of the run.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup if warmup >= 1 else 1.0
+        if kind == "constant":
             return 1.0
-        done = min(1.0, (step - self.warmup) / max(1.0, self.total - self.warmup))
-        return 1 - done if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        done = min(1.0, (step - warmup) / max(1.0, total - warmup))
+        return 1 - done if kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+    return factor
 
 
 class Rows:
@@ -978,10 +1016,6 @@ def _portable(path: str) -> str:
     if not p.is_absolute():
         return path
     return str(p.relative_to(Path.cwd())) if p.is_relative_to(Path.cwd()) else "/".join(p.parts[-2:])
-
-
-def _write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
 
 
 @rank_zero_only
