@@ -220,10 +220,11 @@ def is_many(clip: Path | None) -> bool:
 # -------------------------------------------------------------------------------------------------------- what was used
 @dataclass(frozen=True)
 class Used:
-    """Parts of a sample that reached the system, and why the others did not."""
+    """Parts of a sample that reached the system, why the others did not, and which were not whole."""
 
     used: tuple[str, ...]
     unused: Mapping[str, str]
+    damaged: tuple[str, ...] = ()  # files of which only a part could be read and was used, each with what is wrong
 
     def __str__(self) -> str:
         told = [f"{part}: {why}" for part, why in self.unused.items() if why != NOT_GIVEN]
@@ -327,9 +328,10 @@ class Clips(EmotionData):
             batch = collator([one], np.random.default_rng(0))
             return tensors(batch) or [json.dumps(p.row(), sort_keys=True) for p in module.predict(batch)]
 
-        used, unused = [], {}
+        used, unused, media = [], {}, getattr(collator, "media", None)
         try:
             whole = seen(sample)
+            met = [] if media is None else media.met()
             for part, bare in without_each(sample).items():
                 if bare is None:
                     unused[part] = NOT_GIVEN
@@ -340,7 +342,8 @@ class Clips(EmotionData):
         except ValueError as error:  # its prompt cannot be written
             self.failed[sample.id] = str(error)
             return False
-        found = self.used[sample.id] = Used(tuple(used), unused)
+        damaged = tuple(f"{row['file']}: {row['reason']}" for row in met if row["problem"] == "damaged")
+        found = self.used[sample.id] = Used(tuple(used), unused, damaged)
         if not used:
             self.failed[sample.id] = f"nothing of it reached the system ({found})"
         return bool(used)
@@ -510,8 +513,11 @@ class Sheet:
         said = {"scores": scores, "text": p.text, "details": p.details, **more}
         self.write(turn, {
             "label": p.predicted, **{key: value for key, value in said.items() if value is not None},
-            "used": list(used.used), "unused": dict(used.unused), "seconds": round(seconds, 4),
+            "used": list(used.used), "unused": dict(used.unused),
+            **({"damaged": list(used.damaged)} if used.damaged else {}), "seconds": round(seconds, 4),
         })  # fmt: skip
+        for what in used.damaged:
+            print(f"{turn.id}: a part of its file was used, {what}", file=sys.stderr)
 
     def fail(self, turn: Turn, why: str, show: bool) -> None:
         self.failed[turn.id] = why

@@ -99,7 +99,7 @@ class Reinforced(EmotionModule):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
-        if answers < 1 or max_new_tokens < 1 or iterations < 1 or temperature <= 0:
+        if answers < 1 or max_new_tokens < 1 or iterations < 1 or not 0 < temperature < math.inf:
             raise ValueError(
                 f"need answers >= 1, max_new_tokens >= 1, iterations >= 1 and temperature > 0; got {answers}, "
                 f"{max_new_tokens}, {iterations}, {temperature}"

@@ -333,16 +333,11 @@ class Senses(EmotionModule):
         heard = turn.audio is not None and self.audio_args["path"] is not None
         return bool(self.words and turn.text) or seen or heard
 
-    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
-        super().require(samples, split, stage)
-        used = ("vision", self.vision_args["path"], "video"), ("audio", self.audio_args["path"], "audio")
-        for name, path, own in used:
-            if path is not None and not any(getattr(s.target, own) is not None for s in samples):
-                corpus = type(self.trainer.datamodule).__name__
-                raise ValueError(
-                    f"no {split} sample of {corpus} has {own}, so --model.{name} would read nothing; give the folder "
-                    f"that holds the clips (--data.root), or set --model.{name} null"
-                )
+    unread_events = ("samples without a readable clip", "samples without readable sound")
+
+    def needs(self, stage: str) -> Mapping[str, str]:
+        seen = {"video": "set --model.vision null"} if self.vision_args["path"] is not None else {}
+        return seen | ({"audio": "set --model.audio null"} if self.audio_args["path"] is not None else {})
 
     def senses(self) -> dict[str, Any]:
         """The arguments of `SensesCollator` beyond those of `PromptCollator`."""

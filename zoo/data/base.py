@@ -21,7 +21,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler
 
-from zoo.data.text import checked_encoding
+from zoo.data.text import checked_encoding, whole_number
 from zoo.schema import Labels, Sample, Turn
 
 log = logging.getLogger(__name__)
@@ -111,6 +111,18 @@ class EmotionData(LightningDataModule):
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size}")
+        for option, value, least in (
+            ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
+            ("seed", seed, 0), ("limit", limit, 1),
+        ):  # fmt: skip
+            if value is not None:
+                whole_number(f"--data.{option}", value, least)
+        if predict_splits is not None and (
+            not predict_splits
+            or len(set(predict_splits)) < len(predict_splits)
+            or set(predict_splits) - {"train", "dev", "test"}
+        ):
+            raise ValueError(f"--data.predict_splits is some of train, dev and test, each once; got {predict_splits}")
         self.root = Path(root) if root is not None else None
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -320,7 +332,9 @@ class Batches(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, number = key
         samples = [self.samples[i] for i in self.order(epoch)[number]]
-        return self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
+        batch = self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
+        media = getattr(self.collator, "media", None)  # of a collator that reads clips
+        return batch if media is None else batch | {"clip_problems": media.met()}
 
 
 class BatchOrder(Sampler):

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from zoo.data.base import EmotionData, Reading, Split
-from zoo.data.text import read_text
+from zoo.data.text import read_text, whole_number
 from zoo.schema import Labels, Sample, Turn
 from zoo.storage import parse_json, read_yaml, split_lines
 
@@ -62,7 +62,8 @@ class Conversations(EmotionData):
             raise ValueError(f"the mixture says where the files lie; leave --data.root out (got {self.root})")
         if not 0 < dev_share < 1:
             raise ValueError(f"dev_share is a share between 0 and 1, got {dev_share}")
-        self.mixture, self.dev_share, self.mix_seed = Path(mixture), dev_share, mix_seed
+        self.mixture, self.dev_share = Path(mixture), dev_share
+        self.mix_seed = whole_number("mix_seed", mix_seed)
         self._parts: dict[Split, list[dict[str, Any]]] | None = None
 
     # ---- the mixture

@@ -18,7 +18,7 @@ from zoo.data.clips import (
     modalities,
     single,
 )
-from zoo.data.text import drop_repeats, find_file, read_table, some
+from zoo.data.text import drop_repeats, find_file, read_table, some, whole_number
 from zoo.schema import Labels
 
 ADVICE = (
@@ -66,7 +66,7 @@ class DFEW(EmotionData):
         super().__init__(**kwargs)
         if fold not in range(1, 6):
             raise ValueError(f"DFEW has the folds 1 to 5, got {fold}")
-        self.fold, self.dev_share, self.dev_seed = fold, checked_share(dev_share), dev_seed
+        self.fold, self.dev_share, self.dev_seed = fold, checked_share(dev_share), whole_number("dev_seed", dev_seed)
         self.protocol = f"fold_{fold}_of_5"
 
     def read(self, split: Split) -> Reading:

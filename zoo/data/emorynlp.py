@@ -22,6 +22,7 @@ from zoo.data.text import (
     read_table,
     repaired,
     some,
+    whole_number,
     whole_numbers,
 )
 from zoo.schema import Labels, Turn
@@ -87,7 +88,7 @@ class EmoryNLP(EmotionData):
         self.captions = captions
         self.last_only = protocol == "last_utterance"
         self.splits_are = splits_are
-        self.split_seed = split_seed
+        self.split_seed = whole_number("split_seed", split_seed)
         self.drop_leaks_to = drop_leaks_to
         self.protocol = protocol if splits_are == "released" else f"{protocol}_{splits_are}"
         self._lines_of_meld: set[str] | None = None

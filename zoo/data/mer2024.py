@@ -21,7 +21,7 @@ from zoo.data.clips import (
     modalities,
     single,
 )
-from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table
+from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, whole_number
 from zoo.schema import Labels
 
 ADVICE = (
@@ -88,7 +88,7 @@ class MER2024(EmotionData):
         super().__init__(**kwargs)
         one_of("track", track, ("semi", "noise", "unlabeled"))
         self.track, self.subtitles, self.subtitle_column = track, subtitles, subtitle_column
-        self.dev_share, self.dev_seed = checked_share(dev_share), dev_seed
+        self.dev_share, self.dev_seed = checked_share(dev_share), whole_number("dev_seed", dev_seed)
         self.protocol = f"mer2024_{track}"
 
     def read(self, split: Split) -> Reading:

@@ -6,6 +6,7 @@ import codecs
 import csv
 import difflib
 import io
+import numbers
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -62,6 +63,13 @@ def one_of(option: str, value: object, allowed: Sequence[object]) -> None:
     """Refuses a value that the option does not have (the command line does so too; this is for Python)."""
     if value not in allowed:
         raise ValueError(f"{option} is {' or '.join(map(str, allowed))}, got {value!r}")
+
+
+def whole_number(option: str, value: object, least: int = 0) -> int:
+    """The value, if it is a whole number of at least ``least``; else ValueError naming the option."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{option} is a whole number of at least {least}, got {value!r}")
+    return int(value)
 
 
 def find_file(root: Path | None, names: Sequence[str], corpus: str, advice: str) -> Path:

@@ -22,6 +22,7 @@ import http.client
 import io
 import ipaddress
 import json
+import math
 import os
 import re
 import threading
@@ -153,10 +154,12 @@ class Endpoint:
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no address; expected one like http://localhost:8000/v1")
-        if tries < 1 or timeout <= 0 or wait < 0 or max_tokens < 1:
+        if tries < 1 or not 0 < timeout < math.inf or wait < 0 or max_tokens < 1:
             raise ValueError(
                 f"tries and max_tokens are 1 or more, timeout is over 0, got {tries}, {max_tokens} and {timeout}"
             )
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature is 0 or more, got {temperature}")
         if reserved := {"model", "messages", "stream", "n"} & set(extra or {}):
             raise ValueError(f"a request's {', '.join(sorted(reserved))} cannot be given otherwise; leave it out")
         if key is not None and not re.fullmatch(r"[!-~]+", key):
@@ -652,6 +655,9 @@ def models(names: Sequence[str], options: Any) -> list[Model]:
         raise ValueError(
             f"--send-to gives {len(urls)} addresses; expected 1, or {len(remote)}: one for each of {', '.join(remote)}"
         )
+    for name in ("size", "tries", "max_failures", "max_tokens", "workers"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is 1 or more, got {getattr(options, name)}")
     urls = urls * len(remote) if len(urls) == 1 else urls
     keys = _keys(urls, list(options.key_env))
     try:

@@ -241,15 +241,14 @@ class EmotionQwen(Supervised):
             labelled = {s.labels.corpus for s in self.trainer.datamodule.samples("dev") if s.answer is None}
             self.val_metrics = {c: m for c, m in self.val_metrics.items() if c in labelled}
 
-    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
-        super().require(samples, split, stage)
+    unread_events = ("samples without a readable clip",)
+
+    def needs(self, stage: str) -> Mapping[str, str]:
         words_alone = stage == "fit" and self.patterns and all(p.startswith("llm") for p in self.patterns)
-        seen = any(t.video is not None for s in samples for t in (s.target, *s.history))
-        if not seen and not words_alone:  # a language model may learn from words first
-            raise ValueError(
-                f"no {split} sample of {type(self.trainer.datamodule).__name__} has a picture or video, so the vision "
-                "tower would read nothing; give the folder that holds the clips (--data.root)"
-            )
+        return {} if words_alone else {"video": ""}  # a language model may learn from words first
+
+    def has_file(self, sample: Sample, part: str) -> bool:
+        return any(getattr(turn, part) is not None for turn in (sample.target, *sample.history))
 
     # ---- input
     def see(self, batch: Mapping[str, Any]) -> Compressed | None:

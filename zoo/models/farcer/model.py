@@ -29,7 +29,7 @@ Differs from the paper (P) and its published code (C):
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -50,7 +50,7 @@ from zoo.models.farcer.parts import (
     token_weights,
     weighted_loss,
 )
-from zoo.module import EmotionModule, label_scores, note_control_tokens
+from zoo.module import LABEL_TOKENS, EmotionModule, fitting_length, label_scores, note_control_tokens
 from zoo.prompts import load_template, words
 from zoo.schema import Prediction, Sample
 from zoo.senses import AT_ONCE, Remembered
@@ -181,6 +181,7 @@ class FARCER(EmotionModule):
     # ---- parts
     def build(self) -> None:
         self.llm = LLM(**self.llm_args).requires_grad_(False)
+        self.max_length = fitting_length(self.llm, self.max_length, max(self.max_new_tokens, LABEL_TOKENS))
         if self.faces == "none":
             return
         self.vision = Vision(**self.vision_args).freeze()
@@ -255,14 +256,14 @@ class FARCER(EmotionModule):
         data = self.trainer.datamodule
         note_control_tokens(data, data.splits_of(stage)[0])
 
+    unread_events = ("samples without any readable picture",)
+
+    def needs(self, stage: str) -> Mapping[str, str]:
+        return {} if self.faces == "none" else {"video": "set --model.faces none for a text-only model"}
+
     def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
         super().require(samples, split, stage)
         corpus = type(self.trainer.datamodule).__name__
-        if self.faces != "none" and not any(s.target.video for s in samples):
-            raise ValueError(
-                f"no {split} sample of {corpus} has a clip or picture; give the folder that holds them (--data.root), "
-                "or set --model.faces none for a text-only model"
-            )
         if self.faces == "none" and not any(s.target.text for s in samples):
             raise ValueError(
                 f"no {split} sample of {corpus} has words, and --model.faces none shows nothing else: every prompt "
@@ -377,6 +378,8 @@ class FARCER(EmotionModule):
     @torch.no_grad()
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         self.counts["images missing, nothing in their place"] += batch["missing"]
+        if self.faces != "none":
+            self.counts["samples without any readable picture"] += batch["without_picture"]
         prefix = self.encode(batch)
         if self.decode == "score":
             return label_scores(self.llm, prefix, batch["samples"], self.write.answers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zoo.module import PromptCollator
+from zoo.module import PromptCollator, fitting_length
 from zoo.prompts import load_template
 from zoo.reinforced import Reinforced
 
@@ -39,11 +39,17 @@ class GRPO(Reinforced):
         **kwargs: Any,
     ) -> None:
         super().__init__(llm, **kwargs)
+        if window < 0 or max_length < 2:
+            raise ValueError(f"need window >= 0 and max_length >= 2; got {window} and {max_length}")
         if not self.functions:
             raise ValueError("GRPO needs at least one reward: --model.rewards+=my_module.my_reward")
         self.template, self.verbalizer = load_template(template, self.templates), verbalizer
         self.prompt = {"window": window, "kinds": tuple(descriptions or ()), "verbalizer": verbalizer,
                        "max_length": max_length}  # fmt: skip
+
+    def build(self) -> None:
+        super().build()
+        self.prompt["max_length"] = fitting_length(self.llm, self.prompt["max_length"], self.max_new_tokens)
 
     def collator(self, training: bool) -> PromptCollator:
         return PromptCollator(self.llm.tokenizer, self.llm.pad_id, self.template, training=False, **self.prompt)

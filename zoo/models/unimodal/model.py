@@ -8,7 +8,7 @@ classes, so a published expression classifier can be tested as it is (``--zero_s
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,13 @@ class Unimodal(EmotionModule):
         """Batch -> logits of the encoder's own head, (B, classes)."""
 
     # ---- shared
+    @property
+    def unread_events(self) -> tuple[str, ...]:
+        return (f"no readable {self.modality}",)
+
+    def needs(self, stage: str) -> Mapping[str, str]:
+        return {"video" if self.modality == "face" else "audio": ""}
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         label_sets = list(self.trainer.datamodule.label_sets.values())
