@@ -87,6 +87,7 @@ def test_what_is_rewarded_is_what_the_evaluation_counts_right(system):
         ("Wut", ("Wut", "Freude"), 0),
         ("anger\u2028and joy", ("anger", "joy"), None),  # U+2028 ends no line
         ("anger\rand joy", ("anger", "joy"), 0),
+        ("anger", (), None),
         ("[" * 100_000, ("anger", "joy"), None),
         ('{"emotion": ' * 100_000, ("anger", "joy"), None),
     ],

@@ -69,6 +69,8 @@ def parse_label(answer: str, label_words: Sequence[str]) -> int | None:
     >>> parse_label("情绪是愤怒。", ("高兴", "愤怒"))
     1
     """
+    if not label_words:  # free answers
+        return None
     line = _folded(_first_line(answer))
     pattern = _pattern(tuple(label_words))
     named = {match.lastgroup for match in pattern.finditer(line)}
