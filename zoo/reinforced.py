@@ -19,7 +19,7 @@ from typing import Any, Literal
 
 import torch
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from zoo.backbones import LLM, LoRA
@@ -165,6 +165,11 @@ class Reinforced(EmotionModule):
             total = total + weight * values.nan_to_num(0.0)  # finite or NaN, see `earned`
         if not torch.isfinite(total).all():
             raise ValueError(f"the weighted sum of the rewards {', '.join(parts)} is not finite; lower reward_weights")
+        if parts and all(bool(values.isnan().all()) for values in parts.values()):
+            rank_zero_warn(
+                f"none of the rewards ({', '.join(parts)}) applies to any of the {total.numel()} answers of this step: "
+                "they are worth 0, and nothing is learnt from them"
+            )
         return Gathered(total, parts, {})
 
     def sample(self, window: Sequence[dict[str, Any]]) -> Rollout:

@@ -172,6 +172,12 @@ def test_means_leave_abstentions_out_and_an_answer_without_any_reward_is_worth_z
     assert all(r["details"]["rewards"]["abstains"] is None for r in tested)
 
 
+def test_a_step_in_which_every_reward_abstains_is_said(home, tmp_path):
+    with pytest.warns(UserWarning, match=r"none of the rewards \(abstains\) applies to any of the 28 answers"):
+        run = fit(tmp_path, *options(home, model__rewards=f"[{HERE}.abstains]"))
+    assert logged(run, "train/reward") == [0.0] and logged(run, "train/frac_reward_zero_std") == [1.0]
+
+
 def test_one_rollout_has_one_entropy_whether_cut_answers_are_dropped_or_not(home, tmp_path):
     found = {}
     for tokens in (1, 3):
