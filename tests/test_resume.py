@@ -232,3 +232,105 @@ def test_a_run_that_was_moved_keeps_its_best(options, undisturbed, tmp_path):
         zoo("fit", f"--ckpt_path={run}")
         assert_equal(run, reference)
     assert list(tmp_path.glob("lightning_logs/*")) == []
+
+
+# ---- what a resumed run goes by
+def rates(run: Path) -> list[float]:
+    return logged(run, "lr-AdamW")
+
+
+MONITOR = "--trainer.callbacks+=LearningRateMonitor"
+
+
+def test_a_finished_run_that_is_extended_follows_the_schedule_of_its_new_length(options, tmp_path):
+    run = fit(tmp_path / "a", *options("lora", trainer__max_epochs=1), MONITOR)
+    whole = fit(tmp_path / "b", *options("lora", trainer__max_epochs=2), MONITOR)
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_epochs=2")
+    first, extended, expected = rates(whole)[:7], rates(run)[7:], rates(whole)[7:]
+    assert extended == pytest.approx(expected) and min(extended) > 1e-5 and len(extended) == 7
+    assert rates(run)[:7] != pytest.approx(first)  # the first epoch went by a schedule of its own
+    losses = logged(run, "train/loss")
+    assert losses[7:] != losses[:7]
+
+
+def test_options_of_the_optimizer_change_from_the_resumed_step_on(options, tmp_path, caplog):
+    """Seen in the optimizer, not in a YAML."""
+    run = fit(tmp_path, *options("lora", trainer__max_steps=5), MONITOR)
+    changed = {"model__lr": 5e-4, "model__betas": "[0.8, 0.95]", "model__weight_decay": 0.1, "model__warmup": 0,
+               "model__schedule": "linear"}  # fmt: skip
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_steps=9", *flags(**changed))
+    assert "resumed at step 5 of 9: learning rate 0.000222" in caplog.text
+    assert rates(run)[5:] == pytest.approx([5e-4 * (1 - step / 9) for step in range(5, 9)])
+    (group,) = checkpoint(run)["optimizer_states"][0]["param_groups"]
+    assert (tuple(group["betas"]), group["weight_decay"], group["initial_lr"]) == ((0.8, 0.95), 0.1, 5e-4)
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_steps=12")  # and stay, without being named again
+    assert rates(run)[9:] == pytest.approx([5e-4 * (1 - step / 12) for step in range(9, 12)])
+
+
+@pytest.mark.parametrize("variant", ["lora", "accumulate", "grpo"])
+def test_a_run_that_ended_at_max_steps_goes_on_in_the_middle_of_its_epoch(variant, options, tmp_path):
+    constant = {"model__schedule": "constant", "save_last_every": 0}
+    whole = fit(tmp_path / "whole", *options(variant, **constant))
+    run = fit(tmp_path / "part", *options(variant, **constant, trainer__max_steps=2, trainer__max_epochs=1))
+    for steps_in_all in (3, -1):
+        zoo("fit", f"--ckpt_path={run}", f"--trainer.max_steps={steps_in_all}", "--trainer.max_epochs=2")
+    assert_equal(run, whole)
+
+
+def test_early_stopping_goes_on_counting(options, tmp_path):
+    stopping = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/wf1",
+                "--trainer.callbacks.mode=max", "--trainer.callbacks.patience=2"]  # fmt: skip
+    slow = {"model__lr": 1e-9, "trainer__max_epochs": 9, "model__schedule": "constant", "model__warmup": 0}
+    whole = fit(tmp_path / "whole", *options("lora", **slow), *stopping)  # nothing ever gets better
+    assert checkpoint(whole)["global_step"] == 3 * 7
+    part = fit(tmp_path / "part", *options("lora", **slow | {"trainer__max_epochs": 1}), *stopping)
+    zoo("fit", f"--ckpt_path={part}", "--trainer.max_epochs=2")
+    zoo("fit", f"--ckpt_path={part}", "--trainer.max_epochs=9")
+    assert_equal(part, whole)
+    before = trace(part)
+    zoo("fit", f"--ckpt_path={part}")  # it had stopped: nothing to do
+    assert trace(part) == before
+    zoo("fit", f"--ckpt_path={part}", "--trainer.callbacks.patience=3")  # the option of now
+    assert checkpoint(part)["global_step"] == 4 * 7
+
+
+def test_what_is_trained_cannot_change_in_a_resumed_run(options, undisturbed, tmp_path):
+    run = shutil.copytree(undisturbed("lora"), tmp_path / "run")
+    for flag in ("--model.lora.r=8", "--model.train=[.*lora_A.*]", "--model.start_from=elsewhere",
+                 "--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=3", "--model=GRPO"):  # fmt: skip
+        message = refused("fit", f"--ckpt_path={run}", flag, "--trainer.max_epochs=3")
+        assert "cannot go on with other values" in message and "--model.start_from" in message, flag
+    assert not (run / "config.resume-1.yaml").exists()  # nor does a refused one leave a config for the next
+
+
+def test_last_is_saved_by_the_clock(options, tmp_path):
+    args = options("lora", save_last_every=0, save_last_minutes=1e-9)
+    assert in_child(lambda: fit(tmp_path, *args), ("before_step", 0, 4)) == -signal.SIGKILL
+    assert checkpoint(newest(tmp_path))["global_step"] == 4
+    args = options("lora", save_last_every=0)  # ten minutes
+    assert in_child(lambda: fit(tmp_path / "slow", *args), ("before_step", 0, 4)) == -signal.SIGKILL
+    assert not (newest(tmp_path / "slow") / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_kill_while_last_is_written_leaves_the_one_before(options, undisturbed, tmp_path, monkeypatch):
+    """Also where the system's temporary folder lies on another filesystem: nothing goes through it."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    args = options("lora", save_last_every=2)
+    written = torch.save
+
+    def killed(content, file, *rest, **options) -> None:
+        written(content, file, *rest, **options)
+        if content["global_step"] == 6:
+            file.flush()
+            os.truncate(file.fileno(), 1000)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(torch, "save", killed)
+    assert in_child(lambda: fit(tmp_path, *args)) == -signal.SIGKILL
+    run = newest(tmp_path)
+    assert checkpoint(run)["global_step"] == 4
+    assert len(list((run / "checkpoints").glob(".last.ckpt.*"))) == 1
+    monkeypatch.setattr(torch, "save", written)
+    zoo("fit", f"--ckpt_path={run}")
+    assert_equal(run, undisturbed("lora"))
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint
+from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.plugins import TorchCheckpointIO
@@ -21,7 +21,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from zoo import interrupts
 from zoo.module import EmotionModule, read_checkpoint
 from zoo.runs import run_folder
-from zoo.storage import replacing
+from zoo.storage import read_jsonl, replacing, write_jsonl
 
 log = logging.getLogger(__name__)
 
@@ -149,9 +149,7 @@ class LastCheckpoint(Checkpoint):
             trainer.should_stop |= reason != EarlyStoppingReason.NOT_STOPPED and not more_patience
         if os.getpid() != interrupts.process():  # forked by a launcher
             interrupts.listen()
-        self._region.enter_context(
-            interrupts.deferred("stopping after this step; the same signal again stops at once")
-        )
+        self._region.enter_context(interrupts.deferred("stopping after this step; the same signal again stops at once"))
 
     # ---- when to write
     def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
@@ -253,6 +251,67 @@ class LastCheckpoint(Checkpoint):
         self._region.close()
 
 
+class PartialPredictions(Callback):
+    """Keeps what an interrupted ``zoo predict`` has answered; the same command answers the rest. Answers that are
+    sampled are drawn anew.
+
+    Args:
+        command: a digest of what is predicted by what; the rows of another command are not used.
+    """
+
+    def __init__(self, command: str) -> None:
+        self.command = command
+
+    def setup(self, trainer: Trainer, pl_module: EmotionModule, stage: str) -> None:
+        for file in sorted(run_folder(trainer).glob(f".{pl_module.rows_file}.partial-*")):
+            head, *rows = read_jsonl(file)
+            if head == {"command": self.command}:
+                pl_module.rows_before |= {row["id"]: row for row in rows}
+        if pl_module.rows_before and trainer.is_global_zero:
+            print(f"{len(pl_module.rows_before)} samples were answered before the interruption", flush=True)
+
+    def on_exception(self, trainer: Trainer, pl_module: EmotionModule, exception: BaseException) -> None:
+        if not isinstance(exception, KeyboardInterrupt):
+            return
+        rows = [prediction.row() for prediction in pl_module.rows]
+        if trainer.global_rank == 0:
+            rows += pl_module.rows_before.values()
+        if rows:
+            file = run_folder(trainer) / f".{pl_module.rows_file}.partial-{trainer.global_rank}"
+            write_jsonl(file, [{"command": self.command}, *rows])
+            print(f"{len(rows)} answers are kept; the same command goes on", flush=True)
+
+    def on_predict_end(self, trainer: Trainer, pl_module: EmotionModule) -> None:
+        if trainer.is_global_zero:
+            for file in run_folder(trainer).glob(f".{pl_module.rows_file}.partial-*"):
+                file.unlink()
+
+
+class ParameterTable(Callback):
+    """The parts of the model with their parameters, printed when a fit begins."""
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if not trainer.is_global_zero:
+            return
+        for name, part in pl_module.named_children():
+            total = sum(p.numel() for p in part.parameters())
+            trained = sum(p.numel() for p in part.parameters() if p.requires_grad)
+            if total:
+                print(f"{name} ({type(part).__name__}): {total:,} parameters, {trained:,} of them trained", flush=True)
+
+
+class ProgressBar(RichProgressBar):
+    """Lightning's bar, whose end and time left know --trainer.max_steps."""
+
+    @property
+    def total_train_batches(self) -> int | float:
+        total, trainer = super().total_train_batches, self.trainer
+        if trainer.max_steps > 0:
+            left = (trainer.max_steps - trainer.global_step) * trainer.accumulate_grad_batches
+            total = min(total, trainer.fit_loop.epoch_loop.batch_progress.current.ready + left)
+        return total
+
+
 class ProgressLines(Callback):
     """A line every so many seconds with what is done, the rate and the time left, for runs without a progress bar.
 
@@ -296,6 +355,13 @@ class ProgressLines(Callback):
         shown = f"epoch {trainer.current_epoch}" + (f", loss {float(loss):.4f}" if loss is not None else "")
         total = trainer.lightning_module.optimizer_steps()
         self._line(trainer, f"{shown}, step", trainer.global_step, self._first_step, total, "steps")
+
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        if trainer.state.fn == "fit" and trainer.is_global_zero and not trainer.sanity_checking:
+            score = trainer.callback_metrics.get(pl_module.monitor)
+            if score is not None:
+                print(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {pl_module.monitor} {score:.4f}",
+                      flush=True)  # fmt: skip
 
     def _on_evaluation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit":

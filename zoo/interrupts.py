@@ -1,9 +1,10 @@
 """SIGINT (Ctrl-C) and SIGTERM (every scheduler's signal) stop a command so that nothing done is lost.
 
 A command that can stop anywhere is left by `Interrupted` at the first signal. Training cannot: inside `deferred` the
-first signal is noted, `requested` tells it, and the loop ends by itself at the next place where it can be saved; a
-second signal leaves at once. Either way the process ends with the exit code that shells and schedulers expect, 128 plus
-the number of the signal.
+first signal is noted, `requested` tells it, and the loop ends by itself at the next place where it can be saved; the
+same signal again leaves at once. (Another one does not: a scheduler, or a parent process, may send its own after the
+terminal has sent Ctrl-C to all.) Either way the process ends with the exit code that shells and schedulers expect, 128
+plus the number of the signal.
 """
 
 from __future__ import annotations
@@ -24,17 +25,18 @@ class Interrupted(KeyboardInterrupt):
 
 
 _process = 0  # that listens; a forked child has handlers of its own
-_received: signal.Signals | None = None
+_received: list[signal.Signals] = []
 _deferred: str | None = None  # what is said at the first signal while the command goes on to a safe place
 
 
 def listen() -> None:
     """Takes over both signals in this process, forgetting what an earlier command received. Does nothing in another
     thread than the main one, where Python allows no handlers."""
-    global _process, _received, _deferred
+    global _process, _deferred
     if threading.current_thread() is not threading.main_thread():
         return
-    _process, _received, _deferred = os.getpid(), None, None
+    _process, _deferred = os.getpid(), None
+    _received.clear()
     for number in SIGNALS:
         signal.signal(number, _handle)
 
@@ -45,18 +47,18 @@ def process() -> int:
 
 
 def requested() -> signal.Signals | None:
-    """The signal that asked this command to stop, or None."""
-    return _received
+    """The first signal that asked this command to stop, or None."""
+    return _received[0] if _received else None
 
 
 def exit_code() -> int | None:
     """What the process ends with after a signal (130 or 143); None if there was none."""
-    return None if _received is None else 128 + _received
+    return 128 + _received[0] if _received else None
 
 
 @contextlib.contextmanager
 def deferred(message: str) -> Iterator[None]:
-    """Inside, the first signal prints ``message`` and is only noted; the second raises `Interrupted`."""
+    """Inside, the first signal prints ``message`` and is only noted; the same one again raises `Interrupted`."""
     global _deferred
     before, _deferred = _deferred, message
     try:
@@ -66,14 +68,15 @@ def deferred(message: str) -> Iterator[None]:
 
 
 def _handle(number: int, frame: FrameType | None) -> None:
-    global _received
-    first = _received is None
-    _received = _received or signal.Signals(number)
-    if first and _deferred is not None:
-        # not print(): a signal may arrive inside one
-        os.write(sys.__stdout__.fileno() if sys.__stdout__ else 1, f"{_deferred}\n".encode())
-        return
-    raise Interrupted(signal.Signals(number).name)
+    received = signal.Signals(number)
+    again, first = received in _received, not _received
+    _received.append(received)
+    if again or _deferred is None:
+        raise Interrupted(received.name)
+    if first:  # not with print(): a signal may arrive inside one
+        sys.stdout.flush()
+        with contextlib.suppress(OSError):
+            os.write(1, f"{_deferred}\n".encode())
 
 
 def _in_forked_child() -> None:

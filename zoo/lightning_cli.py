@@ -4,6 +4,7 @@ by a file."""
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -18,8 +19,9 @@ import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.loggers import Logger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector as SignalConnector
 from safetensors import safe_open
@@ -35,7 +37,16 @@ import zoo.models.instructerc
 import zoo.models.merit
 import zoo.models.selector
 import zoo.models.unimodal  # noqa: F401
-from zoo.callbacks import BestCheckpoint, CheckpointFiles, LastCheckpoint, ProgressLines, SaveConfig
+from zoo.callbacks import (
+    BestCheckpoint,
+    CheckpointFiles,
+    LastCheckpoint,
+    ParameterTable,
+    PartialPredictions,
+    ProgressBar,
+    ProgressLines,
+    SaveConfig,
+)
 from zoo.checkpoints.listing import refuse_changed
 from zoo.data import EmotionData
 from zoo.module import EmotionModule
@@ -50,7 +61,7 @@ from zoo.runs import (
     run_loggers,
     run_of,
 )
-from zoo.storage import locked, parse_yaml
+from zoo.storage import locked, parse_yaml, sha256_of
 
 EVALUATION = ("validate", "test", "predict")
 VERBS = ("fit", *EVALUATION)
@@ -66,6 +77,11 @@ FIXED = (
     "trainer.overfit_batches",
 )
 LOCKS = contextlib.ExitStack()  # held until the command has ended
+
+
+for _logger in (CSVLogger, TensorBoardLogger):
+    # the run gives every logger its folder (`run_loggers`), so --trainer.logger CSVLogger needs no --...save_dir
+    _logger.__init__.__defaults__ = (".", *_logger.__init__.__defaults__)
 
 
 class ZooCLI(LightningCLI):
@@ -131,6 +147,8 @@ class ZooCLI(LightningCLI):
         if self.subcommand == "fit" and start and not config.ckpt_path:
             refuse_changed(find_checkpoint(start))
         config.weights_only = True
+        if self.subcommand == "test":
+            config.verbose = False  # Lightning's table of the same scores, without intervals
 
     def _refuse_changes(self, home: Path) -> None:
         """ValueError naming the options that a resumed run could not apply to what is trained already."""
@@ -153,10 +171,19 @@ class ZooCLI(LightningCLI):
         fit, quick = self.subcommand == "fit", bool(trainer.fast_dev_run)
         folder = RunFolder(root)  # of a trial run, which writes nothing; else see below
         extra: list[Callback] = [folder]
-        if not quick and not trainer.enable_progress_bar and not trainer.barebones:
-            extra.append(ProgressLines())
+        if not trainer.barebones:
+            named = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+            if not any(isinstance(callback, LightningProgressBar) for callback in named):
+                bar = trainer.enable_progress_bar is not False and sys.stdout.isatty()
+                kwargs["enable_progress_bar"] = bar
+                extra.append(ProgressBar() if bar else ProgressLines())
+            if fit and trainer.enable_model_summary is not False:
+                extra.append(ParameterTable())
+            kwargs["enable_model_summary"] = False
         if fit and not quick and trainer.enable_checkpointing is not False:
             extra += [config.checkpoint, LastCheckpoint(config.save_last_every, config.save_last_minutes)]
+        if self.subcommand == "predict" and not quick:
+            extra.append(PartialPredictions(self._digest()))
         self.trainer_defaults["callbacks"] = extra
         users = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         users = [logger for logger in users if isinstance(logger, Logger)]
@@ -180,6 +207,15 @@ class ZooCLI(LightningCLI):
                 print(f"run folder: {folder.path}", flush=True)
         self.folder = folder
         return made
+
+    def _digest(self) -> str:
+        """Of everything that decides what ``zoo predict`` answers."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
+        decides = {key: config.get(key) for key in ("model", "data", "seed_everything", "ckpt_path")}
+        decides["trainer"] = {key: config["trainer"].get(key) for key in ("precision", "limit_predict_batches")}
+        if config.get("ckpt_path"):
+            decides["weights"] = sha256_of(Path(config["ckpt_path"]))
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
 
     def _new_folder(self, trainer: Trainer, root: Path) -> Path:
         return make_run_folder(root) if trainer.is_global_zero else root / "lightning_logs"
@@ -208,11 +244,35 @@ class ZooCLI(LightningCLI):
         self._announce("run folder")
 
     def after_test(self) -> None:
+        if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
+            print(score_table(json.loads((self.folder.path / "metrics.json").read_text(encoding="utf-8"))))
         self._announce("results in")
 
     def after_predict(self) -> None:
         splits = " and ".join(self.datamodule.predict_splits)
         self._announce(f"{self.model.rows_file} of {splits} in")
+
+
+def score_table(record: Mapping[str, Any]) -> str:
+    """The scores of a ``metrics.json`` as lines of text: with intervals, and by class."""
+    lines = []
+    for corpus, scores in record.get("corpora", {record["corpus"]: record}).items():
+        official = record["population"]["n_official"]
+        of_official = f" ({official} in the official split)" if official and official != scores["n"] else ""
+        lines.append(f"{corpus}: {scores['n']} utterances of {scores.get('dialogues')} dialogues{of_official}")
+        for name in ("weighted_f1", "accuracy", "macro_f1", "uar", "war"):
+            if name in scores:
+                interval = scores.get("ci95", {}).get(name)
+                between = f"  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
+                lines.append(f"  {name.replace('_', ' '):<14} {scores[name]:.4f}{between}")
+        if scores.get("unparsed"):
+            lines.append(f"  {'unreadable':<14} {scores['unparsed']:.4f}  (answers without a label, counted as wrong)")
+        for label, f1 in scores.get("per_class", {}).items():
+            lines.append(f"    {label:<12} F1 {f1:.4f}  recall {scores['per_class_recall'][label]:.4f}  "
+                         f"n {scores['support'][label]}")  # fmt: skip
+    for event, count in {**record["population"]["notes"], **record["events"]}.items():
+        lines.append(f"  {event}: {count}")
+    return "\n".join(lines)
 
 
 class _SignalConnector(SignalConnector):
@@ -350,6 +410,6 @@ def _quiet() -> None:
         r".*self\.log\('(val|test)/.*sync_dist=True.*",  # the scores are of all processes already
     ):
         warnings.filterwarnings("ignore", message)
-    chatter = ("litlogger", "litmodels", "`weights_only` was not set", "TPU available")
+    chatter = ("litlogger", "litmodels", "`weights_only` was not set", "TPU available", "to estimate number of")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):
         logging.getLogger(name).addFilter(lambda record: not any(c in record.getMessage() for c in chatter))

@@ -113,6 +113,7 @@ class EmotionModule(LightningModule):
         self.from_hub: set[str] = set()  # names of tensors that hold exactly what a backbone's folder holds
         self.rows: list[Prediction] = []
         self.clip_problems: dict[str, dict[str, str]] = {}  # of a test: damaged or unreadable -> file -> reason
+        self.rows_before: dict[str, dict[str, Any]] = {}  # id -> row, of an interrupted prediction that goes on
         self.counts: Counter[str] = Counter()  # counted events of a test, e.g. truncated prompts
 
     # ---- what a system fills in
@@ -487,7 +488,7 @@ class EmotionModule(LightningModule):
             "corpus": "+".join(data.label_sets),
             "eval_protocol": data.protocol,
             **summary,
-            "population": data.reading("test").report(),
+            "population": self._population(len(rows)),
             "events": {k: v for k, v in counts.items() if v},
             **({"clips": clips} if clips else {}),
             "seconds_per_sample": seconds / max(1, len(rows)),
@@ -508,6 +509,14 @@ class EmotionModule(LightningModule):
             self.log(f"test/{'wf1' if key == 'weighted_f1' else key}", value, rank_zero_only=True)
         if not all(map(math.isfinite, scores.values())):
             raise FloatingPointError(f"the scores are not finite: {summary}")
+
+    def _population(self, scored: int) -> dict[str, Any]:
+        """What ``metrics.json`` says about the samples of the test split and how many of them were scored."""
+        report = self.trainer.datamodule.reading("test").report()
+        left_out = report["n_used"] - scored
+        if left_out:
+            report["notes"] = report["notes"] | {"left out by --trainer.limit_test_batches": left_out}
+        return report | {"n_used": scored}
 
     def summary(self, rows: Sequence[Mapping[str, Any]], run: Path) -> dict[str, Any]:
         """What ``metrics.json`` says about the rows of ``predictions.jsonl``; pictures go into the run folder."""
@@ -541,11 +550,12 @@ class EmotionModule(LightningModule):
         return torch.tensor([_predicted_index(s, p) for s, p in zip(batch["samples"], predictions, strict=True)])
 
     def on_predict_epoch_end(self) -> None:
-        rows = [p.row() for p in self._gathered()]
+        predictions = self._gathered()
         counts: Counter[str] = sum(self._of_all_processes(self.counts), Counter())
         self._clip_report()
-        if not self.trainer.datamodule.asked and (problem := self._nothing_read(len(rows), counts)):
+        if not self.trainer.datamodule.asked and (problem := self._nothing_read(len(predictions), counts)):
             raise ValueError(problem)
+        rows = list((self.rows_before | {p.id: p.row() for p in predictions}).values())
         if self.trainer.is_global_zero:
             self._write_predictions(rows)
 

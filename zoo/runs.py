@@ -15,6 +15,7 @@ import csv
 import itertools
 import re
 import shutil
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,13 +29,20 @@ RESULTS = (
 
 
 def newest_run(root: Path) -> Path | None:
-    """The run folder ``root/lightning_logs/version_N`` with the largest N that holds a last.ckpt."""
-    versions = [
-        (int(m[1]), p)
-        for p in (root / "lightning_logs").glob("version_*")
-        if (m := re.fullmatch(r"version_(\d+)", p.name))
-    ]
-    return next((p for _, p in sorted(versions, reverse=True) if (p / "checkpoints" / "last.ckpt").is_file()), None)
+    """The run folder ``root/lightning_logs/version_N`` with the largest N that holds a last.ckpt. Says which newer runs
+    hold none."""
+    numbers = {int(m[1]): p for p in (root / "lightning_logs").glob("version_*")
+               if (m := re.fullmatch(r"version_(\d+)", p.name))}  # fmt: skip
+    without = []
+    for number in sorted(numbers, reverse=True):
+        run = numbers[number]
+        if (run / "checkpoints" / "last.ckpt").is_file():
+            if without:
+                print(f"{', '.join(without)} has no checkpoint; going on with {run}", file=sys.stderr)
+            return run
+        if (run / "config.yaml").is_file():  # a training that stopped before its first checkpoint
+            without.append(run.name)
+    return None
 
 
 def make_run_folder(root: Path) -> Path:

@@ -12,14 +12,14 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from zoo.data.text import checked_encoding, whole_number
 from zoo.schema import Labels, Sample, Turn
@@ -207,19 +207,43 @@ class EmotionData(LightningDataModule):
         return self._loader(self.samples("train"), self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.samples("dev"), self.eval_batch_size, shuffle=False)
+        return self._loader(self._limited(self.samples("dev"), "val"), self.eval_batch_size, shuffle=False)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self.samples("test"), self.eval_batch_size, shuffle=False)
+        return self._loader(self._limited(self.samples("test"), "test"), self.eval_batch_size, shuffle=False)
 
     def predict_dataloader(self) -> DataLoader:
-        return self._loader(self.to_predict(), self.eval_batch_size, shuffle=False)
+        answered = self.trainer.lightning_module.rows_before  # by the same command, which was interrupted
+        samples = self._limited(self.to_predict(), "predict")
+        return self._loader(samples, self.eval_batch_size, shuffle=False, answered=answered)
+
+    def _limited(self, samples: Sequence[Sample], what: Literal["val", "test", "predict"]) -> Sequence[Sample]:
+        """The samples of an evaluation of so few batches as --trainer.limit_{what}_batches allows: drawn by the run's
+        seed, in their own order. The first batches would be those of the shortest prompts, which score otherwise."""
+        limit = getattr(self.trainer, f"limit_{what}_batches")
+        step = self.eval_batch_size * self.trainer.world_size
+        batches = -(-len(samples) // step)
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if limit == 1.0 and isinstance(limit, float) or batches * step >= len(samples):
+            return samples
+        setattr(self.trainer, f"limit_{what}_batches", batches)  # a share would be taken once more
+        chosen = np.random.default_rng((self.run_seed, len(samples))).permutation(len(samples))[: batches * step]
+        log.warning("--trainer.limit_%s_batches: %d of %d samples, drawn by seed %d", what, len(chosen), len(samples),
+                    self.run_seed)  # fmt: skip
+        return [samples[i] for i in sorted(chosen)]
 
     def to_predict(self) -> list[Sample]:
         """The samples of ``zoo predict``."""
         return [sample for split in self.predict_splits for sample in self.samples(split)]
 
-    def _loader(self, samples: Sequence[Sample], batch_size: int, shuffle: bool) -> DataLoader:
+    def _loader(
+        self, samples: Sequence[Sample], batch_size: int, shuffle: bool, answered: Collection[str] = ()
+    ) -> DataLoader:
+        """
+        Args:
+            answered: ids of samples whose batches are left out; the others keep their batches, and so their numbers to
+                the last digit.
+        """
         collator = self.trainer.lightning_module.collator(training=shuffle)
         batches = Batches(
             samples,
@@ -232,7 +256,13 @@ class EmotionData(LightningDataModule):
             self.trainer.world_size,
         )
         # The training loader's sampler knows the epoch before workers prefetch, and where in it to go on.
-        order = BatchOrder(batches, self._resume_at if shuffle else (0, 0))
+        order: Sampler
+        if shuffle:
+            order = BatchOrder(batches, self._resume_at, repeat=self.trainer.overfit_batches > 0)
+        else:
+            left = [i for i, batch in enumerate(batches.order(0)) if any(samples[j].id not in answered for j in batch)]
+            # Lightning has no use for an empty loader
+            order = EvaluationOrder(batches, left or list(range(len(batches)))[-1:])
         return DataLoader(batches, batch_size=None, sampler=order, num_workers=self.num_workers, collate_fn=_as_it_is)
 
     # ---- exact resume
@@ -337,12 +367,33 @@ class Batches(Dataset):
         return batch if media is None else batch | {"clip_problems": media.met()}
 
 
-class BatchOrder(Sampler):
-    """Yields (epoch, batch number); in the epoch ``resume[0]`` from batch ``resume[1]`` on. Lightning calls
-    ``set_epoch``, and a loader with workers asks for the order more than once, so nothing here is used up."""
+class EvaluationOrder(SequentialSampler):
+    """Yields (0, batch number) for each of the given numbers. Calls itself sequential as `BatchOrder` does."""
 
-    def __init__(self, batches: Batches, resume: tuple[int, int] = (0, 0)) -> None:
-        self.batches, self.resume, self.epoch = batches, resume, resume[0]
+    def __init__(self, batches: Batches, numbers: Sequence[int]) -> None:
+        super().__init__(batches)
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(0, number) for number in self.numbers])
+
+
+class BatchOrder(SequentialSampler):
+    """Yields (epoch, batch number); in the epoch ``resume[0]`` from batch ``resume[1]`` on. Lightning calls
+    ``set_epoch``, and a loader with workers asks for the order more than once, so nothing here is used up.
+
+    It is no sequential sampler but calls itself one, since Lightning replaces any other for ``overfit_batches``.
+
+    Args:
+        repeat: every epoch has the batches of the first one, as ``overfit_batches`` wants.
+    """
+
+    def __init__(self, batches: Batches, resume: tuple[int, int] = (0, 0), repeat: bool = False) -> None:
+        super().__init__(batches)
+        self.batches, self.resume, self.repeat, self.epoch = batches, resume, repeat, resume[0]
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -352,4 +403,4 @@ class BatchOrder(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         start = self.resume[1] if self.epoch == self.resume[0] else 0
-        return iter([(self.epoch, i) for i in range(start, len(self.batches))])
+        return iter([(0 if self.repeat else self.epoch, i) for i in range(start, len(self.batches))])
