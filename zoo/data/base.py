@@ -21,6 +21,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
+from zoo.data.text import checked_encoding, whole_number
 from zoo.schema import Labels, Sample, Turn
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,14 @@ class Reading:
         official: number of utterances the corpus' authors state for this split; None if they state none.
         excluded: utterance key -> reason it is not among the samples.
         notes: other counted facts, e.g. ``{"audio descriptions missing": 1}``; zero counts are left out.
+        listed: names behind such a count, e.g. ``{"clips missing": ["dia0_utt3"]}``.
     """
 
     samples: list[Sample]
     official: int | None = None
     excluded: dict[str, str] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    listed: dict[str, list[str]] = field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
         """What ``metrics.json`` says about the population."""
@@ -52,6 +55,7 @@ class Reading:
             "n_official": self.official,
             "excluded": dict(self.excluded),
             "notes": {k: v for k, v in self.notes.items() if v},
+            **({"listed": listed} if (listed := {k: v for k, v in self.listed.items() if v}) else {}),
         }
 
 
@@ -83,9 +87,12 @@ class EmotionData(LightningDataModule):
         bucket: put samples of similar length into one batch (order of batches stays random); saves padding.
         limit: use only the first so many dialogues of each split (for trying things out); None for all.
         predict_splits: what ``zoo predict`` predicts; None: the test split.
+        encoding: of the corpus' text files, e.g. ``gb18030``; None: UTF-8, else what the corpus is known to be in, else
+            refused.
     """
 
     labels: Labels
+    encodings: tuple[str, ...] = ()  # what the released files are known to be in where they are not UTF-8
     asked = False  # single samples somebody asks about (`zoo label`): what all of them lack is no mistake of a reader
     protocol = "all_utterances"  # which utterances are scored; results of different protocols are never ranked together
 
@@ -99,10 +106,23 @@ class EmotionData(LightningDataModule):
         bucket: bool = True,
         limit: int | None = None,
         predict_splits: list[Split] | None = None,
+        encoding: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size}")
+        for option, value, least in (
+            ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
+            ("seed", seed, 0), ("limit", limit, 1),
+        ):  # fmt: skip
+            if value is not None:
+                whole_number(f"--data.{option}", value, least)
+        if predict_splits is not None and (
+            not predict_splits
+            or len(set(predict_splits)) < len(predict_splits)
+            or set(predict_splits) - {"train", "dev", "test"}
+        ):
+            raise ValueError(f"--data.predict_splits is some of train, dev and test, each once; got {predict_splits}")
         self.root = Path(root) if root is not None else None
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -111,6 +131,7 @@ class EmotionData(LightningDataModule):
         self.bucket = bucket
         self.limit = limit
         self.predict_splits: tuple[Split, ...] = tuple(predict_splits or ("test",))
+        self.encoding = checked_encoding("encoding", encoding)
         self.readings: dict[str, Reading] = {}
         self._resume_at = (0, 0)  # (epoch, batches of it already trained on) of the run that is resumed
 
@@ -119,6 +140,11 @@ class EmotionData(LightningDataModule):
         """Reads one split. Raises FileNotFoundError or ValueError naming the file, what was got, expected, and what to
         do."""
         raise NotImplementedError
+
+    @property
+    def read_as(self) -> str | tuple[str, ...]:
+        """``encoding`` of `zoo.data.text.read_text` and `read_table` for the corpus' own files."""
+        return self.encodings if self.encoding is None else self.encoding
 
     @property
     def label_sets(self) -> dict[str, Labels]:
@@ -336,7 +362,9 @@ class Batches(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, number = key
         samples = [self.samples[i] for i in self.order(epoch)[number]]
-        return self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
+        batch = self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
+        media = getattr(self.collator, "media", None)  # of a collator that reads clips
+        return batch if media is None else batch | {"clip_problems": media.met()}
 
 
 class EvaluationOrder(SequentialSampler):

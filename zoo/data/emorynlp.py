@@ -22,6 +22,7 @@ from zoo.data.text import (
     read_table,
     repaired,
     some,
+    whole_number,
     whole_numbers,
 )
 from zoo.schema import Labels, Turn
@@ -70,6 +71,7 @@ class EmoryNLP(EmotionData):
     """
 
     labels = Labels("emorynlp", ("joyful", "mad", "peaceful", "neutral", "sad", "powerful", "scared"))
+    encodings = ("cp1252",)
 
     def __init__(
         self,
@@ -86,7 +88,7 @@ class EmoryNLP(EmotionData):
         self.captions = captions
         self.last_only = protocol == "last_utterance"
         self.splits_are = splits_are
-        self.split_seed = split_seed
+        self.split_seed = whole_number("split_seed", split_seed)
         self.drop_leaks_to = drop_leaks_to
         self.protocol = protocol if splits_are == "released" else f"{protocol}_{splits_are}"
         self._lines_of_meld: set[str] | None = None
@@ -114,7 +116,7 @@ class EmoryNLP(EmotionData):
 
         descriptions: dict[str, dict[str, str]] = {}
         if self.captions:
-            descriptions, more = load_captions(self.captions, file, table["key"])
+            descriptions, more = load_captions(self.captions, file, table["key"], self.read_as)
             notes.update(more)
 
         if self.drop_leaks_to is not None:
@@ -138,7 +140,7 @@ class EmoryNLP(EmotionData):
 
     def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:
         """key, scene, the four numbers, speaker, text, label: checked and cleaned, rows as in the file."""
-        raw = read_table(path, COLUMNS)
+        raw = read_table(path, COLUMNS, encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         table = whole_numbers(raw, PLACE, path)
         table["scene"] = [f"s{s}e{e}_sc{c}" for s, e, c in table[PLACE[:3]].itertuples(index=False)]
@@ -159,7 +161,7 @@ class EmoryNLP(EmotionData):
 
     def _without_leaks(self, table: pd.DataFrame, notes: Counter[str]) -> pd.DataFrame:
         if self._lines_of_meld is None:
-            meld = MELD(root=self.drop_leaks_to)
+            meld = MELD(root=self.drop_leaks_to, encoding=self.encoding)
             try:
                 texts = [s.target.text for split in ("dev", "test") for s in meld.samples(split)]
             except FileNotFoundError as error:
