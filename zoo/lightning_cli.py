@@ -3,7 +3,6 @@ by a file."""
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import signal
@@ -14,14 +13,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-import yaml
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.plugins import CheckpointIO, TorchCheckpointIO
-from safetensors import safe_open
 
 import zoo.data  # noqa: F401 - corpora and models are known by their short names on the command line
 import zoo.models.baselines
@@ -35,6 +31,7 @@ import zoo.models.merit
 import zoo.models.selector
 import zoo.models.unimodal  # noqa: F401
 from zoo.checkpoints.listing import refuse_changed
+from zoo.configs import read_run_config, take_imports, trust_words
 from zoo.data import EmotionData
 from zoo.module import EmotionModule, read_checkpoint
 from zoo.runs import (
@@ -47,6 +44,7 @@ from zoo.runs import (
     run_folder,
     run_of,
 )
+from zoo.weights import look_into, require_resumable
 
 EVALUATION = ("validate", "test", "predict")
 VERBS = ("fit", *EVALUATION)
@@ -131,7 +129,10 @@ class ZooCLI(LightningCLI):
                     f"To begin a new run with these weights, give --model.start_from {file.parent.name}"
                 )
             refuse_changed(file)
-            self.checkpoint_step = look_into(file)["global_step"]
+            checkpoint = look_into(file)
+            if self.subcommand == "fit":
+                require_resumable(checkpoint)
+            self.checkpoint_step = checkpoint.global_step
         start = config.model.get("init_args", {}).get("start_from") if config.model else None
         if self.subcommand == "fit" and start and not config.ckpt_path:
             refuse_changed(find_checkpoint(start))
@@ -292,33 +293,11 @@ class PublishedWeights(TorchCheckpointIO):
             "pytorch-lightning_version": version("lightning"), "epoch": 0, "global_step": 0, "loops": None}  # fmt: skip
 
 
-def look_into(file: Path) -> dict[str, Any]:
-    """What a checkpoint holds, the tensors without their values, which takes no time. ValueError if it is damaged,
-    holds more than tensors and plain values, or was not written by the zoo."""
-    try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as opened:
-                names, metadata = list(opened.keys()), opened.metadata() or {}
-            said = {"zoo": json.loads(metadata["zoo"])} if "zoo" in metadata else {}
-            content = said | {"state_dict": dict.fromkeys(names), "global_step": 0}
-        else:
-            content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many types; the cause stays chained
-        raise ValueError(
-            f"{file} could not be read as weights ({type(error).__name__}); is it truncated, or a pickle of more than "
-            "tensors?"
-        ) from error
-    for key in ("zoo", "state_dict", "global_step"):
-        if not isinstance(content, dict) or key not in content:
-            raise ValueError(f"{file} is not a checkpoint of the zoo: it has no {key!r}")
-    return content
-
-
 def run(verb: str, args: list[str]) -> None:
     """One LightningCLI verb, with --ckpt_path resolved first."""
     _quiet()
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own reward or system beside the config, as with python -m zoo
+    args = take_imports(args)
+    trust_words(args, _values(args, "--config", "-c"))
     args = configs_first(resolve_checkpoint(verb, args))
     # where LightningCLI reads, and with what Lightning starts the other processes: the script stays the first
     sys.argv = [*sys.argv[:1], verb, *args]
@@ -363,9 +342,10 @@ def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
     home = run_of(file) or (file.parent if (file.parent / "config.yaml").is_file() else None)
     kept = _without(args, "--ckpt_path")
     if home is not None:
+        read_run_config(home / "config.yaml")  # before anything that it names is imported
         kept = ["--config", str(home / "config.yaml"), *kept]
     if file.name == "model.safetensors":  # a published backbone: its folder is the model, there is nothing more to load
-        given = yaml.safe_load((home / "config.yaml").read_text())["model"]["init_args"] if home else {}
+        given = read_run_config(home / "config.yaml")["model"]["init_args"] if home else {}
         part = next((name for name in ("llm", "vision", "audio") if name in given), "llm")
         return [*kept, f"--model.{part}={published(path) or file.parent}", "--zero_shot=true"]
     return [*kept, f"--ckpt_path={file}"]
@@ -373,13 +353,18 @@ def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
 
 def _value(args: list[str], key: str) -> str | None:
     """The last value of a flag, in either spelling."""
-    value = None
+    return next(reversed(_values(args, key)), None)
+
+
+def _values(args: list[str], *keys: str) -> list[str]:
+    """All values of a flag, under each of its names and in either spelling."""
+    values = []
     for i, arg in enumerate(args):
-        if arg == key and i + 1 < len(args):
-            value = args[i + 1]
-        elif arg.startswith(f"{key}="):
-            value = arg.split("=", 1)[1]
-    return value
+        if arg in keys and i + 1 < len(args):
+            values.append(args[i + 1])
+        elif arg.startswith(tuple(f"{key}=" for key in keys)):
+            values.append(arg.split("=", 1)[1])
+    return values
 
 
 def _without(args: list[str], key: str) -> list[str]:

@@ -24,11 +24,11 @@ import torch
 from jinja2 import Template
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.functional import cross_entropy
 
+from zoo import weights
 from zoo.backbones import LLM, Audio, LoRA, Vision
 from zoo.backbones.llm import REFERENCE, Dtype, Prefix
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
@@ -38,32 +38,17 @@ from zoo.schema import UNPARSED, Labels, Prediction, Sample
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the contract inside a checkpoint
 IGNORE = -100  # target id that carries no loss
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """``state_dict`` and ``zoo`` (the contract) of a .ckpt or weights.safetensors; never unpickles code.
+    """``state_dict`` and ``zoo`` (the contract) of a .ckpt or weights.safetensors; see `zoo.weights.read_checkpoint`.
 
     Raises:
         ValueError: if the file is damaged, holds more than tensors and plain values, or no contract.
     """
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as f:
-                state, said = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118 - not a dict
-            # tied tensors are stored once
-            state |= {name: state[same] for name, same in json.loads(said.get("tied", "{}")).items()}
-            return {"state_dict": state, "zoo": json.loads(said["zoo"])}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return {"state_dict": content["state_dict"], "zoo": content["zoo"]}
-    except KeyError as error:
-        raise ValueError(f"{path} is not a checkpoint of the zoo: it has no {error}") from error
-    except Exception as error:  # torch and safetensors raise many types; the cause stays chained
-        raise ValueError(
-            f"{path} could not be read as weights ({type(error).__name__}: {str(error)[:200]}); "
-            "is it truncated, or a pickle of more than tensors?"
-        ) from error
+    checkpoint = weights.read_checkpoint(path)
+    return {"state_dict": dict(checkpoint.state), "zoo": dict(checkpoint.contract)}
 
 
 class EmotionModule(LightningModule):
@@ -204,6 +189,7 @@ class EmotionModule(LightningModule):
         unknown = sorted(set(state) - set(own))
         if unknown:
             raise ValueError(f"{path} holds {len(unknown)} tensors that this model lacks: {unknown[:3]} ...")
+        weights.refuse_not_finite(state, path)
         state = {k: v.to(own[k].dtype) for k, v in state.items()}  # published weights may be stored in half precision
         self.from_hub -= {k for k, v in state.items() if not torch.equal(v, own[k].cpu())}  # `own` is alive
         self.load_state_dict(own | state)
@@ -223,7 +209,7 @@ class EmotionModule(LightningModule):
         """What a checkpoint says about itself: the class, the exact names, and which base models its missing tensors
         are."""
         return {
-            "format": FORMAT,
+            "format": weights.FORMAT,
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
             "bases": self.identities,
             "adapters": self._adapters(),
@@ -244,10 +230,9 @@ class EmotionModule(LightningModule):
             raise ValueError(
                 f"{path} was not written by the zoo: it has no contract. Published weights are converted first"
             )
-        contract, own, divided = checkpoint["zoo"], self.state_dict(), self.device_mesh is not None
+        contract = weights.checked_contract(checkpoint["zoo"], path)
+        own, divided = self.state_dict(), self.device_mesh is not None
         state = read_checkpoint(Path(path))["state_dict"] if divided else checkpoint["state_dict"]
-        if contract["format"] != FORMAT:
-            raise ValueError(f"{path} has format {contract['format']}, this version reads {FORMAT}")
         name = f"{type(self).__module__}.{type(self).__qualname__}"
         if contract["class"] != name:
             raise ValueError(f"{path} holds a {contract['class']}, but the config builds a {name}")
@@ -261,11 +246,7 @@ class EmotionModule(LightningModule):
                 f"{path} does not fit this model: {len(missing)} tensors are missing and would stay at random values "
                 f"{missing[:3]}, {len(unknown)} are unknown {unknown[:3]}. Were LoRA, train or the base model changed?"
             )
-        bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-        if bad:
-            raise ValueError(
-                f"{path} holds NaN or infinite values in {len(bad)} tensors: {bad[:3]}; training had diverged"
-            )
+        weights.refuse_not_finite(state, path)
         self.from_hub -= set(state)  # what was stored once is stored again
         if not divided:
             checkpoint["state_dict"] = {k: state.get(k, own[k]) for k in own}

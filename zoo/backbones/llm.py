@@ -35,6 +35,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from zoo.backbones import shared_prefix
+from zoo.backbones.chat import with_limits
 from zoo.backbones.mrope import SectionedRotary
 from zoo.backbones.shapes import SHAPES
 from zoo.backbones.shared_prefix import Decoding, Packed
@@ -924,7 +925,7 @@ def _load_tokenizer(path: str, revision: str | None) -> Any:
     tokenizer.json says (its normaliser, for one) by the published Qwen2's, and add a token beyond the embedding."""
     plain = get_tokenizer_config(path, revision=revision).get("tokenizer_class")
     kind = PreTrainedTokenizerFast if plain in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
-    return kind.from_pretrained(path, revision=revision)
+    return with_limits(kind.from_pretrained(path, revision=revision), path)
 
 
 def _pad_id(tokenizer: Any, rows: int) -> int:

@@ -18,19 +18,19 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-import yaml
 from PIL import Image
 
 from zoo.benchmark.plan import Bench
 from zoo.benchmark.run import Job
 from zoo.benchmark.statistics import against
+from zoo.configs import read_run_config
 from zoo.data import EmotionData
 from zoo.media import Media, Unreadable
 from zoo.metrics import HEADLINE, Row, evaluate, mean_over_seeds
 from zoo.module import provenance
 from zoo.runs import find_checkpoint
 from zoo.schema import Labels, Sample, Turn
+from zoo.weights import look_into
 
 TRANSDUCTIVE = ", transductive"  # end of such a protocol, see zoo.data.Adaptation
 CURVES = ("train/loss", "train/reward", "val/wf1", "val/reward")
@@ -233,14 +233,14 @@ def _training(job: Job) -> dict[str, Any]:
         raise ValueError(f"row {job.name} stands in the matched view, but was not trained in one go here; expected a "
                          "row with config that needs no other row")  # fmt: skip
     # without the values of the tensors, which takes no time
-    said = torch.load(find_checkpoint(job.run, "last"), map_location="meta", weights_only=True, mmap=True)
-    config = yaml.safe_load((job.run / "config.yaml").read_text())
-    llm = said["zoo"]["bases"].get("llm")
+    checkpoint = look_into(find_checkpoint(job.run, "last"))
+    config = read_run_config(job.run / "config.yaml", data=True)
+    llm = checkpoint.contract["bases"].get("llm")
     if llm is None:
         raise ValueError(f"row {job.name} stands in the matched view, but has no language model of known weights")
     data = job.data["train"]
     given = ", ".join(f"{k} {v}" for k, v in data.get("init_args", {}).items() if v is not None)
-    return {"llm": llm["path"], "llm's weights": llm["fingerprint"], "steps": int(said["global_step"]),
+    return {"llm": llm["path"], "llm's weights": llm["fingerprint"], "steps": checkpoint.global_step,
             "batch_size": config["data"]["init_args"]["batch_size"] * config["trainer"]["accumulate_grad_batches"],
             "data": f"{data['class_path'].rpartition('.')[2]} ({given})"}  # fmt: skip
 
