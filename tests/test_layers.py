@@ -36,7 +36,7 @@ LAYERS = [
     ["module"],
     ["backbones", "data", "metrics", "prompts", "rl", "runs"],
     ["configs", "media", "weights"],
-    ["interrupts", "storage", "templates", "schema"],
+    ["errors", "interrupts", "storage", "templates", "schema"],
 ]
 
 

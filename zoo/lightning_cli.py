@@ -3,12 +3,14 @@ by a file."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import signal
 import sys
 import threading
 import warnings
+from collections.abc import Iterator, Mapping
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ import zoo.models.unimodal  # noqa: F401
 from zoo.checkpoints.listing import refuse_changed
 from zoo.configs import read_run_config, take_imports, trust_words
 from zoo.data import EmotionData
+from zoo.errors import is_refusal
 from zoo.module import EmotionModule, read_checkpoint
 from zoo.runs import (
     ResumingCSVLogger,
@@ -113,6 +116,7 @@ class ZooCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        check_numbers(config)
         if self.subcommand in EVALUATION:
             if config.zero_shot and config.ckpt_path:
                 raise ValueError("--zero_shot evaluates without a checkpoint, but --ckpt_path was given too; drop one")
@@ -169,7 +173,8 @@ class ZooCLI(LightningCLI):
         if checkpoint and Path(checkpoint).suffix == ".safetensors":
             given = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] * bool(trainer.plugins)
             kwargs["plugins"] = [*(p for p in given if not isinstance(p, CheckpointIO)), PublishedWeights()]
-        made = super().instantiate_trainer(**kwargs)
+        with library_options("--trainer"):
+            made = super().instantiate_trainer(**kwargs)
         self.run_folder = run_folder(made)
         if not quick and made.is_global_zero:
             print(f"run folder: {self.run_folder}", flush=True)
@@ -291,6 +296,34 @@ class PublishedWeights(TorchCheckpointIO):
             return super().load_checkpoint(path, *args, **kwargs)
         return read_checkpoint(Path(path)) | {
             "pytorch-lightning_version": version("lightning"), "epoch": 0, "global_step": 0, "loops": None}  # fmt: skip
+
+
+LEAST = {  # option -> its least value, where a library would divide by it, wait for ever, or take it for another
+    "trainer.accumulate_grad_batches": 1, "trainer.check_val_every_n_epoch": 1, "trainer.log_every_n_steps": 0,
+    "trainer.num_sanity_val_steps": -1, "trainer.max_steps": -1, "trainer.gradient_clip_val": 0, "save_last_every": 0,
+    "data.init_args.num_workers": 0, "data.init_args.limit": 1,
+}  # fmt: skip
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """ValueError naming an option whose number means nothing."""
+    for option, least in LEAST.items():
+        value = config.get(option)
+        if isinstance(value, int | float) and not value >= least:
+            flag = option.replace(".init_args", "")
+            raise ValueError(f"--{flag} {value}: expected at least {least}")
+
+
+@contextlib.contextmanager
+def library_options(flags: str) -> Iterator[None]:
+    """Inside, a library is given options; ValueError in one sentence for what it refuses in words of its own."""
+    try:
+        yield
+    except Exception as error:  # Lightning raises many types for options; the cause stays chained
+        if is_refusal(error) or isinstance(error, OSError):
+            raise
+        message = " ".join(str(error).split()).removesuffix(".")
+        raise ValueError(f"these {flags} options cannot be used here: {message}; change them") from error
 
 
 def run(verb: str, args: list[str]) -> None:

@@ -83,6 +83,7 @@ class EmotionModule(LightningModule):
         schedule: Literal["cosine", "linear", "constant"] = "cosine",
     ) -> None:
         super().__init__()
+        _check_patterns(train)
         self.patterns, self.start_from = train, start_from
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
         self._built = False
@@ -934,6 +935,14 @@ def class_weights(labels: Sequence[int], classes: int, power: float) -> list[flo
     counts = np.bincount([x for x in labels if x >= 0], minlength=classes).astype(float)
     weights = np.maximum(counts, 1.0) ** -power
     return (weights * counts.sum() / (weights * counts).sum()).tolist()
+
+
+def _check_patterns(patterns: Sequence[str] | None) -> None:
+    for pattern in patterns or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"train pattern {pattern!r} is no regular expression ({error}); correct it") from error
 
 
 def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: object) -> None:

@@ -47,7 +47,8 @@ class Renderer:
 
         Args:
             function: of a module, so that its name suffices; returns a text.
-            args: what can be written as JSON, and data classes, which arrive as mappings of their fields.
+            args: what can be written as JSON, and data classes, which arrive as mappings of their fields
+                and properties.
 
         Raises:
             BadTemplate: it failed, took too long or too much memory, or made too long a text.
@@ -148,7 +149,9 @@ def _serve(requests: int, answers: int) -> None:
 
 def _plain(value: Any) -> Any:
     if is_dataclass(value):
-        return {f.name: getattr(value, f.name) for f in fields(value)}
+        names = [f.name for f in fields(value)]
+        names += [name for name, member in vars(type(value)).items() if isinstance(member, property)]
+        return {name: getattr(value, name) for name in names}
     if isinstance(value, Mapping):
         return dict(value)
     if isinstance(value, set | frozenset):
