@@ -32,6 +32,7 @@ import zoo.models.instructerc
 import zoo.models.merit
 import zoo.models.selector
 import zoo.models.unimodal  # noqa: F401
+from zoo.arguments import ZooParser, prepared
 from zoo.checkpoints.listing import refuse_changed
 from zoo.configs import read_run_config, take_imports, trust_words
 from zoo.data import EmotionData
@@ -329,7 +330,7 @@ def library_options(flags: str) -> Iterator[None]:
 def run(verb: str, args: list[str]) -> None:
     """One LightningCLI verb, with --ckpt_path resolved first."""
     _quiet()
-    args = take_imports(args)
+    args = prepared(verb, take_imports(args), verb in EVALUATION)
     trust_words(args, _values(args, "--config", "-c"))
     args = configs_first(resolve_checkpoint(verb, args))
     # where LightningCLI reads, and with what Lightning starts the other processes: the script stays the first
@@ -339,6 +340,7 @@ def run(verb: str, args: list[str]) -> None:
         EmotionData,
         subclass_mode_model=True,
         subclass_mode_data=True,
+        parser_class=ZooParser,
         save_config_callback=SaveConfig,
         seed_everything_default=0,
         # the data module shards by itself, and in evaluation exactly once
