@@ -24,11 +24,11 @@ import torch
 from jinja2 import Template
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.functional import cross_entropy
 
+from zoo import weights
 from zoo.backbones import LLM, Audio, LoRA, Vision
 from zoo.backbones.llm import REFERENCE, Dtype, Prefix
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
@@ -39,33 +39,18 @@ from zoo.storage import write_jsonl, write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the contract inside a checkpoint
 IGNORE = -100  # target id that carries no loss
 LABEL_TOKENS = 16  # positions that are kept free for a label word and its end
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """``state_dict`` and ``zoo`` (the contract) of a .ckpt or weights.safetensors; never unpickles code.
+    """``state_dict`` and ``zoo`` (the contract) of a .ckpt or weights.safetensors; see `zoo.weights.read_checkpoint`.
 
     Raises:
         ValueError: if the file is damaged, holds more than tensors and plain values, or no contract.
     """
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as f:
-                state, said = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118 - not a dict
-            # tied tensors are stored once
-            state |= {name: state[same] for name, same in json.loads(said.get("tied", "{}")).items()}
-            return {"state_dict": state, "zoo": json.loads(said["zoo"])}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return {"state_dict": content["state_dict"], "zoo": content["zoo"]}
-    except KeyError as error:
-        raise ValueError(f"{path} is not a checkpoint of the zoo: it has no {error}") from error
-    except Exception as error:  # torch and safetensors raise many types; the cause stays chained
-        raise ValueError(
-            f"{path} could not be read as weights ({type(error).__name__}: {str(error)[:200]}); "
-            "is it truncated, or a pickle of more than tensors?"
-        ) from error
+    checkpoint = weights.read_checkpoint(path)
+    return {"state_dict": dict(checkpoint.state), "zoo": dict(checkpoint.contract)}
 
 
 class EmotionModule(LightningModule):
@@ -101,6 +86,7 @@ class EmotionModule(LightningModule):
         schedule: Literal["cosine", "linear", "constant"] = "cosine",
     ) -> None:
         super().__init__()
+        _check_patterns(train)
         self.patterns, self.start_from = train, start_from
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
         if not (lr > 0 and all(0 <= b < 1 for b in betas) and weight_decay >= 0 and warmup >= 0):  # also false for NaN
@@ -214,6 +200,7 @@ class EmotionModule(LightningModule):
         unknown = sorted(set(state) - set(own))
         if unknown:
             raise ValueError(f"{path} holds {len(unknown)} tensors that this model lacks: {unknown[:3]} ...")
+        weights.refuse_not_finite(state, path)
         state = {k: v.to(own[k].dtype) for k, v in state.items()}  # published weights may be stored in half precision
         self.from_hub -= {k for k, v in state.items() if not torch.equal(v, own[k].cpu())}  # `own` is alive
         self.load_state_dict(own | state)
@@ -233,7 +220,7 @@ class EmotionModule(LightningModule):
         """What a checkpoint says about itself: the class, the exact names, and which base models its missing tensors
         are."""
         return {
-            "format": FORMAT,
+            "format": weights.FORMAT,
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
             "bases": self.identities,
             "adapters": self._adapters(),
@@ -254,10 +241,9 @@ class EmotionModule(LightningModule):
             raise ValueError(
                 f"{path} was not written by the zoo: it has no contract. Published weights are converted first"
             )
-        contract, own, divided = checkpoint["zoo"], self.state_dict(), self.device_mesh is not None
+        contract = weights.checked_contract(checkpoint["zoo"], path)
+        own, divided = self.state_dict(), self.device_mesh is not None
         state = read_checkpoint(Path(path))["state_dict"] if divided else checkpoint["state_dict"]
-        if contract["format"] != FORMAT:
-            raise ValueError(f"{path} has format {contract['format']}, this version reads {FORMAT}")
         name = f"{type(self).__module__}.{type(self).__qualname__}"
         if contract["class"] != name:
             raise ValueError(f"{path} holds a {contract['class']}, but the config builds a {name}")
@@ -271,11 +257,7 @@ class EmotionModule(LightningModule):
                 f"{path} does not fit this model: {len(missing)} tensors are missing and would stay at random values "
                 f"{missing[:3]}, {len(unknown)} are unknown {unknown[:3]}. Were LoRA, train or the base model changed?"
             )
-        bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-        if bad:
-            raise ValueError(
-                f"{path} holds NaN or infinite values in {len(bad)} tensors: {bad[:3]}; training had diverged"
-            )
+        weights.refuse_not_finite(state, path)
         self.from_hub -= set(state)  # what was stored once is stored again
         if not divided:
             checkpoint["state_dict"] = {k: state.get(k, own[k]) for k in own}
@@ -1112,6 +1094,14 @@ def class_weights(labels: Sequence[int], classes: int, power: float) -> list[flo
     counts = np.bincount([x for x in labels if x >= 0], minlength=classes).astype(float)
     weights = np.maximum(counts, 1.0) ** -power
     return (weights * counts.sum() / (weights * counts).sum()).tolist()
+
+
+def _check_patterns(patterns: Sequence[str] | None) -> None:
+    for pattern in patterns or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"train pattern {pattern!r} is no regular expression ({error}); correct it") from error
 
 
 def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: object) -> None:

@@ -157,8 +157,9 @@ class Bench:
         def wrong(what: str) -> ValueError:
             return ValueError(f"row {name}: {what}")
 
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-            raise ValueError(f"row name {name!r}: expected letters, digits, '_', '.' and '-', since it names a folder")
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", name) or not name.strip("."):
+            raise ValueError(f"row name {name!r:.80}: expected at most 200 letters, digits, '_', '.' and '-', and not "
+                             "dots alone, since it names a folder")  # fmt: skip
         if (row.config is None) == (row.checkpoint is None):
             raise wrong("expected either config (to train it) or checkpoint (to test it), got "
                         f"{'both' if row.config else 'neither'}")  # fmt: skip

@@ -19,10 +19,12 @@ from torch import Tensor
 from zoo.checkpoints import probes
 from zoo.checkpoints.listing import INDEX, files_entry, index
 from zoo.checkpoints.loading import home_of, load, made
+from zoo.configs import read_run_config, take_imports
 from zoo.data import EmotionData
 from zoo.module import read_checkpoint
 from zoo.runs import REPOSITORY, find_checkpoint
 from zoo.schema import Labels
+from zoo.storage import parse_yaml, read_json
 
 PARTS = ("llm", "vision", "audio")  # names of backbones in a system
 DTYPES = ("float32", "float16", "bfloat16")
@@ -56,7 +58,8 @@ def export(args: list[str]) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="with --system: a model option of the written config that differs from the run's, e.g. selection=always",
     )  # fmt: skip
-    options = parser.parse_args(args)
+    parser.add_argument("--import", metavar="DIR", help="folder whose modules the config.yaml of the run may name")
+    options = parser.parse_args(take_imports(args))
     if options.out.exists() and any(options.out.iterdir()):
         raise FileExistsError(f"{options.out} is not empty; choose another folder")
     if options.system:
@@ -179,7 +182,7 @@ def export_system(path: str, out: Path, dtype: str | None, given: Mapping[str, A
     if file.name == "model.safetensors":
         raise ValueError(f"{file} is a backbone, not a system; it is published as it is")
     home = home_of(file)
-    run = yaml.safe_load((home / "config.yaml").read_text(encoding="utf-8"))
+    run = read_run_config(home / "config.yaml", data=True)
     content = read_checkpoint(file)
     with whole_or_none(out) as part:
         config = write_system(part, out.name, run, given, content["state_dict"], content["zoo"], dtype)
@@ -273,7 +276,7 @@ def _scores(run: Path) -> list[dict[str, Any]]:
     """What the run's own test measured, as a row of the index."""
     if not (run / "metrics.json").is_file():
         return []
-    said = json.loads((run / "metrics.json").read_text())
+    said = read_json(run / "metrics.json")
     row = {"corpus": said["corpus"], "split": said["split"], "n": said["n"], "protocol": said["eval_protocol"]}
     return [row | {"metric": key, "value": round(said[key], 4)} for key in ("weighted_f1", "accuracy") if key in said]
 
@@ -282,7 +285,7 @@ def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set {text}: expected KEY=VALUE")
-    return key, yaml.safe_load(value)
+    return key, parse_yaml(value, f"--set {key}")
 
 
 def _portable(value: Any, key: str) -> Any:
