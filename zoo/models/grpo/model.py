@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zoo.module import PromptCollator
+from zoo.module import PromptCollator, prompt_reads
 from zoo.prompts import load_template, parse_label, words
 from zoo.reinforced import Reinforced
 from zoo.schema import Sample
@@ -20,7 +20,8 @@ class GRPO(Reinforced):
 
     Args:
         llm: folder, published name or hub id of the language model.
-        template: ``default`` or a file, see `zoo.prompts`.
+        template: ``instruction``, which names the labels, ``default``, which does not (for models that were trained on
+            it), or a file, see `zoo.prompts`.
         window: earlier turns shown.
         descriptions: kinds of description shown.
         verbalizer: label -> word the model says, where it differs.
@@ -32,7 +33,7 @@ class GRPO(Reinforced):
     def __init__(
         self,
         llm: str,
-        template: str = "default",
+        template: str = "instruction",
         window: int = 0,
         descriptions: list[str] | None = None,
         verbalizer: dict[str, str] | None = None,
@@ -46,8 +47,13 @@ class GRPO(Reinforced):
         self.prompt = {"window": window, "kinds": tuple(descriptions or ()), "verbalizer": verbalizer,
                        "max_length": max_length}  # fmt: skip
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return prompt_reads(self.template, self.prompt["window"], self.prompt["kinds"])
+
     def collator(self, training: bool) -> PromptCollator:
-        return PromptCollator(self.llm.tokenizer, self.llm.pad_id, self.template, training=False, **self.prompt)
+        return PromptCollator(self.llm.tokenizer, self.llm.pad_id, self.template, training=False, chat=self.chats,
+                              system=self.system, **self.prompt)  # fmt: skip
 
     def read_answer(self, sample: Sample, text: str) -> str | None:
         index = parse_label(text, words(sample.labels, self.prompt["verbalizer"]))

@@ -50,7 +50,7 @@ from zoo.models.selector.parts import (
     read_decisions,
     read_rows,
 )
-from zoo.module import PromptCollator, Rows, Supervised, answer_ids, require_descriptions
+from zoo.module import PromptCollator, Rows, Supervised, answer_ids, prompt_reads, require_descriptions
 from zoo.prompts import load_template
 from zoo.reinforced import Gathered, Reinforced
 from zoo.rl import Answer, Rollout
@@ -68,7 +68,8 @@ class ModalitySelector(Reinforced):
     Args:
         llm: folder, published name or hub id of the policy; P: Qwen2.5-7B-Instruct.
         template: ``selector`` (P's structure), ``decision`` (short, for `reasoning` none), or a file.
-        chat: the prompt is a user's message behind P's system message, in the tokenizer's chat format.
+        chat: the prompt is a user's message behind P's system message, in the tokenizer's chat format; None: wherever
+            it has one.
         window: earlier turns shown; P: 12 (10 to 15 best).
         descriptions: kinds shown; of earlier turns all but video (``decision``: of the target alone).
         max_length: longest prompt in tokens.
@@ -94,7 +95,7 @@ class ModalitySelector(Reinforced):
         self,
         llm: str,
         template: str = "selector",
-        chat: bool = False,
+        chat: bool | None = None,
         window: int = 12,
         descriptions: list[str] | None = None,
         max_length: int = 1024,
@@ -111,7 +112,7 @@ class ModalitySelector(Reinforced):
         system: str = "system",
         **kwargs: Any,
     ) -> None:
-        super().__init__(llm, **kwargs)
+        super().__init__(llm, chat=chat, **kwargs)
         if exploration == "forced" and (
             self.objective.kind != "reinforce_group" or self.iterations > 1 or self.n % 2
         ):
@@ -123,7 +124,7 @@ class ModalitySelector(Reinforced):
         self.template = load_template(template, self.templates)
         self.prompt = {"window": window, "kinds": tuple(descriptions or ()), "verbalizer": None,
                        "max_length": max_length}  # fmt: skip
-        self.system = load_template(system, self.templates).render() if chat else None
+        self.system = load_template(system, self.templates).render()
         self.tagged, self.forced = reasoning == "think", exploration == "forced"
         terms: list[tuple[Any, float]] = []
         if format != "none" and self.tagged:
@@ -140,9 +141,14 @@ class ModalitySelector(Reinforced):
             raise ValueError("the selector has no reward: set format, response, overlength or downstream, or rewards")
 
     # ---- prompts
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return prompt_reads(self.template, self.prompt["window"], self.prompt["kinds"])
+
     def collator(self, training: bool) -> PromptCollator:
         return PromptCollator(
-            self.llm.tokenizer, self.llm.pad_id, self.template, training=False, system=self.system, **self.prompt)
+            self.llm.tokenizer, self.llm.pad_id, self.template, training=False, chat=self.chats, system=self.system,
+            **self.prompt)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -173,7 +179,7 @@ class ModalitySelector(Reinforced):
     @property
     def phrases(self) -> list[list[int]]:
         """Token ids of the two decisions, keep first."""
-        return [answer_ids(self.llm.tokenizer, phrase) for phrase in (KEEP, DISCARD)]
+        return [self.answer_ids(phrase) for phrase in (KEEP, DISCARD)]
 
     # ---- stage 1
     def sample(self, window: Sequence[dict[str, Any]]) -> Rollout:
@@ -247,6 +253,10 @@ class ModalitySelector(Reinforced):
 
     def judge(self, samples: Rows, predictions: Sequence[Prediction]) -> None:
         self.judged += [self._facts(p.details) for p in predictions]
+        self.watch_answers(predictions)
+
+    def readable(self, prediction: Prediction) -> bool:
+        return prediction.details["decision"] is not None
 
     def _facts(self, details: Mapping[str, Any]) -> tuple[float, float, float]:
         """Kept, unparsed, reward."""
@@ -324,7 +334,7 @@ class StartCollator(PromptCollator):
         bare, full = self.comparisons[sample.id]
         decision = (KEEP, DISCARD)[int(rng.integers(2))]
         text = f"<think>\nwords: {bare}, captions: {full}\n</think>\n<answer>\n{decision}\n</answer>"
-        return answer_ids(self.tokenizer, text) + [self.tokenizer.eos_token_id]
+        return answer_ids(self.tokenizer, text, self.chat) + [self.tokenizer.eos_token_id]
 
 
 class SelectedClassifier(Supervised):
@@ -364,6 +374,11 @@ class SelectedClassifier(Supervised):
         if selection not in ("always", "never", "random"):
             decided = read_decisions(selection)
             self.keep = {i: on_unparsable == "keep" if d is None else d for i, d in decided.items()}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Where a selector decides, the descriptions count as read, also if it discards them all: it has read them."""
+        return tuple(part for part in super().reads if part != "descriptions" or self.selection != "never")
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
