@@ -33,7 +33,7 @@ from zoo.backbones import LLM, Audio, LoRA, Vision
 from zoo.backbones.llm import REFERENCE, Dtype, Prefix
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
-from zoo.runs import find_checkpoint, run_folder, set_aside_results
+from zoo.runs import find_checkpoint, portable, run_folder, set_aside_results
 from zoo.schema import UNPARSED, Labels, Prediction, Sample, Turn
 
 log = logging.getLogger(__name__)
@@ -412,7 +412,7 @@ class EmotionModule(LightningModule):
             "checkpoint": _portable(str(self.trainer.ckpt_path)) if self.trainer.ckpt_path else None,
             **provenance(),
         }
-        text = json.dumps(record, indent=2)
+        text = json.dumps(portable(record), indent=2)
         text = re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text)  # a row of numbers on one line
         (run / "metrics.json").write_text(text + "\n")
         scores = {key: summary[key] for key in self.scores if key in summary}

@@ -29,7 +29,7 @@ from zoo.data import EmotionData
 from zoo.media import Media, Unreadable
 from zoo.metrics import HEADLINE, Row, evaluate, mean_over_seeds
 from zoo.module import provenance
-from zoo.runs import find_checkpoint
+from zoo.runs import find_checkpoint, portable
 from zoo.schema import Labels, Sample, Turn
 
 TRANSDUCTIVE = ", transductive"  # end of such a protocol, see zoo.data.Adaptation
@@ -75,7 +75,7 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
             row["against_best"] = found.get(row["name"])
     first = next(iter(runs.values()))[0]
     own = provenance() or {}
-    return {
+    return portable({
         "title": bench.title, "corpus": labels.corpus, "labels": list(labels.names), "metric": bench.metric,
         "split": "test", "eval_protocol": bench.data.protocol, "n": len(first),
         "dialogues": len({r["dialogue"] for r in first}), "population": population(first), "command": command,
@@ -85,7 +85,7 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
                     "log": job.log.relative_to(out).as_posix()} for job in jobs if job.home in failed],
         "matched": _matched([job for own in by_row.values() for job in own]),
         "notes": _notes(said),
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def population(rows: Sequence[Row]) -> str:
