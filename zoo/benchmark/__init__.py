@@ -164,8 +164,8 @@ def _write_jobs(todo: Sequence[Job], folder: Path, args: Sequence[str], out: Pat
         lines.append(f"{script.name}\t{' '.join(names[j.home] + '.sh' for j in job.of.values())}")
     (folder / "jobs.tsv").write_text("\n".join(lines) + "\n")
     report = shlex.join(["zoo", "bench", *kept, f"--out={out}", "--report_only=true"])
-    print(f"wrote {len(todo)} scripts into {folder}; submit them from this folder, jobs.tsv says which need which. When "
-          f"all are done:\n{report}")  # fmt: skip
+    print(f"wrote {len(todo)} scripts into {folder}; submit them from the folder that you are in, jobs.tsv says which "
+          f"need which. When all are done:\n{report}")  # fmt: skip
 
 
 __all__ = ["Bench", "main", "parser"]

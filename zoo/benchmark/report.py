@@ -507,7 +507,7 @@ def ranking(rows: Sequence[Row], metric: str) -> str:
         lines.append([
             place,
             f"{row['what']} ({row['name']}, {row['size']})",
-            ", ".join(row["reads"]) if row["reads"] is not None else "not known",
+            "not known" if row["reads"] is None else ", ".join(row["reads"]) or "nothing",
             percent(score["mean"]),
             interval(score),
             ", ".join(map(percent, score["values"])),
