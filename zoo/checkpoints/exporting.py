@@ -173,8 +173,10 @@ model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)"""
 def _card(out: Path, kind: str, module: Any, base: str, difference: float | None, use: str) -> None:
     """README.md of an exported part, in place of peft's blank one."""
     licence = index().get(base, {}).get("licence")
-    said = f"{licence}, that of the base" if licence else "that of the base model and of the data, not stated here"
-    facts = [f"Base model: `{base}`.", f"Licence: {said}. Nothing here widens it."]
+    facts = [
+        f"Base model: `{base}`; its licence: {licence or UNKNOWN}.",
+        f"Licence of these weights: {UNKNOWN}; it is for their owner to state, as base model and training data allow.",
+    ]
     if difference is not None:
         facts.append(f"Largest difference of a logit, merged against adapter: {difference:.2e} (8 tokens).")
     about = f"{kind}, from a run of `{type(module).__name__}` of the zoo."
