@@ -269,6 +269,18 @@ def alike(a: Any, b: Any) -> bool:
     return a == b
 
 
+def without_discarded(used: Used, selection: Mapping[str, Any] | None) -> Used:
+    """The same, where a selector discarded the descriptions with that as the reason, and with its own reason for it."""
+    if selection is None or selection.get("decision") != "discard":
+        return used
+    reason = f"discarded by the selector ({selection['system']}" + (
+        f": {selection['text']})" if selection.get("text") else ")")
+    return replace(used, unused={
+        part: reason if part.endswith(" description") and why != NOT_GIVEN else why
+        for part, why in used.unused.items()
+    })  # fmt: skip
+
+
 def why_not(sample: Sample, part: str) -> str:
     """Why a part that was given changed nothing."""
     try:
@@ -430,12 +442,22 @@ class System:
             raise ValueError(f"{self.path} was trained on answers without labels, so it names no emotion")
         return found
 
+    def knows(self) -> str:
+        """What the weights have met in training, so that nobody takes an answer about anything else for a measured
+        one."""
+        corpora = self.corpus.corpora()
+        met = "; ".join(f"{type(corpus).__name__} ({corpus.material})" for corpus in corpora)
+        names = "; ".join(", ".join(labels.names) for labels in self.corpus.label_sets.values() if labels.names)
+        return f"{self.path} was trained on {met}; its labels are {names or 'none'}. How good its answers are about " \
+               "other material is not known."
+
     def answer(self, samples: Sequence[Sample], folder: Path, hand: Hand) -> dict[str, str]:
         """Answers samples, batch by batch; returns id -> why, of those without an answer.
 
         Args:
             folder: the system writes its rows there, as in ``zoo predict``.
         """
+        print(self.knows(), file=sys.stderr)
         module = load(self.path, model=self.model)
         clips = Clips(samples, self.corpus, self.absent, self.seed)
         trainer = Trainer(
@@ -595,7 +617,8 @@ def label(
             system.model["selection"] = folder
 
         def write(sample: Sample, p: Prediction, used: Used, seconds: float) -> None:
-            sheet.answered(sample.target, p, used, seconds, selection=decided.get(sample.id))
+            selection = decided.get(sample.id)
+            sheet.answered(sample.target, p, without_discarded(used, selection), seconds, selection=selection)
 
         _answer(system, todo, Path(folder) / "answers", write, sheet, show_failures)
 

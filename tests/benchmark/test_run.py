@@ -102,6 +102,7 @@ def test_one_script_per_job(made, tmp_path):
     assert done.returncode == 0
     text = script.read_text()
     assert "'--only=[plain]' --seed=1 --report=false" in text and "write_jobs" not in text
+    assert str(Path.cwd()) not in text.replace(str(made.home), "")  # it is submitted from there
 
 
 def command(file: Path, out: Path) -> list[str]:

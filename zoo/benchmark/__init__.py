@@ -164,12 +164,14 @@ def _write_jobs(todo: Sequence[Job], folder: Path, args: Sequence[str], out: Pat
         own = [f"--only=[{job.name}]", f"--seed={job.seed}", "--report=false"]
         command = ["zoo", "bench", *kept, f"--out={out}", *own]
         script = folder / f"{names[job.home]}.sh"
-        script.write_text(f"#!/bin/sh\ncd {shlex.quote(str(Path.cwd()))} || exit 1\nexec {shlex.join(command)}\n")
+        # schedulers start a job where it was submitted, but for PBS, which names that folder
+        script.write_text(f'#!/bin/sh\ncd "${{PBS_O_WORKDIR:-.}}" || exit 1\nexec {shlex.join(command)}\n')
         script.chmod(0o755)
         lines.append(f"{script.name}\t{' '.join(names[j.home] + '.sh' for j in job.of.values())}")
     (folder / "jobs.tsv").write_text("\n".join(lines) + "\n")
     report = shlex.join(["zoo", "bench", *kept, f"--out={out}", "--report_only=true"])
-    print(f"wrote {len(todo)} scripts into {folder}; jobs.tsv says which need which. When all are done:\n{report}")
+    print(f"wrote {len(todo)} scripts into {folder}; submit them from the folder that you are in, jobs.tsv says which "
+          f"need which. When all are done:\n{report}")  # fmt: skip
 
 
 __all__ = ["Bench", "main", "parser"]

@@ -30,7 +30,7 @@ from zoo.errors import one_line
 from zoo.media import Media, Unreadable
 from zoo.metrics import HEADLINE, Row, evaluate, mean_over_seeds
 from zoo.module import provenance
-from zoo.runs import find_checkpoint
+from zoo.runs import find_checkpoint, portable
 from zoo.schema import Labels, Sample, Turn
 from zoo.storage import read_json, read_jsonl
 from zoo.weights import look_into
@@ -128,7 +128,7 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
             row["against_best"] = found.get(row["name"])
     first = next(iter(runs.values()))[0]
     own = provenance() or {}
-    return {
+    return portable({
         "title": bench.title, "corpus": labels.corpus, "labels": list(labels.names), "metric": bench.metric,
         "split": "test", "eval_protocol": bench.data.protocol, "n": len(first),
         "dialogues": len({r["dialogue"] for r in first}), "population": population(first), "command": command,
@@ -138,7 +138,7 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
                     "log": job.log.relative_to(out).as_posix()} for job in jobs if job.home in failed],
         "matched": _matched([job for own in by_row.values() for job in own]),
         "notes": _notes(said),
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def population(rows: Sequence[Row]) -> str:
@@ -193,16 +193,17 @@ def _row(
     row, evaluations = jobs[0].row, [evaluate(rows, labels, draws=1) for rows in runs]
     scores = {metric: mean_over_seeds(runs, labels, metric) for metric in (*HEADLINE, "unparsed")}
     transductive = said[0]["eval_protocol"].endswith(TRANSDUCTIVE)
+    reads = said[0].get("reads")  # what the system itself says; null of one that does not, or of an older run
     return {
         "name": jobs[0].name, "what": row.what, "group": "transductive" if transductive else "ranked",
-        "eval_protocol": said[0]["eval_protocol"], "size": row.size, "reads": row.reads, "model": said[0]["model"],
+        "eval_protocol": said[0]["eval_protocol"], "size": row.size, "reads": reads, "model": said[0]["model"],
         "matched": row.matched,
         "source": {"checkpoint": row.checkpoint} if row.checkpoint else
                   {"config": row.config, "options": row.options, "zero_shot": row.zero_shot},
         "seeds": [j.seed for j in jobs], "scores": scores,
         "per_class": {name: float(np.mean([e["per_class"][name] for e in evaluations])) for name in labels.names},
         "confusion": np.sum([e["confusion"] for e in evaluations], axis=0).tolist(),
-        "cost": _costs(jobs, said), "reachable": _reachable(bench, row.reads, runs, scores["accuracy"]["mean"]),
+        "cost": _costs(jobs, said), "reachable": _reachable(bench, reads, runs, scores["accuracy"]["mean"]),
         "curves": _curves(jobs[0]),
         "runs": [{"seed": j.seed, "predictions": (j.results / "predictions.jsonl").relative_to(out).as_posix()}
                  for j in jobs],
