@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 from tests.runs_helper import QUIET, fit, flags, in_child, make_corpus, make_llm, metrics, rows, zoo
+from zoo.data.synthetic import release
 from zoo.module import EmotionModule
+from zoo.storage import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 SIGNALS = [signal.SIGINT, signal.SIGTERM]
@@ -84,9 +86,52 @@ def test_answers_of_another_command_are_not_taken(run, monkeypatch, capfd):
     assert "answered before" not in capfd.readouterr().out and len(rows(Path("r"))) == 21
 
 
+@pytest.mark.parametrize("number", SIGNALS)
+def test_interrupted_labels_are_kept_and_go_on(number, run, monkeypatch, capfd):
+    Path("table.csv").write_text("id,text\n" + "".join(f"{name},what is it {name}\n" for name in "abcdefghij"))
+
+    def label(out: str) -> None:
+        zoo("label", "table.csv", f"--ckpt_path={run}", f"--out={out}")
+
+    label("whole.jsonl")
+    assert interrupted(monkeypatch, number, 2, "predict_step", lambda: label("part.jsonl")) == 128 + number
+    assert "with --out the labels so far are kept; to go on, give the same command" in capfd.readouterr().err
+    before = read_jsonl(Path("part.jsonl"))
+    assert [row["id"] for row in before] == list("abcd")
+    label("part.jsonl")
+    whole, part = ({r["id"]: r["label"] for r in read_jsonl(Path(f"{n}.jsonl"))} for n in ("whole", "part"))
+    assert part == whole and read_jsonl(Path("part.jsonl"))[:4] == before
+    assert {p.name for p in Path().iterdir()} == {"table.csv", "whole.jsonl", "part.jsonl"}
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_interrupted_corpus_is_written_on(number, monkeypatch, capfd):
+    def prepare(out: str) -> None:
+        zoo("prepare", "synthetic", "--seed=3", "--dialogues=6", f"--out={out}", "--workers=1")
+
+    original = release.encode
+
+    def encode(*clip: object) -> bytes:  # in the worker, while the command waits
+        if not Path("sent").exists():
+            Path("sent").touch()
+            os.kill(os.getppid(), number)
+        return original(*clip)
+
+    prepare("whole")
+    with monkeypatch.context() as patch:
+        patch.setattr(release, "encode", encode)
+        assert in_child(lambda: prepare("part")) == 128 + number
+    assert "zoo prepare: interrupted; what is done is kept; to go on, give the same" in capfd.readouterr().err
+    assert not Path("part").exists()
+    prepare("part")
+    names = [p.relative_to("whole") for p in sorted(Path("whole").rglob("*")) if p.is_file()]
+    assert len(names) > 20 and all((Path("part") / n).read_bytes() == (Path("whole") / n).read_bytes() for n in names)
+
+
 HANDLERS = """
 import os, signal, sys, time
 from zoo import interrupts
+from zoo.data.synthetic import release
 interrupts.listen()
 {body}
 """

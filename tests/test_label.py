@@ -19,6 +19,7 @@ from zoo.checkpoints.listing import index
 from zoo.data.meld import CLIPS
 from zoo.label import System, Used, without_discarded
 from zoo.schema import Labels, Sample, Turn
+from zoo.storage import locked
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
@@ -364,3 +365,41 @@ def test_tables_that_cannot_be_read(home, tmp_path, own, said):
 ])  # fmt: skip
 def test_refused(home, args, said):
     assert said in refused("label", *(a.replace("HOME", str(home)) for a in args))
+
+
+FOREIGN = {
+    "the table itself": b"id,text\na,hello\n",
+    "a table without an end": b"id,text",
+    "rows of another command": b'{"id": "a", "score": 1}\n',
+    "a JSON list": b"[1, 2]\n",
+    "a cut line in the middle": b'{"id": "a", "la\n{"id": "b", "label": "joy"}\n',
+    "bytes": bytes(range(256)),
+    "a number": b"7",
+}
+
+
+@pytest.mark.parametrize("name", FOREIGN)
+def test_a_file_of_somebody_else_is_not_touched(name, home, tmp_path):
+    out = tmp_path / "table.csv"
+    out.write_bytes(FOREIGN[name])
+    (tmp_path / "input.csv").write_text("id,text\na,hello\n")
+    message = refused("label", tmp_path / "input.csv", "--ckpt_path", home / "text", "--out", out)
+    assert "was not written by zoo label" in message and "name another file" in message
+    assert out.read_bytes() == FOREIGN[name]
+    assert {p.name for p in tmp_path.iterdir()} == {"table.csv", "input.csv"}
+
+
+def test_the_input_itself_is_never_overwritten(home, tmp_path):
+    table = tmp_path / "table.csv"
+    table.write_text("id,text\na,hello\n")
+    assert "not touched" in refused("label", table, "--ckpt_path", home / "text", "--out", table)
+    assert table.read_text() == "id,text\na,hello\n"
+    assert "is a folder" in refused("label", table, "--ckpt_path", home / "text", "--out", tmp_path)
+
+
+def test_two_commands_do_not_write_to_one_file(home, tmp_path):
+    table, out = tmp_path / "table.csv", tmp_path / "labels.jsonl"
+    table.write_text("id,text\na,hello\n")
+    with locked(tmp_path / ".labels.jsonl.lock", "the file"):
+        assert "is in use by process" in refused("label", table, "--ckpt_path", home / "text", "--out", out)
+    assert not out.exists()

@@ -20,6 +20,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from zoo import interrupts
 from zoo.module import EmotionModule, read_checkpoint
+from zoo.progress import SECONDS, Meter
 from zoo.runs import run_folder
 from zoo.storage import read_jsonl, replacing, write_jsonl
 
@@ -313,80 +314,46 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressLines(Callback):
-    """A line every so many seconds with what is done, the rate and the time left, for runs without a progress bar.
+    """A line every so many seconds with what is done, the rate and the time left, and one after each validation, for
+    runs without a progress bar.
 
     Args:
         seconds: between two lines.
     """
 
-    def __init__(self, seconds: float = 30.0) -> None:
+    def __init__(self, seconds: float = 2 * SECONDS) -> None:
         self.seconds = seconds
-        self._started = self._printed = time.monotonic()
-        self._first_step = 0
 
-    def _begin(self) -> None:
-        self._started = self._printed = time.monotonic()
-
-    def _line(self, trainer: Trainer, what: str, done: int, before: int, total: float, unit: str) -> None:
-        """Prints a line if it is time for one.
-
-        Args:
-            done, before, total: units done so far, of these before this command began, and in all (may be infinite).
-        """
-        now = time.monotonic()
-        if not trainer.is_global_zero or now - self._printed < self.seconds:
-            return
-        self._printed = now
-        rate = (done - before) / max(now - self._started, 1e-9)
-        text = f"{what} {done}"
-        if total != float("inf"):
-            text += f" of {int(total)} ({100 * done / max(total, 1):.0f} %)"
-        text += f", {rate:.2f} {unit}/s" if rate >= 0.1 else f", {1 / rate:.0f} s/{unit.removesuffix('s')}" * (rate > 0)
-        if total != float("inf") and rate > 0:
-            text += f", {duration((total - done) / rate)} left"
-        print(text, flush=True)
+    def _print(self, trainer: Trainer, line: str | None) -> None:
+        if line is not None and trainer.is_global_zero:
+            print(line, flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._begin()
-        self._first_step = trainer.global_step
+        self.steps = Meter(pl_module.optimizer_steps(), "steps", self.seconds)
+        self.steps.restart(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         loss = trainer.callback_metrics.get("train/loss")
-        shown = f"epoch {trainer.current_epoch}" + (f", loss {float(loss):.4f}" if loss is not None else "")
-        total = trainer.lightning_module.optimizer_steps()
-        self._line(trainer, f"{shown}, step", trainer.global_step, self._first_step, total, "steps")
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and trainer.is_global_zero and not trainer.sanity_checking:
-            score = trainer.callback_metrics.get(pl_module.monitor)
-            if score is not None:
-                print(f"epoch {trainer.current_epoch}, step {trainer.global_step}: {pl_module.monitor} {score:.4f}",
-                      flush=True)  # fmt: skip
+        place = f"epoch {trainer.current_epoch}" + (f", loss {float(loss):.4f}" if loss is not None else "")
+        self._print(trainer, self.steps.line(trainer.global_step, f"{place}, "))
 
     def _on_evaluation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn != "fit":
-            self._begin()
+        limits = {"test": trainer.num_test_batches, "predict": trainer.num_predict_batches}
+        self.batches = Meter(sum(limits.get(trainer.state.fn, trainer.num_val_batches)), "batches", self.seconds)
 
     on_validation_start = on_test_start = on_predict_start = _on_evaluation_start
 
     def _on_evaluation_batch_end(
         self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
     ) -> None:
-        if trainer.sanity_checking:
-            return
-        total = sum({"test": trainer.num_test_batches, "predict": trainer.num_predict_batches}.get(
-            trainer.state.fn, trainer.num_val_batches))  # fmt: skip
-        if trainer.state.fn != "fit":
-            self._line(trainer, f"{trainer.state.fn}: batch", batch_idx + 1, 0, total, "batches")
-        elif trainer.is_global_zero and time.monotonic() - self._printed >= self.seconds:
-            self._printed = time.monotonic()  # the rate of a fit is that of its steps
-            print(f"validation after step {trainer.global_step}: batch {batch_idx + 1} of {total}", flush=True)
+        if not trainer.sanity_checking:
+            what = f"validation after step {trainer.global_step}" if trainer.state.fn == "fit" else trainer.state.fn
+            self._print(trainer, self.batches.line(batch_idx + 1, f"{what}: "))
 
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _on_evaluation_batch_end
 
-
-def duration(seconds: float) -> str:
-    """``95`` -> ``1 min 35 s``"""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        score = trainer.callback_metrics.get(pl_module.monitor)
+        if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None:
+            self._print(trainer, f"epoch {trainer.current_epoch}, step {trainer.global_step}: {pl_module.monitor} "
+                                 f"{float(score):.4f}")  # fmt: skip

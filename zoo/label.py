@@ -11,6 +11,7 @@ was used gets no label.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -40,7 +41,7 @@ from zoo.media import Media, Unreadable
 from zoo.module import EmotionModule
 from zoo.runs import find_checkpoint, run_of
 from zoo.schema import Labels, Prediction, Sample, Turn
-from zoo.storage import parse_yaml, split_lines
+from zoo.storage import locked, parse_json, parse_yaml, split_lines, write_whole
 
 STILL = (".jpg", ".jpeg", ".png")
 FILES = (*VIDEO, *SOUND, *STILL)
@@ -488,37 +489,55 @@ def _without_absent(node: Any, absent: list[str]) -> Any:
 
 
 # --------------------------------------------------------------------------------------------------------------- output
+BEGINNING = '{"id": "'  # of every line
+
+
 class Sheet:
     """Answers as JSON lines, in a file or on stdout. Lines of an earlier, perhaps interrupted, command are kept if they
-    have no ``error``.
+    have no ``error``. Nobody else's file is touched.
 
     Raises:
-        ValueError: the file holds lines of another system.
+        ValueError: the file was not written by this command, or holds lines of another system.
     """
 
     def __init__(self, out: Path | None, about: Mapping[str, Any]) -> None:
         self.out, self.about = out, about
         self.done: set[str] = set()
         self.failed: dict[str, str] = {}
-        if out is None:
+        if out is None or not out.exists():
             return
-        kept = []
-        for line in split_lines(out.read_text(encoding="utf-8")) if out.is_file() else ():
+        lines = self._lines(out)
+        labelled = [line for line, row in lines if "error" not in row]
+        self.done = {row["id"] for _, row in lines if "error" not in row}
+        write_whole(out, "".join(f"{line}\n" for line in labelled))
+
+    def _lines(self, out: Path) -> list[tuple[str, dict[str, Any]]]:
+        """The lines of an earlier command with what they hold. The last one may be cut off, by a kill: it is left out,
+        and done again."""
+        try:
+            text = out.read_bytes().decode()
+        except UnicodeDecodeError as error:
+            raise self._foreign(out, "text that is not UTF-8") from error
+        lines, rows = split_lines(text), []
+        for number, line in enumerate(lines, 1):
             try:
-                row = json.loads(line)
-            except json.JSONDecodeError:
-                continue  # cut off when an earlier command was killed; it is done again
-            other = {key: row.get(key) if isinstance(row, dict) else None for key in ("id", *about)}
-            if other["id"] is None or any(other[key] != value for key, value in about.items()):
-                raise ValueError(f"{out} holds lines of another command ({other}); expected {dict(about)}. Name "
+                row = parse_json(line, f"{out} line {number}")
+            except ValueError as error:
+                if number == len(lines) and not text.endswith("\n") and line.startswith(BEGINNING[: len(line)]):
+                    continue
+                raise self._foreign(out, f"line {number}: {line[:60]!r}") from error
+            if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "label" not in row:
+                raise self._foreign(out, f"line {number}: {line[:60]!r}")
+            other = {key: row.get(key) for key in ("id", *self.about)}
+            if any(other[key] != value for key, value in self.about.items()):
+                raise ValueError(f"{out} holds lines of another command ({other}); expected {dict(self.about)}. Name "
                                  "another file")  # fmt: skip
-            if "error" not in row:
-                kept.append(line)
-                self.done.add(row["id"])
-        out.parent.mkdir(parents=True, exist_ok=True)
-        part = out.with_name(f"{out.name}.part")
-        part.write_text("".join(line + "\n" for line in kept), encoding="utf-8")
-        part.replace(out)
+            rows.append((line, row))
+        return rows
+
+    def _foreign(self, out: Path, what: str) -> ValueError:
+        return ValueError(f"--out {out} was not written by zoo label (it holds {what}), so it is not touched; name "
+                          "another file")  # fmt: skip
 
     def write(self, turn: Turn, row: Mapping[str, Any]) -> None:
         clip = turn.video or turn.audio
@@ -527,6 +546,7 @@ class Sheet:
         if self.out is None:
             print(line, flush=True)
             return
+        self.out.parent.mkdir(parents=True, exist_ok=True)
         with self.out.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
@@ -582,8 +602,9 @@ def main(args: list[str]) -> None:
     samples = samples_of(options, system.labels(options.labels))
     many = is_many(options.clip)
     about = {"system": system.name, "checkpoint": options.ckpt_path, "options": changes, "selector": options.selector}
-    sheet = Sheet(options.out, {key: value for key, value in about.items() if value})
-    label(system, samples, sheet, options.selector, show_failures=many)
+    with _one_at_a_time(options.out):
+        sheet = Sheet(options.out, {key: value for key, value in about.items() if value})
+        label(system, samples, sheet, options.selector, show_failures=many)
     if sheet.failed and not many:
         raise ValueError(f"no label: {next(iter(sheet.failed.values()))}")
     if many:
@@ -592,6 +613,15 @@ def main(args: list[str]) -> None:
             print(f"no label for {name}: {why}", file=sys.stderr)
         if len(sheet.failed) == len(samples):
             raise ValueError(f"none of the {len(samples)} got a label; {some(sheet.failed.values(), 1)}")
+
+
+def _one_at_a_time(out: Path | None) -> contextlib.AbstractContextManager[None]:
+    """The lock of the file that a command writes to."""
+    if out is None:
+        return contextlib.nullcontext()
+    if out.is_dir():
+        raise ValueError(f"--out {out} is a folder; name a file")
+    return locked(out.with_name(f".{out.name}.lock"), f"the file {out}")
 
 
 def label(

@@ -46,7 +46,7 @@ import time
 import traceback
 import weakref
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -1059,12 +1059,14 @@ def scan(
     workers: int = 2,
     frames: Mapping[str, Any] | None = None,
     waveform: Mapping[str, Any] | None = None,
+    report: Callable[[int], object] = int,
 ) -> Scan:
     """Decodes many files into the cache of `media`, `workers` at a time, each in its own decoding process.
 
     Args:
         frames: arguments of `Media.frames`, e.g. {"n": 8, "size": 224}; None: no frames.
         waveform: arguments of `Media.waveform`, e.g. {}; None: no sound.
+        report: called after each file with the number of files that are done, from any thread.
 
     Raises:
         ValueError: neither frames nor waveform is wanted.
@@ -1096,6 +1098,7 @@ def scan(
                 with contextlib.suppress(Unreadable):
                     sha256 = media._sha256(path)
                 found[i] = sha256, failed
+                report(len(paths) - waiting.qsize())
         except queue.Empty:
             return
         finally:

@@ -178,9 +178,7 @@ def test_stopped_in_the_middle_of_a_training_it_ends_as_an_undisturbed_one(name,
         assert "interrupted at step" in log and "go on with: zoo fit" in log
     if receiver == "job":  # the benchmark goes on, and ranks nothing that is half trained
         assert "long seed 0: interrupted" in printed and "1 of 1 jobs were interrupted" in printed
-        results = json.loads((tmp_path / "stopped" / "results.json").read_text())
-        assert [f["reason"] for f in results["failed"]] == ["interrupted: zoo fit was interrupted"]
-        assert results["rows"] == []
+        assert not (tmp_path / "stopped" / "report.html").exists()
     assert bench("--config", file, "--out", tmp_path / "stopped", "--report=false") == 0
     assert "--ckpt_path=" in (home / "log.txt").read_text()  # it went on
     assert json.loads((home / "fit.json").read_text())["interrupted"] == 1

@@ -75,7 +75,7 @@ def main(args: list[str]) -> None:
         if job.name in (options.redo or ()):
             shutil.rmtree(job.home, ignore_errors=True)
     outcome = Outcome() if options.report_only else _run(bench, todo, options)
-    if options.report:
+    if options.report and (options.report_only or any(job.done and job.row.ranked for job in todo)):
         reasons = outcome.failed | {home: f"interrupted: {why}" for home, why in outcome.stopped.items()}
         _report(bench, todo, reasons, config.out, shlex.join(["zoo", "bench", *args]))
     for ended, group in (("failed", outcome.failed), ("were interrupted", outcome.stopped)):
@@ -142,6 +142,7 @@ def _report(bench: Bench, todo: Sequence[Job], failed: Mapping[Path, str], out: 
     from zoo.benchmark.collect import results, utterances
     from zoo.benchmark.report import write_report
 
+    print("comparing the rows and writing the report", flush=True)
     found = results(bench, todo, failed, out, command)
     (out / "results.json").write_text(json.dumps(found, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     write_report(found, out, utterances(bench, todo, out / "media-cache"))

@@ -30,6 +30,7 @@ from zoo.errors import one_line
 from zoo.media import Media, Unreadable
 from zoo.metrics import HEADLINE, Row, evaluate, mean_over_seeds
 from zoo.module import provenance
+from zoo.progress import reported
 from zoo.runs import find_checkpoint, portable
 from zoo.schema import Labels, Sample, Turn
 from zoo.storage import read_json, read_jsonl
@@ -115,7 +116,8 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
     _comparable(runs, said)
     labels = _labels(bench.data)
     _known_labels(by_row, runs, labels)
-    rows = [_row(bench, by_row[name], said[name], runs[name], labels, out) for name in by_row]
+    rows = [_row(bench, by_row[name], said[name], runs[name], labels, out)
+            for name in reported(by_row, len(by_row), "report: scores", "rows", 5)]  # fmt: skip
     groups = {g: [r for r in rows if r["group"] == g] for g in ("ranked", "transductive")}
     for group in groups.values():
         group.sort(key=lambda r: -r["scores"][bench.metric]["mean"])
@@ -166,7 +168,9 @@ def _comparable(runs: Mapping[str, Sequence[Sequence[Row]]], said: Mapping[str, 
                     )
 
 
-def _known_labels(jobs: Mapping[str, Sequence[Job]], runs: Mapping[str, Sequence[Sequence[Row]]], labels: Labels) -> None:
+def _known_labels(
+    jobs: Mapping[str, Sequence[Job]], runs: Mapping[str, Sequence[Sequence[Row]]], labels: Labels
+) -> None:
     """ValueError for a file of answers whose words are no labels of the corpus, or that has a sample twice."""
     for name, own in runs.items():
         for job, rows in zip(jobs[name], own, strict=True):

@@ -22,6 +22,7 @@ from statsmodels.stats.contingency_tables import mcnemar
 from statsmodels.stats.multitest import multipletests
 
 from zoo.metrics import Row, evaluate, paired_difference
+from zoo.progress import reported
 from zoo.schema import Labels
 
 LEVEL = 0.03  # of both tests; keeps false alarms below 5 % where dialogues matter: tests/benchmarks/false_alarms.py
@@ -62,7 +63,7 @@ def against(
     """
     middle = {name: typical(own, labels, metric) for name, own in runs.items()}
     found: dict[str, dict[str, Any]] = {}
-    for name, own in runs.items():
+    for name, own in reported(runs.items(), len(runs), "report: against the best", "rows", 5):
         if name == best:
             continue
         pair = paired_difference(own, runs[best], labels, metric, draws=draws)

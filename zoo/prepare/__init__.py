@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.progress import Meter
+
 Add = Callable[..., argparse.ArgumentParser]
 
 
@@ -140,6 +142,11 @@ def print_ceilings(scores: dict[str, dict[str, float]], n: int) -> None:
     Console(width=120).print(table)
 
 
+def _print(line: str | None) -> None:
+    if line is not None:
+        print(line, flush=True)
+
+
 def _media(add: Add) -> Callable[[argparse.Namespace], None]:
     parser = add(
         "media", help="decode a folder's clips once, and list those that cannot be read",
@@ -177,7 +184,9 @@ def _media(add: Add) -> Callable[[argparse.Namespace], None]:
         failed = len(unlisted)
         for kind, paths in found.items():
             frames = {"n": options.frames if kind == "video" else 1, "size": options.size} if kind != "sound" else None
-            scanned = scan(paths, media, workers, frames=frames, waveform={} if kind != "picture" else None)
+            meter = Meter(len(paths), "files")
+            scanned = scan(paths, media, workers, frames=frames, waveform={} if kind != "picture" else None,
+                           report=lambda done, meter=meter, kind=kind: _print(meter.line(done, f"{kind}: ")))  # fmt: skip
             if paths:
                 print(f"{kind}: {len(paths)} files, {scanned.seconds:.0f} s")
             for error in scanned.unreadable:

@@ -105,7 +105,7 @@ def describe(
 
     todo = [turn for turn in turns if turn.id not in before]
     try:
-        for turn, (what, text) in zip(todo, chat.in_order(one, todo, workers), strict=True):
+        for turn, (what, text) in zip(todo, chat.in_order(one, todo, workers, f"{kind} descriptions"), strict=True):
             if what == "text":
                 _sort(done, turn.id, text, max_words, language, forbidden)
                 if len(done.texts) % WRITE_EVERY == 0:

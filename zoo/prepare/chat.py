@@ -42,6 +42,7 @@ from jinja2 import Template, TemplateError
 from PIL import Image
 
 from zoo.media import MAX_SECONDS, Media
+from zoo.progress import reported
 from zoo.prompts import load_template
 from zoo.schema import Turn
 
@@ -472,9 +473,19 @@ def question(model: str, prompt: str, frames: np.ndarray | None, sound: np.ndarr
     return hashlib.sha256(json.dumps([model, prompt, media.hexdigest()]).encode()).hexdigest()
 
 
-def in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
-    """``work`` of every item, several at once, results in the items' order. After an exception nothing more is begun;
-    what is under way is finished first, so that its answers are kept."""
+def in_order(
+    work: Callable[[Item], Result], items: Sequence[Item], workers: int, what: str = "done", unit: str = "utterances"
+) -> Iterator[Result]:
+    """``work`` of every item, several at once, results in the items' order, with lines of progress. After an exception
+    nothing more is begun; what is under way is finished first, so that its answers are kept.
+
+    Args:
+        what, unit: for the lines of progress: what is done, and with what (plural).
+    """
+    return reported(_in_order(work, items, workers), len(items), what, unit)
+
+
+def _in_order(work: Callable[[Item], Result], items: Iterable[Item], workers: int) -> Iterator[Result]:
     if workers == 1:
         yield from map(work, items)
         return

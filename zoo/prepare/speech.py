@@ -226,7 +226,7 @@ def from_clips(
             return str(error), 0.0
 
     found, left_out, seconds = {}, {}, {}
-    for turn, (what, duration) in zip(turns, chat.in_order(one, turns, workers), strict=True):
+    for turn, (what, duration) in zip(turns, chat.in_order(one, turns, workers, "measured"), strict=True):
         if isinstance(what, str):
             left_out[turn.id] = what
         else:

@@ -239,7 +239,7 @@ def build(
         todo = [clip for clip in clips if clip.id not in known]
         try:
             with texts.open("a", encoding="utf-8") as file:
-                for clip, row in zip(todo, chat.in_order(one, todo, workers), strict=True):
+                for clip, row in zip(todo, chat.in_order(one, todo, workers, "texts", "clips"), strict=True):
                     if "left_out" in row:
                         built.left_out[clip.id] = row["left_out"]
                     elif "unanswered" in row:

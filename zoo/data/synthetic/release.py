@@ -35,6 +35,7 @@ from zoo.data.base import Split
 from zoo.data.meld import CLIPS
 from zoo.data.synthetic import faces, voices
 from zoo.data.synthetic.script import LABELS, Dialogue, Settings, Utterance, generate, posterior
+from zoo.progress import reported
 
 FORMAT = 1  # of corpus.json; raised when the same settings give other files
 SENTIMENT = {"neutral": "neutral", "joy": "positive", "surprise": "positive"}  # else negative
@@ -256,7 +257,8 @@ def write(
         {"id": f"synthetic/{s}/{u.id}", **q}
         for s, ds in corpus.items() for d in ds for u in d.utterances for q in questions(d.place)))
     with ProcessPoolExecutor(workers or os.cpu_count(), initializer=end_with, initargs=(os.getpid(),)) as pool:
-        for _ in pool.map(_write_clips, jobs, chunksize=4):
+        written = pool.map(_write_clips, jobs, chunksize=4)
+        for _ in reported(written, len(jobs), "clips written", "dialogues"):
             pass
     for left_over in partial.rglob("*.part"):  # of a killed run
         left_over.unlink()
