@@ -186,7 +186,7 @@ def _media(add: Add) -> Callable[[argparse.Namespace], None]:
             frames = {"n": options.frames if kind == "video" else 1, "size": options.size} if kind != "sound" else None
             meter = Meter(len(paths), "files")
             scanned = scan(paths, media, workers, frames=frames, waveform={} if kind != "picture" else None,
-                           report=lambda done, meter=meter, kind=kind: _print(meter.line(done, f"{kind}: ")))  # fmt: skip
+                           report=lambda done, m=meter, k=kind: _print(m.line(done, f"{k}: ")))  # fmt: skip
             if paths:
                 print(f"{kind}: {len(paths)} files, {scanned.seconds:.0f} s")
             for error in scanned.unreadable:
