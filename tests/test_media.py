@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pickle
 import random
+import re
 import signal
 import struct
 import subprocess
@@ -836,3 +838,100 @@ def test_in_a_dataloader_with_two_workers(tmp_path, usual):
     (tmp_path / "0.mp4").write_text("broken now")
     with pytest.raises(Unreadable, match="0.mp4: is broken"):
         list(DataLoader(Clips(paths, media), num_workers=2))
+
+
+# ---- files that were cut off
+def _cut(path, share):
+    data = path.read_bytes()
+    shorter = path.with_name(f"cut_{path.name}")
+    shorter.write_bytes(data[: int(len(data) * share)])
+    return shorter
+
+
+@pytest.mark.parametrize(
+    ("name", "how"),
+    [
+        ("fast.mp4", {"options": {"movflags": "faststart"}}),
+        ("fast.mov", {"options": {"movflags": "faststart"}}),
+        ("a.mkv", {}),
+        ("a.webm", {"codecs": ("libvpx", "libopus"), "rate": 48_000}),
+        ("a.avi", {"codecs": ("mpeg4", "mp3")}),
+    ],
+)
+def test_a_clip_that_was_cut_off_says_after_how_many_seconds(tmp_path, name, how):
+    whole, media = clip(tmp_path / name, **how), Media()
+    media.frames(whole, 4), media.waveform(whole)
+    assert media.damaged == [] and media.met() == []
+    cut = _cut(whole, 0.6)
+    media.frames(cut, 4), media.waveform(cut)
+    met = {row["reason"].split(" of ")[-1].split()[-1]: row for row in media.met()}
+    assert met.keys() == {"video", "sound"} and media.met() == []
+    for row in met.values():
+        assert row["problem"] == "damaged" and row["file"] == cut.name
+        found, promised = map(float, re.search(r"cut off after ([\d.]+) of ([\d.]+) s", row["reason"]).groups())
+        assert 0.5 < found < 1.2 and found < promised <= 1.6
+
+
+def test_a_sliver_that_is_missing_at_the_end_is_noticed(tmp_path):
+    whole = clip(tmp_path / "a.mp4", options={"movflags": "faststart"})
+    media = Media()
+    media.waveform(_cut(whole, 0.9))
+    assert "cut off after" in media.met()[0]["reason"]
+
+
+@pytest.mark.parametrize(
+    ("name", "form"), [("a.wav", "WAV"), ("a64.wav", "RF64"), ("a.flac", "FLAC"), ("a.mp3", "MP3")]
+)
+def test_a_sound_file_that_was_cut_off_says_so(tmp_path, name, form):
+    whole, media = tmp_path / name, Media()
+    soundfile.write(whole, sine(440, 2, 16_000)[0], 16_000, format=form)
+    assert abs(len(media.waveform(whole)) - 32_000) < 1200 and media.met() == []
+    media.waveform(_cut(whole, 0.6))
+    assert re.search(r"cut off after 1\.\d\d of 2\.0\d s of sound", media.met()[0]["reason"])
+
+
+def test_lengths_that_the_writer_did_not_know_are_no_promise(tmp_path):
+    """A WAV that went through a pipe says 4 GB, or 0."""
+    soundfile.write(tmp_path / "a.wav", sine(440, 1, 16_000)[0], 16_000)
+    data = bytearray((tmp_path / "a.wav").read_bytes())
+    at = data.find(b"data") + 4
+    for length in (0xFFFF_FFFF, 0x7FFF_FFFF, 0):
+        data[at : at + 4] = struct.pack("<I", length)
+        (tmp_path / "b.wav").write_bytes(data)
+        media = Media()
+        with contextlib.suppress(Unreadable):
+            media.waveform(tmp_path / "b.wav")
+        assert media.damaged == []
+
+
+def test_headers_that_are_slightly_wrong_and_streams_of_different_length_are_no_cut(tmp_path):
+    times = [0, 40, 500, 540, 600, 900, 950, 1000, 1400, 1410]
+    files = [
+        write_clip(tmp_path / "variable.mp4", [grey(i) for i in range(10)], sine(440, 1.5, 44_100), times=times),
+        write_clip(tmp_path / "short_video.mkv", [grey(i) for i in range(10)], sine(440, 3, 44_100)),
+        write_clip(tmp_path / "short_sound.mp4", [grey(i % 40) for i in range(75)], sine(440, 1, 44_100)),
+        write_clip(tmp_path / "late.mp4", [grey(i % 40) for i in range(75)], sine(440, 1, 44_100), late=1.0),
+        clip(tmp_path / "fragments.mp4", options={"movflags": "frag_keyframe+empty_moov"}),
+    ]
+    media = Media()
+    for file in files:
+        media.frames(file, 4), media.waveform(file)
+    assert media.damaged == []
+
+
+def test_what_comes_from_the_cache_is_still_said_to_be_cut(tmp_path):
+    cut = _cut(clip(tmp_path / "a.mp4", options={"movflags": "faststart"}), 0.6)
+    for _ in range(2):
+        media = Media(tmp_path / "cache")
+        media.waveform(cut)
+        assert [row["problem"] for row in media.met()] == ["damaged"]
+        with pytest.raises(Unreadable):
+            media.waveform(tmp_path / "gone.mp4")
+        assert [row["problem"] for row in media.met()] == ["unreadable"]
+
+
+def test_every_option_that_a_message_names_exists():
+    """`--model.max_clip_seconds` of the systems that read clips, `--max_clip_seconds` of the prepare commands."""
+    source = Path(module.__file__).read_text(encoding="utf-8")
+    named = set(re.findall(r"--(?:model\.)?[a-z_]+(?:\.[a-z_]+)*", source))
+    assert named == {"--model.max_clip_seconds", "--max_clip_seconds", "--model.timeout", "--clip_timeout"}

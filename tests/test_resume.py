@@ -43,6 +43,9 @@ VARIANTS = {  # seven batches of four in each of the two epochs
         "trainer__accumulate_grad_batches": 2, "save_last_every": 1,
     },
     "validate": RANDOM | {"trainer__val_check_interval": 3, "save_last_every": 2},
+    "validate in a window": RANDOM | {
+        "trainer__val_check_interval": 3, "trainer__accumulate_grad_batches": 2, "save_last_every": 1,
+    },
 }
 
 
@@ -110,6 +113,8 @@ KILLS = [  # variant, workers, where (event, epoch, batch), batch it goes on fro
     ("validate", 0, ("batch_end", 1, 4), (1, 3)),
     ("validate", 2, ("batch_end", 1, 6), (1, 6)),
     ("validate", 0, ("val_start", 1, 2), (1, 1)),
+    ("validate in a window", 0, ("val_start", 0, 2), (0, 2)),  # the gradient of its first batch is in no checkpoint
+    ("validate in a window", 2, ("batch_end", 1, 4), (1, 4)),
 ]
 
 
@@ -128,32 +133,38 @@ def test_killed_and_resumed(variant, workers, kill, at, options, undisturbed, tm
     assert [p.name for p in tmp_path.glob("lightning_logs/*")] == ["version_0"]
 
 
-STOPS = [  # variant, workers, where Ctrl-C is pressed, step and place that the run goes on from
-    ("lora", 2, ("before_step", 0, 4), (5, 0, 5)),  # the step ends first
-    ("lora", 0, ("val_start", 0, -1), (7, 1, 0)),  # so does the validation
-    ("accumulate", 0, ("batch_end", 1, 2), (6, 1, 4)),
-    ("grpo", 0, ("batch_end", 1, 2), (6, 1, 4)),
+STOPS = [  # variant, workers, signal, where it arrives, step and place that the run goes on from
+    ("lora", 2, signal.SIGINT, ("before_step", 0, 4), (5, 0, 5)),  # the step ends first
+    ("lora", 0, signal.SIGTERM, ("before_step", 1, 6), (14, 1, 6)),  # the last one; its validation is still to be done
+    ("lora", 0, signal.SIGINT, ("val_start", 0, -1), (7, 1, 0)),  # the resumed run validates
+    ("accumulate", 0, signal.SIGTERM, ("batch_end", 1, 2), (6, 1, 4)),
+    ("grpo", 0, signal.SIGINT, ("batch_end", 1, 2), (6, 1, 4)),
+    ("grpo", 2, signal.SIGTERM, ("val_start", 0, -1), (4, 1, 0)),
+    ("validate", 0, signal.SIGTERM, ("val_start", 0, 5), (6, 0, 6)),
+    ("validate", 2, signal.SIGTERM, ("val_start", 1, 2), (10, 1, 3)),
+    ("validate in a window", 0, signal.SIGTERM, ("val_start", 0, 2), (2, 0, 4)),  # the window ends first
 ]
 
 
-@pytest.mark.parametrize(("variant", "workers", "stop", "at"), STOPS)
-def test_interrupted_from_the_keyboard(variant, workers, stop, at, options, undisturbed, tmp_path, capfd):
+@pytest.mark.parametrize(("variant", "workers", "number", "stop", "at"), STOPS)
+def test_a_signal_ends_the_step_and_saves_it(variant, workers, number, stop, at, options, undisturbed, tmp_path, capfd):
     args = options(variant, save_last_every=0, data__num_workers=workers)
-    assert in_child(lambda: fit(tmp_path, *args), stop, signal.SIGINT) == 1
+    assert in_child(lambda: fit(tmp_path, *args), stop, number) == 128 + number
     run = newest(tmp_path)
-    said, before = capfd.readouterr().out, len(trace(run))
-    assert f"interrupted at step {at[0]}; go on with: zoo fit --ckpt_path {run}\n" in said
-    assert "stopping after this step" in said
+    printed, before = capfd.readouterr().out, len(trace(run))
+    assert f"interrupted at step {at[0]}; go on with: zoo fit --ckpt_path {run}\n" in printed
+    assert "stopping after this step" in printed and checkpoint(run)["global_step"] == at[0]
     zoo("fit", f"--ckpt_path={run}")
-    assert (trace(run)[before]["epoch"], trace(run)[before]["batch"]) == at[1:]
+    resumed = trace(run)[before:]
+    assert not resumed or (resumed[0]["epoch"], resumed[0]["batch"]) == at[1:]
     assert_equal(run, undisturbed(variant))
 
 
-def test_a_second_interrupt_stops_at_once(options, undisturbed, tmp_path, capfd):
+def test_a_second_signal_stops_at_once(options, undisturbed, tmp_path, capfd):
     args = options("lora", trainer__callbacks="[tests.test_resume.Impatient]", save_last_every=5)
-    assert in_child(lambda: fit(tmp_path, *args)) == 1
-    said = capfd.readouterr().out
-    assert f"interrupted at step 8; go on with: zoo fit --ckpt_path {newest(tmp_path)}\n" in said
+    assert in_child(lambda: fit(tmp_path, *args)) == 128 + signal.SIGINT
+    printed = capfd.readouterr().out
+    assert f"interrupted at step 8; go on with: zoo fit --ckpt_path {newest(tmp_path)}\n" in printed
     assert checkpoint(newest(tmp_path))["global_step"] == 7  # the validation before
 
 
@@ -166,13 +177,13 @@ class Impatient(Callback):
 
 def test_an_interrupt_before_the_first_checkpoint_promises_nothing(options, tmp_path, capfd):
     args = options("lora", trainer__callbacks="[tests.test_resume.Hasty]")
-    assert in_child(lambda: fit(tmp_path, *args)) == 1
+    assert in_child(lambda: fit(tmp_path, *args)) == 128 + signal.SIGTERM
     assert "interrupted at step 0; nothing was saved yet" in capfd.readouterr().out
 
 
 class Hasty(Callback):
-    def on_train_start(self, trainer, pl_module) -> None:
-        raise KeyboardInterrupt
+    def on_fit_start(self, trainer, pl_module) -> None:
+        os.kill(os.getpid(), signal.SIGTERM)
 
 
 @pytest.mark.parametrize("forgotten", ["position", "dropout", "weights of the optimizer"])
@@ -221,3 +232,105 @@ def test_a_run_that_was_moved_keeps_its_best(options, undisturbed, tmp_path):
         zoo("fit", f"--ckpt_path={run}")
         assert_equal(run, reference)
     assert list(tmp_path.glob("lightning_logs/*")) == []
+
+
+# ---- what a resumed run goes by
+def rates(run: Path) -> list[float]:
+    return logged(run, "lr-AdamW")
+
+
+MONITOR = "--trainer.callbacks+=LearningRateMonitor"
+
+
+def test_a_finished_run_that_is_extended_follows_the_schedule_of_its_new_length(options, tmp_path):
+    run = fit(tmp_path / "a", *options("lora", trainer__max_epochs=1), MONITOR)
+    whole = fit(tmp_path / "b", *options("lora", trainer__max_epochs=2), MONITOR)
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_epochs=2")
+    first, extended, expected = rates(whole)[:7], rates(run)[7:], rates(whole)[7:]
+    assert extended == pytest.approx(expected) and min(extended) > 1e-5 and len(extended) == 7
+    assert rates(run)[:7] != pytest.approx(first)  # the first epoch went by a schedule of its own
+    losses = logged(run, "train/loss")
+    assert losses[7:] != losses[:7]
+
+
+def test_options_of_the_optimizer_change_from_the_resumed_step_on(options, tmp_path, caplog):
+    """Seen in the optimizer, not in a YAML."""
+    run = fit(tmp_path, *options("lora", trainer__max_steps=5), MONITOR)
+    changed = {"model__lr": 5e-4, "model__betas": "[0.8, 0.95]", "model__weight_decay": 0.1, "model__warmup": 0,
+               "model__schedule": "linear"}  # fmt: skip
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_steps=9", *flags(**changed))
+    assert "resumed at step 5 of 9: learning rate 0.000222" in caplog.text
+    assert rates(run)[5:] == pytest.approx([5e-4 * (1 - step / 9) for step in range(5, 9)])
+    (group,) = checkpoint(run)["optimizer_states"][0]["param_groups"]
+    assert (tuple(group["betas"]), group["weight_decay"], group["initial_lr"]) == ((0.8, 0.95), 0.1, 5e-4)
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_steps=12")  # and stay, without being named again
+    assert rates(run)[9:] == pytest.approx([5e-4 * (1 - step / 12) for step in range(9, 12)])
+
+
+@pytest.mark.parametrize("variant", ["lora", "accumulate", "grpo"])
+def test_a_run_that_ended_at_max_steps_goes_on_in_the_middle_of_its_epoch(variant, options, tmp_path):
+    constant = {"model__schedule": "constant", "save_last_every": 0}
+    whole = fit(tmp_path / "whole", *options(variant, **constant))
+    run = fit(tmp_path / "part", *options(variant, **constant, trainer__max_steps=2, trainer__max_epochs=1))
+    for steps_in_all in (3, -1):
+        zoo("fit", f"--ckpt_path={run}", f"--trainer.max_steps={steps_in_all}", "--trainer.max_epochs=2")
+    assert_equal(run, whole)
+
+
+def test_early_stopping_goes_on_counting(options, tmp_path):
+    stopping = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/wf1",
+                "--trainer.callbacks.mode=max", "--trainer.callbacks.patience=2"]  # fmt: skip
+    slow = {"model__lr": 1e-9, "trainer__max_epochs": 9, "model__schedule": "constant", "model__warmup": 0}
+    whole = fit(tmp_path / "whole", *options("lora", **slow), *stopping)  # nothing ever gets better
+    assert checkpoint(whole)["global_step"] == 3 * 7
+    part = fit(tmp_path / "part", *options("lora", **slow | {"trainer__max_epochs": 1}), *stopping)
+    zoo("fit", f"--ckpt_path={part}", "--trainer.max_epochs=2")
+    zoo("fit", f"--ckpt_path={part}", "--trainer.max_epochs=9")
+    assert_equal(part, whole)
+    before = trace(part)
+    zoo("fit", f"--ckpt_path={part}")  # it had stopped: nothing to do
+    assert trace(part) == before
+    zoo("fit", f"--ckpt_path={part}", "--trainer.callbacks.patience=3")  # the option of now
+    assert checkpoint(part)["global_step"] == 4 * 7
+
+
+def test_what_is_trained_cannot_change_in_a_resumed_run(options, undisturbed, tmp_path):
+    run = shutil.copytree(undisturbed("lora"), tmp_path / "run")
+    for flag in ("--model.lora.r=8", "--model.train=[.*lora_A.*]", "--model.start_from=elsewhere",
+                 "--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=3", "--model=GRPO"):  # fmt: skip
+        message = refused("fit", f"--ckpt_path={run}", flag, "--trainer.max_epochs=3")
+        assert "cannot go on with other values" in message and "--model.start_from" in message, flag
+    assert not (run / "config.resume-1.yaml").exists()  # nor does a refused one leave a config for the next
+
+
+def test_last_is_saved_by_the_clock(options, tmp_path):
+    args = options("lora", save_last_every=0, save_last_minutes=1e-9)
+    assert in_child(lambda: fit(tmp_path, *args), ("before_step", 0, 4)) == -signal.SIGKILL
+    assert checkpoint(newest(tmp_path))["global_step"] == 4
+    args = options("lora", save_last_every=0)  # ten minutes
+    assert in_child(lambda: fit(tmp_path / "slow", *args), ("before_step", 0, 4)) == -signal.SIGKILL
+    assert not (newest(tmp_path / "slow") / "checkpoints" / "last.ckpt").exists()
+
+
+def test_a_kill_while_last_is_written_leaves_the_one_before(options, undisturbed, tmp_path, monkeypatch):
+    """Also where the system's temporary folder lies on another filesystem: nothing goes through it."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "nowhere"))
+    args = options("lora", save_last_every=2)
+    written = torch.save
+
+    def killed(content, file, *rest, **options) -> None:
+        written(content, file, *rest, **options)
+        if content["global_step"] == 6:
+            file.flush()
+            os.truncate(file.fileno(), 1000)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    monkeypatch.setattr(torch, "save", killed)
+    assert in_child(lambda: fit(tmp_path, *args)) == -signal.SIGKILL
+    run = newest(tmp_path)
+    assert checkpoint(run)["global_step"] == 4
+    assert len(list((run / "checkpoints").glob(".last.ckpt.*"))) == 1
+    monkeypatch.setattr(torch, "save", written)
+    zoo("fit", f"--ckpt_path={run}")
+    assert_equal(run, undisturbed("lora"))
+    assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]

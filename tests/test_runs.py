@@ -1,5 +1,7 @@
 import csv
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -9,8 +11,8 @@ from zoo import runs
 from zoo.runs import (
     ResumingCSVLogger,
     find_checkpoint,
+    make_run_folder,
     newest_run,
-    next_version,
     published,
     run_of,
     set_aside_results,
@@ -98,7 +100,7 @@ def test_an_empty_folder_says_so(tmp_path):
         find_checkpoint(tmp_path)
 
 
-# ---- newest_run, next_version, run_of
+# ---- newest_run, make_run_folder, run_of
 def test_newest_run_counts_and_needs_something_to_resume_from(tmp_path):
     assert newest_run(tmp_path) is None and newest_run(tmp_path / "nowhere") is None
     logs = tmp_path / "lightning_logs"
@@ -112,14 +114,25 @@ def test_newest_run_counts_and_needs_something_to_resume_from(tmp_path):
     assert newest_run(tmp_path) == logs / "version_9"
 
 
-def test_next_version_never_repeats_one(tmp_path):
-    assert next_version(tmp_path) == 0
+def test_make_run_folder_never_repeats_one(tmp_path):
     logs = tmp_path / "lightning_logs"
-    (logs / "version_0").mkdir(parents=True)
-    assert next_version(tmp_path) == 1
+    assert make_run_folder(tmp_path) == logs / "version_0"
+    assert make_run_folder(tmp_path) == logs / "version_1"
     for name in ("version_9", "version_10", "version_3", "version_77b"):
         (logs / name).mkdir()
-    assert next_version(tmp_path) == 11  # after the largest, not in the first gap, and whatever a run holds
+    # after the largest, not in the first gap, and whatever a run holds
+    assert make_run_folder(tmp_path) == logs / "version_11" and (logs / "version_11").is_dir()
+
+
+def test_run_folders_made_at_the_same_moment_differ(tmp_path):
+    ready = threading.Barrier(16)
+
+    def make(_: int) -> Path:
+        ready.wait()
+        return make_run_folder(tmp_path)
+
+    with ThreadPoolExecutor(16) as pool:
+        assert len(set(pool.map(make, range(16)))) == 16
 
 
 def test_run_of(tmp_path, monkeypatch):

@@ -11,6 +11,9 @@ import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
+
+from zoo import interrupts
 
 LIGHTNING_VERBS = {
     "fit": "train a system: zoo fit --config configs/dialoguellm/demo.yaml",
@@ -25,6 +28,14 @@ ZOO_VERBS = {
     "label": "the emotion of one clip, line, folder or table: zoo label CLIP --ckpt_path NAME --text 'What?'",
     "checkpoints": "list, show, pull, convert and verify published checkpoints",
 }
+KEPT = {  # what an interrupted command leaves behind, if more than nothing
+    "label": "with --out the labels so far are kept; to go on, ",
+    "prepare": "what is done is kept; to go on, ",
+    "bench": "what is done is kept; to go on, ",
+}
+
+
+USERS_ERRORS = (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, NotADirectoryError)
 
 
 def usage() -> str:
@@ -50,13 +61,25 @@ def main(argv: list[str] | None = None) -> None:
     if args[0] not in verbs:
         sys.exit(f"zoo: unknown verb {args[0]!r}; expected one of {', '.join(verbs)} (zoo --help)")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every loader worker warns about forking
+    interrupts.listen()
     try:
         _run(args[0], args[1:])
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, NotADirectoryError) as error:
-        ours = _ours(error)
+    except BaseException as error:
+        if interrupts.requested() is not None:
+            _leave_interrupted(args[0], error)
+        ours = _ours(error) if isinstance(error, USERS_ERRORS) else None
         if os.environ.get("ZOO_DEBUG") or ours is None:
             raise
         sys.exit(f"zoo {args[0]}: {ours}\n(ZOO_DEBUG=1 shows the traceback)")
+
+
+def _leave_interrupted(verb: str, error: BaseException) -> NoReturn:
+    """Ends a command that a signal interrupted."""
+    if not isinstance(error, KeyboardInterrupt | SystemExit):  # of what was being stopped, e.g. a killed worker
+        print(f"zoo {verb}: {type(error).__name__}: {error}", file=sys.stderr)
+    if verb != "fit":  # which says itself how to go on
+        print(f"zoo {verb}: interrupted; {KEPT.get(verb, '')}give the same command again", file=sys.stderr)
+    sys.exit(interrupts.exit_code())
 
 
 def _ours(error: BaseException | None) -> BaseException | None:

@@ -34,14 +34,14 @@ from torch.utils.data import DataLoader, IterableDataset
 from zoo.checkpoints import load
 from zoo.data import EmotionData
 from zoo.data.base import Reading, Split
-from zoo.data.clips import VIDEO, find_clips
-from zoo.data.text import clean_text, read_table, some, whole_numbers
+from zoo.data.clips import SOUND, VIDEO, files_below, find_clips
+from zoo.data.text import checked_encoding, clean_text, read_table, some, whole_numbers
 from zoo.media import Media, Unreadable
 from zoo.module import EmotionModule
 from zoo.runs import find_checkpoint, run_of
 from zoo.schema import Labels, Prediction, Sample, Turn
+from zoo.storage import split_lines
 
-SOUND = (".wav", ".flac", ".ogg", ".mp3", ".m4a")
 STILL = (".jpg", ".jpeg", ".png")
 FILES = (*VIDEO, *SOUND, *STILL)
 HEADINGS = {  # of a table, in any case; MELD's own among them
@@ -85,19 +85,24 @@ def described(pairs: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def read_turns(path: Path, clips: Path | None, labels: Labels) -> list[tuple[str | None, Turn]]:
+def read_turns(
+    path: Path, clips: Path | None, labels: Labels, encoding: str | None = None
+) -> list[tuple[str | None, Turn]]:
     """The rows of a table and the dialogue of each (None without such a column), in the order in which they are said.
 
     Args:
         clips: folder of files named after the ids, for a table without ``video``.
         labels: the only label words there may be.
+        encoding: of the table; None: UTF-8, or ASCII with Windows punctuation that can be nothing else.
 
     Raises:
         FileNotFoundError, ValueError: naming the file and the row, what was expected and what to do.
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}; expected a CSV file with columns like {TABLE}")
-    table = read_table(path, ())
+    table = read_table(path, (), encoding=checked_encoding("--encoding", encoding) or ())
+    for note in table.attrs["notes"]:
+        print(note, file=sys.stderr)
     named: dict[str, str] = {}  # what a column holds -> its heading
     for heading in table.columns:
         name = heading.lower()
@@ -171,13 +176,19 @@ def samples_of(options: argparse.Namespace, labels: Labels) -> list[Sample]:
     if table:
         earlier: dict[str, list[Turn]] = {}
         found = []
-        for dialogue, turn in read_turns(clip, options.clips, labels):
+        for dialogue, turn in read_turns(clip, options.clips, labels, options.encoding):
             own = earlier.setdefault(turn.id if dialogue is None else dialogue, [])
             found.append(sample(turn, turn.id if dialogue is None else dialogue, said(own)))
             own.append(turn)
         return found
     if is_many(clip):
-        files = sorted(p for p in clip.rglob("*") if p.suffix.lower() in FILES and not p.name.startswith("."))
+        unlisted: dict[Path, str] = {}
+        below = files_below(clip, unlisted)
+        files = [path for path in below if path.suffix.lower() in FILES]
+        for folder, why in unlisted.items():
+            print(f"not looked into: {shown(folder)}: {why}", file=sys.stderr)
+        if others := [shown(path.relative_to(clip)) for path in below if path.suffix.lower() not in FILES]:
+            print(f"not of a kind that is read ({', '.join(FILES)}): {some(others, 20)}", file=sys.stderr)
         if not files:
             raise FileNotFoundError(f"{clip} holds no file that ends in {', '.join(FILES)}")
         names = [shown(path.relative_to(clip)) for path in files]
@@ -189,7 +200,7 @@ def samples_of(options: argparse.Namespace, labels: Labels) -> list[Sample]:
         raise ValueError("there is nothing to label: give CLIP, --text or --descriptions")
     history: list[tuple[str | None, Turn]] = []
     if options.context is not None:
-        history = read_turns(options.context, None, labels)
+        history = read_turns(options.context, None, labels, options.encoding)
         if len({dialogue for dialogue, _ in history}) > 1:
             raise ValueError(f"{options.context} holds several dialogues; expected the earlier turns of one")
     turn = turn_of(shown(Path(clip.name)) if clip is not None else "line", clip, text=text,
@@ -209,10 +220,11 @@ def is_many(clip: Path | None) -> bool:
 # -------------------------------------------------------------------------------------------------------- what was used
 @dataclass(frozen=True)
 class Used:
-    """Parts of a sample that reached the system, and why the others did not."""
+    """Parts of a sample that reached the system, why the others did not, and which were not whole."""
 
     used: tuple[str, ...]
     unused: Mapping[str, str]
+    damaged: tuple[str, ...] = ()  # files of which only a part could be read and was used, each with what is wrong
 
     def __str__(self) -> str:
         told = [f"{part}: {why}" for part, why in self.unused.items() if why != NOT_GIVEN]
@@ -328,9 +340,10 @@ class Clips(EmotionData):
             batch = collator([one], np.random.default_rng(0))
             return tensors(batch) or [json.dumps(p.row(), sort_keys=True) for p in module.predict(batch)]
 
-        used, unused = [], {}
+        used, unused, media = [], {}, getattr(collator, "media", None)
         try:
             whole = seen(sample)
+            met = [] if media is None else media.met()
             for part, bare in without_each(sample).items():
                 if bare is None:
                     unused[part] = NOT_GIVEN
@@ -341,7 +354,8 @@ class Clips(EmotionData):
         except ValueError as error:  # its prompt cannot be written
             self.failed[sample.id] = str(error)
             return False
-        found = self.used[sample.id] = Used(tuple(used), unused)
+        damaged = tuple(f"{row['file']}: {row['reason']}" for row in met if row["problem"] == "damaged")
+        found = self.used[sample.id] = Used(tuple(used), unused, damaged)
         if not used:
             self.failed[sample.id] = f"nothing of it reached the system ({found})"
         return bool(used)
@@ -489,7 +503,7 @@ class Sheet:
         if out is None:
             return
         kept = []
-        for line in out.read_text(encoding="utf-8").splitlines() if out.is_file() else ():
+        for line in split_lines(out.read_text(encoding="utf-8")) if out.is_file() else ():
             try:
                 row = json.loads(line)
             except json.JSONDecodeError:
@@ -521,8 +535,11 @@ class Sheet:
         said = {"scores": scores, "text": p.text, "details": p.details, **more}
         self.write(turn, {
             "label": p.predicted, **{key: value for key, value in said.items() if value is not None},
-            "used": list(used.used), "unused": dict(used.unused), "seconds": round(seconds, 4),
+            "used": list(used.used), "unused": dict(used.unused),
+            **({"damaged": list(used.damaged)} if used.damaged else {}), "seconds": round(seconds, 4),
         })  # fmt: skip
+        for what in used.damaged:
+            print(f"{turn.id}: a part of its file was used, {what}", file=sys.stderr)
 
     def fail(self, turn: Turn, why: str, show: bool) -> None:
         self.failed[turn.id] = why
@@ -550,6 +567,7 @@ def main(args: list[str]) -> None:
     add("--context", type=Path, metavar="CSV", help="earlier turns of the dialogue, oldest first: a table")
     add("--descriptions", nargs="+", default=[], metavar="KIND=TEXT", help="what shows or sounds: audio='a calm voice'")
     add("--clips", type=Path, metavar="DIR", help="of a table without video: files named after the ids, dia0_utt0.mp4")
+    add("--encoding", metavar="NAME", help="of the tables, e.g. cp1252 or gb18030; UTF-8 if not given")
     add("--labels", metavar="CORPUS", help="whose labels, for a run on several corpora")
     add("--selector", metavar="RUN", help="a modality selector that decides first; the system gets its decisions as "
         "--model.selection")  # fmt: skip

@@ -3,24 +3,27 @@ by a file."""
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 import warnings
-from importlib.metadata import version
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 import yaml
-from lightning.pytorch import LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, ModelCheckpoint
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
-from lightning.pytorch.loggers import TensorBoardLogger
-from lightning.pytorch.plugins import CheckpointIO, TorchCheckpointIO
+from jsonargparse import Namespace
+from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
+from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
+from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector as SignalConnector
 from safetensors import safe_open
 
 import zoo.data  # noqa: F401 - corpora and models are known by their short names on the command line
@@ -34,51 +37,51 @@ import zoo.models.instructerc
 import zoo.models.merit
 import zoo.models.selector
 import zoo.models.unimodal  # noqa: F401
+from zoo.callbacks import (
+    BestCheckpoint,
+    CheckpointFiles,
+    LastCheckpoint,
+    ParameterTable,
+    PartialPredictions,
+    ProgressBar,
+    ProgressLines,
+    SaveConfig,
+)
 from zoo.checkpoints.listing import refuse_changed
 from zoo.data import EmotionData
-from zoo.module import EmotionModule, read_checkpoint
+from zoo.module import EmotionModule
 from zoo.runs import (
-    ResumingCSVLogger,
+    RunFolder,
     configs_first,
     find_checkpoint,
+    make_run_folder,
+    newest_config,
     newest_run,
-    next_version,
     published,
-    run_folder,
+    run_loggers,
     run_of,
 )
+from zoo.storage import locked, parse_yaml, sha256_of
 
 EVALUATION = ("validate", "test", "predict")
 VERBS = ("fit", *EVALUATION)
+# what a resumed run cannot change, because what was trained before depends on it; what else it depends on (the order of
+# training) the data module refuses itself. Every other option is applied from the resumed step on.
+FIXED = (
+    "model.class_path",
+    "model.init_args.train",
+    "model.init_args.lora",
+    "model.init_args.start_from",
+    "trainer.accumulate_grad_batches",
+    "trainer.limit_train_batches",
+    "trainer.overfit_batches",
+)
+LOCKS = contextlib.ExitStack()  # held until the command has ended
 
 
-class SaveConfig(SaveConfigCallback):
-    """config.yaml for a new run, config.resume-K.yaml for a resumed one, config.test.yaml (etc.) for an evaluation;
-    never overwrites another run's."""
-
-    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if stage == "fit":
-            k, name = 0, "config.yaml"
-            while (run_folder(trainer) / name).exists():
-                k += 1
-                name = f"config.resume-{k}.yaml"
-            self._save(trainer, name)
-
-    # an evaluation's config is written once its results are, so that it lies beside these and no others
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "validate":
-            self._save(trainer, "config.validate.yaml")
-
-    def on_test_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, "config.test.yaml")
-
-    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer, "config.predict.yaml")
-
-    def _save(self, trainer: Trainer, name: str) -> None:
-        if trainer.is_global_zero and not trainer.fast_dev_run:
-            run_folder(trainer).mkdir(parents=True, exist_ok=True)
-            self.parser.save(self.config, str(run_folder(trainer) / name), skip_none=False, overwrite=True)
+for _logger in (CSVLogger, TensorBoardLogger):
+    # the run gives every logger its folder (`run_loggers`), so --trainer.logger CSVLogger needs no --...save_dir
+    _logger.__init__.__defaults__ = (".", *_logger.__init__.__defaults__)
 
 
 class ZooCLI(LightningCLI):
@@ -103,10 +106,16 @@ class ZooCLI(LightningCLI):
         )
         parser.add_argument(
             "--save_last_every",
-            type=int,
+            type=NonNegativeInt,
             default=200,
             help="Training steps between two writings of last.ckpt, the file to resume from; it is also written "
-            "after every validation. 0: only then.",
+            "after every validation and when the run is asked to stop. 0: not by steps.",
+        )
+        parser.add_argument(
+            "--save_last_minutes",
+            type=NonNegativeFloat,
+            default=10.0,
+            help="Minutes between two writings of last.ckpt at most, for slow steps. 0: not by time.",
         )
 
     # ---- nothing in a checkpoint overrules a flag or a file (stock Lightning merges hyper-parameters over both)
@@ -132,10 +141,26 @@ class ZooCLI(LightningCLI):
                 )
             refuse_changed(file)
             self.checkpoint_step = look_into(file)["global_step"]
+            if self.subcommand == "fit" and (home := run_of(file)) is not None:
+                self._refuse_changes(home)
         start = config.model.get("init_args", {}).get("start_from") if config.model else None
         if self.subcommand == "fit" and start and not config.ckpt_path:
             refuse_changed(find_checkpoint(start))
         config.weights_only = True
+        if self.subcommand == "test":
+            config.verbose = False  # Lightning's table of the same scores, without intervals
+
+    def _refuse_changes(self, home: Path) -> None:
+        """ValueError naming the options that a resumed run could not apply to what is trained already."""
+        before = parse_yaml(newest_config(home).read_text(encoding="utf-8"), newest_config(home))
+        after = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
+        changed = [f"--{key} is {_get(after, key)!r}, was {_get(before, key)!r}"
+                   for key in FIXED if _get(before, key) != _get(after, key)]  # fmt: skip
+        if changed:
+            raise ValueError(
+                f"{home} cannot go on with other values of these options: {'; '.join(changed)}. Leave them as they "
+                f"were, or begin a new run with its weights: --model.start_from {home}"
+            )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
@@ -143,40 +168,74 @@ class ZooCLI(LightningCLI):
         checkpoint = config.get("ckpt_path")
         self.model.restored = checkpoint is not None  # Lightning says so itself only after the model was made
         home = run_of(Path(checkpoint)) if checkpoint else None
-        quick = bool(trainer.fast_dev_run)
-        if trainer.logger is None and not quick:
-            if self.subcommand != "fit" and home is not None:
-                kwargs |= {"logger": False, "default_root_dir": str(home)}  # results lie beside the run's config.yaml
-            else:
-                resume_step = None
-                if home is not None:
-                    resume_step = self.checkpoint_step
-                    number = home.name.removeprefix("version_")  # no number if the folder was renamed
-                    version = int(number) if number.isdigit() else home.name
-                    root, folder = home.parent.parent, (home.parent.name, version)
-                else:
-                    folder = ("lightning_logs", next_version(root))
-                kwargs["logger"] = [
-                    ResumingCSVLogger(str(root), *folder, resume_step),
-                    TensorBoardLogger(str(root), *folder),
-                ]
-                kwargs["default_root_dir"] = str(root)
-        extra = []
-        if self.subcommand == "fit" and not quick and trainer.enable_checkpointing is not False:
-            extra += [config.checkpoint, LastCheckpoint(config.save_last_every)]
+        fit, quick = self.subcommand == "fit", bool(trainer.fast_dev_run)
+        folder = RunFolder(root)  # of a trial run, which writes nothing; else see below
+        extra: list[Callback] = [folder]
+        if not trainer.barebones:
+            named = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
+            if not any(isinstance(callback, LightningProgressBar) for callback in named):
+                bar = trainer.enable_progress_bar is not False and sys.stdout.isatty()
+                kwargs["enable_progress_bar"] = bar
+                extra.append(ProgressBar() if bar else ProgressLines())
+            if fit and trainer.enable_model_summary is not False:
+                extra.append(ParameterTable())
+            kwargs["enable_model_summary"] = False
+        if fit and not quick and trainer.enable_checkpointing is not False:
+            extra += [config.checkpoint, LastCheckpoint(config.save_last_every, config.save_last_minutes)]
+        if self.subcommand == "predict" and not quick:
+            extra.append(PartialPredictions(self._digest()))
         self.trainer_defaults["callbacks"] = extra
-        if checkpoint and Path(checkpoint).suffix == ".safetensors":
-            given = trainer.plugins if isinstance(trainer.plugins, list) else [trainer.plugins] * bool(trainer.plugins)
-            kwargs["plugins"] = [*(p for p in given if not isinstance(p, CheckpointIO)), PublishedWeights()]
-        made = super().instantiate_trainer(**kwargs)
-        self.run_folder = run_folder(made)
-        if not quick and made.is_global_zero:
-            print(f"run folder: {self.run_folder}", flush=True)
+        users = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
+        users = [logger for logger in users if isinstance(logger, Logger)]
+        made = super().instantiate_trainer(**kwargs | {"logger": False})
+        if type(made.strategy.checkpoint_io) is TorchCheckpointIO:
+            made.strategy.checkpoint_io = CheckpointFiles()
+        made._signal_connector = _SignalConnector(made)
+        if not quick:
+            if fit or home is None:
+                straight = not fit and trainer.logger is False and trainer.default_root_dir is not None
+                folder.path = home or (root if straight else self._new_folder(made, root))
+            else:
+                folder.path = self._results_folder(home, trainer)
+            if made.is_global_zero:
+                self._lock(folder.path, fit)
+            resume_step = self.checkpoint_step if fit and home is not None else None
+            evaluates_a_run = not fit and home is not None and not users
+            if trainer.logger is not False and not evaluates_a_run:
+                made.loggers = run_loggers(folder.path, resume_step, users)
+            if made.is_global_zero:
+                print(f"run folder: {folder.path}", flush=True)
+        self.folder = folder
         return made
+
+    def _digest(self) -> str:
+        """Of everything that decides what ``zoo predict`` answers."""
+        config = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
+        decides = {key: config.get(key) for key in ("model", "data", "seed_everything", "ckpt_path")}
+        decides["trainer"] = {key: config["trainer"].get(key) for key in ("precision", "limit_predict_batches")}
+        if config.get("ckpt_path"):
+            decides["weights"] = sha256_of(Path(config["ckpt_path"]))
+        return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()
+
+    def _new_folder(self, trainer: Trainer, root: Path) -> Path:
+        return make_run_folder(root) if trainer.is_global_zero else root / "lightning_logs"
+
+    def _results_folder(self, home: Path, trainer: Namespace) -> Path:
+        """Where an evaluation of a run writes: beside its config.yaml; or into a --trainer.default_root_dir of its own,
+        if it has no loggers that would need a folder each."""
+        root = trainer.default_root_dir
+        trained_in = parse_yaml((home / "config.yaml").read_text(encoding="utf-8"), home / "config.yaml")["trainer"]
+        elsewhere = trainer.logger is False and root is not None and str(root) != trained_in.get("default_root_dir")
+        return Path(root) if elsewhere else home
+
+    def _lock(self, folder: Path, fit: bool) -> None:
+        """Two trainings of one run, or two evaluations that write to one folder, would mix their files."""
+        name, what = (".fit.lock", f"the run {folder}") if fit else (".results.lock", f"the folder of results {folder}")
+        LOCKS.enter_context(locked(folder / name, what))
 
     def _announce(self, what: str) -> None:
         if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
-            print(f"{what}: {self.run_folder}", flush=True)
+            print(f"{what}: {self.folder.path}", flush=True)
 
     def after_fit(self) -> None:
         best = self.trainer.checkpoint_callback
@@ -185,6 +244,8 @@ class ZooCLI(LightningCLI):
         self._announce("run folder")
 
     def after_test(self) -> None:
+        if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
+            print(score_table(json.loads((self.folder.path / "metrics.json").read_text(encoding="utf-8"))))
         self._announce("results in")
 
     def after_predict(self) -> None:
@@ -192,104 +253,34 @@ class ZooCLI(LightningCLI):
         self._announce(f"{self.model.rows_file} of {splits} in")
 
 
-class BestCheckpoint(ModelCheckpoint):
-    """best.ckpt. Remembers the best score even if the run folder was moved, or was named relative to another directory;
-    Lightning's own forgets it then, and a resumed run would overwrite the best model with its next one."""
-
-    def setup(self, trainer: Trainer, pl_module: EmotionModule, stage: str) -> None:
-        self.monitor = self.monitor or pl_module.monitor
-        super().setup(trainer, pl_module, stage)
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        def here(path: str) -> str:
-            return str(Path(self.dirpath) / Path(path).name) if path else path
-
-        paths = {k: here(state_dict[k]) for k in ("best_model_path", "kth_best_model_path", "last_model_path")}
-        kept = {here(path): score for path, score in state_dict["best_k_models"].items()}
-        super().load_state_dict(state_dict | paths | {"best_k_models": kept, "dirpath": self.dirpath})
-
-
-class LastCheckpoint(Checkpoint):
-    """last.ckpt: every so many steps, after every validation, at the end, and when the run is interrupted. Written to
-    a temporary file first (Lightning's own way), so a kill at any moment leaves a whole file.
-
-    It always holds a whole step and all that came before it, so that a resumed run is the same run. Ctrl-C therefore
-    lets the step that is being done end; a second Ctrl-C stops at once, with the file as it is.
-    """
-
-    def __init__(self, every: int) -> None:
-        self.every, self.saved_at = every, -1
-        self.stopping, self._handler = False, None
-
-    def _stop(self, number: int, frame: Any) -> None:
-        if self.stopping:
-            raise KeyboardInterrupt
-        self.stopping = True
-        if os.getpid() == self._process:  # loader workers get the signal, too
-            print("stopping after this step; Ctrl-C again stops at once", flush=True)
-
-    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.world_size == 1 and threading.current_thread() is threading.main_thread():
-            self._process = os.getpid()
-            self._handler = signal.signal(signal.SIGINT, self._stop)
-
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.saved_at = trainer.global_step  # a run that has nothing left to do leaves its file alone
-
-    def on_train_batch_start(self, trainer: Trainer, *args: Any) -> None:
-        if self.stopping and self.saved_at == trainer.global_step:
-            raise KeyboardInterrupt
-
-    def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
-        if not self.stopping and (not self.every or trainer.global_step % self.every):
-            return
-        loop = trainer.fit_loop.epoch_loop
-        if loop._should_accumulate():  # no checkpoint holds the gradients that are still being summed up
-            return
-        if not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):  # else a resume would leave validation out
-            self._save(trainer)
-
-    def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        if trainer.state.fn == "fit" and not trainer.sanity_checking:
-            self.saved_at = -1  # the same step again, now with the validation behind it
-            self._save(trainer)
-
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self._save(trainer)
-
-    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
-        if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt):
-            found = self._file(trainer).is_file()
-            print(
-                f"interrupted at step {trainer.global_step}; "
-                + (f"go on with: zoo fit --ckpt_path {run_folder(trainer)}" if found else "nothing was saved yet"),
-                flush=True,
-            )
-        else:
-            self.teardown(trainer, pl_module, "fit")
-
-    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        if self._handler is not None:
-            signal.signal(signal.SIGINT, self._handler)
-            self._handler = None
-
-    def _file(self, trainer: Trainer) -> Path:
-        return run_folder(trainer) / "checkpoints" / "last.ckpt"
-
-    def _save(self, trainer: Trainer) -> None:
-        if trainer.global_step != self.saved_at:
-            self.saved_at = trainer.global_step
-            trainer.save_checkpoint(self._file(trainer))
+def score_table(record: Mapping[str, Any]) -> str:
+    """The scores of a ``metrics.json`` as lines of text: with intervals, and by class."""
+    lines = []
+    for corpus, scores in record.get("corpora", {record["corpus"]: record}).items():
+        official = record["population"]["n_official"]
+        of_official = f" ({official} in the official split)" if official and official != scores["n"] else ""
+        lines.append(f"{corpus}: {scores['n']} utterances of {scores.get('dialogues')} dialogues{of_official}")
+        for name in ("weighted_f1", "accuracy", "macro_f1", "uar", "war"):
+            if name in scores:
+                interval = scores.get("ci95", {}).get(name)
+                between = f"  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
+                lines.append(f"  {name.replace('_', ' '):<14} {scores[name]:.4f}{between}")
+        if scores.get("unparsed"):
+            lines.append(f"  {'unreadable':<14} {scores['unparsed']:.4f}  (answers without a label, counted as wrong)")
+        for label, f1 in scores.get("per_class", {}).items():
+            lines.append(f"    {label:<12} F1 {f1:.4f}  recall {scores['per_class_recall'][label]:.4f}  "
+                         f"n {scores['support'][label]}")  # fmt: skip
+    for event, count in {**record["population"]["notes"], **record["events"]}.items():
+        lines.append(f"  {event}: {count}")
+    return "\n".join(lines)
 
 
-class PublishedWeights(TorchCheckpointIO):
-    """Lightning reads .ckpt files alone; this gives it a weights.safetensors as if it were one, at step 0."""
+class _SignalConnector(SignalConnector):
+    """SIGTERM is answered by `zoo.interrupts`. Lightning's own answer ends the run at the end of an epoch, without a
+    checkpoint and with exit code 0, and may wait for other processes inside a signal handler."""
 
-    def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        if Path(path).suffix != ".safetensors":
-            return super().load_checkpoint(path, *args, **kwargs)
-        return read_checkpoint(Path(path)) | {
-            "pytorch-lightning_version": version("lightning"), "epoch": 0, "global_step": 0, "loops": None}  # fmt: skip
+    def _sigterm_notifier_fn(self, number: int, frame: Any) -> None:
+        pass
 
 
 def look_into(file: Path) -> dict[str, Any]:
@@ -322,18 +313,19 @@ def run(verb: str, args: list[str]) -> None:
     args = configs_first(resolve_checkpoint(verb, args))
     # where LightningCLI reads, and with what Lightning starts the other processes: the script stays the first
     sys.argv = [*sys.argv[:1], verb, *args]
-    ZooCLI(  # not returned: a script that exits with an object has failed
-        EmotionModule,
-        EmotionData,
-        subclass_mode_model=True,
-        subclass_mode_data=True,
-        save_config_callback=SaveConfig,
-        seed_everything_default=0,
-        # the data module shards by itself, and in evaluation exactly once
-        trainer_defaults={"use_distributed_sampler": False},
-        # options in full: a shortened one would be a typing error that works
-        parser_kwargs={"prog": "zoo", "allow_abbrev": False} | {v: {"allow_abbrev": False} for v in VERBS},
-    )
+    with LOCKS:
+        ZooCLI(  # not returned: a script that exits with an object has failed
+            EmotionModule,
+            EmotionData,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            save_config_callback=SaveConfig,
+            seed_everything_default=0,
+            # the data module shards by itself, and in evaluation exactly once
+            trainer_defaults={"use_distributed_sampler": False},
+            # options in full: a shortened one would be a typing error that works
+            parser_kwargs={"prog": "zoo", "allow_abbrev": False} | {v: {"allow_abbrev": False} for v in VERBS},
+        )
 
 
 def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
@@ -363,12 +355,19 @@ def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
     home = run_of(file) or (file.parent if (file.parent / "config.yaml").is_file() else None)
     kept = _without(args, "--ckpt_path")
     if home is not None:
-        kept = ["--config", str(home / "config.yaml"), *kept]
+        kept = ["--config", str(newest_config(home)), *kept]
     if file.name == "model.safetensors":  # a published backbone: its folder is the model, there is nothing more to load
         given = yaml.safe_load((home / "config.yaml").read_text())["model"]["init_args"] if home else {}
         part = next((name for name in ("llm", "vision", "audio") if name in given), "llm")
         return [*kept, f"--model.{part}={published(path) or file.parent}", "--zero_shot=true"]
     return [*kept, f"--ckpt_path={file}"]
+
+
+def _get(config: Any, key: str) -> Any:
+    """The value at a dotted key of nested mappings; None where there is none."""
+    for name in key.split("."):
+        config = config.get(name) if isinstance(config, Mapping) else None
+    return config
 
 
 def _value(args: list[str], key: str) -> str | None:
@@ -411,6 +410,6 @@ def _quiet() -> None:
         r".*self\.log\('(val|test)/.*sync_dist=True.*",  # the scores are of all processes already
     ):
         warnings.filterwarnings("ignore", message)
-    chatter = ("litlogger", "litmodels", "`weights_only` was not set", "TPU available")
+    chatter = ("litlogger", "litmodels", "`weights_only` was not set", "TPU available", "to estimate number of")
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.pytorch.trainer.connectors.checkpoint_connector"):
         logging.getLogger(name).addFilter(lambda record: not any(c in record.getMessage() for c in chatter))

@@ -16,6 +16,7 @@ What comes out, whatever the file is called (its bytes decide, not its name):
   zeros. Gaps inside a sound stream are closed up. Values beyond [-1, 1] (hot recordings, overshoot) are clipped;
   NaN, infinite or unscaled samples are refused.
 - A damaged file gives what decodes of it, if that is at least one frame or sample; `Media.damaged` lists such files.
+  One that was cut off (its headers promise more bytes, frames or samples than there are) says after how many seconds.
 
 This file is also the program of the decoding process (`serve`), which must start fast: no torch at the top, and nothing
 of the zoo.
@@ -32,6 +33,7 @@ import json
 import math
 import os
 import queue
+import re
 import resource
 import signal
 import stat
@@ -58,7 +60,8 @@ import soundfile
 from av.sidedata.sidedata import Type as SideData
 from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401  (the last registers WebP)
 
-VERSION = 1  # of what comes out: raise it whenever a change here changes an array, and every cache is made again
+VERSION = 2  # of what comes out: raise it whenever a change here changes an array or what is said of it, and every
+# cache is made again
 MAX_SECONDS = 600.0
 MAX_PIXELS = 4096 * 4096  # of one picture, before resizing
 MAX_BYTES = 512 * 2**20  # of the frames one call returns
@@ -67,6 +70,8 @@ MAX_PEAK = 10.0  # +20 dB over full scale: beyond, a float file holds integers, 
 RATES = range(1_000, 200_000)  # Hz: real sound; what lies outside would blow up in resampling
 AWKWARD = 1_000_000  # taps of torchaudio's kernel: 44.1 -> 16 kHz needs 0.1 million, 44.101 -> 16 kHz 700 million
 STILL = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")
+BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"pnot")  # an MP4 or MOV begins with one
+STREAMED = 0x7FFF_FF00  # bytes: lengths from here on mean that the writer did not know
 SOUND = (b"RF64", b"fLaC", b"OggS")  # and RIFF....WAVE: read by libsndfile, the rest by FFmpeg
 CHILD = [sys.executable, "-P", __file__]  # -P: the folder zoo/ must not become a place to import from
 
@@ -272,7 +277,7 @@ def _frames(
         with _container(fd) as container:
             stream = _stream(path, container, "video")
             _check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
-            times, step = _timeline(path, container, stream, max_seconds)
+            times, step, torn = _timeline(path, container, stream, max_seconds)
             if at != "uniform":  # + half a tick: a frame's own time, rounded, means that frame
                 targets = [float((_zero(container) + Fraction(at)) / stream.time_base) + 0.5]
             elif n is None:
@@ -280,9 +285,10 @@ def _frames(
             else:
                 span = times[-1] + step - times[0]
                 targets = [times[0] + (i + 0.5) / n * span for i in range(n)]
-            promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
-            found = float((times[-1] + step - times[0]) * stream.time_base)
-        note = f"cut short: {found:.2f} of {promised:.2f} s of video" if found < 0.9 * promised - 0.2 else None
+            found = float((times[-1] + step * (not torn) - times[0]) * stream.time_base)
+            torn = torn or _bytes_missing(fd) > 0
+            frame = float(step * stream.time_base)
+            note = _cut(found, _promised(container, stream), torn, max(2 * frame, 0.05), "video")
 
         for by_order in (False, True):
             lost = [0]
@@ -305,17 +311,19 @@ def _check_pixels(path: str | os.PathLike, width: int, height: int, max_pixels: 
         raise Unreadable(
             path,
             f"has pictures of {width}x{height}, over the limit of {max_pixels / 1e6:.1f} million pixels; "
-            "scale it down or raise max_pixels",
+            "scale it down",
         )
 
 
 def _timeline(
     path: str | os.PathLike, container: av.container.InputContainer, stream: Any, max_seconds: float
-) -> tuple[list[int], int]:
-    """Presentation times of all frames, rising, and how long the last one is shown; read from packets, not decoded.
+) -> tuple[list[int], int, bool]:
+    """Presentation times of all frames, rising, how long the last one is shown, and whether the file ends inside a
+    frame; read from packets, not decoded.
 
-    Both in ticks of the stream's time base. The header's duration and frame count are not trusted.
+    Times are in ticks of the stream's time base. The header's duration and frame count are not trusted.
     """
+    torn = False
     times: list[int | None] = []
     shown: dict[int | None, int] = {}
     tick = float(stream.time_base)
@@ -324,6 +332,7 @@ def _timeline(
             if packet.size and not packet.is_discard:
                 times.append(packet.pts)
                 shown[packet.pts] = packet.duration or 0
+                torn = packet.is_corrupt
                 if len(times) > 1 and packet.pts is not None and times[0] is not None:
                     _check_seconds(path, (packet.pts - times[0]) * tick, max_seconds)
     if not times:
@@ -334,12 +343,97 @@ def _timeline(
         times = [i * step for i in range(len(times))]
         _check_seconds(path, times[-1] * tick, max_seconds)
     times = sorted(times)
-    return times, shown.get(times[-1]) or step
+    return times, shown.get(times[-1]) or step, torn
+
+
+def _promised(container: av.container.InputContainer, stream: Any) -> float:
+    """Seconds that the headers promise of a stream; 0 if they say nothing."""
+    if stream.duration:
+        return float(stream.duration * stream.time_base)
+    clock = re.fullmatch(r"(\d+):(\d\d):(\d\d(?:\.\d+)?)", stream.metadata.get("DURATION", ""))  # Matroska's
+    if clock:
+        return int(clock[1]) * 3600 + int(clock[2]) * 60 + float(clock[3])
+    # of the longest stream: it says nothing about a shorter one
+    return container.duration / av.time_base if container.duration and len(container.streams) == 1 else 0.0
+
+
+def _cut(found: float, promised: float, torn: bool, tolerance: float, what: str) -> str | None:
+    """Says that a file was cut off, or None.
+
+    Args:
+        found, promised: seconds; 0 if nothing is promised.
+        torn: the file ends before its own end: then whatever is missing counts. Else headers may be slightly wrong.
+        tolerance: seconds.
+    """
+    if torn and not promised:
+        return f"cut short: cut off after {found:.2f} s of {what}"
+    if found < promised - tolerance if torn else found < 0.9 * promised - 0.2:
+        return f"cut short: cut off after {found:.2f} of {promised:.2f} s of {what}"
+    return None
+
+
+def _bytes_missing(fd: int) -> int:
+    """How many bytes the headers of the container promise behind the end of the file. 0 also where a format does not
+    say; 1 for an Ogg stream without its last page."""
+    size, head = os.fstat(fd).st_size, os.pread(fd, 64, 0)
+    end = 0
+    if head[4:8] in BOXES:
+        while end + 8 <= size:
+            box = os.pread(fd, 16, end)
+            length = int.from_bytes(box[:4], "big")
+            length = int.from_bytes(box[8:], "big") if length == 1 else length
+            if length < 8 or not box[4:8].isascii():  # 0: up to the end of the file
+                return 0
+            end += length
+    elif head[:4] == b"RIFF":
+        while (chunk := os.pread(fd, 8, end))[:4] == b"RIFF":
+            length = int.from_bytes(chunk[4:], "little")
+            if not 0 < length < STREAMED:  # written to a pipe
+                return 0
+            end += 8 + length
+    elif head[:4] == b"\x1aE\xdf\xa3":
+        header, at = _ebml_number(head, 4)
+        segment = os.pread(fd, 12, at + header)
+        if segment[:4] != b"\x18S\x80g":
+            return 0
+        length, start = _ebml_number(segment, 4)
+        if length == 2 ** (7 * (start - 4)) - 1:  # unknown
+            return 0
+        end = at + header + start + length
+    elif head[:4] == b"OggS":
+        tail = os.pread(fd, 2**16 + 2**9, max(0, size - 2**16 - 2**9))
+        last = tail[tail.rfind(b"OggS") :]
+        return int(len(last) < 27 or not last[5] & 4)
+    return max(0, end - size - 1)  # a chunk of an odd length is padded
+
+
+def _ebml_number(data: bytes, at: int) -> tuple[int, int]:
+    """A length of Matroska's, and where it ends."""
+    width = 9 - data[at].bit_length() if len(data) > at and data[at] else 8
+    return int.from_bytes(data[at : at + width], "big") & (2 ** (7 * width) - 1), at + width
+
+
+def _wav_seconds(fd: int) -> float:
+    """Seconds that the header of a WAV file promises; 0 where it does not say."""
+    rate = length64 = 0
+    at = 12
+    while len(chunk := os.pread(fd, 24, at)) >= 8:
+        length = int.from_bytes(chunk[4:8], "little")
+        if chunk[:4] == b"ds64":
+            length64 = int.from_bytes(chunk[16:24], "little")
+        elif chunk[:4] == b"fmt ":
+            rate = int.from_bytes(chunk[16:20], "little")  # bytes per second
+        elif chunk[:4] == b"data":
+            length = length64 or length
+            return length / rate if rate and (length64 or 0 < length < STREAMED) else 0.0
+        at += 8 + length + length % 2
+    return 0.0
 
 
 def _check_seconds(path: str | os.PathLike, seconds: float, max_seconds: float) -> None:
     if seconds > max_seconds:
-        raise Unreadable(path, f"is longer than {max_seconds:g} s; cut it into clips or raise max_seconds")
+        raise Unreadable(path, f"is longer than {max_seconds:g} s; cut it into clips, or raise the limit "
+                         "(--model.max_clip_seconds; of zoo prepare: --max_clip_seconds)")  # fmt: skip
 
 
 def _shown(
@@ -427,8 +521,8 @@ def _fit(path: str | os.PathLike, picture: np.ndarray, size: Size, pixel: Fracti
     if count * 3 * height * width > MAX_BYTES:
         raise Unreadable(
             path,
-            f"{count} frames of {width}x{height} are more than {MAX_BYTES >> 20} MB; ask for fewer (n) or smaller "
-            "ones (size)",
+            f"{count} frames of {width}x{height} are more than {MAX_BYTES >> 20} MB; take fewer frames, or scale the "
+            "clip down",
         )
     if (height, width) == picture.shape[:2]:
         return picture
@@ -480,7 +574,9 @@ def _by_soundfile(path: str | os.PathLike, fd: int, max_seconds: float) -> tuple
             read += len(block)
             _check_seconds(path, read / file.samplerate, max_seconds)
             parts.append(block.mean(axis=1))
-        return parts, file.samplerate, None
+        promised = _wav_seconds(fd) if file.format in ("WAV", "WAVEX", "RF64") else file.frames / file.samplerate
+        short = read / file.samplerate < promised - 1e-3 or _bytes_missing(fd) > 0 and file.format == "OGG"
+        return parts, file.samplerate, _cut(read / file.samplerate, promised, short, 1e-3, "sound")
 
 
 def _by_ffmpeg(path: str | os.PathLike, fd: int, max_seconds: float) -> tuple[list[np.ndarray], int, str | None]:
@@ -503,11 +599,12 @@ def _by_ffmpeg(path: str | os.PathLike, fd: int, max_seconds: float) -> tuple[li
             read += len(samples)
             _check_seconds(path, read / rate, max_seconds)
             parts.append(samples)
-        promised = float(stream.duration * stream.time_base) if stream.duration else 0.0
+        promised = _promised(container, stream)
     if not read:
         return [], rate, None
-    if read / rate < 0.9 * promised - 0.2:
-        return parts, rate, f"cut short: {read / rate:.2f} of {promised:.2f} s of audio"
+    note = _cut(read / rate, promised, _bytes_missing(fd) > 0, 0.05 + 2048 / rate, "sound")
+    if note is not None:
+        return parts, rate, note
     return parts, rate, f"damaged: {lost[0]} packets of audio" if lost[0] else None
 
 
@@ -641,7 +738,8 @@ class _Decoder:
             if message or code in (-signal.SIGKILL, -signal.SIGTERM):
                 raise ProcessLookupError(f"{path}: the decoding process was killed (is the memory full?); try again")
             if code == -signal.SIGALRM:
-                raise Unreadable(path, f"took longer than {timeout:g} s to decode; convert it, or raise timeout")
+                raise Unreadable(path, f"took longer than {timeout:g} s to decode; convert it, or raise the limit "
+                                 "(--model.timeout; of zoo prepare: --clip_timeout)")  # fmt: skip
             raise Unreadable(path, f"crashed the decoder (exit code {code}); replace or convert it")
         answer = json.loads(bytes(text))
         array = np.empty(answer.pop("shape"), np.dtype(answer.pop("dtype")))
@@ -742,6 +840,7 @@ class Media:
         self._problems: dict[tuple[str | None, ...], dict[str, Any]] = {}
         self._looked: tuple[int, ...] = ()  # size, time and inode of problems.jsonl when it was last read
         self._seen = 0, 0  # its bytes that are in _problems: how many, and their checksum
+        self._met: list[dict[str, Any]] = []  # rows of what was asked for since `met` was last called
 
     def frames(
         self, path: str | os.PathLike, n: int | None = None, at: At = "uniform", size: Size = None
@@ -771,6 +870,13 @@ class Media:
         """Rows as above of files of which only a part could be read; the part is used."""
         return self._rows("damaged")
 
+    def met(self) -> list[dict[str, str]]:
+        """Rows {file, problem, reason} of what was asked for since the last call and could not be read, or not whole,
+        each once; also where the array came from the cache. In a loader's worker: of that worker."""
+        rows = {tuple(row[key] for key in ("file", "problem", "reason")): None for row in self._met}
+        self._met = []
+        return [dict(zip(("file", "problem", "reason"), row, strict=True)) for row in rows]
+
     def _get(self, path: str | os.PathLike, request: str, rate: int | None, **how: Any) -> np.ndarray:
         try:
             sha256 = self._sha256(path)
@@ -779,11 +885,13 @@ class Media:
             raise
         entry = self.cache and self.cache / sha256[:2] / f"{sha256}-v{VERSION}-{request}.npy"
         array = _load(entry) if entry else None
-        if array is not None:
-            return array
         self._read_problems()
-        known = self._problems.get((sha256, request, "unreadable", self._limits))
-        if known:
+        if array is not None:
+            if known := self._problems.get((sha256, request, "damaged", self._limits)):
+                self._met.append(known | {"file": _portable(path)})
+            return array
+        if known := self._problems.get((sha256, request, "unreadable", self._limits)):
+            self._met.append(known | {"file": _portable(path)})
             raise Unreadable(path, known["reason"])
         try:
             try:
@@ -828,11 +936,9 @@ class Media:
             return sha256
 
     def _note(self, path: str | os.PathLike, sha256: str | None, request: str, problem: str, reason: str) -> None:
-        name = os.fspath(path)
-        if os.path.isabs(name) or ".." in Path(name).parts:
-            name = os.path.basename(name)
-        row = {"file": name, "sha256": sha256, "request": request, "problem": problem, "reason": reason}
+        row = {"file": _portable(path), "sha256": sha256, "request": request, "problem": problem, "reason": reason}
         row["limits"] = self._limits
+        self._met.append(row)
         if self.cache is None or sha256 is None:
             self._problems[self._key(row)] = row
         else:
@@ -877,6 +983,12 @@ class Media:
         self._read_problems()
         wanted = (problem, self._limits)
         return [dict(row) for row in list(self._problems.values()) if (row["problem"], row["limits"]) == wanted]
+
+
+def _portable(path: str | os.PathLike) -> str:
+    """A path as it may stand in a file that travels."""
+    name = os.fsdecode(path)
+    return os.path.basename(name) if os.path.isabs(name) or ".." in Path(name).parts else name
 
 
 def _save(entry: Path, array: np.ndarray) -> None:

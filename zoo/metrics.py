@@ -35,6 +35,7 @@ from torch import Tensor
 from torchmetrics.classification import MulticlassConfusionMatrix
 
 from zoo.schema import UNPARSED, Labels
+from zoo.storage import split_lines
 
 HEADLINE = ("accuracy", "weighted_f1", "macro_f1", "uar")
 Row = Mapping[str, Any]  # a row of predictions.jsonl, see zoo.schema.Prediction
@@ -305,7 +306,7 @@ class CachedJudge:
         self._known: dict[str, float] = {}
         text = self.path.read_text(encoding="utf-8") if self.path.exists() else ""
         whole = text[: text.rfind("\n") + 1]
-        for number, line in enumerate(whole.splitlines(), 1):
+        for number, line in enumerate(split_lines(whole), 1):
             try:
                 row = json.loads(line)
                 if row["judge"] == self.name:

@@ -23,7 +23,7 @@ import numpy as np
 import torch
 from jinja2 import Template
 from lightning.pytorch import LightningModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_only
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
@@ -35,6 +35,7 @@ from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
 from zoo.runs import find_checkpoint, portable, run_folder, set_aside_results
 from zoo.schema import UNPARSED, Labels, Prediction, Sample, Turn
+from zoo.storage import write_jsonl, write_whole
 
 log = logging.getLogger(__name__)
 
@@ -42,6 +43,7 @@ FORMAT = 1  # of the contract inside a checkpoint
 IGNORE = -100  # target id that carries no loss
 READABLE = ("text", "turns", "descriptions", "face", "voice")  # parts of a sample; turns: what was said before
 FIRST_ANSWERS = 16  # written answers after which it is worth a warning that none could be read
+LABEL_TOKENS = 16  # positions that are kept free for a label word and its end
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -87,6 +89,7 @@ class EmotionModule(LightningModule):
     scores: tuple[str, ...] = ("weighted_f1", "accuracy", "macro_f1", "uar", "unparsed")  # of a test, logged by name
     monitor = "val/wf1"  # the larger, the better: which checkpoint becomes best.ckpt
     rows_file = "predictions.jsonl"  # where the rows of a test or prediction go
+    unread_events: tuple[str, ...] = ()  # counted for samples whose clip could not be read; not all of a test may be
     weights_elsewhere = False  # its weights all come from the runs that its arguments name; it needs no checkpoint
 
     def __init__(
@@ -102,10 +105,17 @@ class EmotionModule(LightningModule):
         super().__init__()
         self.patterns, self.start_from = train, start_from
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
+        if not (lr > 0 and all(0 <= b < 1 for b in betas) and weight_decay >= 0 and warmup >= 0):  # also false for NaN
+            raise ValueError(
+                f"need lr > 0, betas from 0 to below 1, weight_decay >= 0 and warmup >= 0; got {lr}, {betas}, "
+                f"{weight_decay}, {warmup}"
+            )
         self._built = False
         self.restored = False  # set by whoever will load a checkpoint of its own: then `start_from` is not read
         self.from_hub: set[str] = set()  # names of tensors that hold exactly what a backbone's folder holds
         self.rows: list[Prediction] = []
+        self.clip_problems: dict[str, dict[str, str]] = {}  # of a test: damaged or unreadable -> file -> reason
+        self.rows_before: dict[str, dict[str, Any]] = {}  # id -> row, of an interrupted prediction that goes on
         self.counts: Counter[str] = Counter()  # counted events of a test, e.g. truncated prompts
 
     # ---- what a system fills in
@@ -305,19 +315,41 @@ class EmotionModule(LightningModule):
             {"params": [p for p in trained.values() if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trained.values() if p.ndim < 2], "weight_decay": 0.0},
         ]
-        optimizer = torch.optim.AdamW([g for g in groups if g["params"]], lr=self.lr, betas=self.betas)
+        groups = [group for group in groups if group["params"]]
+        self.weight_decays = [group["weight_decay"] for group in groups]
+        optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)
         total = self.optimizer_steps()
         if self.schedule != "constant" and not math.isfinite(total):
             raise ValueError(
                 f"a {self.schedule} schedule needs an end: set --trainer.max_epochs or --trainer.max_steps"
             )
         warmup = self.warmup if self.warmup >= 1 else self.warmup * (total if math.isfinite(total) else 0)
-        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, _Schedule(self.schedule, warmup, total))
+        factor = learning_rate_factor(self.schedule, warmup, total)
+        scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, factor)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def optimizer_steps(self) -> float:
         """How many steps the run will take; infinite if nothing ends it."""
         return self.trainer.estimated_stepping_batches
+
+    def on_train_start(self) -> None:
+        """In a resumed run the optimizer's settings are the options of now, not those of the checkpoint, and the
+        schedule is that of the run's present length."""
+        if self.trainer.ckpt_path is None:
+            return
+        for config in self.trainer.lr_scheduler_configs:
+            scheduler, step = config.scheduler, config.scheduler.last_epoch
+            rates = [self.lr * factor(step) for factor in scheduler.lr_lambdas]
+            before = [group["lr"] for group in scheduler.optimizer.param_groups]
+            scheduler.base_lrs, scheduler._last_lr = [self.lr] * len(rates), list(rates)
+            groups = scheduler.optimizer.param_groups
+            for group, rate, weight_decay in zip(groups, rates, self.weight_decays, strict=True):
+                group |= {"lr": rate, "initial_lr": self.lr, "betas": self.betas, "weight_decay": weight_decay}
+            total = self.optimizer_steps()
+            rank_zero_info(
+                f"resumed at step {step} of {total:.0f}: learning rate {rates[0]:.3g} ({before[0]:.3g} in the "
+                f"checkpoint), {self.schedule} schedule, betas {self.betas}, weight decay {self.weight_decay}"
+            )
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Dropout and sampling of a step depend on (seed, epoch, batch, rank) only, so a resumed run repeats them
@@ -339,13 +371,42 @@ class EmotionModule(LightningModule):
         data = self.trainer.datamodule
         self.val_metrics = {c: EmotionMetrics(labels) for c, labels in data.label_sets.items()}
         if not data.asked:
+            for split in data.splits_of(stage):
+                self._require_files(split, stage)
             split = data.splits_of(stage)[0]
             self.require(data.samples(split), split, stage)
+
+    def needs(self, stage: str) -> Mapping[str, str]:
+        """Which files of an utterance this system reads (``video``, ``audio``) -> the option that does without. A split
+        in which no sample has such a file is refused before any work: its scores would be those of an empty input."""
+        return {}
+
+    def has_file(self, sample: Sample, part: str) -> bool:
+        """Whether a sample has a file that this system may read as its ``video`` or ``audio``."""
+        return getattr(sample.target, part) is not None
+
+    def _require_files(self, split: str, stage: str) -> None:
+        data = self.trainer.datamodule
+        for part, otherwise in self.needs(stage).items():
+            if any(self.has_file(s, part) for s in data.samples(split)):
+                continue
+            corpus, root = type(data).__name__, getattr(data, "root", None)
+            what = "a clip or picture (video)" if part == "video" else "a clip or recording (audio)"
+            where = "give the folder that holds the files (--data.root)"
+            if root is not None:
+                where = f"the folder {root} has none where its reader looks (--data.help {corpus} says where)"
+            raise ValueError(
+                f"no {split} sample of {corpus} has {what}, so {type(self).__name__} would read nothing; {where}"
+                + (f", or {otherwise}" if otherwise else "")
+            )
 
     def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
         """Raises ValueError if a split as a whole lacks what the system reads: clips, words, descriptions. Called
         before any work with the first split of the stage; never for the single samples of `zoo label`, which may lack
         it."""
+
+    def on_validation_start(self) -> None:
+        self.counts = Counter()
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.judge(batch["samples"], self.predict(batch))
@@ -376,20 +437,56 @@ class EmotionModule(LightningModule):
             self.log(f"val/{name}", sum(values.values()) / len(values), prog_bar=name == "wf1", sync_dist=False)
             if len(values) > 1:
                 self.log_dict({f"val/{c}/{name}": v for c, v in values.items()})
+        whole = self.trainer.world_size == 1 and self.trainer.limit_val_batches == 1.0
+        if whole and (problem := self._nothing_read(len(self.trainer.datamodule.samples("dev")), self.counts, "fit")):
+            if self.trainer.state.fn == "validate":
+                raise ValueError(problem)
+            log.warning("the validation scores mean nothing: %s", problem)
+
+    def _nothing_read(self, n: int, counts: Mapping[str, int], stage: str = "test") -> str | None:
+        """What is wrong if not a single one of n samples had a clip that could be read."""
+        if n and self.needs(stage) and any(counts[event] >= n for event in self.unread_events):
+            return (
+                f"not one of the {n} samples has a clip that {type(self).__name__} could read; `zoo prepare media "
+                "--root DIR` lists what is wrong with each"
+            )
+        return None
+
+    def note_clips(self, batch: Mapping[str, Any]) -> None:
+        """Remembers which files of a batch could not be read, or not whole."""
+        for row in batch.get("clip_problems", ()):
+            self.clip_problems.setdefault(row["problem"], {})[row["file"]] = row["reason"]
+
+    def _clip_report(self) -> dict[str, dict[str, str]]:
+        """``damaged`` (what decodes of them was used) and ``unreadable`` files of all processes -> the reason."""
+        found: dict[str, dict[str, str]] = {}
+        for part in self._of_all_processes(self.clip_problems):
+            for problem, files in part.items():
+                found.setdefault(problem, {}).update(files)
+        for problem, files in found.items():
+            what = "cut off or damaged, what decodes of them was used" if problem == "damaged" else problem
+            some = "; ".join(f"{name}: {why}" for name, why in list(files.items())[:5])
+            rank_zero_warn(f"{len(files)} clips were {what}: {some}{' ...' if len(files) > 5 else ''}")
+        return {problem: dict(sorted(files.items())) for problem, files in sorted(found.items())}
 
     def on_test_start(self) -> None:
-        self.rows, self.counts = [], Counter()
+        self.rows, self.counts, self.clip_problems = [], Counter(), {}
         self._tokens = 0  # of prompts, padding left out
         self._started = time.perf_counter()
 
     def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         self.rows += self.predict(batch)
+        self.note_clips(batch)
         self.counts["prompts cut to max_length"] += batch.get("truncated", 0)
         self._tokens += int(batch["mask"].sum()) if "mask" in batch else 0
 
     def on_test_epoch_end(self) -> None:
         seconds = time.perf_counter() - self._started
         rows = [p.row() for p in self._gathered()]
+        counts: Counter[str] = sum(self._of_all_processes(self.counts), Counter())
+        clips = self._clip_report()
+        if problem := self._nothing_read(len(rows), counts):
+            raise ValueError(problem)
         if not self.trainer.is_global_zero:
             return
         data, run = self.trainer.datamodule, self._write_predictions(rows)
@@ -399,8 +496,9 @@ class EmotionModule(LightningModule):
             "corpus": "+".join(data.label_sets),
             "eval_protocol": data.protocol,
             **summary,
-            "population": data.reading("test").report(),
-            "events": {k: v for k, v in self.counts.items() if v},
+            "population": self._population(len(rows)),
+            "events": {k: v for k, v in counts.items() if v},
+            **({"clips": clips} if clips else {}),
             "seconds_per_sample": seconds / max(1, len(rows)),
             "tokens_per_sample": self._tokens / max(1, len(self.rows)) or None,
             "batch_size": data.eval_batch_size,
@@ -414,12 +512,20 @@ class EmotionModule(LightningModule):
         }
         text = json.dumps(portable(record), indent=2)
         text = re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text)  # a row of numbers on one line
-        (run / "metrics.json").write_text(text + "\n")
+        write_whole(run / "metrics.json", text + "\n")
         scores = {key: summary[key] for key in self.scores if key in summary}
         for key, value in scores.items():
             self.log(f"test/{'wf1' if key == 'weighted_f1' else key}", value, rank_zero_only=True)
         if not all(map(math.isfinite, scores.values())):
             raise FloatingPointError(f"the scores are not finite: {summary}")
+
+    def _population(self, scored: int) -> dict[str, Any]:
+        """What ``metrics.json`` says about the samples of the test split and how many of them were scored."""
+        report = self.trainer.datamodule.reading("test").report()
+        left_out = report["n_used"] - scored
+        if left_out:
+            report["notes"] = report["notes"] | {"left out by --trainer.limit_test_batches": left_out}
+        return report | {"n_used": scored}
 
     def summary(self, rows: Sequence[Mapping[str, Any]], run: Path) -> dict[str, Any]:
         """What ``metrics.json`` says about the rows of ``predictions.jsonl``; pictures go into the run folder."""
@@ -443,16 +549,22 @@ class EmotionModule(LightningModule):
         }
 
     def on_predict_start(self) -> None:
-        self.rows, self.counts = [], Counter()
+        self.rows, self.counts, self.clip_problems = [], Counter(), {}
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """(B,) label indices, -1 = unparsed; the full rows are written to ``predictions.jsonl`` of the run."""
         predictions = self.predict(batch)
+        self.note_clips(batch)
         self.rows += predictions
         return torch.tensor([_predicted_index(s, p) for s, p in zip(batch["samples"], predictions, strict=True)])
 
     def on_predict_epoch_end(self) -> None:
-        rows = [p.row() for p in self._gathered()]
+        predictions = self._gathered()
+        counts: Counter[str] = sum(self._of_all_processes(self.counts), Counter())
+        self._clip_report()
+        if not self.trainer.datamodule.asked and (problem := self._nothing_read(len(predictions), counts)):
+            raise ValueError(problem)
+        rows = list((self.rows_before | {p.id: p.row() for p in predictions}).values())
         if self.trainer.is_global_zero:
             self._write_predictions(rows)
 
@@ -466,31 +578,45 @@ class EmotionModule(LightningModule):
         data = self.trainer.datamodule
         samples = data.to_predict() if self.trainer.state.fn == "predict" else data.samples("test")
         place = {s.id: i for i, s in enumerate(samples)}
-        _write_jsonl(run / self.rows_file, sorted(rows, key=lambda r: place[r["id"]]))
+        write_jsonl(run / self.rows_file, sorted(rows, key=lambda r: place[r["id"]]))
         return run
 
     def _gathered(self) -> list[Prediction]:
         """The predictions of all processes."""
+        return [p for part in self._of_all_processes(self.rows) for p in part]
+
+    def _of_all_processes(self, own: Any) -> list[Any]:
+        """This value of every process, in their order."""
         if self.trainer.world_size == 1:
-            return self.rows
-        parts: list[list[Prediction]] = [[] for _ in range(self.trainer.world_size)]
-        torch.distributed.all_gather_object(parts, self.rows)
-        return [p for part in parts for p in part]
+            return [own]
+        parts: list[Any] = [None] * self.trainer.world_size
+        torch.distributed.all_gather_object(parts, own)
+        return parts
 
 
-@dataclass(frozen=True)
-class _Schedule:
-    kind: str
-    warmup: float
-    total: float
+def learning_rate_factor(
+    kind: Literal["cosine", "linear", "constant"], warmup: float, total: float
+) -> Callable[[int], float]:
+    """Step -> what the peak learning rate is multiplied by: a linear rise, then down to 0 at the last step.
 
-    def __call__(self, step: int) -> float:
-        if step < self.warmup:
-            return (step + 1) / self.warmup if self.warmup >= 1 else 1.0
-        if self.kind == "constant":
+    A function, not an object: a scheduler would store an object's fields in the checkpoint, and a resumed run would get
+    the length of the run before back.
+
+    Args:
+        kind: what follows the rise; ``constant`` stays at 1.
+        warmup: steps of the rise.
+        total: steps of the run.
+    """
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return (step + 1) / warmup if warmup >= 1 else 1.0
+        if kind == "constant":
             return 1.0
-        done = min(1.0, (step - self.warmup) / max(1.0, self.total - self.warmup))
-        return 1 - done if self.kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+        done = min(1.0, (step - warmup) / max(1.0, total - warmup))
+        return 1 - done if kind == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+
+    return factor
 
 
 class Rows:
@@ -751,6 +877,30 @@ def answer_ids(tokenizer: Any, word: str, chat: bool = False) -> list[int]:
     return whole[len(before) :]
 
 
+def fitting_length(llm: LLM, max_length: int, answer: int) -> int:
+    """Longest prompt in tokens: ``max_length``, or what the model's positions leave beside an answer; then says so.
+
+    Args:
+        answer: tokens of the longest answer.
+
+    Raises:
+        ValueError: the answer alone takes all positions.
+    """
+    positions = getattr(getattr(llm.causal_lm, "config", None), "max_position_embeddings", None)
+    if not isinstance(positions, int) or max_length + answer <= positions:
+        return max_length
+    if positions - answer < 2:
+        raise ValueError(
+            f"{llm.path} has {positions} positions, and an answer may take {answer} of them, which leaves no room for "
+            "a prompt; lower --model.max_new_tokens"
+        )
+    rank_zero_warn(
+        f"{llm.path} has {positions} positions, so prompts of more than {positions - answer} tokens are cut (not "
+        f"--model.max_length {max_length}): an answer may take {answer}"
+    )
+    return positions - answer
+
+
 def has_chat_format(tokenizer: Any) -> bool:
     """Whether a tokenizer (or None) has a chat format (``chat_template``)."""
     return bool(getattr(tokenizer, "chat_template", None))
@@ -876,7 +1026,8 @@ class Supervised(Prompted):
         descriptions: kinds of description shown, e.g. ``[video]``; the corpus must provide them.
         shots: solved examples in the prompt, drawn from the training split.
         verbalizer: label -> word the model says, where it differs.
-        max_length: prompts longer than this many tokens lose old turns, then examples, then their beginning; counted.
+        max_length: prompts longer than this many tokens, or than the model's positions leave beside an answer, lose old
+            turns, then examples, then their beginning; counted.
         prompt_loss: weight of the prompt's own tokens in the loss; 0 trains on the answer alone, 1 on the whole text.
         class_weight: exponent p of class weights n^-p in the answer's loss; 0 = none, 1 = fully balanced.
         word_dropout: share of words of the utterance left out in training (ours).
@@ -919,6 +1070,13 @@ class Supervised(Prompted):
                 f"need window >= 0, shots >= 0, max_length >= 2, 0 <= word_dropout < 1 and prompt_loss >= 0; got "
                 f"{window}, {shots}, {max_length}, {word_dropout}, {prompt_loss}"
             )
+        if beams < 1 or max_new_tokens < 1 or not 0 < repetition_penalty < math.inf or not 0 <= dropout < 1:
+            raise ValueError(
+                "need beams >= 1, max_new_tokens >= 1, repetition_penalty > 0 and 0 <= dropout < 1; got "
+                f"{beams}, {max_new_tokens}, {repetition_penalty} and {dropout}"
+            )
+        if not (math.isfinite(class_weight) and class_weight >= 0 and math.isfinite(prompt_loss)):
+            raise ValueError(f"need finite class_weight >= 0 and prompt_loss; got {class_weight} and {prompt_loss}")
         self.llm_args = {
             "path": llm,
             "dtype": dtype,
@@ -951,6 +1109,7 @@ class Supervised(Prompted):
         if self.llm.tokenizer is not None and self.llm.tokenizer.eos_token_id is None:
             raise ValueError(f"the tokenizer in {self.llm.path} names no end-of-text token, so no answer could end; "
                              "set eos_token in its tokenizer_config.json")  # fmt: skip
+        self.max_length = fitting_length(self.llm, self.max_length, max(self.max_new_tokens, LABEL_TOKENS))
 
     def add_adapters(self) -> None:
         if self.lora is not None:
@@ -1136,10 +1295,6 @@ def _portable(path: str) -> str:
     if not p.is_absolute():
         return path
     return str(p.relative_to(Path.cwd())) if p.is_relative_to(Path.cwd()) else "/".join(p.parts[-2:])
-
-
-def _write_jsonl(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
-    path.write_text("".join(json.dumps(r, ensure_ascii=False) + "\n" for r in rows), encoding="utf-8")
 
 
 @rank_zero_only

@@ -1,4 +1,4 @@
-"""From samples to prompt text, and from answer text back to a label. No tensors here.
+"""From samples to prompt text (`zoo.answers` reads the way back). No tensors here.
 
 A prompt is a Jinja template (sandboxed: a template file cannot reach Python). It sees
 
@@ -21,7 +21,12 @@ from pathlib import Path
 from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from zoo.schema import Labels, Sample, Turn
+from zoo.answers import parse_label, words
+from zoo.schema import Sample, Turn
+
+__all__ = [
+    "Example", "Shown", "count_control_tokens", "escape", "load_template", "parse_label", "render", "show", "words",
+]  # fmt: skip
 
 # Control tokens of the chat formats in use. Found in data they would be read as structure: they are written apart and
 # counted.
@@ -30,7 +35,6 @@ CONTROL = re.compile(
     r"|</?(?:s|pad|unk|bos|eos|image|video|audio|img|think|answer|tool_call|start_of_turn|end_of_turn)>",
     re.IGNORECASE,
 )
-NEGATION = re.compile(r"\b(?:not|no|non|cannot|neither|nor|never|without)\b|n['’]t\b")
 
 
 @dataclass(frozen=True)
@@ -89,26 +93,6 @@ def show(turn: Turn, kinds: Collection[str]) -> Shown:
     return Shown(escape(turn.speaker), escape(turn.text), described)
 
 
-def words(labels: Labels, verbalizer: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """The word the model says for each label, in index order.
-
-    Args:
-        verbalizer: label -> word, e.g. ``{"joy": "joyful"}``; labels it does not name keep their own word. One
-            verbaliser may
-            serve several corpora, so it may name labels that this corpus lacks.
-
-    Raises:
-        ValueError: if two labels get the same word (in any case, see `parse_label`), or one gets none.
-    """
-    said = tuple((verbalizer or {}).get(name, name) for name in labels.names)
-    if len({word.strip().lower() for word in said} - {""}) != len(said):
-        raise ValueError(
-            f"the verbalizer gives two labels of {labels.corpus} the same word, or one an empty word: "
-            f"{dict(zip(labels.names, said, strict=True))}"
-        )
-    return said
-
-
 def render(
     template: Template,
     sample: Sample,
@@ -144,18 +128,3 @@ def render(
         labels=list(said), target=show(sample.target, kinds), history=history(sample), examples=solved,
         **(shown or {}),
     ).rstrip()
-
-
-def parse_label(answer: str, said: Sequence[str]) -> int | None:
-    """Index of the label an answer names, or None if it is unreadable.
-
-    Strict: the first non-empty line must hold exactly one of the label words, as a whole word in any case, and no
-        negation. Nothing
-    is guessed: an answer that names no label or two is an outcome of its own, counted as wrong.
-    """
-    line = next((stripped for part in answer.splitlines() if (stripped := part.strip().lower())), "")
-    patterns = [rf"(?<!\w){re.escape(word.lower())}(?!\w)" for word in said]
-    found = [i for i, pattern in enumerate(patterns) if re.search(pattern, line)]
-    if len(found) != 1 or NEGATION.search(re.sub(patterns[found[0]], " ", line)):  # a label may be "no emotion"
-        return None
-    return found[0]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -24,9 +25,10 @@ from torch import Tensor
 from zoo.backbones import LLM, LoRA
 from zoo.backbones.llm import Dtype, Prefix
 from zoo.module import Prompted, Rows
-from zoo.prompts import parse_label
+from zoo.prompts import parse_label, words
 from zoo.rl import Answer, Objective, Reward, Rollout, accumulate, roll_out, token_weights
 from zoo.rl.grpo import constant
+from zoo.rl.rewards import Correct, check_reward, earned, reward_name
 from zoo.runs import run_folder
 from zoo.schema import Prediction, Sample
 
@@ -39,7 +41,7 @@ class Gathered:
 
     Attributes:
         total: (B, n) what the answers are worth.
-        parts: name of a reward -> (B, n).
+        parts: name of a reward -> (B, n); NaN where a reward does not apply to an answer.
         extra: metrics of a system's own, e.g. its yes-rate.
     """
 
@@ -67,13 +69,15 @@ class Reinforced(Prompted):
         scale: whether advantages are divided by their group's standard deviation.
         iterations: optimiser steps per sampled window.
         drop_truncated: answers cut off at `max_new_tokens` do not enter the loss.
-        rewards: functions or classes, each an `Answer` -> float; see `zoo.rl.rewards`.
+        rewards: functions or classes, each an `Answer` -> float, or None where it does not apply; an answer to which
+            none applies is worth 0. See `zoo.rl.rewards`.
         reward_weights: one number per reward; None: all 1.
         table_every: optimiser steps between two entries of ``answers.jsonl`` in the run folder: the sampled answers of
             two prompts with their rewards. 0: none.
     """
 
     monitor = "val/reward"
+    verbalizer: Mapping[str, str] | None = None  # label -> word the model says, where it differs
 
     def __init__(
         self,
@@ -97,7 +101,7 @@ class Reinforced(Prompted):
         **kwargs: Any,
     ) -> None:
         super().__init__(lr=lr, **kwargs)
-        if answers < 1 or max_new_tokens < 1 or iterations < 1 or temperature <= 0:
+        if answers < 1 or max_new_tokens < 1 or iterations < 1 or not 0 < temperature < math.inf:
             raise ValueError(
                 f"need answers >= 1, max_new_tokens >= 1, iterations >= 1 and temperature > 0; got {answers}, "
                 f"{max_new_tokens}, {iterations}, {temperature}"
@@ -117,6 +121,12 @@ class Reinforced(Prompted):
         self.reward_weights = list(reward_weights) if reward_weights is not None else [1.0] * len(self.functions)
         if len(self.reward_weights) != len(self.functions):
             raise ValueError(f"{len(self.functions)} rewards, but {len(self.reward_weights)} reward_weights")
+        if not all(math.isfinite(weight) for weight in self.reward_weights):
+            raise ValueError(f"reward_weights are finite numbers, one per reward; got {self.reward_weights}")
+        if table_every < 0:
+            raise ValueError(f"table_every is a number of optimiser steps, or 0 for no table; got {table_every}")
+        for reward in self.functions:
+            check_reward(reward)
         self.table_every = table_every
         self.pending: list[dict[str, Any]] = []
         self._earned: set[float] | None = None  # by all answers of the first steps; None once two earned differently
@@ -148,15 +158,22 @@ class Reinforced(Prompted):
 
     def rewards(self, groups: Sequence[Sequence[Answer]]) -> Gathered:
         """Rewards of the sampled answers, one group per prompt."""
-        parts = {
-            reward_name(f): torch.tensor([[float(f(a)) for a in group] for group in groups]) for f in self.functions
-        }
+        parts: dict[str, Tensor] = {}
+        for f in self.functions:
+            values = [[math.nan if (r := earned(f, a)) is None else r for a in group] for group in groups]
+            parts[reward_name(f)] = torch.tensor(values)
         if len(parts) != len(self.functions):
             raise ValueError(f"two rewards have the same name: {[reward_name(f) for f in self.functions]}")
-        for name, values in parts.items():
-            if not torch.isfinite(values).all():
-                raise ValueError(f"reward {name} gave a number that is not finite: {values.tolist()}")
-        total = sum(w * v for w, v in zip(self.reward_weights, parts.values(), strict=True))
+        total = torch.zeros(len(groups), len(groups[0]))
+        for weight, values in zip(self.reward_weights, parts.values(), strict=True):
+            total = total + weight * values.nan_to_num(0.0)  # finite or NaN, see `earned`
+        if not torch.isfinite(total).all():
+            raise ValueError(f"the weighted sum of the rewards {', '.join(parts)} is not finite; lower reward_weights")
+        if parts and all(bool(values.isnan().all()) for values in parts.values()):
+            rank_zero_warn(
+                f"none of the rewards ({', '.join(parts)}) applies to any of the {total.numel()} answers of this step: "
+                "they are worth 0, and nothing is learnt from them"
+            )
         return Gathered(total, parts, {})
 
     def sample(self, window: Sequence[dict[str, Any]]) -> Rollout:
@@ -171,6 +188,7 @@ class Reinforced(Prompted):
     # ---- the loop
     def setup(self, stage: str) -> None:
         super().setup(stage)
+        self._check_words()
         if stage != "fit":
             return
         if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
@@ -182,6 +200,17 @@ class Reinforced(Prompted):
         # asks before this hook
         self.automatic_optimization = False
         self.pending.clear()
+
+    def _check_words(self) -> None:
+        """ValueError for a reward that reads other label words than the evaluation."""
+        for labels in self.trainer.datamodule.label_sets.values():
+            own = words(labels, self.verbalizer)
+            for reward in self.functions:
+                if isinstance(reward, Correct) and reward.words and (other := words(labels, reward.words)) != own:
+                    raise ValueError(
+                        f"the reward Correct expects the words {', '.join(other)}, but answers are evaluated by "
+                        f"{', '.join(own)}; give the words as --model.verbalizer, and none to the reward"
+                    )
 
     def on_fit_start(self) -> None:
         self.llm.check_sharing()
@@ -260,10 +289,12 @@ class Reinforced(Prompted):
         """The sampled answers as text, one list per prompt. Cut-off answers are read as they are."""
         samples = [s for batch in window for s in batch["samples"]]
         real = self.lengths(rollout)
+        said = {s.labels: words(s.labels, self.verbalizer) for s in samples}
         return [
             [
                 Answer(
                     self.llm.tokenizer.decode(ids[: int(k)], skip_special_tokens=True), int(k), bool(f), sample,
+                    said[sample.labels],
                 )
                 for ids, k, f in zip(rollout.ids[i], real[i], rollout.finished[i], strict=True)
             ]
@@ -272,8 +303,7 @@ class Reinforced(Prompted):
 
     def lengths(self, rollout: Rollout) -> Tensor:
         """(B, n) int64 tokens of each answer, those left out of the loss included."""
-        kept = rollout.mask.sum(2)
-        return torch.where(rollout.finished | (kept > 0), kept, rollout.mask.shape[2])
+        return rollout.sampled.sum(2)
 
     def watch_rewards(self, groups: Sequence[Sequence[Answer]], gathered: Gathered) -> None:
         """Warns once, with two answers, if all answers of the first `FIRST_STEPS` steps of a run earned the same, so
@@ -304,16 +334,17 @@ class Reinforced(Prompted):
         return predictions
 
     def worth(self, answer: Answer) -> dict[str, Any]:
-        """``reward``, the weighted sum, and ``rewards``, its parts, of one answer (without those of a group)."""
-        rewards = {reward_name(f): float(f(answer)) for f in self.functions}
+        """``reward``, the weighted sum, and ``rewards``, its parts (None where one does not apply), of one answer
+        (without those of a group)."""
+        rewards = {reward_name(f): earned(f, answer) for f in self.functions}
         return {
-            "reward": sum(w * r for w, r in zip(self.reward_weights, rewards.values(), strict=True)),
+            "reward": sum(w * (r or 0.0) for w, r in zip(self.reward_weights, rewards.values(), strict=True)),
             "rewards": rewards,
         }
 
     def read_answer(self, sample: Sample, text: str) -> str | None:
-        """Label word of an answer, or None if it is unreadable."""
-        index = parse_label(text, sample.labels.names)
+        """Label word of an answer, or None if it is unreadable; as `Answer.named`, by which rewards go."""
+        index = parse_label(text, words(sample.labels, self.verbalizer))
         return None if index is None else sample.labels.names[index]
 
     def on_validation_epoch_start(self) -> None:
@@ -331,34 +362,48 @@ class Reinforced(Prompted):
 
     # ---- what is said about it
     def report(self, rollout: Rollout, gathered: Gathered, sums: Mapping[str, Tensor]) -> None:
-        """Logs under TRL's names, with ``train/`` in front as its reporters write them."""
+        """Logs under TRL's names, with ``train/`` in front as its reporters write them.
+
+        Entropy is the mean over every sampled token, also of answers that `drop_truncated` leaves out of the loss; a
+        reward's mean is over the answers it applies to. What counts nothing in this step is not logged.
+        """
         rewards, lengths, finished = gathered.total, self.lengths(rollout).float(), rollout.finished
         spread = rewards.std(1) if rewards.shape[1] > 1 else torch.zeros(len(rewards))
-        said = {
+        means: dict[str, Tensor] = {
             "reward": rewards.mean(),
             "reward_std": spread.mean(),
             "frac_reward_zero_std": constant(rewards).float().mean(),
-            "entropy": rollout.entropy.sum() / rollout.mask.sum().clamp(min=1),
             "completions/mean_length": lengths.mean(),
             "completions/min_length": lengths.min(),
             "completions/max_length": lengths.max(),
             "completions/clipped_ratio": 1 - finished.float().mean(),
         }
+        weighted: dict[str, tuple[Tensor, Tensor]] = {  # a sum and what it is divided by
+            "entropy": (rollout.entropy[rollout.sampled].sum(), rollout.sampled.sum()),
+        }
         for name, values in gathered.parts.items():
-            said |= {f"rewards/{name}/mean": values.mean(), f"rewards/{name}/std": values.std()}
+            applies = values[~values.isnan()]
+            weighted[f"rewards/{name}/mean"] = applies.sum(), torch.tensor(len(applies))
+            if len(applies) > 1:
+                weighted[f"rewards/{name}/std"] = applies.std(), torch.tensor(1)
+            else:
+                weighted[f"rewards/{name}/std"] = torch.tensor(0.0), torch.tensor(0)
+        # per answer that is learnt from: the weights of `sums` divide by all answers, or by tokens learnt from
+        learnt = torch.tensor(1.0) if self.objective.normalize == "token" else rollout.mask.any(2).float().mean()
         renamed = {"kl": "kl", "clip_ratio/low": "clip_ratio/low_mean", "clip_ratio/high": "clip_ratio/high_mean"}
-        said |= {renamed[name]: value for name, value in sums.items() if name in renamed}
-        said |= {name: torch.tensor(value) for name, value in gathered.extra.items()}
-        said = {"loss": sums["loss"], **said}
-        values = torch.stack([value.float().to(self.device) for value in said.values()])
-        means = self._summed(values) / self.trainer.world_size
-        said = {f"train/{name}": mean for name, mean in zip(said, means, strict=True)}
-        for name, value in said.items():
+        weighted |= {renamed[name]: (value, learnt) for name, value in sums.items() if name in renamed}
+        means |= {name: torch.tensor(value) for name, value in gathered.extra.items()}
+        means = {"loss": sums["loss"], **means}
+        weighted = {name: (value, torch.tensor(1)) for name, value in means.items()} | weighted
+        pairs = torch.stack([torch.stack([x.float().to(self.device) for x in pair]) for pair in weighted.values()])
+        pairs = self._summed(pairs)
+        means = {f"train/{name}": value / count for name, (value, count) in zip(weighted, pairs, strict=True) if count}
+        for name, value in means.items():
             shown = name in ("train/loss", "train/reward")
             self.log(name, value, prog_bar=shown, logger=False, batch_size=len(rewards))
         # not through Lightning, which in manual optimisation writes the last step's numbers again for every batch
         if self.global_step % self.trainer.log_every_n_steps == 0 and self.trainer.is_global_zero:
-            numbers = {name: float(value) for name, value in said.items()} | {"epoch": self.current_epoch}
+            numbers = {name: float(value) for name, value in means.items()} | {"epoch": self.current_epoch}
             for logger in self.loggers:
                 logger.log_metrics(numbers, step=self.global_step - 1)
                 logger.save()  # on disk now, as Lightning does it: a killed run keeps its log
@@ -375,7 +420,7 @@ class Reinforced(Prompted):
                 "answer": a.text,
                 "tokens": a.tokens,
                 "reward": round(float(gathered.total[i, j]), 6),
-                "rewards": {name: round(float(v[i, j]), 6) for name, v in gathered.parts.items()},
+                "rewards": {name: _written(v[i, j]) for name, v in gathered.parts.items()},
                 "signal": round(float(signal[i, j]), 6),
             }
             for i, group in enumerate(groups[:2])
@@ -388,6 +433,6 @@ class Reinforced(Prompted):
         rank_zero_info(f"sampled answers of step {self.global_step}: {path}")
 
 
-def reward_name(reward: Reward) -> str:
-    """Under which a reward is logged: of the function, or of the class."""
-    return getattr(reward, "__name__", type(reward).__name__).lower()
+def _written(value: Tensor) -> float | None:
+    """A reward for a file; None where it does not apply."""
+    return None if value.isnan() else round(float(value), 6)

@@ -10,16 +10,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import itertools
 import re
 import shutil
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from lightning.pytorch import Trainer
-from lightning.pytorch.loggers import CSVLogger
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = (
@@ -46,21 +48,33 @@ def _portable(path: Path) -> str:
 
 
 def newest_run(root: Path) -> Path | None:
-    """The run folder ``root/lightning_logs/version_N`` with the largest N that holds a last.ckpt."""
-    versions = [
-        (int(m[1]), p)
-        for p in (root / "lightning_logs").glob("version_*")
-        if (m := re.fullmatch(r"version_(\d+)", p.name))
-    ]
-    return next((p for _, p in sorted(versions, reverse=True) if (p / "checkpoints" / "last.ckpt").is_file()), None)
+    """The run folder ``root/lightning_logs/version_N`` with the largest N that holds a last.ckpt. Says which newer runs
+    hold none."""
+    numbers = {int(m[1]): p for p in (root / "lightning_logs").glob("version_*")
+               if (m := re.fullmatch(r"version_(\d+)", p.name))}  # fmt: skip
+    without = []
+    for number in sorted(numbers, reverse=True):
+        run = numbers[number]
+        if (run / "checkpoints" / "last.ckpt").is_file():
+            if without:
+                print(f"{', '.join(without)} has no checkpoint; going on with {run}", file=sys.stderr)
+            return run
+        if (run / "config.yaml").is_file():  # a training that stopped before its first checkpoint
+            without.append(run.name)
+    return None
 
 
-def next_version(root: Path) -> int:
-    """The first N that no ``root/lightning_logs/version_N`` uses, after the largest in use."""
-    used = [
-        int(m[1]) for p in (root / "lightning_logs").glob("version_*") if (m := re.fullmatch(r"version_(\d+)", p.name))
-    ]
-    return max(used, default=-1) + 1
+def make_run_folder(root: Path) -> Path:
+    """Makes ``root/lightning_logs/version_N`` with the first N after the largest in use; commands that start at the
+    same moment get different ones."""
+    logs = root / "lightning_logs"
+    logs.mkdir(parents=True, exist_ok=True)
+    used = [int(m[1]) for p in logs.glob("version_*") if (m := re.fullmatch(r"version_(\d+)", p.name))]
+    for number in itertools.count(max(used, default=-1) + 1):
+        with contextlib.suppress(FileExistsError):
+            (logs / f"version_{number}").mkdir()
+            return logs / f"version_{number}"
+    raise AssertionError("itertools.count ended")
 
 
 def run_of(checkpoint: Path) -> Path | None:
@@ -113,11 +127,30 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
     )
 
 
+class RunFolder(Callback):
+    """Where a run writes, whatever its loggers are. Only the first process knows at first, and tells the others.
+
+    Args:
+        path: the folder; what another process than the first gives is not used.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.path = Path(trainer.strategy.broadcast(str(self.path)))
+
+
 def run_folder(trainer: Trainer) -> Path:
-    """The folder a trainer writes to. Unlike ``trainer.log_dir`` it asks no other process, so one process alone may
-    call it; all of them come to the same answer."""
-    logged = trainer.loggers[0].log_dir if trainer.loggers else None
-    return Path(logged or trainer.default_root_dir)
+    """The folder a trainer writes to: of its `RunFolder`, else its ``default_root_dir``."""
+    return next((c.path for c in trainer.callbacks if isinstance(c, RunFolder)), Path(trainer.default_root_dir))
+
+
+def newest_config(run: Path) -> Path:
+    """The config that the run's training went by last: of its newest resume, else config.yaml."""
+    resumes = {int(m[1]): p for p in run.glob("config.resume-*.yaml")
+               if (m := re.fullmatch(r"config\.resume-(\d+)\.yaml", p.name))}  # fmt: skip
+    return resumes[max(resumes)] if resumes else run / "config.yaml"
 
 
 def set_aside_results(run: Path) -> Path | None:
@@ -166,3 +199,22 @@ class ResumingCSVLogger(CSVLogger):
             self._kept = []
             writer.save()
         return writer
+
+
+def run_loggers(run: Path, resume_step: int | None, users: Sequence[Logger]) -> list[Logger]:
+    """The loggers of a run: metrics.csv always, and TensorBoard unless the user names loggers of his own. Whatever a
+    logger writes to disk lies in the run folder.
+
+    Args:
+        users: the loggers named with --trainer.logger; their folders are changed.
+    """
+    loggers: list[Logger] = [ResumingCSVLogger(str(run), "", "", resume_step)]
+    for logger in users or [TensorBoardLogger(str(run), "", "")]:
+        if isinstance(logger, CSVLogger):
+            continue  # the first one writes the same rows
+        if isinstance(logger, TensorBoardLogger):
+            logger._root_dir, logger._name, logger._version, logger._sub_dir = str(run), "", "", None
+        elif isinstance(logger, WandbLogger):
+            logger._save_dir = logger._wandb_init["dir"] = str(run)
+        loggers.append(logger)
+    return loggers

@@ -21,7 +21,7 @@ from torchvision.transforms.v2.functional import resize
 
 from zoo.backbones import LLM, Audio, Vision
 from zoo.backbones.llm import Dtype
-from zoo.media import Media, Unreadable
+from zoo.media import MAX_SECONDS, Media, Unreadable
 from zoo.module import IGNORE, EmotionModule, PromptCollator, in_order
 from zoo.schema import Sample, Turn
 
@@ -265,6 +265,7 @@ class Senses(EmotionModule):
             the language model (ours); None leaves PyTorch's initial weights.
         cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
+        max_clip_seconds: a longer clip or film is not read, and counted.
     """
 
     def __init__(
@@ -282,6 +283,7 @@ class Senses(EmotionModule):
         projection_scale: float | None = None,
         cache: Path | None = None,
         timeout: float = 30.0,
+        max_clip_seconds: float = MAX_SECONDS,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -294,7 +296,7 @@ class Senses(EmotionModule):
         self.audio_args = {"path": audio, "dtype": audio_dtype, "revision": audio_revision}
         self.words, self.frames, self.audio_tokens, self.max_seconds = words, frames, audio_tokens, max_seconds
         self.projection_scale = projection_scale
-        self.media = Media(Path(cache) if cache else None, timeout=timeout)
+        self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
         self.seen, self.heard = Remembered(), Remembered()
 
     # ---- parts
@@ -336,16 +338,11 @@ class Senses(EmotionModule):
         heard = turn.audio is not None and self.audio_args["path"] is not None
         return bool(self.words and turn.text) or seen or heard
 
-    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
-        super().require(samples, split, stage)
-        used = ("vision", self.vision_args["path"], "video"), ("audio", self.audio_args["path"], "audio")
-        for name, path, own in used:
-            if path is not None and not any(getattr(s.target, own) is not None for s in samples):
-                corpus = type(self.trainer.datamodule).__name__
-                raise ValueError(
-                    f"no {split} sample of {corpus} has {own}, so --model.{name} would read nothing; give the folder "
-                    f"that holds the clips (--data.root), or set --model.{name} null"
-                )
+    unread_events = ("samples without a readable clip", "samples without readable sound")
+
+    def needs(self, stage: str) -> Mapping[str, str]:
+        seen = {"video": "set --model.vision null"} if self.vision_args["path"] is not None else {}
+        return seen | ({"audio": "set --model.audio null"} if self.audio_args["path"] is not None else {})
 
     def senses(self) -> dict[str, Any]:
         """The arguments of `SensesCollator` beyond those of `PromptCollator`."""

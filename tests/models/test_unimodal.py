@@ -170,7 +170,8 @@ def test_missing_and_broken_clips_are_counted_and_never_guessed(home, tmp_path):
 def test_no_clips_at_all_says_so(home, tmp_path):
     make_corpus(tmp_path / "text", (1, 1, 1))
     said = refused("fit", *face(home, data__root=tmp_path / "text", trainer__accelerator="cpu"))
-    assert "no sample of this batch has a readable clip" in said and "zoo prepare media" in said
+    assert "no train sample of MELD has a clip or picture (video), so FaceClassifier would read nothing" in said
+    assert f"the folder {tmp_path / 'text'} has none where its reader looks" in said  # it was given
 
 
 def test_export_is_an_ordinary_encoder(home, tmp_path):

@@ -19,7 +19,7 @@ def answer(text: str, label: str | None = "joy") -> Answer:
         ("joy", 1.0),
         (" Joy.\n", 1.0),
         ("JOY! Pure joy", 1.0),
-        ("I think:\nthe emotion is joy", 1.0),  # anywhere, unlike the strict reading of an answer
+        ("I think:\nthe emotion is joy", 0.0),  # the first line alone is read, as in evaluation
         ("<answer>joy</answer>", 1.0),
         ("neutral", 0.0),
         ("joy or neutral", 0.0),

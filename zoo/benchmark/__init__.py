@@ -21,7 +21,7 @@ import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from zoo.benchmark.plan import Bench, Row
-from zoo.benchmark.run import Job, jobs, run
+from zoo.benchmark.run import Job, Outcome, jobs, run
 from zoo.runs import configs_first
 
 LOADER = ("batch_size", "eval_batch_size", "num_workers")  # settings of a system's training, not of the corpus
@@ -71,12 +71,15 @@ def main(args: list[str]) -> None:
     for job in todo:
         if job.name in (options.redo or ()):
             shutil.rmtree(job.home, ignore_errors=True)
-    failed = {} if options.report_only else _run(bench, todo, options)
+    outcome = Outcome() if options.report_only else _run(bench, todo, options)
     if options.report:
-        _report(bench, todo, failed, config.out, shlex.join(["zoo", "bench", *args]))
-    if failed:
-        names = ", ".join(str(job) for job in todo if job.home in failed)
-        print(f"zoo bench: {len(failed)} of {len(todo)} jobs failed: {names}", file=sys.stderr)
+        reasons = outcome.failed | {home: f"interrupted: {why}" for home, why in outcome.stopped.items()}
+        _report(bench, todo, reasons, config.out, shlex.join(["zoo", "bench", *args]))
+    for ended, group in (("failed", outcome.failed), ("were interrupted", outcome.stopped)):
+        if group:
+            names = ", ".join(str(job) for job in todo if job.home in group)
+            print(f"zoo bench: {len(group)} of {len(todo)} jobs {ended}: {names}", file=sys.stderr)
+    if outcome.failed or outcome.stopped:
         sys.exit(EXIT_FAILED)
 
 
@@ -109,7 +112,7 @@ def _known(bench: Bench, flag: str, names: Sequence[str] | None) -> None:
             raise ValueError(f"--{flag}: there is no row {name}; there are {', '.join(bench.rows)}")
 
 
-def _run(bench: Bench, todo: Sequence[Job], options: Namespace) -> dict[Path, str]:
+def _run(bench: Bench, todo: Sequence[Job], options: Namespace) -> Outcome:
     wanted: set[str] = set()
     queue = list(options.only or bench.rows)
     while queue:
@@ -124,12 +127,10 @@ def _run(bench: Bench, todo: Sequence[Job], options: Namespace) -> dict[Path, st
     ready = sum(job.done for job in own)
     print(f"{len(own)} jobs, {ready} done before, {options.jobs} at a time; results in {options.out}", flush=True)
     started = time.perf_counter()
-    try:
-        failed = run(own, options.jobs, threads, lambda line: print(line, flush=True))
-    except KeyboardInterrupt:
-        sys.exit("zoo bench: interrupted; the same command goes on where it stopped")
-    print(f"{len(own) - len(failed)} of {len(own)} jobs done, {time.perf_counter() - started:.0f} s", flush=True)
-    return failed
+    outcome = run(own, options.jobs, threads, lambda line: print(line, flush=True))
+    done = len(own) - len(outcome.failed) - len(outcome.stopped)
+    print(f"{done} of {len(own)} jobs done, {time.perf_counter() - started:.0f} s", flush=True)
+    return outcome
 
 
 def _report(bench: Bench, todo: Sequence[Job], failed: Mapping[Path, str], out: Path, command: str) -> None:

@@ -31,6 +31,7 @@ from zoo.metrics import HEADLINE, Row, evaluate, mean_over_seeds
 from zoo.module import provenance
 from zoo.runs import find_checkpoint, portable
 from zoo.schema import Labels, Sample, Turn
+from zoo.storage import read_jsonl
 
 TRANSDUCTIVE = ", transductive"  # end of such a protocol, see zoo.data.Adaptation
 CURVES = ("train/loss", "train/reward", "val/wf1", "val/reward")
@@ -39,7 +40,8 @@ FACE, ENVELOPE = 96, 120  # pixels of a face, points of a voice, in the report
 
 
 def read_rows(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Rows of a predictions.jsonl. ValueError naming the file and the line that is not JSON."""
+    return read_jsonl(path)
 
 
 def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: Path, command: str) -> dict[str, Any]:

@@ -25,17 +25,19 @@ import re
 import resource
 import runpy
 import shutil
+import signal
 import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from zoo import interrupts
 from zoo.benchmark.plan import REFERENCE, Bench, Row, flags
 from zoo.data.synthetic.release import end_with
 from zoo.runs import find_checkpoint
@@ -44,11 +46,46 @@ PACKAGE = Path(__file__).parents[1]
 HEARTBEAT = 2.0  # seconds between two notes of how long a part has been running
 RUNNING = ".running"  # lock of the process that runs a job's command
 QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
+INTERRUPTED = [128 + number for number in interrupts.SIGNALS]  # exit codes of a command that was asked to stop
 RESULTS = {"test": "predictions.jsonl", "predict": "*.jsonl"}
 
 
 class Failed(RuntimeError):
     """A command of a job ended with an exit code other than 0."""
+
+
+class Stopped(RuntimeError):
+    """A command of a job was asked to stop, by a signal to it or to the benchmark; it goes on when started again."""
+
+
+class Commands:
+    """The processes that run at present, for whoever has to stop them. Safe to use from several threads."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._processes: set[multiprocessing.process.BaseProcess] = set()
+        self._signal: signal.Signals | None = None
+
+    def run(self, process: multiprocessing.process.BaseProcess) -> int:
+        """Starts a process and waits for its exit code. Raises `Stopped` if all were stopped already."""
+        with self._lock:
+            if self._signal is not None:
+                raise Stopped("the benchmark was asked to stop")
+            process.start()
+            self._processes.add(process)
+        process.join()
+        with self._lock:
+            self._processes.discard(process)
+        assert process.exitcode is not None
+        return process.exitcode
+
+    def stop(self, number: signal.Signals) -> None:
+        """Sends a signal to all, and lets no other start."""
+        with self._lock:
+            self._signal = number
+            for process in self._processes:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(process.pid, number)
 
 
 @dataclass(frozen=True)
@@ -131,16 +168,18 @@ def jobs(bench: Bench, data: Mapping[str, Mapping[str, Mapping[str, Any]]], out:
 
 
 # ---------------------------------------------------------------------------------------------------------- one job
-def work(job: Job, threads: int, code: str, say: Callable[[str], None]) -> None:
+def work(job: Job, commands: Commands, threads: int, code: str, say: Callable[[str], None]) -> None:
     """Does what is left of a job.
 
     Args:
+        commands: where its processes are noted.
         threads: of each command.
         code: `source` when the benchmark started.
 
     Raises:
         ValueError: its folder holds another job.
         Failed: a command failed; ``failed.json`` says why.
+        Stopped: a command was asked to stop.
     """
     job.home.mkdir(parents=True, exist_ok=True)
     with _locked(job.home / ".lock", lambda: say(f"{job}: another process has it, waiting")):
@@ -151,10 +190,10 @@ def work(job: Job, threads: int, code: str, say: Callable[[str], None]) -> None:
         (job.home / "failed.json").unlink(missing_ok=True)
         try:
             if job.row.trains and not (job.home / "fit.json").is_file():
-                _fit(job, threads, code)
+                _fit(job, commands, threads, code)
                 say(f"{job}: trained in {_cost(job.home / 'fit.json')['seconds']:.0f} s")
             if job.row.verb != "fit":
-                _test(job, threads, code)
+                _test(job, commands, threads, code)
         except Failed as error:
             (job.home / "failed.json").write_text(json.dumps({"reason": str(error)}))
             raise
@@ -176,7 +215,7 @@ def _same_job(job: Job) -> None:
         )
 
 
-def _fit(job: Job, threads: int, code: str) -> None:
+def _fit(job: Job, commands: Commands, threads: int, code: str) -> None:
     resumed = (job.run / "checkpoints" / "last.ckpt").is_file()
     if resumed:  # exact: losses and weights are those of an undisturbed run
         args = [f"--ckpt_path={job.run}"]
@@ -186,10 +225,10 @@ def _fit(job: Job, threads: int, code: str) -> None:
         args = [f"--config={file}" for file in job.row.config]
         args += [f"--config={job.home / 'data.yaml'}", f"--seed_everything={job.seed}",
                  f"--trainer.default_root_dir={job.home}", *flags(QUIET), *job.options(job.row.options)]  # fmt: skip
-    _command(job, "fit", args, job.home / "fit.json", threads, code)
+    _command(job, commands, "fit", args, job.home / "fit.json", threads, code)
 
 
-def _test(job: Job, threads: int, code: str) -> None:
+def _test(job: Job, commands: Commands, threads: int, code: str) -> None:
     row = job.row
     shutil.rmtree(job.results, ignore_errors=True)
     (job.home / "test.yaml").write_text(yaml.safe_dump({"data": job.data["test"]}, sort_keys=False))
@@ -204,12 +243,14 @@ def _test(job: Job, threads: int, code: str) -> None:
     args += [f"--config={job.home / 'test.yaml'}", f"--seed_everything={job.seed}", "--trainer.logger=false",
              f"--trainer.default_root_dir={job.results}", *flags(QUIET),
              *([] if row.trains else job.options(row.options)), *job.options(row.test_options)]  # fmt: skip
-    _command(job, row.verb, args, job.home / "test.json", threads, code)
+    _command(job, commands, row.verb, args, job.home / "test.json", threads, code)
     if not list(job.results.glob(RESULTS[row.verb])):
         raise Failed(f"zoo {row.verb} wrote no {RESULTS[row.verb]} into {job.results}; see {job.log}")
 
 
-def _command(job: Job, verb: str, args: list[str], cost: Path, threads: int, code: str) -> None:
+def _command(
+    job: Job, commands: Commands, verb: str, args: list[str], cost: Path, threads: int, code: str
+) -> None:
     """``zoo VERB ARGS`` in a process of its own; ``cost`` is written when it is done."""
     if source() != code:  # rows of two versions are no comparison, and half-loaded code fails in odd ways
         raise Failed("the files of the zoo were changed while the benchmark ran; give the command again")
@@ -218,10 +259,11 @@ def _command(job: Job, verb: str, args: list[str], cost: Path, threads: int, cod
     start = job.log.stat().st_size if job.log.is_file() else 0
     context = _server()
     process = context.Process(target=_child, args=(verb, args, os.getcwd(), str(job.log), str(note), before, threads))
-    process.start()
-    process.join()
-    if process.exitcode:
-        ended = f"signal {-process.exitcode}" if process.exitcode < 0 else f"exit code {process.exitcode}"
+    exit_code = commands.run(process)
+    if exit_code in INTERRUPTED:
+        raise Stopped(f"zoo {verb} was interrupted")
+    if exit_code:
+        ended = f"signal {-exit_code}" if exit_code < 0 else f"exit code {exit_code}"
         raise Failed(f"zoo {verb} ended with {ended}: {_complaint(job.log, start)}")
     note.replace(cost)
 
@@ -242,7 +284,8 @@ def source() -> str:
 
 def _server() -> multiprocessing.context.ForkServerContext:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["zoo.lightning_cli"])  # by name: the command line stands above this module
+    # by name: the command line stands above this module
+    context.set_forkserver_preload(["zoo.benchmark.forkserver", "zoo.lightning_cli"])
     return context
 
 
@@ -309,40 +352,76 @@ def _said(job: Job) -> str:
 
 
 # ---------------------------------------------------------------------------------------------------------- all jobs
-def run(todo: list[Job], parallel: int, threads: int, say: Callable[[str], None] = print) -> dict[Path, str]:
-    """Does all jobs, as many at a time as said; folder -> reason of those that failed, or that need one that did. A
-    failed job stops no other."""
-    failed: dict[Path, str] = {}
+@dataclass
+class Outcome:
+    """What became of the jobs that were not done.
+
+    Attributes:
+        failed: folder -> reason of those that failed, or that need one that did.
+        stopped: the same of those that were interrupted, or that need one that was.
+    """
+
+    failed: dict[Path, str] = field(default_factory=dict)
+    stopped: dict[Path, str] = field(default_factory=dict)
+
+
+def run(todo: list[Job], parallel: int, threads: int, say: Callable[[str], None] = print) -> Outcome:
+    """Does all jobs, as many at a time as said. A failed or interrupted job stops no other.
+
+    A signal is passed on to the commands that run, which save what they have done; the same signal again kills them.
+
+    Raises:
+        KeyboardInterrupt: after a signal, once all commands have ended.
+    """
+    outcome, commands, code = Outcome(), Commands(), source()
+    with ThreadPoolExecutor(parallel) as pool:
+        try:
+            _work_off(todo, parallel, outcome, lambda job: pool.submit(work, job, commands, threads, code, say), say)
+        except KeyboardInterrupt:
+            asked = interrupts.requested() or signal.SIGINT
+            say(f"stopping: the running jobs save what they have done; {asked.name} again kills them")
+            commands.stop(asked)
+            try:
+                pool.shutdown(wait=True, cancel_futures=True)
+            except KeyboardInterrupt:
+                commands.stop(signal.SIGKILL)
+            raise
+    return outcome
+
+
+def _work_off(
+    todo: list[Job], parallel: int, outcome: Outcome, submit: Callable[[Job], Future], say: Callable[[str], None]
+) -> None:
+    """Submits each job once those it needs are done, and notes how it ended."""
     waiting, running = list(todo), {}
     done: set[Path] = set()
-    code = source()
-    with ThreadPoolExecutor(parallel) as pool:
-        while waiting or running:
-            for job in list(waiting):
-                broken = [n for n, j in job.of.items() if j.home in failed]
-                if broken:
-                    waiting.remove(job)
-                    failed[job.home] = f"needs row {broken[0]}, which failed"
-                    say(f"{job}: not run, {failed[job.home]}")
-                elif all(j.home in done for j in job.of.values()) and len(running) < parallel:
-                    waiting.remove(job)
-                    running[pool.submit(work, job, threads, code, say)] = job
-            if not running:
-                continue
-            finished, _ = wait(running, return_when=FIRST_COMPLETED)
-            for future in finished:
-                job = running.pop(future)
-                _note(job, future, failed, say)
+    while waiting or running:
+        for job in list(waiting):
+            ended = next(((name, group) for name, needed in job.of.items()
+                          for group in (outcome.failed, outcome.stopped) if needed.home in group), None)  # fmt: skip
+            if ended is not None:
+                name, group = ended
+                waiting.remove(job)
+                what = "failed" if group is outcome.failed else "was interrupted"
+                group[job.home] = f"needs row {name}, which {what}"
+                say(f"{job}: not run, {group[job.home]}")
+            elif all(needed.home in done for needed in job.of.values()) and len(running) < parallel:
+                waiting.remove(job)
+                running[submit(job)] = job
+        if not running:
+            continue
+        for future in wait(running, return_when=FIRST_COMPLETED)[0]:
+            job = running.pop(future)
+            try:
+                future.result()
+            except Failed as error:
+                outcome.failed[job.home] = str(error)
+                say(f"{job}: FAILED, {error} (see {job.log})")
+            except Stopped as error:
+                outcome.stopped[job.home] = str(error)
+                say(f"{job}: interrupted; the same command goes on where it stopped")
+            else:
                 done.add(job.home)
-    return failed
-
-
-def _note(job: Job, future: Future, failed: dict[Path, str], say: Callable[[str], None]) -> None:
-    try:
-        future.result()
-    except Failed as error:
-        failed[job.home] = str(error)
-        say(f"{job}: FAILED, {error} (see {job.log})")
 
 
 def _cost(path: Path) -> dict[str, float]:

@@ -30,6 +30,7 @@ from zoo.data.synthetic.release import dialogues, encode, render
 from zoo.data.synthetic.script import Settings
 from zoo.module import EmotionModule
 from zoo.schema import Labels, Sample, Turn
+from zoo.storage import read_jsonl
 
 PROBE = "probe.json"
 FORMAT = 1
@@ -162,10 +163,10 @@ def _answers(module: EmotionModule, samples: Sequence[Sample], examples: Sequenc
             accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
             enable_model_summary=False, default_root_dir=folder,
         ).predict(module, datamodule=ProbeData(samples, examples), return_predictions=False)  # fmt: skip
-        text = (Path(folder) / module.rows_file).read_text(encoding="utf-8")
+        rows = read_jsonl(Path(folder) / module.rows_file)
     module._trainer = trainer
     module.train(training)
-    return [json.loads(line) for line in text.splitlines()]
+    return rows
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.text import whole_number
 from zoo.schema import Labels, Sample
 
 
@@ -37,9 +38,12 @@ class Adaptation(EmotionData):
         super().__init__(**kwargs)
         if protocol not in ("transductive", "inductive") or half not in (0, 1):
             raise ValueError(f"protocol is transductive or inductive and half 0 or 1, got {protocol!r} and {half!r}")
-        if self.root is not None:
-            raise ValueError(f"Adaptation has no folder of its own, got root {self.root}; give --data.corpus.root")
-        self.corpus, self.half, self.split_seed = corpus, half, split_seed
+        for option, value in (("root", self.root), ("encoding", self.encoding)):
+            if value is not None:
+                raise ValueError(
+                    f"Adaptation has no folder of its own, got {option} {value}; give --data.corpus.{option}"
+                )
+        self.corpus, self.half, self.split_seed = corpus, half, whole_number("split_seed", split_seed)
         self.transductive = protocol == "transductive"
         self.protocol = f"{corpus.protocol}, {protocol}"
         self._truth: dict[str, int] = {}
@@ -68,10 +72,11 @@ class Adaptation(EmotionData):
         if split == "test":
             own = adapt[1 - self.half]
             samples = [s for s in whole.samples if s.dialogue in own]
-            return Reading(samples, whole.official, dict(whole.excluded), dict(whole.notes))
+            return Reading(samples, whole.official, dict(whole.excluded), dict(whole.notes), whole.listed)
         samples = [s for s in whole.samples if s.dialogue in adapt[self.half]]
         self._truth |= {s.id: s.label for s in samples if s.label >= 0}
-        return Reading([unlabelled(s) for s in samples], whole.official, dict(whole.excluded), dict(whole.notes))
+        bare = [unlabelled(s) for s in samples]
+        return Reading(bare, whole.official, dict(whole.excluded), dict(whole.notes), whole.listed)
 
     @property
     def labelled(self) -> bool:

@@ -12,15 +12,16 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
+from zoo.data.text import checked_encoding, whole_number
 from zoo.schema import Labels, Sample, Turn
 
 log = logging.getLogger(__name__)
@@ -38,12 +39,14 @@ class Reading:
         official: number of utterances the corpus' authors state for this split; None if they state none.
         excluded: utterance key -> reason it is not among the samples.
         notes: other counted facts, e.g. ``{"audio descriptions missing": 1}``; zero counts are left out.
+        listed: names behind such a count, e.g. ``{"clips missing": ["dia0_utt3"]}``.
     """
 
     samples: list[Sample]
     official: int | None = None
     excluded: dict[str, str] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
+    listed: dict[str, list[str]] = field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
         """What ``metrics.json`` says about the population."""
@@ -52,6 +55,7 @@ class Reading:
             "n_official": self.official,
             "excluded": dict(self.excluded),
             "notes": {k: v for k, v in self.notes.items() if v},
+            **({"listed": listed} if (listed := {k: v for k, v in self.listed.items() if v}) else {}),
         }
 
 
@@ -83,11 +87,14 @@ class EmotionData(LightningDataModule):
         bucket: put samples of similar length into one batch (order of batches stays random); saves padding.
         limit: use only the first so many dialogues of each split (for trying things out); None for all.
         predict_splits: what ``zoo predict`` predicts; None: the test split.
+        encoding: of the corpus' text files, e.g. ``gb18030``; None: UTF-8, else what the corpus is known to be in, else
+            refused.
     """
 
     labels: Labels
     licence = "?"  # of the corpus, as its owners state it
     material = "?"  # what its samples are, so that a user of weights trained on it knows what they have met
+    encodings: tuple[str, ...] = ()  # what the released files are known to be in where they are not UTF-8
     asked = False  # single samples somebody asks about (`zoo label`): what all of them lack is no mistake of a reader
     protocol = "all_utterances"  # which utterances are scored; results of different protocols are never ranked together
 
@@ -101,10 +108,23 @@ class EmotionData(LightningDataModule):
         bucket: bool = True,
         limit: int | None = None,
         predict_splits: list[Split] | None = None,
+        encoding: str | None = None,
     ) -> None:
         super().__init__()
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size}")
+        for option, value, least in (
+            ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
+            ("seed", seed, 0), ("limit", limit, 1),
+        ):  # fmt: skip
+            if value is not None:
+                whole_number(f"--data.{option}", value, least)
+        if predict_splits is not None and (
+            not predict_splits
+            or len(set(predict_splits)) < len(predict_splits)
+            or set(predict_splits) - {"train", "dev", "test"}
+        ):
+            raise ValueError(f"--data.predict_splits is some of train, dev and test, each once; got {predict_splits}")
         self.root = Path(root) if root is not None else None
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -113,6 +133,7 @@ class EmotionData(LightningDataModule):
         self.bucket = bucket
         self.limit = limit
         self.predict_splits: tuple[Split, ...] = tuple(predict_splits or ("test",))
+        self.encoding = checked_encoding("encoding", encoding)
         self.readings: dict[str, Reading] = {}
         self._resume_at = (0, 0)  # (epoch, batches of it already trained on) of the run that is resumed
 
@@ -121,6 +142,11 @@ class EmotionData(LightningDataModule):
         """Reads one split. Raises FileNotFoundError or ValueError naming the file, what was got, expected, and what to
         do."""
         raise NotImplementedError
+
+    @property
+    def read_as(self) -> str | tuple[str, ...]:
+        """``encoding`` of `zoo.data.text.read_text` and `read_table` for the corpus' own files."""
+        return self.encodings if self.encoding is None else self.encoding
 
     @property
     def label_sets(self) -> dict[str, Labels]:
@@ -187,19 +213,43 @@ class EmotionData(LightningDataModule):
         return self._loader(self.samples("train"), self.batch_size, shuffle=True)
 
     def val_dataloader(self) -> DataLoader:
-        return self._loader(self.samples("dev"), self.eval_batch_size, shuffle=False)
+        return self._loader(self._limited(self.samples("dev"), "val"), self.eval_batch_size, shuffle=False)
 
     def test_dataloader(self) -> DataLoader:
-        return self._loader(self.samples("test"), self.eval_batch_size, shuffle=False)
+        return self._loader(self._limited(self.samples("test"), "test"), self.eval_batch_size, shuffle=False)
 
     def predict_dataloader(self) -> DataLoader:
-        return self._loader(self.to_predict(), self.eval_batch_size, shuffle=False)
+        answered = self.trainer.lightning_module.rows_before  # by the same command, which was interrupted
+        samples = self._limited(self.to_predict(), "predict")
+        return self._loader(samples, self.eval_batch_size, shuffle=False, answered=answered)
+
+    def _limited(self, samples: Sequence[Sample], what: Literal["val", "test", "predict"]) -> Sequence[Sample]:
+        """The samples of an evaluation of so few batches as --trainer.limit_{what}_batches allows: drawn by the run's
+        seed, in their own order. The first batches would be those of the shortest prompts, which score otherwise."""
+        limit = getattr(self.trainer, f"limit_{what}_batches")
+        step = self.eval_batch_size * self.trainer.world_size
+        batches = -(-len(samples) // step)
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if limit == 1.0 and isinstance(limit, float) or batches * step >= len(samples):
+            return samples
+        setattr(self.trainer, f"limit_{what}_batches", batches)  # a share would be taken once more
+        chosen = np.random.default_rng((self.run_seed, len(samples))).permutation(len(samples))[: batches * step]
+        log.warning("--trainer.limit_%s_batches: %d of %d samples, drawn by seed %d", what, len(chosen), len(samples),
+                    self.run_seed)  # fmt: skip
+        return [samples[i] for i in sorted(chosen)]
 
     def to_predict(self) -> list[Sample]:
         """The samples of ``zoo predict``."""
         return [sample for split in self.predict_splits for sample in self.samples(split)]
 
-    def _loader(self, samples: Sequence[Sample], batch_size: int, shuffle: bool) -> DataLoader:
+    def _loader(
+        self, samples: Sequence[Sample], batch_size: int, shuffle: bool, answered: Collection[str] = ()
+    ) -> DataLoader:
+        """
+        Args:
+            answered: ids of samples whose batches are left out; the others keep their batches, and so their numbers to
+                the last digit.
+        """
         collator = self.trainer.lightning_module.collator(training=shuffle)
         batches = Batches(
             samples,
@@ -212,7 +262,13 @@ class EmotionData(LightningDataModule):
             self.trainer.world_size,
         )
         # The training loader's sampler knows the epoch before workers prefetch, and where in it to go on.
-        order = BatchOrder(batches, self._resume_at if shuffle else (0, 0))
+        order: Sampler
+        if shuffle:
+            order = BatchOrder(batches, self._resume_at, repeat=self.trainer.overfit_batches > 0)
+        else:
+            left = [i for i, batch in enumerate(batches.order(0)) if any(samples[j].id not in answered for j in batch)]
+            # Lightning has no use for an empty loader
+            order = EvaluationOrder(batches, left or list(range(len(batches)))[-1:])
         return DataLoader(batches, batch_size=None, sampler=order, num_workers=self.num_workers, collate_fn=_as_it_is)
 
     # ---- exact resume
@@ -312,15 +368,38 @@ class Batches(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, number = key
         samples = [self.samples[i] for i in self.order(epoch)[number]]
-        return self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
+        batch = self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
+        media = getattr(self.collator, "media", None)  # of a collator that reads clips
+        return batch if media is None else batch | {"clip_problems": media.met()}
 
 
-class BatchOrder(Sampler):
+class EvaluationOrder(SequentialSampler):
+    """Yields (0, batch number) for each of the given numbers. Calls itself sequential as `BatchOrder` does."""
+
+    def __init__(self, batches: Batches, numbers: Sequence[int]) -> None:
+        super().__init__(batches)
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        return iter([(0, number) for number in self.numbers])
+
+
+class BatchOrder(SequentialSampler):
     """Yields (epoch, batch number); in the epoch ``resume[0]`` from batch ``resume[1]`` on. Lightning calls
-    ``set_epoch``, and a loader with workers asks for the order more than once, so nothing here is used up."""
+    ``set_epoch``, and a loader with workers asks for the order more than once, so nothing here is used up.
 
-    def __init__(self, batches: Batches, resume: tuple[int, int] = (0, 0)) -> None:
-        self.batches, self.resume, self.epoch = batches, resume, resume[0]
+    It is no sequential sampler but calls itself one, since Lightning replaces any other for ``overfit_batches``.
+
+    Args:
+        repeat: every epoch has the batches of the first one, as ``overfit_batches`` wants.
+    """
+
+    def __init__(self, batches: Batches, resume: tuple[int, int] = (0, 0), repeat: bool = False) -> None:
+        super().__init__(batches)
+        self.batches, self.resume, self.repeat, self.epoch = batches, resume, repeat, resume[0]
 
     def set_epoch(self, epoch: int) -> None:
         self.epoch = epoch
@@ -330,4 +409,4 @@ class BatchOrder(Sampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         start = self.resume[1] if self.epoch == self.resume[0] else 0
-        return iter([(self.epoch, i) for i in range(start, len(self.batches))])
+        return iter([(0 if self.repeat else self.epoch, i) for i in range(start, len(self.batches))])

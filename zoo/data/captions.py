@@ -27,7 +27,7 @@ MAX_UNKNOWN = 0.01  # a larger share of unknown keys means the file belongs to a
 
 
 def load_captions(
-    paths: Sequence[Path], split: str, keys: Collection[str]
+    paths: Sequence[Path], split: str, keys: Collection[str], encoding: str | Sequence[str] = ()
 ) -> tuple[dict[str, dict[str, str]], dict[str, int]]:
     """Descriptions of one split.
 
@@ -38,6 +38,7 @@ def load_captions(
         paths: files, or folders of which every recognised file is taken. JSON files of other splits are skipped.
         split: train, dev or test.
         keys: all keys of the split in the corpus, e.g. ``dia0_utt0``.
+        encoding: of the files, see `zoo.data.text.read_text`.
 
     Returns:
         key -> {kind: text} and the counted facts. A missing or empty description has no entry.
@@ -59,7 +60,7 @@ def load_captions(
                 )
             sources[kind] = path
         read = {SPEECH_NAME: _read_speech, STAGE_NAME: _read_stage}.get(path.name, _read_json)
-        table, repeats = drop_repeats(read(path, split, notes), path)
+        table, repeats = drop_repeats(read(path, split, notes, encoding), path)
         notes[f"{path.name}: rows repeated, left out"] += len(repeats)
         unknown = [key for key in table["key"] if key not in keys]
         of_all_splits = file_split is None and JSON_NAME.fullmatch(path.name) is not None
@@ -109,9 +110,9 @@ def _recognise(path: Path) -> tuple[str | None, tuple[str, ...]]:
     )
 
 
-def _read_json(path: Path, split: str, notes: Counter[str]) -> pd.DataFrame:
+def _read_json(path: Path, split: str, notes: Counter[str], encoding: str | Sequence[str]) -> pd.DataFrame:
     """One object, as ``JSON_EXAMPLE``."""
-    text, more = read_text(path)
+    text, more = read_text(path, encoding)
     notes.update(more)
     try:  # pairs, not a dict: that would keep the last of two equal keys without a word
         pairs = json.loads(text, object_pairs_hook=tuple)
@@ -127,9 +128,9 @@ def _read_json(path: Path, split: str, notes: Counter[str]) -> pd.DataFrame:
     return pd.DataFrame(list(pairs), columns=["key", JSON_NAME.fullmatch(path.name)[1]], dtype=str)
 
 
-def _read_speech(path: Path, split: str, notes: Counter[str]) -> pd.DataFrame:
+def _read_speech(path: Path, split: str, notes: Counter[str], encoding: str | Sequence[str]) -> pd.DataFrame:
     """``train,dia0_utt0,5.69,...,"high volume, low pitch"``; descriptions measured on a mis-cut clip are emptied."""
-    table = read_table(path, ("split", "id", "duration", "description"))
+    table = read_table(path, ("split", "id", "duration", "description"), encoding=encoding)
     notes.update(table.attrs["notes"])
     _check_splits(table["split"], path)
     table = table[table["split"] == split]
@@ -145,9 +146,9 @@ def _read_speech(path: Path, split: str, notes: Counter[str]) -> pd.DataFrame:
     return pd.DataFrame({"key": table["id"], "speech": table["description"].mask(broken, "")})
 
 
-def _read_stage(path: Path, split: str, notes: Counter[str]) -> pd.DataFrame:
+def _read_stage(path: Path, split: str, notes: Counter[str], encoding: str | Sequence[str]) -> pd.DataFrame:
     """Lines as ``STAGE_EXAMPLE``; scene may be null."""
-    text, more = read_text(path)
+    text, more = read_text(path, encoding)
     notes.update(more)
     rows, splits = {}, {}
     for number, line in enumerate(text.split("\n"), 1):

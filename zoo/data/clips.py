@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import logging
+import os
+from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -11,20 +14,55 @@ import pandas as pd
 from zoo.data.text import some
 from zoo.schema import Labels, Sample, Turn
 
+log = logging.getLogger(__name__)
+
+SOUND = (".wav", ".flac", ".ogg", ".mp3", ".m4a")
 VIDEO = (".mp4", ".avi", ".mkv", ".mov", ".webm")
 
 
-def find_clips(root: Path, folders: Sequence[str], suffixes: Collection[str] = VIDEO) -> dict[str, Path]:
+def files_below(folder: Path, unlisted: dict[Path, str]) -> list[Path]:
+    """All files below a folder, sorted; hidden ones left out.
+
+    Args:
+        unlisted: gets the folders that could not be looked into, and why (no permission, a link to a folder, which
+            might lead round in circles): what is in them would otherwise be missing without a word.
+    """
+
+    def refused(error: OSError) -> None:
+        unlisted[Path(error.filename)] = f"cannot be read ({error.strerror})"
+
+    found: list[Path] = []
+    for home, folders, names in os.walk(folder, onerror=refused):
+        for name in folders:
+            if os.path.islink(os.path.join(home, name)) and not name.startswith("."):
+                unlisted[Path(home, name)] = "is a link to a folder, which is not followed; move the files here"
+        found += [Path(home, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in found if path.is_file())
+
+
+def find_clips(
+    root: Path, folders: Sequence[str], suffixes: Collection[str] = VIDEO, notes: Counter[str] | None = None
+) -> dict[str, Path]:
     """Name without ending -> file, over all files below the first of ``folders`` that exists in ``root``; ``{}`` if
     none does. Hidden files and other endings are ignored.
+
+    Args:
+        notes: gets a note for each folder that could not be looked into; it is logged as a warning in any case.
 
     Raises:
         ValueError: two files of one name, e.g. ``a.mp4`` and ``a.avi``: which one is meant?
     """
     folder = next((root / name for name in folders if (root / name).is_dir()), None)
     found: dict[str, Path] = {}
-    for path in sorted(folder.rglob("*")) if folder is not None else ():
-        if path.suffix.lower() in suffixes and not path.name.startswith("."):
+    unlisted: dict[Path, str] = {}
+    files = files_below(folder, unlisted) if folder is not None else []
+    for inner, why in unlisted.items():
+        name = inner.relative_to(root) if inner.is_relative_to(root) else inner.name
+        log.warning("the folder %s %s: its clips are missing", name, why)
+        if notes is not None:
+            notes[f"the folder {name} {why}: its clips are missing"] = 1
+    for path in files:
+        if path.suffix.lower() in suffixes:
             if path.stem in found:
                 raise ValueError(
                     f"{folder} holds both {found[path.stem].relative_to(folder)} and {path.relative_to(folder)}; "
@@ -93,10 +131,20 @@ def single(labels: Labels, split: str, key: str, text: str, label: str | None, c
 
 def modalities(samples: Sequence[Sample]) -> dict[str, int]:
     """How many of the samples lack their clip, their text, or both: they stay in the population."""
-    clipless = [s.target.video is None for s in samples]
-    wordless = [not s.target.text for s in samples]
+    return {what: len(names) for what, names in lacking(samples).items()}
+
+
+def lacking(samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """Which of the samples those are, by the ids of their turns."""
+    turns = [s.target for s in samples]
     return {
-        "clips missing": sum(clipless),
-        "without words": sum(wordless),
-        "neither clip nor words": sum(a and b for a, b in zip(clipless, wordless, strict=True)),
+        "clips missing": [t.id for t in turns if t.video is None],
+        "without words": [t.id for t in turns if not t.text],
+        "neither clip nor words": [t.id for t in turns if t.video is None and not t.text],
     }
+
+
+def clips_missing(samples: Sequence[Sample]) -> dict[str, list[str]]:
+    """The ids of turns without a clip, unless none has one: then no clips are there at all."""
+    missing = lacking(samples)["clips missing"]
+    return {"clips missing": missing} if len(missing) < len(samples) else {}

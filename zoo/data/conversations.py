@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import re
 from collections import Counter
 from dataclasses import replace
@@ -11,10 +10,11 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
-import yaml
 
 from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.text import read_text, whole_number
 from zoo.schema import Labels, Sample, Turn
+from zoo.storage import parse_json, read_yaml, split_lines
 
 PLACE = re.compile(r"<(image|video)>")
 ROLES = ("user", "assistant")
@@ -62,7 +62,8 @@ class Conversations(EmotionData):
             raise ValueError(f"the mixture says where the files lie; leave --data.root out (got {self.root})")
         if not 0 < dev_share < 1:
             raise ValueError(f"dev_share is a share between 0 and 1, got {dev_share}")
-        self.mixture, self.dev_share, self.mix_seed = Path(mixture), dev_share, mix_seed
+        self.mixture, self.dev_share = Path(mixture), dev_share
+        self.mix_seed = whole_number("mix_seed", mix_seed)
         self._parts: dict[Split, list[dict[str, Any]]] | None = None
 
     # ---- the mixture
@@ -72,10 +73,7 @@ class Conversations(EmotionData):
             return self._parts
         if not self.mixture.is_file():
             raise FileNotFoundError(f"no mixture at {self.mixture}; give a YAML file with --data.mixture")
-        try:
-            said = yaml.safe_load(self.mixture.read_text(encoding="utf-8"))
-        except yaml.YAMLError as error:
-            raise ValueError(f"{self.mixture} is not YAML ({str(error)[:200]})") from None
+        said = read_yaml(self.mixture)
         if not isinstance(said, dict) or not said or set(said) - {"train", "dev", "test"}:
             raise ValueError(f"{self.mixture} must have train, dev or test, got {str(said)[:100]}")
         for split, entries in said.items():
@@ -120,7 +118,7 @@ class Conversations(EmotionData):
         samples: list[Sample] = []
         for number, entry in enumerate(self.parts()["train" if shared else split]):
             name = Path(entry["path"]).stem
-            talks = self._talks(entry, split, excluded)
+            talks = self._talks(entry, split, excluded, notes)
             rng = np.random.default_rng((self.mix_seed, number))
             if shared:
                 held = set(rng.permutation(len(talks))[: max(1, round(self.dev_share * len(talks)))].tolist())
@@ -140,7 +138,9 @@ class Conversations(EmotionData):
             all(t.video is None for t in (s.target, *s.history)) for s in samples)  # fmt: skip
         return Reading(samples, excluded=excluded, notes=dict(notes))
 
-    def _talks(self, entry: dict[str, Any], split: Split, excluded: dict[str, str]) -> list[list[Sample]]:
+    def _talks(
+        self, entry: dict[str, Any], split: Split, excluded: dict[str, str], noted: Counter[str]
+    ) -> list[list[Sample]]:
         """The samples of each conversation of a file."""
         path = self.mixture.parent / entry["path"]
         if not path.is_file():
@@ -148,11 +148,15 @@ class Conversations(EmotionData):
         root = self.mixture.parent / entry.get("root", ".")
         if not root.is_dir():
             raise FileNotFoundError(f"{root} is no folder, but {self.mixture} names it as the root of {entry['path']}")
+        text, notes = read_text(path, self.read_as)
+        noted.update(notes)
         try:
-            text = path.read_text(encoding="utf-8")
-            by_line = path.suffix == ".jsonl"
-            rows = [json.loads(x) for x in text.splitlines() if x.strip()] if by_line else json.loads(text)
-        except (json.JSONDecodeError, UnicodeDecodeError) as error:
+            if path.suffix == ".jsonl":
+                lines = enumerate(split_lines(text), 1)
+                rows = [parse_json(line, f"line {number}") for number, line in lines if line.strip()]
+            else:
+                rows = parse_json(text, path.name)
+        except ValueError as error:
             raise ValueError(f"{path} is not JSON in UTF-8 ({error}); expected a list of conversations") from None
         if not isinstance(rows, list):
             raise ValueError(f"{path} holds a {type(rows).__name__}; expected a list of conversations")

@@ -8,8 +8,17 @@ from pathlib import Path
 import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split
-from zoo.data.clips import check_apart, checked_labels, checked_share, find_clips, held_out, modalities, single
-from zoo.data.text import drop_repeats, find_file, read_table, some
+from zoo.data.clips import (
+    check_apart,
+    checked_labels,
+    checked_share,
+    clips_missing,
+    find_clips,
+    held_out,
+    modalities,
+    single,
+)
+from zoo.data.text import drop_repeats, find_file, read_table, some, whole_number
 from zoo.schema import Labels
 
 ADVICE = (
@@ -59,7 +68,7 @@ class DFEW(EmotionData):
         super().__init__(**kwargs)
         if fold not in range(1, 6):
             raise ValueError(f"DFEW has the folds 1 to 5, got {fold}")
-        self.fold, self.dev_share, self.dev_seed = fold, checked_share(dev_share), dev_seed
+        self.fold, self.dev_share, self.dev_seed = fold, checked_share(dev_share), whole_number("dev_seed", dev_seed)
         self.protocol = f"fold_{fold}_of_5"
 
     def read(self, split: Split) -> Reading:
@@ -76,20 +85,22 @@ class DFEW(EmotionData):
             kept = table["key"].isin(dev) == (split == "dev")
             notes["training clips held out for the other split (dev_share)"] = int((~kept).sum())
             table = table[kept]
-        clips = self._clips(notes, listed)
+        names: dict[str, list[str]] = {}
+        clips = self._clips(notes, listed, names)
         samples = [
             single(self.labels, split, f"{int(row.key):05d}", "", row.label, clips.get(row.key))
             for row in table.itertuples()
         ]
         notes["clips missing"] = modalities(samples)["clips missing"]
-        return Reading(samples, OFFICIAL.get(self.fold) if split == "test" else None, excluded, dict(notes))
+        return Reading(samples, OFFICIAL.get(self.fold) if split == "test" else None, excluded, dict(notes),
+                       names | clips_missing(samples))  # fmt: skip
 
     def _path(self, part: str) -> Path:
         return find_file(self.root, [LIST.format(part, self.fold)], "DFEW", ADVICE)
 
     def _table(self, path: Path, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
         """key (number without zeros), label; and the rows that repeat an earlier one."""
-        raw = read_table(path, ("video_name", "label"))
+        raw = read_table(path, ("video_name", "label"), encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         numbers = raw["video_name"].str.strip()
         if (bad := ~numbers.str.fullmatch(r"[0-9]+")).any():
@@ -102,18 +113,20 @@ class DFEW(EmotionData):
         table = pd.DataFrame({"key": keys, "label": checked_labels(raw["label"], keys, digits, path)})
         return drop_repeats(table, path)
 
-    def _clips(self, notes: Counter[str], used: set[str]) -> dict[str, Path]:
+    def _clips(self, notes: Counter[str], used: set[str], listed: dict[str, list[str]]) -> dict[str, Path]:
         """Number without zeros -> clip."""
-        found = find_clips(self.root, FOLDERS)
+        found = find_clips(self.root, FOLDERS, notes=notes)
         clips: dict[str, Path] = {}
         for name, path in found.items():
             if not (name.isascii() and name.isdigit()):
-                notes["clips whose name is no number, not used"] += 1
+                listed.setdefault("clips whose name is no number, not used", []).append(name)
             elif (key := str(int(name))) in clips:
                 raise ValueError(f"both {clips[key]} and {path} are clip {key}; expected one. Move one of them away")
             else:
                 clips[key] = path
-        notes["clips in no list of this fold, not used"] = len(clips.keys() - used)
+        listed["clips in no list of this fold, not used"] = sorted(clips.keys() - used)
+        for what, members in listed.items():
+            notes[what] = len(members)
         if not found and any((self.root / name).is_dir() for name in FRAMES):
             notes["only folders of frames, which are not read: make clips of them, see zoo.data.DFEW"] = 1
         return clips

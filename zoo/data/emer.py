@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split
-from zoo.data.clips import checked_keys, checked_labels, find_clips, modalities, single
+from zoo.data.clips import checked_keys, checked_labels, clips_missing, find_clips, modalities, single
 from zoo.data.mer2024 import MER2024, SUBTITLES, label_table, load_subtitles
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table
 from zoo.schema import Labels
@@ -55,6 +55,7 @@ class EMER(EmotionData):
     licence = "none stated for the annotations; clips academic research only, by signed agreement (MER2023)"
     material = "clips of Chinese films and TV shows"
     labels = Labels("emer", MER2024.labels.names)
+    encodings = MER2024.encodings
 
     def __init__(self, version: Literal["v1", "v2"] = "v2", **kwargs) -> None:
         super().__init__(**kwargs)
@@ -81,7 +82,7 @@ class EMER(EmotionData):
         empty = table["reason"] == ""
         excluded |= dict.fromkeys(table["key"][empty], "empty explanation")
         table = table[~empty]
-        clips = find_clips(self.root, FOLDERS)
+        clips = find_clips(self.root, FOLDERS, notes=notes)
         samples = []
         for row in table.itertuples():
             sample = single(self.labels, split, row.key, row.text, row.label or None, clips.get(row.key))
@@ -89,12 +90,12 @@ class EMER(EmotionData):
             self._reasons[sample.id] = row.reason
         notes.update(modalities(samples))
         notes["without an emotion word"] = sum(s.target.label is None for s in samples)
-        return Reading(samples, OFFICIAL[self.version], excluded, dict(notes))
+        return Reading(samples, OFFICIAL[self.version], excluded, dict(notes), clips_missing(samples))
 
     def _gt(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
         """key, text, label, reason of gt-eng.csv."""
         path = find_file(self.root, ["gt-eng.csv", "dataset-v1/gt-eng.csv"], "EMER", ADVICE)
-        raw = read_table(path, ("names", "emotions", "subtitles", "reasons"))
+        raw = read_table(path, ("names", "emotions", "subtitles", "reasons"), encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         keys = checked_keys(raw["names"], path)
         words = {name: name for name in self.labels.names}
@@ -109,16 +110,16 @@ class EMER(EmotionData):
     def _final(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
         """key, text, label ("" if unknown), reason of final-EMER-reason.csv."""
         path = find_file(self.root, ["final-EMER-reason.csv", "dataset-v2/final-EMER-reason.csv"], "EMER", ADVICE)
-        raw = read_table(path, ("name", "english"))
+        raw = read_table(path, ("name", "english"), encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         table = pd.DataFrame({"key": checked_keys(raw["name"], path), "reason": raw["english"].map(clean_text)})
         table, excluded = drop_repeats(table, path)
         words: dict[str, str] = {}
         labels: dict[str, str] = {}
         if (own := self.root / "label-disdim.csv").is_file():
-            labels |= label_table(own, self.labels, notes)[0].set_index("key")["label"].to_dict()
+            labels |= label_table(own, self.labels, notes, self.read_as)[0].set_index("key")["label"].to_dict()
         if (own := self.root / SUBTITLES).is_file():
-            words |= load_subtitles([own], "english", notes)
+            words |= load_subtitles([own], "english", notes, self.read_as)
         if any((self.root / folder / FILES["v1"]).is_file() for folder in ("", "dataset-v1")):
             gt = self._gt(notes)[0].set_index("key")  # later and corrected: it wins
             labels |= gt["label"].to_dict()

@@ -22,6 +22,7 @@ from zoo.data.text import (
     read_table,
     repaired,
     some,
+    whole_number,
     whole_numbers,
 )
 from zoo.schema import Labels, Turn
@@ -72,6 +73,7 @@ class EmoryNLP(EmotionData):
     licence = "labels Apache-2.0, CSV files GPL-3.0"
     material = "English dialogue of a TV show, as text"
     labels = Labels("emorynlp", ("joyful", "mad", "peaceful", "neutral", "sad", "powerful", "scared"))
+    encodings = ("cp1252",)
 
     def __init__(
         self,
@@ -88,7 +90,7 @@ class EmoryNLP(EmotionData):
         self.captions = captions
         self.last_only = protocol == "last_utterance"
         self.splits_are = splits_are
-        self.split_seed = split_seed
+        self.split_seed = whole_number("split_seed", split_seed)
         self.drop_leaks_to = drop_leaks_to
         self.protocol = protocol if splits_are == "released" else f"{protocol}_{splits_are}"
         self._lines_of_meld: set[str] | None = None
@@ -116,7 +118,7 @@ class EmoryNLP(EmotionData):
 
         descriptions: dict[str, dict[str, str]] = {}
         if self.captions:
-            descriptions, more = load_captions(self.captions, file, table["key"])
+            descriptions, more = load_captions(self.captions, file, table["key"], self.read_as)
             notes.update(more)
 
         if self.drop_leaks_to is not None:
@@ -140,7 +142,7 @@ class EmoryNLP(EmotionData):
 
     def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:
         """key, scene, the four numbers, speaker, text, label: checked and cleaned, rows as in the file."""
-        raw = read_table(path, COLUMNS)
+        raw = read_table(path, COLUMNS, encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         table = whole_numbers(raw, PLACE, path)
         table["scene"] = [f"s{s}e{e}_sc{c}" for s, e, c in table[PLACE[:3]].itertuples(index=False)]
@@ -161,7 +163,7 @@ class EmoryNLP(EmotionData):
 
     def _without_leaks(self, table: pd.DataFrame, notes: Counter[str]) -> pd.DataFrame:
         if self._lines_of_meld is None:
-            meld = MELD(root=self.drop_leaks_to)
+            meld = MELD(root=self.drop_leaks_to, encoding=self.encoding)
             try:
                 texts = [s.target.text for split in ("dev", "test") for s in meld.samples(split)]
             except FileNotFoundError as error:

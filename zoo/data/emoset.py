@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path, PurePosixPath
 
 from zoo.data.base import EmotionData, Reading, Split
-from zoo.data.clips import check_apart, find_clips, modalities, single
+from zoo.data.clips import check_apart, clips_missing, find_clips, modalities, single
 from zoo.data.text import find_file, read_text
 from zoo.schema import Labels
 
@@ -51,20 +51,24 @@ class EmoSet(EmotionData):
                 more = self._rows(self.root / other)[0]
                 check_apart(rows, more, path, self.root / other)
                 listed |= set(more)
-        pictures = {p.relative_to(self.root).as_posix() for p in find_clips(self.root, ("image",), PICTURES).values()}
+        found = find_clips(self.root, ("image",), PICTURES, notes).values()
+        pictures = {p.relative_to(self.root).as_posix() for p in found}
+        unused: dict[str, list[str]] = {}
         if all((self.root / name).is_file() for name in FILES.values()):
-            notes["pictures in no list, not used"] = len(pictures - listed)
+            unused["pictures in no list, not used"] = sorted(pictures - listed)
+            for what, members in unused.items():
+                notes[what] = len(members)
         samples = []
         for name, label in rows.items():
             picture = self.root / name if name in pictures else None
             samples.append(single(self.labels, split, PurePosixPath(name).stem, "", label, picture, audio=None))
         notes["pictures missing"] = modalities(samples)["clips missing"]
-        return Reading(samples, None, excluded, dict(notes))
+        return Reading(samples, None, excluded, dict(notes), unused | clips_missing(samples))
 
     def _rows(self, path: Path) -> tuple[dict[str, str], dict[str, str]]:
         """Picture, relative to the root -> label; and the rows that repeat an earlier one."""
         try:
-            rows = json.loads(read_text(path)[0])
+            rows = json.loads(read_text(path, self.read_as)[0])
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} line {error.lineno}: {error.msg}; expected JSON. Download it again") from None
         if not isinstance(rows, list) or not rows:

@@ -47,7 +47,7 @@ class GoEmotions(EmotionData):
     def read(self, split: Split) -> Reading:
         path = find_file(self.root, [f"ekman_{split}.tsv"], "GoEmotions", ADVICE)
         words = self._words()
-        raw = read_table(path, ("text", "ids", "comment"), sep="\t", header=False)
+        raw = read_table(path, ("text", "ids", "comment"), sep="\t", header=False, encoding=self.read_as)
         ids = raw["ids"].map(lambda cell: cell.replace(" ", "").split(","))
         allowed = {str(i) for i in range(len(words))}
         bad = raw["ids"][~ids.map(allowed.issuperset)]
@@ -80,7 +80,7 @@ class GoEmotions(EmotionData):
 
     def _words(self) -> list[str]:
         path = find_file(self.root, ["ekman_labels.txt"], "GoEmotions", ADVICE)
-        words = [word.strip().lower() for word in read_text(path)[0].split("\n") if word.strip()]
+        words = [word.strip().lower() for word in read_text(path, self.read_as)[0].split("\n") if word.strip()]
         if sorted(words) != sorted(self.labels.names):
             raise ValueError(
                 f"{path} has the labels {', '.join(words) or 'none'}; expected {', '.join(sorted(self.labels.names))}, "

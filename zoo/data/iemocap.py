@@ -12,9 +12,10 @@ from typing import Literal
 
 from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
 from zoo.data.captions import load_captions
-from zoo.data.clips import held_out
+from zoo.data.clips import SOUND, VIDEO, find_clips, held_out
 from zoo.data.text import clean_text, one_of, read_text, some
 from zoo.schema import Labels, Turn
+from zoo.storage import split_lines
 
 ADVICE = (
     "This is the tree of IEMOCAP_full_release, which USC's SAIL gives to those who sign its release form "
@@ -127,6 +128,7 @@ class IEMOCAP(EmotionData):
     licence = "academic use only, by signed release form"
     material = "acted English dialogues of two people: words, video and sound"
     labels = Labels("iemocap6", tuple(CLASSES[6]))
+    encodings = ("cp1252",)
 
     def __init__(
         self,
@@ -170,7 +172,7 @@ class IEMOCAP(EmotionData):
 
     def read(self, split: Split) -> Reading:
         if self._tree is None:
-            self._tree = _read_tree(self._root())
+            self._tree = _read_tree(self._root(), self.read_as)
         own = self._split(split)
         notes: Counter[str] = Counter()
         for session in SESSIONS:
@@ -184,7 +186,7 @@ class IEMOCAP(EmotionData):
             turns[dialogue.name] = self._labelled(dialogue, notes)
         if self.captions:
             keys = [turn.id for spoken in turns.values() for turn in spoken]
-            found, more = load_captions(self.captions, split, keys)
+            found, more = load_captions(self.captions, split, keys, self.read_as)
             notes.update(more)
             turns = {
                 name: [replace(turn, descriptions=found.get(turn.id, {})) for turn in spoken]
@@ -227,7 +229,7 @@ class IEMOCAP(EmotionData):
         if self.dev_dialogues is None:
             dev = held_out(names, DEV_SHARE, self.split_seed)
         else:
-            dev = set(read_text(self.dev_dialogues)[0].split())
+            dev = set(read_text(self.dev_dialogues, self.read_as)[0].split())
             if unknown := sorted(dev - names):
                 raise ValueError(
                     f"{self.dev_dialogues} names {some(unknown)}; expected dialogues of the sessions other than "
@@ -295,7 +297,7 @@ class _Tree:
     notes: dict[int, Counter[str]]  # by session: what belongs to none of its dialogues
 
 
-def _read_tree(root: Path) -> _Tree:
+def _read_tree(root: Path, encoding: str | Sequence[str]) -> _Tree:
     tree = _Tree([], {session: Counter() for session in SESSIONS})
     strange = [p.name for p in sorted(root.glob("Session*")) if p.name not in {f"Session{k}" for k in SESSIONS}]
     for name in strange:
@@ -320,9 +322,9 @@ def _read_tree(root: Path) -> _Tree:
             if name not in files["transcriptions"]:
                 dialogue.faults[name] = "labels, but no transcription"
             else:
-                _read_transcription(folder / "dialog/transcriptions" / f"{name}.txt", dialogue)
+                _read_transcription(folder / "dialog/transcriptions" / f"{name}.txt", dialogue, encoding)
                 if name in files["EmoEvaluation"]:
-                    _read_labels(folder / "dialog/EmoEvaluation" / f"{name}.txt", dialogue)
+                    _read_labels(folder / "dialog/EmoEvaluation" / f"{name}.txt", dialogue, encoding)
                 else:
                     dialogue.faults[name] = "transcription, but no labels: context only, nothing to classify"
                 _find_clips(folder, dialogue, has_video, has_sound)
@@ -330,13 +332,15 @@ def _read_tree(root: Path) -> _Tree:
     return tree
 
 
-def _lines(path: Path, dialogue: _Dialogue, pattern: re.Pattern[str], example: str) -> list[tuple[int, str, re.Match]]:
+def _lines(
+    path: Path, dialogue: _Dialogue, pattern: re.Pattern[str], example: str, encoding: str | Sequence[str]
+) -> list[tuple[int, str, re.Match]]:
     """Number, text and match of every line with an utterance's name; ValueError if such a line has another form, names
     another dialogue, or if there is none."""
-    text, notes = read_text(path)
+    text, notes = read_text(path, encoding)
     dialogue.notes.update(notes)
     found = []
-    for number, line in enumerate(text.splitlines(), 1):
+    for number, line in enumerate(split_lines(text), 1):
         if not re.search(rf"{NAME}_", line):
             continue
         match = pattern.fullmatch(line.strip())
@@ -354,10 +358,10 @@ def _lines(path: Path, dialogue: _Dialogue, pattern: re.Pattern[str], example: s
     return found
 
 
-def _read_transcription(path: Path, dialogue: _Dialogue) -> None:
+def _read_transcription(path: Path, dialogue: _Dialogue, encoding: str | Sequence[str]) -> None:
     example = f"{dialogue.name}_F000 [003.1400-005.9200]: text"
     found: dict[str, Turn] = {}
-    lines = _lines(path, dialogue, SPOKEN, example)
+    lines = _lines(path, dialogue, SPOKEN, example, encoding)
     for number, _, match in lines:
         key, _, marked, speaker, start, end, said = match.groups()
         turn = Turn(key, speaker, clean_text(said), start=float(start), end=float(end),
@@ -369,7 +373,7 @@ def _read_transcription(path: Path, dialogue: _Dialogue) -> None:
         if key in found:
             dialogue.faults[f"{key} (line {number})"] = "repeats an earlier line word for word"
         found[key] = turn
-    every = [line for line in read_text(path)[0].splitlines() if line.strip()]
+    every = [line for line in split_lines(read_text(path, encoding)[0]) if line.strip()]
     dialogue.notes["lines without an utterance's name, not used"] += len(every) - len(lines)
     dialogue.faults |= {key: "empty utterance" for key, turn in found.items() if not turn.text}
     spoken = [turn for turn in found.values() if turn.text]
@@ -379,10 +383,10 @@ def _read_transcription(path: Path, dialogue: _Dialogue) -> None:
     )
 
 
-def _read_labels(path: Path, dialogue: _Dialogue) -> None:
+def _read_labels(path: Path, dialogue: _Dialogue, encoding: str | Sequence[str]) -> None:
     example = f"[3.1400 - 5.9200]<TAB>{dialogue.name}_F000<TAB>fru<TAB>[2.0, 3.5, 3.0]"
     labels: dict[str, str] = {}
-    lines = _lines(path, dialogue, RATED, example)
+    lines = _lines(path, dialogue, RATED, example, encoding)
     for number, _, match in lines:
         key, code = match[3], match[6]
         if code not in (*CODES, NO_AGREEMENT):
@@ -394,7 +398,7 @@ def _read_labels(path: Path, dialogue: _Dialogue) -> None:
             raise ValueError(f"{path} line {number}: {key} is {code}, but {labels[key]} before. Keep the right one")
         labels[key] = code
     current = ""
-    for line in read_text(path)[0].splitlines():
+    for line in split_lines(read_text(path, encoding)[0]):
         if match := RATED.fullmatch(line.strip()):
             current = match[3]
         elif current and (match := OPINION.match(line)):
@@ -414,9 +418,10 @@ def _read_labels(path: Path, dialogue: _Dialogue) -> None:
 
 def _find_clips(folder: Path, dialogue: _Dialogue, has_video: bool, has_sound: bool) -> None:
     """Gives the turns the files that are there; whoever has films or sounds at all hears which are missing."""
-    film = folder / "dialog/avi/DivX" / f"{dialogue.name}.avi"
-    film = film if film.is_file() else None
-    sounds = {p.stem: p for p in (folder / "sentences/wav" / dialogue.name).glob("Ses*.wav")}
+    films = [folder / "dialog/avi/DivX" / f"{dialogue.name}{ending}" for ending in (".avi", *VIDEO)]
+    film = next((path for path in films if path.is_file()), None)
+    found = find_clips(folder, [f"sentences/wav/{dialogue.name}"], SOUND, dialogue.notes)
+    sounds = {name: path for name, path in found.items() if name.startswith("Ses")}
     dialogue.notes[f"{dialogue.name}: film missing"] = int(has_video and film is None)
     missing = sum(turn.id not in sounds for turn in dialogue.turns)
     dialogue.notes[f"{dialogue.name}: utterances without their wav"] = missing if has_sound else 0

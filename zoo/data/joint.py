@@ -26,7 +26,7 @@ class Joint(EmotionData):
                 f"Joint got the corpora {', '.join(names) or 'none'}; expected at least one, and each once. "
                 "Correct --data.parts"
             )
-        for option, value in (("root", self.root), ("limit", self.limit)):
+        for option, value in (("root", self.root), ("limit", self.limit), ("encoding", self.encoding)):
             if value is not None:
                 raise ValueError(f"Joint got {option} {value}; expected it on each part, Joint has none of its own")
         protocols = {name: part.protocol for part in parts for name in part.label_sets}
@@ -46,7 +46,7 @@ class Joint(EmotionData):
         return tuple(split for split in ("train", "dev", "test") if any(split in part.splits() for part in self.parts))
 
     def read(self, split: Split) -> Reading:
-        samples, excluded, notes, official = [], {}, Counter(), []
+        samples, excluded, notes, official, listed = [], {}, Counter(), [], {}
         for part in self.parts:
             name = "+".join(part.label_sets)
             if split not in part.splits():
@@ -58,4 +58,6 @@ class Joint(EmotionData):
             excluded |= {f"{name}/{key}": reason for key, reason in reading.excluded.items()}
             notes[f"{name}: used"] = len(reading.samples)
             notes |= {f"{name}: {what}": n for what, n in reading.notes.items()}
-        return Reading(samples, None if None in official else sum(official), excluded, dict(notes))
+            listed |= {f"{name}: {what}": names for what, names in reading.listed.items()}
+        return Reading(samples, None if None in official else sum(official), excluded, dict(notes),
+                       listed)  # fmt: skip

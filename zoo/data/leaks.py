@@ -14,7 +14,7 @@ from zoo.data.emorynlp import EmoryNLP
 from zoo.data.goemotions import GoEmotions
 from zoo.data.meld import MELD
 from zoo.data.synthetic import Synthetic
-from zoo.data.text import normalise
+from zoo.data.text import normalise, whole_number
 from zoo.schema import Sample
 
 
@@ -62,6 +62,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--synthetic", type=int, metavar="N", help="training dialogues of the embedded corpus")
     parser.add_argument("--min_words", type=int, default=5, help="shorter utterances are everyday phrases (default: 5)")
     args = parser.parse_args(argv)
+    whole_number("--min_words", args.min_words)
     corpora = []
     if args.meld:
         corpora.append(MELD(root=args.meld))
@@ -69,7 +70,7 @@ def main(argv: list[str]) -> int:
         corpora.append(EmoryNLP(root=args.emorynlp))
     if args.goemotions:
         corpora.append(GoEmotions(root=args.goemotions, multi_label="first"))  # all sentences
-    if args.synthetic:
+    if args.synthetic is not None:
         corpora.append(Synthetic(train_dialogues=args.synthetic))
     if not corpora:
         parser.error("give --meld DIR, --emorynlp DIR, --goemotions DIR, --synthetic N, or several of them")

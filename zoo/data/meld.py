@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
@@ -12,7 +13,7 @@ import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
 from zoo.data.captions import load_captions
-from zoo.data.clips import checked_labels
+from zoo.data.clips import SOUND, VIDEO, checked_labels, find_clips
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, repaired, whole_numbers
 from zoo.schema import Labels, Turn
 
@@ -23,6 +24,9 @@ ADVICE = (
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
 OFFICIAL = {"train": (9989, 1038), "dev": (1109, 114), "test": (2610, 280)}  # utterances, dialogues
 CLIPS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
+SOUNDS = ("{clips}_wav", "{clips}_audio", "{split}_splits_wav", "{split}_wav", "{split}_audio", "wav/{split}",
+          "audio/{split}")  # fmt: skip
+KEY = re.compile(r"dia\d+_utt\d+")
 RECUT = "final_videos_test"  # prefix of 132 second cuts among the test clips
 
 # Faults of the release. The text stays, the clip (picture and sound) is not used.
@@ -43,10 +47,13 @@ class MELD(EmotionData):
         Sr No.,Utterance,Speaker,Emotion,Sentiment,Dialogue_ID,Utterance_ID,Season,Episode,StartTime,EndTime
         1,"Well, who took the last muffin?",Ada,anger,negative,0,0,1,2,"00:01:02,345","00:01:04,000"
 
-    Clips are optional: files ``dia0_utt0.mp4`` in ``train_splits``, ``dev_splits_complete`` and
-    ``output_repeated_splits_test`` of ``root`` or ``root/{split}``; a turn whose clip exists has it as ``video`` and as
-    ``audio``. Clips without a row are ignored, and so are the release's second cuts ``final_videos_test*`` (counted:
-    users report that where both exist the second cut is the one that fits the text; not checked here).
+    Clips are optional: files ``dia0_utt0.mp4`` (or .avi, .mkv, .mov, .webm) in ``train_splits``,
+    ``dev_splits_complete`` and ``output_repeated_splits_test`` of ``root`` or ``root/{split}``; a turn whose clip
+    exists has it as ``video`` and as ``audio``. Sound that was extracted, ``dia0_utt0.wav`` (or .flac, .ogg, .mp3,
+    .m4a), is taken from these folders, or from ``{split}_splits_wav``, ``{split}_wav``, ``{split}_audio``,
+    ``wav/{split}`` or ``audio/{split}``, before that of the clips. Clips without a row are ignored, and so are the
+    release's second cuts ``final_videos_test*`` (counted: users report that where both exist the second cut is the one
+    that fits the text; not checked here).
 
     Licence: annotations GPL-3.0; the clips are cut from a TV show and may not be passed on. The zoo ships neither.
 
@@ -60,6 +67,7 @@ class MELD(EmotionData):
     licence = "annotations GPL-3.0; clips may not be passed on"
     material = "English dialogue of a TV show: words, video and sound"
     labels = Labels("meld", ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"))
+    encodings = ("cp1252",)  # of some copies
     official: Mapping[Split, tuple[int, int]] = OFFICIAL
     known_bad: Mapping[tuple[Split, str], str] = KNOWN_BAD
 
@@ -83,37 +91,45 @@ class MELD(EmotionData):
 
         descriptions: dict[str, dict[str, str]] = {}
         if self.captions:
-            descriptions, more = load_captions(self.captions, split, table["key"])
+            descriptions, more = load_captions(self.captions, split, table["key"], self.read_as)
             notes.update(more)
 
         empty = table["text"] == ""
         excluded |= dict.fromkeys(table["key"][empty], "empty utterance")
         table = table[~empty].sort_values(["dialogue", "utterance"])
 
-        clips = self._clips(split, notes)
+        listed: dict[str, list[str]] = {}
+        clips, sounds = self._clips(split, notes, listed)
         samples = []
         for dialogue, rows in table.groupby("dialogue"):
             turns: list[Turn] = []
             for row in rows.itertuples():
-                clip = None
+                clip = sound = None
                 if (split, row.key) in self.known_bad:
                     notes["clips known to be bad, not used"] += 1
-                elif clips is not None:
-                    clip = clips.get(row.key)
-                    notes["clips missing"] += clip is None
+                else:
+                    clip = clips.get(row.key) if clips is not None else None
+                    sound = sounds.get(row.key, clip) if sounds is not None else clip
+                    if clips is not None and clip is None:
+                        listed.setdefault("clips missing", []).append(row.key)
+                    if sounds is not None and sound is None:
+                        listed.setdefault("sounds missing", []).append(row.key)
                 described = descriptions.get(row.key, {})
-                turns.append(Turn(row.key, row.speaker, row.text, row.label, described, video=clip, audio=clip))
+                turns.append(Turn(row.key, row.speaker, row.text, row.label, described, video=clip, audio=sound))
             where = f"{self.labels.corpus}/{split}"
             last_only = self.protocol == "last_utterance"
             own = dialogue_samples(turns, where, f"{where}/dia{dialogue}", self.labels, last_only)
             notes["not the last of their dialogue, context only"] += len(turns) - len(own)
             samples += own
+        for what, members in listed.items():
+            notes[what] = len(members)
         utterances, dialogues = self.official[split]
-        return Reading(samples, dialogues if self.protocol == "last_utterance" else utterances, excluded, dict(notes))
+        return Reading(samples, dialogues if self.protocol == "last_utterance" else utterances, excluded, dict(notes),
+                       listed)  # fmt: skip
 
     def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:
         """key, dialogue, utterance, speaker, text, label: checked and cleaned, rows as in the file."""
-        raw = read_table(path, COLUMNS)
+        raw = read_table(path, COLUMNS, encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         ids = whole_numbers(raw, ("Dialogue_ID", "Utterance_ID"), path)
         table = pd.DataFrame({
@@ -130,10 +146,26 @@ class MELD(EmotionData):
         notes["rows out of order"] = sum(after < before for before, after in pairwise(order))
         return table
 
-    def _clips(self, split: Split, notes: Counter[str]) -> dict[str, Path] | None:
-        """key -> clip; None without a clip folder."""
-        for folder in (self.root / CLIPS[split], self.root / split / CLIPS[split]):
-            if folder.is_dir():
-                notes[f"second cuts ({RECUT}*), not used"] = len(list(folder.glob(f"{RECUT}dia*_utt*.mp4")))
-                return {path.stem: path for path in folder.glob("dia*_utt*.mp4")}
-        return None
+    def _clips(
+        self, split: Split, notes: Counter[str], listed: dict[str, list[str]]
+    ) -> tuple[dict[str, Path] | None, dict[str, Path] | None]:
+        """key -> clip, and key -> extracted sound; None without a folder of such files."""
+        homes = [f"{parent}{CLIPS[split]}" for parent in ("", f"{split}/")]
+        names = [name.format(clips=CLIPS[split], split=split) for name in SOUNDS]
+        beside = [f"{parent}{name}" for parent in ("", f"{split}/") for name in names]
+        clips = self._files(homes, VIDEO, notes, listed)
+        sounds = self._files(beside, SOUND, notes, listed) or self._files(homes, SOUND, notes, listed) or None
+        if sounds is not None and not clips:
+            clips = None  # sound alone
+        return clips, sounds
+
+    def _files(
+        self, folders: list[str], endings: tuple[str, ...], notes: Counter[str], listed: dict[str, list[str]]
+    ) -> dict[str, Path] | None:
+        if not any((self.root / folder).is_dir() for folder in folders):
+            return None
+        found = find_clips(self.root, folders, endings, notes)
+        recut = sorted(name for name in found if name.startswith(f"{RECUT}dia"))
+        if recut:
+            listed[f"second cuts ({RECUT}*), not used"] = recut
+        return {name: path for name, path in found.items() if KEY.fullmatch(name)}

@@ -15,12 +15,13 @@ from zoo.data.clips import (
     checked_keys,
     checked_labels,
     checked_share,
+    clips_missing,
     find_clips,
     held_out,
     modalities,
     single,
 )
-from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table
+from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, whole_number
 from zoo.schema import Labels
 
 ADVICE = (
@@ -74,6 +75,7 @@ class MER2024(EmotionData):
     licence = "academic research only, by signed agreement"
     material = "clips of Chinese films and TV shows"
     labels = Labels("mer2024", ("happy", "sad", "neutral", "angry", "surprise", "worried"))
+    encodings = ("gb18030",)  # what Excel on a Chinese Windows writes
     official: Mapping[str, int] = OFFICIAL
 
     def __init__(
@@ -88,7 +90,7 @@ class MER2024(EmotionData):
         super().__init__(**kwargs)
         one_of("track", track, ("semi", "noise", "unlabeled"))
         self.track, self.subtitles, self.subtitle_column = track, subtitles, subtitle_column
-        self.dev_share, self.dev_seed = checked_share(dev_share), dev_seed
+        self.dev_share, self.dev_seed = checked_share(dev_share), whole_number("dev_seed", dev_seed)
         self.protocol = f"mer2024_{track}"
 
     def read(self, split: Split) -> Reading:
@@ -99,12 +101,15 @@ class MER2024(EmotionData):
         path = find_file(
             self.root, ["label-disdim.csv" if part == "train" else f"reference-{part}.csv"], "MER2024", ADVICE
         )
-        table, excluded = label_table(path, self.labels, notes)
+        table, excluded = label_table(path, self.labels, notes, self.read_as)
         if part != "train" and (train := self.root / "label-disdim.csv").is_file():
-            check_apart(label_table(train, self.labels, Counter())[0]["key"], table["key"], train, path)
-        clips = find_clips(self.root, FOLDERS[part])
+            check_apart(label_table(train, self.labels, Counter(), self.read_as)[0]["key"], table["key"], train, path)
+        clips = find_clips(self.root, FOLDERS[part], notes=notes)
+        unused: dict[str, list[str]] = {}
         if (self.root / FOLDERS[part][0]).is_dir():  # the others hold far more than this split
-            notes["clips without a row, not used"] = len(clips.keys() - set(table["key"]))
+            unused["clips without a row, not used"] = sorted(clips.keys() - set(table["key"]))
+            for what, members in unused.items():
+                notes[what] = len(members)
         if part == "train":
             dev = held_out(table["key"], self.dev_share, self.dev_seed)
             kept = table["key"].isin(dev) == (split == "dev")
@@ -116,17 +121,17 @@ class MER2024(EmotionData):
             for row in table.itertuples()
         ]
         notes.update(modalities(samples))
-        return Reading(samples, self.official.get(part), excluded, dict(notes))
+        return Reading(samples, self.official.get(part), excluded, dict(notes), unused | clips_missing(samples))
 
     def _pool(self, split: Split) -> Reading:
         """Every clip of the folder, without a label."""
-        clips = find_clips(self.root, FOLDERS["unlabeled"]) if self.root is not None else {}
+        notes: Counter[str] = Counter()
+        clips = find_clips(self.root, FOLDERS["unlabeled"], notes=notes) if self.root is not None else {}
         if not clips:
             raise FileNotFoundError(
                 f"MER2024: the folder {self.root} has no clips in {' or '.join(FOLDERS['unlabeled'])}, expected with "
                 f"--data.track unlabeled. {ADVICE}"
             )
-        notes: Counter[str] = Counter()
         words = self._words(notes)
         samples = [
             single(self.labels, split, key, words.get(key, ""), None, clip) for key, clip in sorted(clips.items())
@@ -137,12 +142,14 @@ class MER2024(EmotionData):
     def _words(self, notes: Counter[str]) -> dict[str, str]:
         own = self.root / SUBTITLES
         paths = self.subtitles if self.subtitles is not None else [own] * own.is_file()
-        return load_subtitles(paths, self.subtitle_column, notes)
+        return load_subtitles(paths, self.subtitle_column, notes, self.read_as)
 
 
-def label_table(path: Path, labels: Labels, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
+def label_table(
+    path: Path, labels: Labels, notes: Counter[str], encoding: str | Sequence[str] = ()
+) -> tuple[pd.DataFrame, dict[str, str]]:
     """key, label of a table with the columns name and discrete; and the rows that repeat an earlier one."""
-    raw = read_table(path, ("name", "discrete"))
+    raw = read_table(path, ("name", "discrete"), encoding=encoding)
     notes.update(raw.attrs["notes"])
     keys = checked_keys(raw["name"], path)
     words = {name: name for name in labels.names}
@@ -151,11 +158,13 @@ def label_table(path: Path, labels: Labels, notes: Counter[str]) -> tuple[pd.Dat
     return drop_repeats(table, path)
 
 
-def load_subtitles(paths: Sequence[Path], column: str, notes: Counter[str]) -> dict[str, str]:
+def load_subtitles(
+    paths: Sequence[Path], column: str, notes: Counter[str], encoding: str | Sequence[str] = ()
+) -> dict[str, str]:
     """Name of a clip -> its words; empty cells have no entry."""
     words: dict[str, str] = {}
     for path in map(Path, paths):
-        raw = read_table(path, ("name", column))
+        raw = read_table(path, ("name", column), encoding=encoding)
         notes.update(raw.attrs["notes"])
         table = pd.DataFrame({"key": checked_keys(raw["name"], path), "text": raw[column].map(clean_text)})
         table, repeats = drop_repeats(table, path)

@@ -12,9 +12,10 @@ import numpy as np
 import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
-from zoo.data.clips import check_apart, find_clips, modalities
+from zoo.data.clips import check_apart, clips_missing, find_clips, modalities
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, read_text, some, whole_numbers
 from zoo.schema import Labels, Sample, Turn
+from zoo.storage import split_lines
 
 ADVICE = (
     "These are the raw data and the label file of CMU-MOSEI (http://multicomp.cs.cmu.edu, "
@@ -69,6 +70,7 @@ class MOSEI(EmotionData):
     licence = "research; labels MIT, videos belong to those who posted them"
     material = "English video monologues"
     labels = Labels("mosei", ("happiness", "sadness", "anger", "surprise", "disgust", "fear"))
+    encodings = ("cp1252",)
 
     def __init__(
         self,
@@ -106,7 +108,7 @@ class MOSEI(EmotionData):
         table = table[~empty].sort_values(["video", "clip"])
         label = self._single(table, notes)
 
-        clips = self._clips()
+        clips = self._clips(notes)
         samples: list[Sample] = []
         for video, rows in table.groupby("video"):
             turns: list[Turn] = []
@@ -115,7 +117,7 @@ class MOSEI(EmotionData):
                 turns.append(Turn(row.key, "", row.text, label[row.Index], video=clip, audio=clip))
             samples += dialogue_samples(turns, f"mosei/{split}", f"mosei/{split}/{video}", self.labels)
         notes.update(modalities(samples))
-        return Reading(samples, None, excluded, dict(notes))
+        return Reading(samples, None, excluded, dict(notes), clips_missing(samples))
 
     def _single(self, table: pd.DataFrame, notes: Counter[str]) -> dict[int, str | None]:
         """Row -> its one emotion."""
@@ -151,7 +153,7 @@ class MOSEI(EmotionData):
     def _labelled_csv(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
         path = self.root / CSV
         columns = ["video_id", "clip_id", "text", *EMOTIONS] + ["split"] * (self.folds is None)
-        raw = read_table(path, columns)
+        raw = read_table(path, columns, encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         fits = {name: pd.to_numeric(raw[name], errors="coerce").between(0, 3) for name in EMOTIONS}
         for column, good in fits.items():
@@ -229,9 +231,10 @@ class MOSEI(EmotionData):
                 notes["videos of the folds without a transcript"] += 1
                 continue
             own = found[video] = {}
-            text, more = read_text(path)
-            notes["transcripts that are not UTF-8, read as cp1252"] += sum(more.values())
-            for number, line in enumerate(text.splitlines(), 1):
+            text, more = read_text(path, self.read_as)
+            for note, count in more.items():
+                notes[note.replace(f"{path.name} is", "transcripts that are")] += count
+            for number, line in enumerate(split_lines(text), 1):
                 cells = line.split("___", 4)
                 if not line.strip():
                     continue
@@ -253,7 +256,7 @@ class MOSEI(EmotionData):
         path = find_file(self.root, [FOLDS, f"Raw/{FOLDS}"], "CMU-MOSEI", ADVICE)
         lists: dict[str, list[str]] = {}
         try:
-            for node in ast.parse(read_text(path)[0]).body:
+            for node in ast.parse(read_text(path, self.read_as)[0]).body:
                 if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
                     name = node.targets[0].id
                     if name.startswith("standard_"):
@@ -271,7 +274,7 @@ class MOSEI(EmotionData):
 
     # ---- both
     def _own_folds(self, notes: Counter[str]) -> dict[str, str]:
-        raw = read_table(self.folds, ("video_id", "split"))
+        raw = read_table(self.folds, ("video_id", "split"), encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         videos = pd.DataFrame({"key": raw["video_id"].str.strip(), "split": self._splits(raw["split"], self.folds)})
         return drop_repeats(videos, self.folds)[0].set_index("key")["split"].to_dict()
@@ -282,14 +285,14 @@ class MOSEI(EmotionData):
         notes["labelled clips in no fold, left out"] = int(table["split"].isna().sum())
         return table.dropna(subset="split")
 
-    def _clips(self) -> dict[str, Path]:
+    def _clips(self, notes: Counter[str]) -> dict[str, Path]:
         """VIDEO_CLIP -> file."""
         for folder in CLIPS:
             if (self.root / folder).is_dir():
-                return find_clips(self.root, [folder])
+                return find_clips(self.root, [folder], notes=notes)
         found = {}
         for folder in sorted(p for p in (self.root / "Raw").glob("*") if p.is_dir()):
-            clips = find_clips(self.root / "Raw", [folder.name])
+            clips = find_clips(self.root / "Raw", [folder.name], notes=notes)
             found |= {f"{folder.name}_{clip}": path for clip, path in clips.items()}
         return found
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.text import whole_number
 from zoo.schema import Labels, Sample
 
 
@@ -28,9 +29,13 @@ class Resplit(EmotionData):
         super().__init__(**kwargs)
         if not 0 < train_share < 1 or not 0 < dev_share < 1:
             raise ValueError(f"shares lie between 0 and 1, got train_share {train_share} and dev_share {dev_share}")
-        if self.root is not None:
-            raise ValueError(f"Resplit has no folder of its own, got root {self.root}; give --data.corpus.root")
-        self.corpus, self.train_share, self.dev_share, self.split_seed = corpus, train_share, dev_share, split_seed
+        for option, value in (("root", self.root), ("encoding", self.encoding)):
+            if value is not None:
+                raise ValueError(
+                    f"Resplit has no folder of its own, got {option} {value}; give --data.corpus.{option}"
+                )
+        self.corpus, self.train_share, self.dev_share = corpus, train_share, dev_share
+        self.split_seed = whole_number("split_seed", split_seed)
         self.protocol = f"{corpus.protocol}, random {train_share:.0%} of dialogues, seed {split_seed}"
         self._parts: dict[Split, set[str]] = {}
 

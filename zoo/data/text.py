@@ -6,6 +6,7 @@ import codecs
 import csv
 import difflib
 import io
+import numbers
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -64,6 +65,13 @@ def one_of(option: str, value: object, allowed: Sequence[object]) -> None:
         raise ValueError(f"{option} is {' or '.join(map(str, allowed))}, got {value!r}")
 
 
+def whole_number(option: str, value: object, least: int = 0) -> int:
+    """The value, if it is a whole number of at least ``least``; else ValueError naming the option."""
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
+        raise ValueError(f"{option} is a whole number of at least {least}, got {value!r}")
+    return int(value)
+
+
 def find_file(root: Path | None, names: Sequence[str], corpus: str, advice: str) -> Path:
     """The first of ``names`` that is a file in ``root``; else FileNotFoundError with what is there and ``advice``."""
     if root is None:
@@ -80,24 +88,119 @@ def find_file(root: Path | None, names: Sequence[str], corpus: str, advice: str)
     )
 
 
-def read_text(path: Path) -> tuple[str, dict[str, int]]:
-    """The text (UTF-8, with or without BOM), and a note if it had to be read as cp1252, as some MELD copies are."""
-    data = Path(path).read_bytes().removeprefix(codecs.BOM_UTF8)
-    if b"\x00" in data:
+WINDOWS = "ASCII with Windows punctuation"
+# Where it can be nothing else: a quotation mark that opens or closes a word, an apostrophe inside one, a dash, an
+# ellipsis, a space. Text of another encoding (GBK, Big5, EUC-KR, Shift-JIS, KOI8-R) has bytes elsewhere.
+_PUNCTUATION = re.compile(
+    rb"(?<=[A-Za-z])\x92(?=(?:s|t|re|ve|ll|d|m|S|T)?(?:[^A-Za-z\x80-\xff]|[\x85\x94\x96\x97]|\Z))"
+    rb"|(?<![A-Za-z0-9\x80-\xff])[\x91\x93](?=[A-Za-z0-9][^\x80-\xff]*[\x92\x94])"
+    rb"|(?<=[A-Za-z0-9.,!?\x85\x92])\x94(?![A-Za-z0-9@-~\x80-\xff])"
+    rb"|(?<=[A-Za-z0-9.,!? ])[\x85\x96\x97](?=[ \r\n,\"\t]|\Z)|(?<=[ \"])[\x85\x96\x97](?=[ A-Za-z])"
+    rb"|(?<=[a-z])[\x85\x96\x97](?=[A-Za-z]{2})|(?<=[A-Za-z0-9.,!? ])\xa0(?=[A-Za-z0-9 ])"
+)
+# A Western letter inside a word, as in fianc\xe9, na\xefve, \xc9mile: enough for a corpus that is known to have them.
+_WESTERN = re.compile(
+    rb"(?<=[A-Za-z])[\x8a\x8c\x8e\x9a\x9c\x9e\x9f\xc0-\xd6\xd8-\xf6\xf8-\xff](?![\xa1-\xff])"
+    rb"|(?<![A-Za-z\x80-\xff])[\xc0-\xd6\xd8-\xf6\xf8-\xff](?=[a-z]{2})"
+    rb"|(?<![\x80-\xff])[\xa1\xa3\xbf](?=[A-Za-z0-9])|(?<=[A-Za-z0-9])[\x99\xb0](?![A-Za-z0-9@-~\x80-\xff])"
+    rb"|(?<=[A-Za-z])\x92(?=[A-Za-z])|(?<![\x80-\xff])[\x85\x96\x97\xa0](?![\x5b-\x60\x7b-\x7e\x80-\xff])"
+)
+# The same punctuation in UTF-8, where somebody put lines of two encodings into one file.
+_UTF8 = re.compile(rb"(\xe2\x80[\x93-\xa6])")
+# The characters that Chinese sentences are made of: about half of any running text, and almost none of what another
+# encoding becomes when it is read as Chinese.
+_FREQUENT = frozenset(
+    "的一是不了我在有人这他们来到个上大说你就那和要她出也得里后自以会家可下而过天去能对小多然于心学么之都好看起发当没成只如"
+    "事把还用第样道想作种开它怎什很吗吧呢啊呀哦嗯让给别再快老真太点走见听爱知话谁为做气问回吃打手面头儿从又与叫啦哪"
+    "這們來個說後會過對學麼沒還樣種開讓給別點見聽愛話誰為氣問頭兒從與"
+)
+_HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff]")
+FREQUENT_SHARE = 0.2  # of the Han characters; of EUC-KR, Big5, Shift-JIS or KOI8-R read as Chinese, below 0.1
+
+
+def checked_encoding(option: str, name: str | None) -> str | None:
+    """The name of a text encoding; ValueError for one that Python does not have."""
+    if name is None:
+        return None
+    try:
+        known = codecs.lookup(name)._is_text_encoding
+    except (LookupError, ValueError, UnicodeError):
+        known = False
+    if not known:
+        raise ValueError(f"{option} is the name of a text encoding like utf-8, cp1252 or gb18030; got {name!r}")
+    return name
+
+
+def read_text(path: Path, encoding: str | Sequence[str] = ()) -> tuple[str, dict[str, int]]:
+    """The text of a file, and a note if it was not UTF-8 (with or without BOM).
+
+    Args:
+        encoding: a name: this encoding and no other, because the user says so. Several: what the files of a corpus are
+            known to be in where they are not UTF-8; each is tried in turn, and taken if every byte decodes and the
+            result is plausible text of that kind (``cp1252``, ``gb18030``). Then ASCII with Windows punctuation that
+            can be nothing else is still read as cp1252.
+
+    Raises:
+        ValueError: the file is in none of these, so its characters would be guessed.
+    """
+    path = Path(path)
+    data = path.read_bytes()
+    if isinstance(encoding, str):
+        try:
+            text = data.decode(encoding).removeprefix("\ufeff")
+        except UnicodeError as error:
+            problem = f"{path} is not {encoding} ({error}); name the encoding it is in, or save it as UTF-8"
+            raise ValueError(problem) from None
+        return text, {} if codecs.lookup(encoding).name.startswith("utf-8") else {f"{path.name} read as {encoding}": 1}
+    data = data.removeprefix(codecs.BOM_UTF8)
+    if b"\x1b$" in data or b"\x1b(" in data:
+        raise ValueError(f"{path} holds escape sequences of ISO-2022; expected UTF-8. Save it as UTF-8 again")
+    if b"\x00" in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
         raise ValueError(f"{path} holds zero bytes: UTF-16 or not a text file; expected UTF-8. Save it as UTF-8 again")
     try:
         return data.decode("utf-8"), {}
     except UnicodeDecodeError as error:
-        try:
-            return data.decode("cp1252"), {f"{Path(path).name} is not UTF-8, read as cp1252": 1}
-        except UnicodeDecodeError:
-            raise ValueError(
-                f"{path} is neither UTF-8 (byte {error.start} is 0x{data[error.start]:02x}) nor cp1252; "
-                "expected UTF-8. Save it as UTF-8 again, or download it again"
-            ) from None
+        where = f"byte {error.start} is 0x{data[error.start]:02x}"
+    for name in (*encoding, WINDOWS):
+        if (text := _plausible(data, name)) is not None:
+            return text, {f"{path.name} is not UTF-8, read as {'cp1252' if name == WINDOWS else name}": 1}
+    tried = f", nor plausible text in {' or '.join(encoding)}" if encoding else ""
+    raise ValueError(
+        f"{path} is not UTF-8 ({where}){tried}; expected UTF-8. Save it as UTF-8 again, or say which encoding it is in "
+        "(--data.encoding, --encoding of zoo label)"
+    )
 
 
-def read_table(path: Path, columns: Sequence[str], sep: str = ",", header: bool = True) -> pd.DataFrame:
+def _plausible(data: bytes, encoding: str) -> str | None:
+    """The text in an encoding; None if it does not decode, or into what nobody would write."""
+    if encoding in ("cp1252", WINDOWS):
+        left = _UTF8.sub(b"'", data)
+        left = _WESTERN.sub(b"e", left) if encoding == "cp1252" else left
+        if not _PUNCTUATION.sub(b" ", left).isascii():
+            return None
+        parts = _UTF8.split(data)  # every second one matches
+        return "".join(part.decode("utf-8" if i % 2 else "cp1252") for i, part in enumerate(parts))
+    try:
+        text = data.decode(encoding)
+    except UnicodeDecodeError:
+        return None
+    if encoding in ("gb18030", "gbk", "gb2312"):
+        han = _HAN.findall(text)
+        if sum(char in _FREQUENT for char in han) < FREQUENT_SHARE * max(len(han), 1):
+            return None
+        # half of a pair, or a byte that Windows' punctuation has, decodes into the planes of rare or private characters
+        if any(0xE000 <= ord(char) <= 0xF8FF or ord(char) == 0xFFFD for char in text):
+            return None
+    return text
+
+
+def read_table(
+    path: Path,
+    columns: Sequence[str],
+    sep: str = ",",
+    header: bool = True,
+    encoding: str | Sequence[str] = (),
+) -> pd.DataFrame:
     """All cells as str, indexed by row number in the file (from 1, the header included).
 
     ``.attrs["notes"]`` holds the notes of ``read_text``.
@@ -107,8 +210,9 @@ def read_table(path: Path, columns: Sequence[str], sep: str = ",", header: bool 
         columns: columns that must be there; without a header, the names of all columns.
         sep: cell separator; with a tab, quotes are ordinary characters.
         header: whether the first row names the columns.
+        encoding: see `read_text`.
     """
-    text, notes = read_text(path)
+    text, notes = read_text(path, encoding)
     quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep, quoting=quoting, strict=True)

@@ -151,21 +151,30 @@ def _media(add: Add) -> Callable[[argparse.Namespace], None]:
     parser.add_argument("--frames", type=int, default=8, help="frames per clip, evenly spaced (8)")
     parser.add_argument("--size", type=int, help="side of the frames in pixels; as they are if not given")
     parser.add_argument("--workers", type=int, help="processes; one per core if not given")
-    parser.add_argument("--timeout", type=float, default=30.0, help="seconds per file (30)")
+    parser.add_argument("--timeout", "--clip_timeout", type=float, default=30.0, help="seconds per file (30)")
+    parser.add_argument("--max_clip_seconds", type=float, default=600.0, help="a longer file is not read (600)")
 
     def run(options: argparse.Namespace) -> None:
+        from zoo.data.clips import files_below
         from zoo.media import Media, scan
 
+        for name in ("frames", "size", "workers"):
+            if getattr(options, name) is not None and getattr(options, name) < 1:
+                raise ValueError(f"--{name} is 1 or more, got {getattr(options, name)}")
         kinds = {"video": (".mp4", ".avi", ".mkv", ".mov", ".webm"), "sound": (".wav", ".flac", ".ogg", ".mp3", ".m4a"),
                  "picture": (".jpg", ".jpeg", ".png")}  # fmt: skip
         if not options.root.is_dir():
             raise FileNotFoundError(f"{options.root} is no folder; give the one that holds the clips")
-        found = {kind: sorted(p for p in options.root.rglob("*") if p.suffix.lower() in ends and p.is_file())
-                 for kind, ends in kinds.items()}  # fmt: skip
+        unlisted: dict[Path, str] = {}
+        files = files_below(options.root, unlisted)
+        found = {kind: [p for p in files if p.suffix.lower() in ends] for kind, ends in kinds.items()}
+        for folder, why in unlisted.items():
+            print(f"not looked into: {folder}: {why}")
         if not any(found.values()):
             raise FileNotFoundError(f"{options.root} holds no file named {' '.join(sum(kinds.values(), ()))}")
-        media, workers = Media(options.cache, timeout=options.timeout), options.workers or os.cpu_count() or 1
-        failed = 0
+        media = Media(options.cache, options.timeout, options.max_clip_seconds)
+        workers = options.workers or os.cpu_count() or 1
+        failed = len(unlisted)
         for kind, paths in found.items():
             frames = {"n": options.frames if kind == "video" else 1, "size": options.size} if kind != "sound" else None
             scanned = scan(paths, media, workers, frames=frames, waveform={} if kind != "picture" else None)

@@ -202,7 +202,7 @@ def _run(options: Any, model: chat.Model, turns: dict[str, list[Turn]], forbidde
     settings |= {f"{k}_template": chat.template(given, f"caption_{k}", options.language)[1]
                  for k, given in templates.items()}  # fmt: skip
     chat.same_settings(out / "settings.json", settings, [*paths.values(), out / "answers.jsonl"])
-    media, listed, unanswered = Media(options.cache), [], 0
+    media, listed, unanswered = Media(options.cache, options.clip_timeout, options.max_clip_seconds), [], 0
     try:
         with chat.Answers(out / "answers.jsonl") as answers:
             ask = chat.Asker(answers, options.max_failures)

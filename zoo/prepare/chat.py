@@ -22,6 +22,7 @@ import http.client
 import io
 import ipaddress
 import json
+import math
 import os
 import re
 import threading
@@ -40,7 +41,7 @@ import numpy as np
 from jinja2 import Template, TemplateError
 from PIL import Image
 
-from zoo.media import Media
+from zoo.media import MAX_SECONDS, Media
 from zoo.prompts import load_template
 from zoo.schema import Turn
 
@@ -153,10 +154,12 @@ class Endpoint:
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
             raise ValueError(f"{url!r} is no address; expected one like http://localhost:8000/v1")
-        if tries < 1 or timeout <= 0 or wait < 0 or max_tokens < 1:
+        if tries < 1 or not 0 < timeout < math.inf or wait < 0 or max_tokens < 1:
             raise ValueError(
                 f"tries and max_tokens are 1 or more, timeout is over 0, got {tries}, {max_tokens} and {timeout}"
             )
+        if not 0 <= temperature < math.inf:
+            raise ValueError(f"temperature is 0 or more, got {temperature}")
         if reserved := {"model", "messages", "stream", "n"} & set(extra or {}):
             raise ValueError(f"a request's {', '.join(sorted(reserved))} cannot be given otherwise; leave it out")
         if key is not None and not re.fullmatch(r"[!-~]+", key):
@@ -631,6 +634,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--request", help="JSON object of further fields of each request; null takes one out")
     add("--workers", type=int, default=1, help="questions under way at once")
     add("--cache", type=Path, help="folder of decoded frames and sounds, as of `zoo prepare media`")
+    add("--clip_timeout", type=float, default=30.0, help="seconds one clip may take to decode")
+    add("--max_clip_seconds", type=float, default=MAX_SECONDS, help="a longer clip is left out, and listed")
 
 
 def models(names: Sequence[str], options: Any) -> list[Model]:
@@ -650,6 +655,9 @@ def models(names: Sequence[str], options: Any) -> list[Model]:
         raise ValueError(
             f"--send-to gives {len(urls)} addresses; expected 1, or {len(remote)}: one for each of {', '.join(remote)}"
         )
+    for name in ("size", "tries", "max_failures", "max_tokens", "workers"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name.replace('_', '-')} is 1 or more, got {getattr(options, name)}")
     urls = urls * len(remote) if len(urls) == 1 else urls
     keys = _keys(urls, list(options.key_env))
     try:

@@ -31,6 +31,7 @@ from jsonargparse import ArgumentParser
 from scipy.ndimage import median_filter
 from scipy.signal import find_peaks
 
+from zoo import media as decoding
 from zoo.data import EmotionData
 from zoo.data.captions import MAX_SECONDS
 from zoo.data.text import drop_repeats, read_table, some
@@ -294,7 +295,8 @@ def _parser() -> ArgumentParser:
         + ", ".join(column for column, _ in MEASURES.values()))  # fmt: skip
     add("--least", type=int, default=30, help="training utterances a speaker needs for thresholds of their own")
     add("--cache", type=Path, help="folder of the decoded clips; none if not given")
-    add("--timeout", type=float, default=30.0, help="seconds one clip may take to decode")
+    add("--timeout", "--clip_timeout", type=float, default=30.0, help="seconds one clip may take to decode")
+    add("--max_clip_seconds", type=float, default=decoding.MAX_SECONDS, help="a longer clip is left out, and listed")
     add("--workers", type=int, default=1, help="clips at once")
     return parser
 
@@ -314,7 +316,7 @@ def main(args: list[str]) -> None:
     if options.features is not None:
         columns = ("split", "id", "duration", *(column for column, _ in MEASURES.values()))
         table = read_table(options.features, columns)
-    media = Media(options.cache, timeout=options.timeout)
+    media = Media(options.cache, options.timeout, options.max_clip_seconds)
     found: dict[str, dict[str, Values]] = {}
     left_out: dict[str, dict[str, str]] = {}
     rows: list[dict[str, Any]] = []

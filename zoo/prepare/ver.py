@@ -402,6 +402,8 @@ def main(args: list[str]) -> None:
     """``zoo prepare ver``"""
     parser = _parser()
     options = parser.parse_args(args)
+    if not 0 <= options.min_rating <= 5:
+        raise ValueError(f"--min-rating is a rating from 0 to 5, got {options.min_rating}")
     if options.collect:
         _collect(options)
         return
@@ -409,6 +411,8 @@ def main(args: list[str]) -> None:
         raise ValueError("expected one of --data NAME --data.root DIR and --list FILE; give one of them")
     if options.models is None or options.merger is None:
         raise ValueError("expected two models and one that merges; give --models A B --merger C")
+    if options.frames < 0:
+        raise ValueError(f"--frames is 0 (none) or more, got {options.frames}")
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit is 1 or more, got {options.limit}")
     sees = bool(options.frames) or options.sound
@@ -432,7 +436,7 @@ def main(args: list[str]) -> None:
     out = options.out
     built = build(clips, pair, merger, out, options.language, options.frames, options.size, options.sound,
                   options.reason_template, options.merge_template, options.max_failures, options.workers,
-                  Media(options.cache))  # fmt: skip
+                  Media(options.cache, options.clip_timeout, options.max_clip_seconds))  # fmt: skip
     left_out |= built.left_out | built.unanswered
     chat.replace(
         out / "left_out.jsonl",

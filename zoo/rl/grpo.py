@@ -6,6 +6,7 @@ negative.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal, get_args
@@ -124,12 +125,12 @@ class Objective:
             said = getattr(self, name)
             if said not in get_args(known):
                 raise ValueError(f"unknown {name} {said!r}; expected one of {', '.join(get_args(known))}")
-        if not 0 <= self.clip_low <= 1 or self.clip_high < 0 or self.beta < 0:
+        if not (0 <= self.clip_low <= 1 and 0 <= self.clip_high < math.inf and 0 <= self.beta < math.inf):
             raise ValueError(
                 f"need 0 <= clip_low <= 1, clip_high >= 0 and beta >= 0; got {self.clip_low}, {self.clip_high}, "
                 f"{self.beta}"
             )
-        if self.dual_clip is not None and self.dual_clip <= 1:
+        if self.dual_clip is not None and not 1 < self.dual_clip < math.inf:
             raise ValueError(f"dual_clip bounds what clip leaves open, so it must be above 1; got {self.dual_clip}")
         if self.kind.startswith("ppo") and self.normalize not in ("sum", "sequence"):
             raise ValueError(f"{self.kind} has one ratio per answer: normalize must be sum or sequence, "

@@ -4,15 +4,24 @@
         return float("please" in answer.text)
 
     --model.rewards+=my_rewards.polite
+
+A reward returns one finite number, or None: it then does not apply to this answer, and neither its mean nor the sum of
+the answer counts it. An answer to which no reward applies is worth 0.
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Literal
+import contextlib
+import inspect
+import math
+import numbers
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
 
+import torch
+
+from zoo.answers import parse_label, words
 from zoo.schema import Sample
 
 
@@ -25,15 +34,100 @@ class Answer:
         tokens: number of tokens, the end token included.
         finished: False if it was cut off at ``max_new_tokens``.
         sample: what was asked about. A reward that reads ``sample.target.label`` is supervised.
+        words: the word that the system was to say for each label, in index order; None: the label words themselves.
     """
 
     text: str
     tokens: int
     finished: bool
     sample: Sample
+    words: tuple[str, ...] | None = None
+
+    @property
+    def named(self) -> str | None:
+        """The label that the evaluation reads in this answer, or None if it is unreadable."""
+        names = self.sample.labels.names
+        index = parse_label(self.text, names if self.words is None else self.words)
+        return None if index is None else names[index]
 
 
-Reward = Callable[[Answer], float]
+Reward = Callable[[Answer], float | None]
+
+
+class FailedReward(RuntimeError):
+    """A reward of the user's raised an error, which is the cause of this one."""
+
+
+def reward_name(reward: Reward) -> str:
+    """Under which a reward is logged: of the function, or of the class."""
+    return getattr(reward, "__name__", type(reward).__name__).lower()
+
+
+def check_reward(reward: Reward) -> None:
+    """Raises ValueError for what cannot be called with one `Answer`."""
+    if not callable(reward):
+        raise ValueError(f"the reward {reward!r} is no function; expected one of an Answer, see zoo.rl.rewards")
+    try:
+        signature = inspect.signature(reward)
+    except (ValueError, TypeError):
+        return  # of some built-in functions nobody knows it
+    try:
+        signature.bind(None)
+    except TypeError:
+        raise ValueError(f"reward {reward_name(reward)} takes {signature}; expected one argument, the Answer") from None
+
+
+def earned(reward: Reward, answer: Answer) -> float | None:
+    """What a reward gives an answer; None where it does not apply.
+
+    Raises:
+        ValueError: it returned something else than one finite number or None; names the reward and the sample.
+        FailedReward: it raised an error, which is the cause.
+    """
+    with _named(reward, answer):
+        value = reward(replace(answer))  # a copy: what one reward does to it is not the next one's business
+    if value is None:
+        return None
+    number = _number(value)
+    if number is None:
+        problem = f"returned {str(value)[:80]!r} ({type(value).__name__})"
+    elif not math.isfinite(torch.tensor(number).item()):  # also what float32, the type of the sums, cannot hold
+        problem = f"gave a number that is not finite: {number}"
+    else:
+        return number
+    raise ValueError(
+        f"reward {reward_name(reward)} {problem} for the sample {_id(answer)}; expected one finite number, or None "
+        "where it does not apply"
+    )
+
+
+def _number(value: Any) -> float | None:
+    """A number as float; a tensor or array of one element counts. None for everything else."""
+    if isinstance(value, torch.Tensor) or hasattr(value, "__array__"):
+        if math.prod(getattr(value, "shape", ())) != 1:
+            return None
+        value = value.item()
+    return float(value) if isinstance(value, numbers.Real) and not isinstance(value, bool) else None
+
+
+@contextlib.contextmanager
+def _named(reward: Reward, answer: Answer) -> Iterator[None]:
+    try:
+        yield
+    except SystemExit as error:
+        raise ValueError(
+            f"reward {reward_name(reward)} ended the program (exit code {error.code}) at the sample {_id(answer)}; "
+            "expected one finite number, or None where it does not apply"
+        ) from error
+    except Exception as error:  # whatever a user's own code may raise: it is his error, with his traceback
+        raise FailedReward(
+            f"reward {reward_name(reward)} raised {type(error).__name__}: {error}, for the sample {_id(answer)} with "
+            f"the answer {answer.text[:200]!r}"
+        ) from error
+
+
+def _id(answer: Answer) -> str:
+    return answer.sample.id if answer.sample is not None else "(none)"
 
 
 @dataclass(frozen=True)
@@ -75,18 +169,19 @@ class Overlength:
 
 @dataclass(frozen=True)
 class Correct:
-    """1 for an answer that names the right label and no other, else 0; also 0 where the right one is not known, so that
-    such a prompt has no advantage. Supervised.
+    """1 for an answer in which the evaluation reads the right label, else 0; also 0 where the right one is not known,
+    so that such a prompt has no advantage. Supervised.
+
+    ``anger`` earns 1 for a sample labelled anger; ``not anger`` and ``anger or joy`` earn 0.
 
     Args:
-        words: label -> word the answer is to use, where it differs.
+        words: label -> word the answer is to use, where it differs and the system has no verbalizer. A system refuses
+            words that are not those of its own verbalizer, by which its answers are evaluated.
     """
 
     words: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, answer: Answer) -> float:
-        said = answer.text.lower()
-        names = answer.sample.labels.names
-        patterns = {name: rf"(?<!\w){re.escape(self.words.get(name, name).lower())}(?!\w)" for name in names}
-        named = [name for name in names if re.search(patterns[name], said)]
-        return float(named == [answer.sample.target.label])
+        if self.words:
+            answer = replace(answer, words=words(answer.sample.labels, self.words))
+        return float(answer.named is not None and answer.named == answer.sample.target.label)

@@ -20,15 +20,21 @@ class Rollout(NamedTuple):
     """Answers to B prompts, n each, of up to T tokens."""
 
     ids: Tensor  # (B, n, T) int64, right-padded
-    mask: Tensor  # (B, n, T) bool: True on answer tokens, the end token included
+    mask: Tensor  # (B, n, T) bool: True on the tokens that are learnt from, the end token included
     old: Tensor  # (B, n, T) float32: log-probabilities of the sampler; 0 where masked
     finished: Tensor  # (B, n) bool: False if cut off
-    entropy: Tensor  # (B, n, T) float32, nats
+    entropy: Tensor  # (B, n, T) float32, nats; of every sampled token
+    drawn: Tensor | None = None  # (B, n, T) bool: True on every sampled token; None: `mask`, nothing was left out
+
+    @property
+    def sampled(self) -> Tensor:
+        """(B, n, T) bool: every sampled token, those of answers that are left out of the loss included."""
+        return self.mask if self.drawn is None else self.drawn
 
     def rows(self, index: Tensor) -> Rollout:
         """Some of the prompts, cut to the longest answer among them."""
         longest = max(1, int(self.mask[index].any(0).any(0).sum()))
-        return Rollout(*(x[index, :, :longest] if x.ndim == 3 else x[index] for x in self))
+        return Rollout(*(x if x is None else x[index, :, :longest] if x.ndim == 3 else x[index] for x in self))
 
 
 class Prompts(Protocol):
@@ -62,7 +68,7 @@ def roll_out(llm: Policy, prompts: Prompts, n: int, *, max_new_tokens: int, temp
     """
     drawn = llm.sample(prompts, n, max_new_tokens=max_new_tokens, temperature=temperature, generator=generator)
     mask = drawn.mask & drawn.finished[..., None] if drop_truncated else drawn.mask
-    return Rollout(drawn.ids, mask, drawn.logprobs.masked_fill(~mask, 0.0), drawn.finished, drawn.entropy)
+    return Rollout(drawn.ids, mask, drawn.logprobs.masked_fill(~mask, 0.0), drawn.finished, drawn.entropy, drawn.mask)
 
 
 def accumulate(

@@ -43,7 +43,7 @@ from torch.distributed.fsdp import fully_shard
 from zoo.backbones import LLM, LoRA, Prefix
 from zoo.backbones.llm import Dtype
 from zoo.backbones.patches import PatchVision
-from zoo.media import Media
+from zoo.media import MAX_SECONDS, Media
 from zoo.metrics import evaluate, reason_overlap
 from zoo.models.emotion_qwen.faces import FaceCapture
 from zoo.models.emotion_qwen.input import LARGEST, QwenCollator
@@ -105,6 +105,7 @@ class EmotionQwen(Supervised):
         max_length: longest prompt; longer ones lose old words, never a clip. C: 2048, 14336 and more with videos.
         cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
+        max_clip_seconds: a longer clip or film is not read, and counted.
     """
 
     templates = Path(__file__).parent / "templates"
@@ -139,6 +140,7 @@ class EmotionQwen(Supervised):
         max_length: int = 2048,
         cache: Path | None = None,
         timeout: float = 30.0,
+        max_clip_seconds: float = MAX_SECONDS,
         betas: tuple[float, float] = (0.9, 0.95),
         weight_decay: float = 0.1,
         warmup: float = 0.01,
@@ -167,7 +169,7 @@ class EmotionQwen(Supervised):
             "words": words, "frames": frames, "fps": fps, "max_frames": max_frames, "min_pixels": min_pixels,
             "max_pixels": max_pixels, "video_max_pixels": video_max_pixels, "capture": face_capture,
             "mrope": mrope is not None,
-            "media": Media(Path(cache) if cache else None, timeout=timeout, max_pixels=LARGEST),
+            "media": Media(Path(cache) if cache else None, timeout, max_clip_seconds, LARGEST),
         }  # fmt: skip
         self.gold_in_answer, self.token_scale = gold_in_answer, token_scale
         self.remembered = Remembered()
@@ -244,15 +246,14 @@ class EmotionQwen(Supervised):
             labelled = {s.labels.corpus for s in self.trainer.datamodule.samples("dev") if s.answer is None}
             self.val_metrics = {c: m for c, m in self.val_metrics.items() if c in labelled}
 
-    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
-        super().require(samples, split, stage)
+    unread_events = ("samples without a readable clip",)
+
+    def needs(self, stage: str) -> Mapping[str, str]:
         words_alone = stage == "fit" and self.patterns and all(p.startswith("llm") for p in self.patterns)
-        seen = any(t.video is not None for s in samples for t in (s.target, *s.history))
-        if not seen and not words_alone:  # a language model may learn from words first
-            raise ValueError(
-                f"no {split} sample of {type(self.trainer.datamodule).__name__} has a picture or video, so the vision "
-                "tower would read nothing; give the folder that holds the clips (--data.root)"
-            )
+        return {} if words_alone else {"video": ""}  # a language model may learn from words first
+
+    def has_file(self, sample: Sample, part: str) -> bool:
+        return any(getattr(turn, part) is not None for turn in (sample.target, *sample.history))
 
     # ---- input
     def see(self, batch: Mapping[str, Any]) -> Compressed | None:

@@ -29,7 +29,7 @@ Differs from the paper (P) and its published code (C):
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -39,7 +39,7 @@ from torch import Tensor
 
 from zoo.backbones import LLM, LoRA, Prefix, Vision
 from zoo.backbones.llm import Dtype
-from zoo.media import Media
+from zoo.media import MAX_SECONDS, Media
 from zoo.models.farcer.parts import (
     Collator,
     Faces,
@@ -50,7 +50,7 @@ from zoo.models.farcer.parts import (
     token_weights,
     weighted_loss,
 )
-from zoo.module import Prompted, in_order, label_scores, note_control_tokens
+from zoo.module import LABEL_TOKENS, Prompted, fitting_length, in_order, label_scores, note_control_tokens
 from zoo.prompts import load_template, words
 from zoo.schema import Prediction, Sample
 from zoo.senses import AT_ONCE, Remembered
@@ -99,6 +99,7 @@ class FARCER(Prompted):
         max_new_tokens: for ``greedy`` (C: 5).
         cache: folder of decoded frames (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
+        max_clip_seconds: a longer clip or film is not read, and counted.
     """
 
     templates = Path(__file__).parent / "templates"
@@ -137,6 +138,7 @@ class FARCER(Prompted):
         max_new_tokens: int = 5,
         cache: Path | None = None,
         timeout: float = 30.0,
+        max_clip_seconds: float = MAX_SECONDS,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         warmup: float = 0.0,
@@ -179,7 +181,7 @@ class FARCER(Prompted):
         self.train_shots, self.shots, self.shots_from, self.shot_window = train_shots, shots, shots_from, shot_window
         self.rollout, self.label_weights = rollout, label_weights
         self.decode, self.max_new_tokens = decode, max_new_tokens
-        self.media = Media(Path(cache) if cache else None, timeout=timeout)
+        self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
         self.remembered = Remembered()  # image -> its features
         self.kept: dict[bytes, Any] = {}  # fixed part of a prompt -> what the language model keeps of it
 
@@ -192,6 +194,7 @@ class FARCER(Prompted):
     # ---- parts
     def build(self) -> None:
         self.llm = LLM(**self.llm_args).requires_grad_(False)
+        self.max_length = fitting_length(self.llm, self.max_length, max(self.max_new_tokens, LABEL_TOKENS))
         if self.faces == "none":
             return
         self.vision = Vision(**self.vision_args).freeze()
@@ -268,14 +271,14 @@ class FARCER(Prompted):
         data = self.trainer.datamodule
         note_control_tokens(data, data.splits_of(stage)[0])
 
+    unread_events = ("samples without any readable picture",)
+
+    def needs(self, stage: str) -> Mapping[str, str]:
+        return {} if self.faces == "none" else {"video": "set --model.faces none for a text-only model"}
+
     def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
         super().require(samples, split, stage)
         corpus = type(self.trainer.datamodule).__name__
-        if self.faces != "none" and not any(s.target.video for s in samples):
-            raise ValueError(
-                f"no {split} sample of {corpus} has a clip or picture; give the folder that holds them (--data.root), "
-                "or set --model.faces none for a text-only model"
-            )
         if self.faces == "none" and not any(s.target.text for s in samples):
             raise ValueError(
                 f"no {split} sample of {corpus} has words, and --model.faces none shows nothing else: every prompt "
@@ -390,6 +393,8 @@ class FARCER(Prompted):
     @torch.no_grad()
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         self.counts["images missing, nothing in their place"] += batch["missing"]
+        if self.faces != "none":
+            self.counts["samples without any readable picture"] += batch["without_picture"]
         prefix = self.encode(batch)
         if self.decode == "score":
             return label_scores(self.llm, prefix, batch["samples"], self.write.answers)

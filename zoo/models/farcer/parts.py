@@ -325,6 +325,7 @@ class Collator:
       the order of the positions (``slots`` positions per entry);
     - ``frames`` (U, 3, S, S) uint8 and ``keys``: the different images and what identifies them;
     - ``missing``: pictures that should be there and are not (no clip, or unreadable): no slot stands in their place;
+    - ``without_picture``: samples whose prompt shows none;
     - ``truncated``: prompts that lost turns to ``max_length``;
     - in training ``answer`` (B, T) int64 and ``answer_mask`` (B, T) bool: label tokens and end token, right-padded;
     - ``samples``.
@@ -336,6 +337,10 @@ class Collator:
     max_length: int
     training: bool
 
+    @property
+    def media(self) -> Media | None:
+        return None if self.pictures is None else self.pictures.media
+
     def length(self, sample: Sample) -> int:
         """Characters that vary between samples; only the order matters."""
         turns = (*self.writer.history(sample, self.writer.window), sample.target)
@@ -345,11 +350,12 @@ class Collator:
         drawn = int(rng.integers(1 << 30)) if self.training else 0
         read: dict[str, np.ndarray | None] = {}
         shown: dict[str, int] = {}  # key of an image that is used -> its number
-        rows, image, missing, truncated = [], [], 0, 0
+        rows, image, shown_in, missing, truncated = [], [], [], 0, 0
         for sample in samples:
             fixed, own, keys, absent, cut = self._prompt(sample, self._number(sample, drawn), read)
             rows.append((fixed, own))
             image += [shown.setdefault(key, len(shown)) for key in keys]
+            shown_in.append(keys)
             missing, truncated = missing + absent, truncated + cut
         same = all(fixed == rows[0][0] for fixed, _ in rows)
         owns = [own if same else fixed + own for fixed, own in rows]
@@ -373,6 +379,7 @@ class Collator:
             "keys": tuple(shown),
             "frames": torch.from_numpy(np.stack([read[key] for key in shown])) if shown else None,
             "missing": missing,
+            "without_picture": sum(not keys for keys in shown_in),
             "truncated": truncated,
         }
         return batch | (self._answers(samples) if self.training else {})
@@ -414,8 +421,8 @@ class Collator:
             if len(turns) == 1:
                 raise ValueError(
                     f"the prompt of {sample.id} has {len(fixed)} + {len(own)} tokens without any earlier turn, more "
-                    f"than --model.max_length {self.max_length}; raise it, or show fewer or shorter solved dialogues "
-                    "(--model.shots, --model.train_shots, --model.shot_window)"
+                    f"than --model.max_length {self.max_length}; raise it as far as the model's positions go, or show "
+                    "fewer or shorter solved dialogues (--model.shots, --model.train_shots, --model.shot_window)"
                 )
             window, cut = len(turns) - 2, True
 

@@ -9,10 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zoo.module import PromptCollator, prompt_reads
-from zoo.prompts import load_template, parse_label, words
+from zoo.module import PromptCollator, fitting_length, prompt_reads
+from zoo.prompts import load_template
 from zoo.reinforced import Reinforced
-from zoo.schema import Sample
 
 
 class GRPO(Reinforced):
@@ -41,11 +40,17 @@ class GRPO(Reinforced):
         **kwargs: Any,
     ) -> None:
         super().__init__(llm, **kwargs)
+        if window < 0 or max_length < 2:
+            raise ValueError(f"need window >= 0 and max_length >= 2; got {window} and {max_length}")
         if not self.functions:
             raise ValueError("GRPO needs at least one reward: --model.rewards+=my_module.my_reward")
-        self.template = load_template(template, self.templates)
+        self.template, self.verbalizer = load_template(template, self.templates), verbalizer
         self.prompt = {"window": window, "kinds": tuple(descriptions or ()), "verbalizer": verbalizer,
                        "max_length": max_length}  # fmt: skip
+
+    def build(self) -> None:
+        super().build()
+        self.prompt["max_length"] = fitting_length(self.llm, self.prompt["max_length"], self.max_new_tokens)
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -54,7 +59,3 @@ class GRPO(Reinforced):
     def collator(self, training: bool) -> PromptCollator:
         return PromptCollator(self.llm.tokenizer, self.llm.pad_id, self.template, training=False, chat=self.chats,
                               system=self.system, **self.prompt)  # fmt: skip
-
-    def read_answer(self, sample: Sample, text: str) -> str | None:
-        index = parse_label(text, words(sample.labels, self.prompt["verbalizer"]))
-        return None if index is None else sample.labels.names[index]

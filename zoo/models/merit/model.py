@@ -64,6 +64,7 @@ from zoo.module import (
     Prompted,
     Rows,
     Supervised,
+    fitting_length,
     label_scores,
     note_control_tokens,
     prompt_reads,
@@ -284,11 +285,14 @@ class MeritRLVR(MeritModel, Reinforced):
             raise ValueError("MERIT reinforces adapters on a frozen model: give --model.lora")
         if type(self).rewards is Reinforced.rewards and not self.functions:
             raise ValueError("MeritRLVR needs rewards: --model.rewards+=zoo.rl.rewards.Correct")
+        if window < 0 or max_length < 2:
+            raise ValueError(f"need window >= 0 and max_length >= 2; got {window} and {max_length}")
         self.template, self.verbalizer = load_template(template, self.templates), verbalizer
         self.max_length, self.window, self.descriptions = max_length, window, tuple(descriptions or ())
 
     def build(self) -> None:
         super().build()
+        self.max_length = fitting_length(self.llm, self.max_length, self.max_new_tokens)
         for name in ("vision_projection", "audio_projection"):
             if hasattr(self, name):
                 getattr(self, name).requires_grad_(False)
@@ -341,7 +345,7 @@ class MeritTTRL(MeritRLVR):
         super().__init__(**kwargs)
         if self.functions:
             raise ValueError("the vote is the reward at test time; rewards of your own belong to MeritRLVR")
-        if (alpha is not None and not alpha > 0) or not 0 <= agreement <= 1 or balance < 0:
+        if (alpha is not None and not alpha > 0) or not 0 <= agreement <= 1 or not 0 <= balance < math.inf:
             raise ValueError("need alpha > 0 or null (binary; alpha 0 would make all answers worth the same), "
                              f"0 <= agreement <= 1 and balance >= 0; got {alpha}, {agreement}, {balance}")  # fmt: skip
         self.alpha, self.agreement, self.balance, self.guard, self.keep = alpha, agreement, balance, guard, keep

@@ -31,6 +31,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
@@ -50,7 +51,7 @@ from zoo.models.selector.parts import (
     read_decisions,
     read_rows,
 )
-from zoo.module import PromptCollator, Rows, Supervised, answer_ids, prompt_reads, require_descriptions
+from zoo.module import PromptCollator, Rows, Supervised, answer_ids, fitting_length, prompt_reads, require_descriptions
 from zoo.prompts import load_template
 from zoo.reinforced import Gathered, Reinforced
 from zoo.rl import Answer, Rollout
@@ -113,6 +114,9 @@ class ModalitySelector(Reinforced):
         **kwargs: Any,
     ) -> None:
         super().__init__(llm, chat=chat, **kwargs)
+        if window < 0 or max_length < 2 or not math.isfinite(downstream_weight):
+            raise ValueError("need window >= 0, max_length >= 2 and a finite downstream_weight; got "
+                             f"{window}, {max_length} and {downstream_weight}")  # fmt: skip
         if exploration == "forced" and (
             self.objective.kind != "reinforce_group" or self.iterations > 1 or self.n % 2
         ):
@@ -141,6 +145,11 @@ class ModalitySelector(Reinforced):
             raise ValueError("the selector has no reward: set format, response, overlength or downstream, or rewards")
 
     # ---- prompts
+    def build(self) -> None:
+        super().build()
+        answer = self.max_new_tokens if self.tagged else max(map(len, self.phrases)) + 1
+        self.prompt["max_length"] = fitting_length(self.llm, self.prompt["max_length"], answer)
+
     @property
     def reads(self) -> tuple[str, ...]:
         return prompt_reads(self.template, self.prompt["window"], self.prompt["kinds"])
@@ -191,7 +200,7 @@ class ModalitySelector(Reinforced):
         """Sampled thoughts, the decision behind them replaced: keep in even places of a group, discard in odd ones.
         An answer that never came to <answer> stays as it is."""
         tokenizer, answers = self.llm.tokenizer, []
-        for ids, real in zip(rollout.ids.flatten(0, 1), rollout.mask.flatten(0, 1), strict=True):
+        for ids, real in zip(rollout.ids.flatten(0, 1), rollout.sampled.flatten(0, 1), strict=True):
             thoughts, tag, _ = tokenizer.decode(ids[real], skip_special_tokens=True).partition("<answer>\n")
             text = f"{thoughts}{tag}{(KEEP, DISCARD)[len(answers) % 2]}\n</answer>"
             answers.append(
@@ -203,8 +212,9 @@ class ModalitySelector(Reinforced):
         real = torch.zeros_like(ids, dtype=torch.bool)
         for row, mask, answer in zip(ids, real, answers, strict=True):
             row[: len(answer)], mask[: len(answer)] = torch.tensor(answer, device=ids.device), True
-        nothing = torch.zeros(shape, device=ids.device)
-        return rollout._replace(ids=ids.view(shape), mask=real.view(shape), old=nothing, entropy=nothing)
+        nothing, drawn = torch.zeros(shape, device=ids.device), real.view(shape)
+        learnt = drawn & rollout.mask.any(2, keepdim=True)
+        return rollout._replace(ids=ids.view(shape), mask=learnt, old=nothing, entropy=nothing, drawn=drawn)
 
     def both_decisions(self, window: Sequence[dict[str, Any]]) -> Rollout:
         """n/2 times keep and n/2 times discard for every prompt, as if they had been sampled."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping, Sequence
@@ -13,6 +12,7 @@ from typing import Any, Literal
 from zoo.rl import Answer
 from zoo.runs import run_of
 from zoo.schema import Sample
+from zoo.storage import parse_json, split_lines
 
 KEEP, DISCARD = "Yes, the captions should remain", "No, the captions should be removed"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
@@ -162,11 +162,11 @@ def read_rows(path: str | Path, name: str) -> list[dict[str, Any]]:
             f"no {name} at {str(path)!r}: give the file, or a run folder that `zoo predict` wrote to"
         )
     rows = []
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+    for number, line in enumerate(split_lines(file.read_text(encoding="utf-8")), 1):
         expected = "expected a row as `zoo predict` writes; write the file again"
         try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
+            row = parse_json(line, f"line {number}")
+        except ValueError as error:
             raise ValueError(f"{file} line {number} is not JSON ({error}); {expected}") from None
         if not isinstance(row, dict) or not isinstance(row.get("id"), str):
             raise ValueError(f"{file} line {number} names no sample (id); {expected}")

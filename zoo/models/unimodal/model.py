@@ -8,7 +8,7 @@ classes, so a published expression classifier can be tested as it is (``--zero_s
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +21,7 @@ from torchaudio.functional import melscale_fbanks
 
 from zoo.backbones import Audio, Vision
 from zoo.backbones.llm import Dtype
-from zoo.media import Media, Unreadable
+from zoo.media import MAX_SECONDS, Media, Unreadable
 from zoo.module import EmotionModule, Rows, class_weights
 from zoo.prompts import words
 from zoo.schema import Labels, Prediction, Sample
@@ -44,6 +44,7 @@ class Unimodal(EmotionModule):
         label_smoothing: share of the target spread over all labels.
         cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
+        max_clip_seconds: a longer clip or film is not read, and counted.
     """
 
     def __init__(
@@ -55,12 +56,13 @@ class Unimodal(EmotionModule):
         label_smoothing: float = 0.0,
         cache: Path | None = None,
         timeout: float = 30.0,
+        max_clip_seconds: float = MAX_SECONDS,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.verbalizer, self.new_head, self.dropout = verbalizer, new_head, dropout
         self.class_weight, self.label_smoothing = class_weight, label_smoothing
-        self.media = Media(Path(cache) if cache else None, timeout=timeout)
+        self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
         self.head: nn.Module | None = None
 
     modality: str
@@ -84,6 +86,13 @@ class Unimodal(EmotionModule):
         """Batch -> logits of the encoder's own head, (B, classes)."""
 
     # ---- shared
+    @property
+    def unread_events(self) -> tuple[str, ...]:
+        return (f"no readable {self.modality}",)
+
+    def needs(self, stage: str) -> Mapping[str, str]:
+        return {"video" if self.modality == "face" else "audio": ""}
+
     def setup(self, stage: str) -> None:
         super().setup(stage)
         label_sets = list(self.trainer.datamodule.label_sets.values())
