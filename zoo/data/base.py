@@ -92,9 +92,9 @@ class EmotionData(LightningDataModule):
     """
 
     labels: Labels
-    encodings: tuple[str, ...] = ()  # what the released files are known to be in where they are not UTF-8
     licence = "?"  # of the corpus, as its owners state it
     material = "?"  # what its samples are, so that a user of weights trained on it knows what they have met
+    encodings: tuple[str, ...] = ()  # what the released files are known to be in where they are not UTF-8
     asked = False  # single samples somebody asks about (`zoo label`): what all of them lack is no mistake of a reader
     protocol = "all_utterances"  # which utterances are scored; results of different protocols are never ranked together
 

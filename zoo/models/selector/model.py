@@ -149,6 +149,7 @@ class ModalitySelector(Reinforced):
         super().build()
         answer = self.max_new_tokens if self.tagged else max(map(len, self.phrases)) + 1
         self.prompt["max_length"] = fitting_length(self.llm, self.prompt["max_length"], answer)
+
     @property
     def reads(self) -> tuple[str, ...]:
         return prompt_reads(self.template, self.prompt["window"], self.prompt["kinds"])
