@@ -1,4 +1,4 @@
-# make demo         install, test five published systems and two baselines on a fresh sitcom, train one, write report.html
+# make demo         install, test the published systems and two baselines on a fresh sitcom, train one, write report.html
 # make test         install with the dev extra, run the test suite and the notebooks
 # make lint         ruff and the import rules
 # make constraints  write constraints.txt from what .venv holds (after upgrading something in it)

@@ -179,3 +179,10 @@ def test_fsdp2_is_parsed(config, capsys):
     said = printed(capsys, folder / f"{config}.yaml", folder / "ablations" / f"{config}_fsdp2.yaml")["trainer"]
     assert said["strategy"]["class_path"] == "lightning.pytorch.strategies.ModelParallelStrategy"
     assert said["strategy"]["init_args"]["data_parallel_size"] == said["devices"] == 8
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))
+def test_a_config_takes_the_accelerator_that_is_there_or_says_why_not(config):
+    for line in config.read_text().splitlines():
+        if line.strip().startswith("accelerator:"):
+            assert "accelerator: auto" in line or "  # " in line, f"{config}: {line}; write auto, or why not"

@@ -15,7 +15,9 @@ import yaml
 
 from tests.media_files import sine, write_clip
 from tests.runs_helper import fit, flags, make_corpus, make_ears, make_eyes, make_llm, no_picture, refused, rows, zoo
+from zoo.checkpoints.listing import index
 from zoo.data.meld import CLIPS
+from zoo.label import System, Used, without_discarded
 from zoo.schema import Labels, Sample, Turn
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -157,7 +159,32 @@ def test_a_policy_decides_first(home, table):
         assert decision == row["details"]["decision"] == ("keep" if row["selection"]["keep"] > 0.5 else "discard")
         assert row["scores"] == sides["always" if decision == "keep" else "never"][i]["scores"]
         assert ("audio description" in row["used"]) == (decision == "keep")
+        if decision == "discard":
+            assert row["unused"]["audio description"] == "discarded by the selector (ModalitySelector)"
         assert row["selection"]["system"] == "ModalitySelector" and row["selector"] == str(home / "policy")
+
+
+@pytest.mark.parametrize(
+    ("decision", "why"), [("discard", "discarded by the selector (S: plain)"), ("keep", "no room")]
+)
+def test_the_selectors_reason_stands_where_the_descriptions_do(decision, why):
+    used = Used(("words",), {"picture": "not given", "video description": "no room"})
+    told = without_discarded(used, {"system": "S", "decision": decision, "text": "plain"})
+    assert told == Used(("words",), {"picture": "not given", "video description": why})
+
+
+@pytest.mark.parametrize("name", [n for n, e in index().items() if e["source"] == "shipped"])
+def test_published_weights_say_what_they_know(name):
+    told = System(name).knows()
+    known = "GoEmotions (single English sentences from Reddit)" if name == "tiny-llama" else (
+        "Synthetic (generated: English sentences from templates, drawn faces, synthetic voices)")  # fmt: skip
+    assert told.startswith(f"{name} was trained on {known}") and "neutral, surprise" in told
+
+
+def test_what_the_weights_know_is_said_once(home, table, capsys):
+    zoo("label", table, "--ckpt_path", home / "text")
+    said = capsys.readouterr().err
+    assert said.count("was trained on MELD (English dialogue of a TV show") == 1
 
 
 def test_a_policy_for_a_system_that_takes_none(home, capsys):

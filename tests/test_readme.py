@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.runs_helper import fit, make_corpus, make_llm
 from zoo import cli
 
 ROOT = Path(__file__).parents[1]
@@ -52,3 +53,19 @@ def test_make_targets():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     named = {t for d in DOCUMENTS for t in re.findall(r"make ([a-z]+)", d.read_text())}
     assert named and named <= targets
+
+
+def test_your_own_llama_trains_on_the_official_release_without_descriptions(tmp_path, monkeypatch, one_threaded):
+    """The first command of the section, with a miniature of the release that holds its CSVs alone."""
+    monkeypatch.chdir(ROOT)
+    make_corpus(tmp_path / "MELD.Raw", (2, 1, 1))
+    for file in (tmp_path / "MELD.Raw").glob("*description*"):
+        file.unlink()
+    (tmp_path / "llm").mkdir()
+    make_llm(tmp_path / "llm")
+    (section,) = re.findall(r"## Your own LLaMA\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.DOTALL)
+    block = re.findall(r"```\n(.*?)```", section, re.DOTALL)[0].replace("\\\n", " ")
+    command = block.replace("/models/Llama-2-7b-hf", str(tmp_path / "llm")).replace("/data/", f"{tmp_path}/")
+    run = fit(tmp_path, *shlex.split(command)[2:], "--data.num_workers=0", "--trainer.max_steps=1",
+              "--trainer.accelerator=cpu", "--trainer.limit_val_batches=1")  # fmt: skip
+    assert (run / "checkpoints" / "last.ckpt").is_file()

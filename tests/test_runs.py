@@ -149,6 +149,22 @@ def test_run_of(tmp_path, monkeypatch):
 
 
 # ---- results are never lost
+@pytest.mark.parametrize(
+    ("text", "shortened"),
+    [
+        ("HERE/runs/a/best.ckpt is damaged", "runs/a/best.ckpt is damaged"),
+        ("zoo bench --data.root=/data/corpora/MELD --out runs/x", "zoo bench --data.root=…/corpora/MELD --out runs/x"),
+        ("['/data/corpora/MELD', 3]", "['…/corpora/MELD', 3]"),
+        ("https://example.org/data/corpora/x and synthetic/test/dia0_utt0, either/or, 3 / 4", None),
+    ],
+)
+def test_a_file_that_travels_names_no_folder_of_the_machine(text, shortened, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    text = text.replace("HERE", str(tmp_path))
+    expected = text if shortened is None else shortened
+    assert runs.portable({"a": [text, 1, None]}) == {"a": [expected, 1, None]}
+
+
 def test_results_of_an_earlier_test_are_set_aside(tmp_path):
     assert set_aside_results(tmp_path) is None and not (tmp_path / "previous").exists()
     kept = {"config.yaml": "run", "metrics.csv": "log", "checkpoints/best.ckpt": "w", "notes.txt": "mine"}

@@ -202,7 +202,7 @@ class Chat:
 
 
 def test_a_chat_holds_its_clip_in_the_users_message(collate, samples):
-    collator = collate("{{ vision }}{{ audio }}{{ target.text }}?", system="You listen.")
+    collator = collate("{{ vision }}{{ audio }}{{ target.text }}?", chat=True, system="You listen.")
     collator.tokenizer = Chat()
     batch = collator(samples[:1], RNG)
     ids, slots = batch["input_ids"][0].tolist(), batch["slots"][0].tolist()

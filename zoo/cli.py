@@ -7,12 +7,17 @@ imported only when a verb needs it, so ``zoo --help`` answers at once.
 
 from __future__ import annotations
 
+import difflib
+import errno
 import os
+import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import NoReturn
 
 from zoo import interrupts
+from zoo.errors import is_refusal, raised_by
 
 LIGHTNING_VERBS = {
     "fit": "train a system: zoo fit --config configs/dialoguellm/demo.yaml",
@@ -27,6 +32,8 @@ ZOO_VERBS = {
     "label": "the emotion of one clip, line, folder or table: zoo label CLIP --ckpt_path NAME --text 'What?'",
     "checkpoints": "list, show, pull, convert and verify published checkpoints",
 }
+
+
 KEPT = {  # what an interrupted command leaves behind, if more than nothing
     "label": "with --out the labels so far are kept; to go on, ",
     "prepare": "what is done is kept; to go on, ",
@@ -38,6 +45,7 @@ def usage() -> str:
     lines = ["usage: zoo VERB [options]       (zoo VERB --help for its options)", ""]
     lines += [f"  {verb:<12} {what}" for verb, what in {**LIGHTNING_VERBS, **ZOO_VERBS}.items()]
     lines += ["", "  lightning VERB ...           the first four, under Lightning's own name"]
+    lines += ["  --import DIR                 the config.yaml of a checkpoint may name modules of this folder"]
     lines += ["  zoo fit --model.help NAME    options of a system, e.g. DialogueLLM; --data.help NAME of a corpus"]
     return "\n".join(lines)
 
@@ -55,36 +63,147 @@ def main(argv: list[str] | None = None) -> None:
         print(f"zoo {__version__}")
         return
     if args[0] not in verbs:
-        sys.exit(f"zoo: unknown verb {args[0]!r}; expected one of {', '.join(verbs)} (zoo --help)")
+        near = difflib.get_close_matches(args[0], verbs, 1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        sys.exit(f"zoo: unknown verb {args[0]!r}; expected one of {', '.join(verbs)} (zoo --help){meant}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every loader worker warns about forking
     interrupts.listen()
     try:
         _run(args[0], args[1:])
-    except (KeyboardInterrupt, SystemExit):
-        if interrupts.requested() is None:
+    except BaseException as error:  # the end of every command: each error is told as what it is, see `explained`
+        if interrupts.requested() is not None:
+            _leave_interrupted(args[0], error)
+        if os.environ.get("ZOO_DEBUG") or not isinstance(error, Exception):
             raise
-        if args[0] != "fit":  # which says itself how to go on
-            print(f"zoo {args[0]}: interrupted; {KEPT.get(args[0], '')}give the same command again", file=sys.stderr)
-        sys.exit(interrupts.exit_code())
-    except (ValueError, FileNotFoundError, FileExistsError, FloatingPointError, NotADirectoryError) as error:
-        ours = _ours(error)
-        if os.environ.get("ZOO_DEBUG") or ours is None:
+        told = explained(error)
+        if told is None:
+            print(f"zoo {args[0]}: {_whose(error)}", file=sys.stderr)
             raise
-        sys.exit(f"zoo {args[0]}: {ours}\n(ZOO_DEBUG=1 shows the traceback)")
+        sys.exit(f"zoo {args[0]}: {told}\n(ZOO_DEBUG=1 shows the traceback)")
 
 
-def _ours(error: BaseException | None) -> BaseException | None:
-    """The zoo's own error, whose message says what to do, also where jsonargparse wrapped it. None for a library's
-    error: that one keeps its traceback."""
-    while error is not None:
-        trace = error.__traceback__
-        while trace is not None and trace.tb_next is not None:
-            trace = trace.tb_next
-        raised_in = Path(trace.tb_frame.f_code.co_filename) if trace is not None else Path()
-        if raised_in.is_relative_to(Path(__file__).parent):
-            return error
-        error = error.__cause__ if "jsonargparse" in raised_in.parts else None
+def _leave_interrupted(verb: str, error: BaseException) -> NoReturn:
+    """Ends a command that a signal interrupted."""
+    if not isinstance(error, KeyboardInterrupt | SystemExit):  # of what was being stopped, e.g. a killed worker
+        print(f"zoo {verb}: {type(error).__name__}: {error}", file=sys.stderr)
+    if verb != "fit":  # which says itself how to go on
+        print(f"zoo {verb}: interrupted; {KEPT.get(verb, '')}give the same command again", file=sys.stderr)
+    sys.exit(interrupts.exit_code())
+
+
+# ------------------------------------------------------------------------------------------------------ errors
+# What libraries say when a machine cannot do what was asked: exception, text -> sentence. Nothing of it is a fault of
+# the zoo, and none of it can be known before it happens.
+OF_THE_MACHINE = (
+    ("RuntimeError|OSError", r"killed by signal: Bus error|shared memory object|out of shared memory|/torch_\d+",
+     "the loader's processes could not get shared memory; give --data.num_workers 0, or make /dev/shm larger (docker "
+     "run --shm-size 8g)"),
+    ("RuntimeError", r"DataLoader worker \(pid.*\) (?:is killed by signal|exited unexpectedly)",
+     "a process of the loader was ended from outside, most often for want of memory ({message}); give "
+     "--data.num_workers 0 or a smaller --data.batch_size"),
+    ("OutOfMemoryError", r"",
+     "the accelerator's memory is full ({message}); give a smaller --data.batch_size with a larger "
+     "--trainer.accumulate_grad_batches, or --model.gradient_checkpointing true"),
+    ("RuntimeError", r"PytorchStreamWriter|inline_container|unexpected pos|Parent directory .* does not exist",
+     "a checkpoint could not be written whole ({message}); is the disk full?"),
+    ("SafetensorError", r"",
+     "a safetensors file could not be read or written ({message}); is it damaged, or the disk full?"),
+    ("MisconfigurationException|DeepSpeedError", r"", "{message}"),  # Lightning: options that do not go together
+    ("ModuleNotFoundError|ImportError", r"(?:No module named|Module not found:|Requirement) '([\w.-]+)",
+     "this needs the package {0}, which is not installed: pip install {0}, or leave the option out that asks for it"),
+    ("MemoryError", r"", "the memory of this machine is full; give a smaller --data.batch_size, or a smaller model"),
+)  # fmt: skip
+
+
+def explained(error: BaseException) -> str | None:
+    """One sentence for the user; None for an error that is a fault of ours: see `zoo.errors.is_refusal`. Refusals count
+    as such also where jsonargparse wrapped them, or a process of the loader passed them on."""
+    cause: BaseException | None = error
+    wrapped, place = False, Path()
+    while cause is not None:
+        if is_refusal(cause):
+            return str(cause)
+        known = _of_a_loader(cause) or _of_the_machine(cause)
+        if known is not None:
+            return known
+        code, _ = raised_by(cause)
+        place = Path(code.co_filename) if code is not None else Path()
+        if "jsonargparse" not in place.parts:
+            break
+        wrapped, cause = True, cause.__cause__ or cause.__context__
+    if not wrapped or (cause is not None and place.is_relative_to(Path(__file__).parent)):
+        return None
+    told = [" ".join(str(one).split()) for one in (error, cause) if one is not None]  # a value, and who refuses it
+    return ": ".join(told)[:800]
+
+
+def _of_a_loader(error: BaseException) -> str | None:
+    """What the zoo refused in a process of the loader, which arrives as a text with its traceback."""
+    if not re.match(r"Caught \w+ in DataLoader worker process", str(error)):
+        return None
+    places = re.findall(r'  File "(.+)", line \d+, in .+\n +(.+)\n(?: +[~^]+\n)?', str(error))
+    _, _, message = str(error).rstrip().rpartition("\n")[2].partition(": ")
+    if places and Path(places[-1][0]).is_relative_to(Path(__file__).parent) and places[-1][1].startswith("raise "):
+        return message
     return None
+
+
+def _of_the_machine(error: BaseException) -> str | None:
+    """What files and machines refuse, in one sentence; None for any other error."""
+    message = " ".join(str(error).split())
+    if isinstance(error, OSError) and error.errno in NOT_OURS:
+        place = " and ".join(str(p) for p in (error.filename, error.filename2) if p is not None)
+        said = f"{place}: {error.strerror}" if place else error.strerror or message
+        return f"{said} ({NOT_OURS[error.errno]})"
+    names = {kind.__name__ for kind in type(error).__mro__}
+    for kinds, pattern, sentence in OF_THE_MACHINE:
+        match = re.search(pattern, message)
+        if match and names & set(kinds.split("|")):
+            return sentence.format(*match.groups(), message=message[:500])
+    return None
+
+
+NOT_OURS = {
+    errno.EACCES: "you may not read or write it; change its permissions or choose another place",
+    errno.EPERM: "you may not do this there; choose another place",
+    errno.EISDIR: "a file was expected and this is a folder; give a file",
+    errno.ENOTDIR: "a folder was expected and this is a file; give a folder",
+    errno.ENOENT: "it does not exist; correct the path",
+    errno.EEXIST: "it exists already; choose another place",
+    errno.ENOTEMPTY: "it is not empty; choose another place",
+    errno.ENOSPC: "the disk is full; make room or choose another place",
+    errno.EDQUOT: "your quota on this disk is used up; make room or choose another place",
+    errno.EFBIG: "the file is larger than allowed here; choose another place",
+    errno.EROFS: "nothing can be written there; choose another place",
+    errno.ENAMETOOLONG: "shorten it",
+    errno.ELOOP: "its links lead in a circle; correct them",
+    errno.EMFILE: "too many files are open; give fewer --data.num_workers or raise the limit: ulimit -n 4096",
+    errno.ENFILE: "too many files are open on this machine; wait, or give fewer --data.num_workers",
+    errno.ENOMEM: "the memory of this machine is full; give fewer --data.num_workers or a smaller --data.batch_size",
+    errno.EIO: "the disk or network drive does not answer as it should; check it",
+    errno.ESTALE: "the network drive was mounted anew; give the command again",
+    errno.ENXIO: "it is no ordinary file; give one",
+    errno.ENODEV: "it is no ordinary file; give one",
+    errno.EBUSY: "another program uses it; wait or choose another place",
+    errno.ETXTBSY: "another program uses it; wait or choose another place",
+    errno.EINVAL: "it cannot be used as a file here; choose another place",
+    errno.EPIPE: "whoever read the output has stopped",
+}
+
+
+def _whose(error: BaseException) -> str:
+    """Whose fault an unexpected error is: that of the user's own code, or ours."""
+    trace, own = error.__traceback__, None
+    while trace is not None:
+        place = Path(trace.tb_frame.f_code.co_filename)
+        if place.is_file() and not {"site-packages", "dist-packages"} & set(place.parts) and not any(
+            place.is_relative_to(home) for home in (Path(__file__).parent, *map(Path, {sys.base_prefix, sys.prefix}))
+        ):  # fmt: skip
+            own = place
+        trace = trace.tb_next
+    if own is not None:
+        return f"the code in {own} raised an error that the zoo does not know; its traceback follows"
+    return "this is a fault of the zoo; please report it with the command and the traceback that follows"
 
 
 def _run(verb: str, args: list[str]) -> None:

@@ -3,8 +3,8 @@
 A command that can stop anywhere is left by `Interrupted` at the first signal. Training cannot: inside `deferred` the
 first signal is noted, `requested` tells it, and the loop ends by itself at the next place where it can be saved; the
 same signal again leaves at once. (Another one does not: a scheduler, or a parent process, may send its own after the
-terminal has sent Ctrl-C to all.) Either way the process ends with the exit code that shells and schedulers expect, 128
-plus the number of the signal.
+terminal has sent Ctrl-C to all.) Whoever sends it once more ends the process without any cleaning up; files are whole
+all the same. The process ends with the exit code that shells and schedulers expect, 128 plus the number of the signal.
 """
 
 from __future__ import annotations
@@ -69,14 +69,23 @@ def deferred(message: str) -> Iterator[None]:
 
 def _handle(number: int, frame: FrameType | None) -> None:
     received = signal.Signals(number)
-    again, first = received in _received, not _received
+    times, first = _received.count(received), not _received
     _received.append(received)
-    if again or _deferred is None:
-        raise Interrupted(received.name)
-    if first:  # not with print(): a signal may arrive inside one
+    if _deferred is not None and times == 0:
+        if first:
+            _write(_deferred)
+        return
+    if times > (_deferred is not None):
+        os._exit(128 + received)  # what cleaning up waits for, is not waited for
+    raise Interrupted(received.name)
+
+
+def _write(line: str) -> None:
+    """Prints a line. Not with print(): a signal may arrive inside one."""
+    with contextlib.suppress(OSError, RuntimeError, ValueError):
         sys.stdout.flush()
-        with contextlib.suppress(OSError):
-            os.write(1, f"{_deferred}\n".encode())
+    with contextlib.suppress(OSError):
+        os.write(1, f"{line}\n".encode())
 
 
 def _in_forked_child() -> None:

@@ -26,12 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import yaml
 from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from zoo.checkpoints import load
+from zoo.configs import read_run_config, take_imports, trust_words
 from zoo.data import EmotionData
 from zoo.data.base import Reading, Split
 from zoo.data.clips import SOUND, VIDEO, files_below, find_clips
@@ -40,7 +40,7 @@ from zoo.media import Media, Unreadable
 from zoo.module import EmotionModule
 from zoo.runs import find_checkpoint, run_of
 from zoo.schema import Labels, Prediction, Sample, Turn
-from zoo.storage import split_lines
+from zoo.storage import parse_yaml, split_lines
 
 STILL = (".jpg", ".jpeg", ".png")
 FILES = (*VIDEO, *SOUND, *STILL)
@@ -269,6 +269,18 @@ def alike(a: Any, b: Any) -> bool:
     return a == b
 
 
+def without_discarded(used: Used, selection: Mapping[str, Any] | None) -> Used:
+    """The same, where a selector discarded the descriptions with that as the reason, and with its own reason for it."""
+    if selection is None or selection.get("decision") != "discard":
+        return used
+    reason = f"discarded by the selector ({selection['system']}" + (
+        f": {selection['text']})" if selection.get("text") else ")")
+    return replace(used, unused={
+        part: reason if part.endswith(" description") and why != NOT_GIVEN else why
+        for part, why in used.unused.items()
+    })  # fmt: skip
+
+
 def why_not(sample: Sample, part: str) -> str:
     """Why a part that was given changed nothing."""
     try:
@@ -403,7 +415,7 @@ class System:
         if not file.is_file():
             raise FileNotFoundError(f"{path}: no config.yaml lies with it, so its labels are not known; give a run "
                                     "folder or a published name")  # fmt: skip
-        config = yaml.safe_load(file.read_text(encoding="utf-8"))
+        config = read_run_config(file, data=True)
         self.name = config["model"]["class_path"].rpartition(".")[2]
         self.model: dict[str, Any] = {}
         for key, value in (changes or {}).items():
@@ -430,12 +442,22 @@ class System:
             raise ValueError(f"{self.path} was trained on answers without labels, so it names no emotion")
         return found
 
+    def knows(self) -> str:
+        """What the weights have met in training, so that nobody takes an answer about anything else for a measured
+        one."""
+        corpora = self.corpus.corpora()
+        met = "; ".join(f"{type(corpus).__name__} ({corpus.material})" for corpus in corpora)
+        names = "; ".join(", ".join(labels.names) for labels in self.corpus.label_sets.values() if labels.names)
+        return f"{self.path} was trained on {met}; its labels are {names or 'none'}. How good its answers are about " \
+               "other material is not known."
+
     def answer(self, samples: Sequence[Sample], folder: Path, hand: Hand) -> dict[str, str]:
         """Answers samples, batch by batch; returns id -> why, of those without an answer.
 
         Args:
             folder: the system writes its rows there, as in ``zoo predict``.
         """
+        print(self.knows(), file=sys.stderr)
         module = load(self.path, model=self.model)
         clips = Clips(samples, self.corpus, self.absent, self.seed)
         trainer = Trainer(
@@ -550,11 +572,12 @@ def main(args: list[str]) -> None:
     add("--selector", metavar="RUN", help="a modality selector that decides first; the system gets its decisions as "
         "--model.selection")  # fmt: skip
     add("--out", type=Path, metavar="FILE", help="JSON lines; those that are there already are kept, the rest is done")
-    changes, rest = _changes(args)
+    add("--import", metavar="DIR", help="folder whose modules the config.yaml of the checkpoint may name; without it "
+        "nothing is imported but the zoo and installed packages")  # fmt: skip
+    changes, rest = _changes(take_imports(args))
     options = parser.parse_args(rest)
     _quiet()
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own system beside its runs, as in the other verbs
+    trust_words(args)
     system = System(options.ckpt_path, changes)
     samples = samples_of(options, system.labels(options.labels))
     many = is_many(options.clip)
@@ -594,7 +617,8 @@ def label(
             system.model["selection"] = folder
 
         def write(sample: Sample, p: Prediction, used: Used, seconds: float) -> None:
-            sheet.answered(sample.target, p, used, seconds, selection=decided.get(sample.id))
+            selection = decided.get(sample.id)
+            sheet.answered(sample.target, p, without_discarded(used, selection), seconds, selection=selection)
 
         _answer(system, todo, Path(folder) / "answers", write, sheet, show_failures)
 
@@ -621,7 +645,7 @@ def _changes(args: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             continue
         if not equals and not waiting:
             raise ValueError(f"{name} needs a value")
-        changes[name.removeprefix("--")] = yaml.safe_load(value if equals else waiting.pop(0))
+        changes[name.removeprefix("--")] = parse_yaml(value if equals else waiting.pop(0), name)
     return changes, others
 
 

@@ -7,14 +7,12 @@ import contextlib
 import hashlib
 import json
 import logging
-import os
 import sys
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 import yaml
 from jsonargparse import Namespace
 from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
@@ -24,7 +22,6 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector as SignalConnector
-from safetensors import safe_open
 
 import zoo.data  # noqa: F401 - corpora and models are known by their short names on the command line
 import zoo.models.baselines
@@ -37,6 +34,7 @@ import zoo.models.instructerc
 import zoo.models.merit
 import zoo.models.selector
 import zoo.models.unimodal  # noqa: F401
+from zoo.arguments import ZooParser, prepared
 from zoo.callbacks import (
     BestCheckpoint,
     CheckpointFiles,
@@ -48,7 +46,9 @@ from zoo.callbacks import (
     SaveConfig,
 )
 from zoo.checkpoints.listing import refuse_changed
+from zoo.configs import read_run_config, take_imports, trust_words
 from zoo.data import EmotionData
+from zoo.errors import is_refusal
 from zoo.module import EmotionModule
 from zoo.runs import (
     RunFolder,
@@ -61,7 +61,8 @@ from zoo.runs import (
     run_loggers,
     run_of,
 )
-from zoo.storage import locked, parse_yaml, sha256_of
+from zoo.storage import locked, read_json, sha256_of
+from zoo.weights import look_into, require_resumable
 
 EVALUATION = ("validate", "test", "predict")
 VERBS = ("fit", *EVALUATION)
@@ -124,6 +125,7 @@ class ZooCLI(LightningCLI):
 
     def before_instantiate_classes(self) -> None:
         config = self.config[self.subcommand]
+        check_numbers(config)
         if self.subcommand in EVALUATION:
             if config.zero_shot and config.ckpt_path:
                 raise ValueError("--zero_shot evaluates without a checkpoint, but --ckpt_path was given too; drop one")
@@ -140,9 +142,12 @@ class ZooCLI(LightningCLI):
                     f"To begin a new run with these weights, give --model.start_from {file.parent.name}"
                 )
             refuse_changed(file)
-            self.checkpoint_step = look_into(file)["global_step"]
-            if self.subcommand == "fit" and (home := run_of(file)) is not None:
-                self._refuse_changes(home)
+            checkpoint = look_into(file)
+            self.checkpoint_step = checkpoint.global_step
+            if self.subcommand == "fit":
+                require_resumable(checkpoint)
+                if (home := run_of(file)) is not None:
+                    self._refuse_changes(home)
         start = config.model.get("init_args", {}).get("start_from") if config.model else None
         if self.subcommand == "fit" and start and not config.ckpt_path:
             refuse_changed(find_checkpoint(start))
@@ -152,7 +157,7 @@ class ZooCLI(LightningCLI):
 
     def _refuse_changes(self, home: Path) -> None:
         """ValueError naming the options that a resumed run could not apply to what is trained already."""
-        before = parse_yaml(newest_config(home).read_text(encoding="utf-8"), newest_config(home))
+        before = read_run_config(newest_config(home))
         after = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
         changed = [f"--{key} is {_get(after, key)!r}, was {_get(before, key)!r}"
                    for key in FIXED if _get(before, key) != _get(after, key)]  # fmt: skip
@@ -187,7 +192,8 @@ class ZooCLI(LightningCLI):
         self.trainer_defaults["callbacks"] = extra
         users = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
         users = [logger for logger in users if isinstance(logger, Logger)]
-        made = super().instantiate_trainer(**kwargs | {"logger": False})
+        with library_options("--trainer"):
+            made = super().instantiate_trainer(**kwargs | {"logger": False})
         if type(made.strategy.checkpoint_io) is TorchCheckpointIO:
             made.strategy.checkpoint_io = CheckpointFiles()
         made._signal_connector = _SignalConnector(made)
@@ -224,8 +230,8 @@ class ZooCLI(LightningCLI):
         """Where an evaluation of a run writes: beside its config.yaml; or into a --trainer.default_root_dir of its own,
         if it has no loggers that would need a folder each."""
         root = trainer.default_root_dir
-        trained_in = parse_yaml((home / "config.yaml").read_text(encoding="utf-8"), home / "config.yaml")["trainer"]
-        elsewhere = trainer.logger is False and root is not None and str(root) != trained_in.get("default_root_dir")
+        trained_in = _get(read_run_config(home / "config.yaml"), "trainer.default_root_dir")
+        elsewhere = trainer.logger is False and root is not None and str(root) != trained_in
         return Path(root) if elsewhere else home
 
     def _lock(self, folder: Path, fit: bool) -> None:
@@ -245,7 +251,7 @@ class ZooCLI(LightningCLI):
 
     def after_test(self) -> None:
         if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
-            print(score_table(json.loads((self.folder.path / "metrics.json").read_text(encoding="utf-8"))))
+            print(score_table(read_json(self.folder.path / "metrics.json")))
         self._announce("results in")
 
     def after_predict(self) -> None:
@@ -283,33 +289,39 @@ class _SignalConnector(SignalConnector):
         pass
 
 
-def look_into(file: Path) -> dict[str, Any]:
-    """What a checkpoint holds, the tensors without their values, which takes no time. ValueError if it is damaged,
-    holds more than tensors and plain values, or was not written by the zoo."""
+LEAST = {  # option -> its least value, where a library would divide by it, wait for ever, or take it for another
+    "trainer.accumulate_grad_batches": 1, "trainer.check_val_every_n_epoch": 1, "trainer.log_every_n_steps": 0,
+    "trainer.num_sanity_val_steps": -1, "trainer.max_steps": -1, "trainer.gradient_clip_val": 0,
+    "data.init_args.num_workers": 0, "data.init_args.limit": 1,
+}  # fmt: skip
+
+
+def check_numbers(config: Mapping[str, Any]) -> None:
+    """ValueError naming an option whose number means nothing."""
+    for option, least in LEAST.items():
+        value = config.get(option)
+        if isinstance(value, int | float) and not value >= least:
+            flag = option.replace(".init_args", "")
+            raise ValueError(f"--{flag} {value}: expected at least {least}")
+
+
+@contextlib.contextmanager
+def library_options(flags: str) -> Iterator[None]:
+    """Inside, a library is given options; ValueError in one sentence for what it refuses in words of its own."""
     try:
-        if file.suffix == ".safetensors":
-            with safe_open(file, "pt") as opened:
-                names, metadata = list(opened.keys()), opened.metadata() or {}
-            said = {"zoo": json.loads(metadata["zoo"])} if "zoo" in metadata else {}
-            content = said | {"state_dict": dict.fromkeys(names), "global_step": 0}
-        else:
-            content = torch.load(file, map_location="meta", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many types; the cause stays chained
-        raise ValueError(
-            f"{file} could not be read as weights ({type(error).__name__}); is it truncated, or a pickle of more than "
-            "tensors?"
-        ) from error
-    for key in ("zoo", "state_dict", "global_step"):
-        if not isinstance(content, dict) or key not in content:
-            raise ValueError(f"{file} is not a checkpoint of the zoo: it has no {key!r}")
-    return content
+        yield
+    except Exception as error:  # Lightning raises many types for options; the cause stays chained
+        if is_refusal(error) or isinstance(error, OSError):
+            raise
+        message = " ".join(str(error).split()).removesuffix(".")
+        raise ValueError(f"these {flags} options cannot be used here: {message}; change them") from error
 
 
 def run(verb: str, args: list[str]) -> None:
     """One LightningCLI verb, with --ckpt_path resolved first."""
     _quiet()
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a user's own reward or system beside the config, as with python -m zoo
+    args = prepared(verb, take_imports(args), verb in EVALUATION)
+    trust_words(args, _values(args, "--config", "-c"))
     args = configs_first(resolve_checkpoint(verb, args))
     # where LightningCLI reads, and with what Lightning starts the other processes: the script stays the first
     sys.argv = [*sys.argv[:1], verb, *args]
@@ -319,6 +331,7 @@ def run(verb: str, args: list[str]) -> None:
             EmotionData,
             subclass_mode_model=True,
             subclass_mode_data=True,
+            parser_class=ZooParser,
             save_config_callback=SaveConfig,
             seed_everything_default=0,
             # the data module shards by itself, and in evaluation exactly once
@@ -355,9 +368,10 @@ def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
     home = run_of(file) or (file.parent if (file.parent / "config.yaml").is_file() else None)
     kept = _without(args, "--ckpt_path")
     if home is not None:
+        read_run_config(newest_config(home))  # before anything that it names is imported
         kept = ["--config", str(newest_config(home)), *kept]
     if file.name == "model.safetensors":  # a published backbone: its folder is the model, there is nothing more to load
-        given = yaml.safe_load((home / "config.yaml").read_text())["model"]["init_args"] if home else {}
+        given = read_run_config(home / "config.yaml")["model"]["init_args"] if home else {}
         part = next((name for name in ("llm", "vision", "audio") if name in given), "llm")
         return [*kept, f"--model.{part}={published(path) or file.parent}", "--zero_shot=true"]
     return [*kept, f"--ckpt_path={file}"]
@@ -372,13 +386,18 @@ def _get(config: Any, key: str) -> Any:
 
 def _value(args: list[str], key: str) -> str | None:
     """The last value of a flag, in either spelling."""
-    value = None
+    return next(reversed(_values(args, key)), None)
+
+
+def _values(args: list[str], *keys: str) -> list[str]:
+    """All values of a flag, under each of its names and in either spelling."""
+    values = []
     for i, arg in enumerate(args):
-        if arg == key and i + 1 < len(args):
-            value = args[i + 1]
-        elif arg.startswith(f"{key}="):
-            value = arg.split("=", 1)[1]
-    return value
+        if arg in keys and i + 1 < len(args):
+            values.append(args[i + 1])
+        elif arg.startswith(tuple(f"{key}=" for key in keys)):
+            values.append(arg.split("=", 1)[1])
+    return values
 
 
 def _without(args: list[str], key: str) -> list[str]:

@@ -13,8 +13,8 @@ import re
 import subprocess
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
@@ -24,48 +24,35 @@ import torch
 from jinja2 import Template
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_only, rank_zero_warn
-from safetensors import safe_open
 from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.nn.functional import cross_entropy
 
+from zoo import weights
 from zoo.backbones import LLM, Audio, LoRA, Vision
 from zoo.backbones.llm import REFERENCE, Dtype, Prefix
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
-from zoo.runs import find_checkpoint, run_folder, set_aside_results
-from zoo.schema import UNPARSED, Labels, Prediction, Sample
+from zoo.runs import find_checkpoint, portable, run_folder, set_aside_results
+from zoo.schema import UNPARSED, Labels, Prediction, Sample, Turn
 from zoo.storage import write_jsonl, write_whole
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the contract inside a checkpoint
 IGNORE = -100  # target id that carries no loss
 LABEL_TOKENS = 16  # positions that are kept free for a label word and its end
+READABLE = ("text", "turns", "descriptions", "face", "voice")  # parts of a sample; turns: what was said before
+FIRST_ANSWERS = 16  # written answers after which it is worth a warning that none could be read
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """``state_dict`` and ``zoo`` (the contract) of a .ckpt or weights.safetensors; never unpickles code.
+    """``state_dict`` and ``zoo`` (the contract) of a .ckpt or weights.safetensors; see `zoo.weights.read_checkpoint`.
 
     Raises:
         ValueError: if the file is damaged, holds more than tensors and plain values, or no contract.
     """
-    try:
-        if path.suffix == ".safetensors":
-            with safe_open(path, "pt") as f:
-                state, said = {k: f.get_tensor(k) for k in f.keys()}, f.metadata() or {}  # noqa: SIM118 - not a dict
-            # tied tensors are stored once
-            state |= {name: state[same] for name, same in json.loads(said.get("tied", "{}")).items()}
-            return {"state_dict": state, "zoo": json.loads(said["zoo"])}
-        content = torch.load(path, map_location="cpu", weights_only=True)
-        return {"state_dict": content["state_dict"], "zoo": content["zoo"]}
-    except KeyError as error:
-        raise ValueError(f"{path} is not a checkpoint of the zoo: it has no {error}") from error
-    except Exception as error:  # torch and safetensors raise many types; the cause stays chained
-        raise ValueError(
-            f"{path} could not be read as weights ({type(error).__name__}: {str(error)[:200]}); "
-            "is it truncated, or a pickle of more than tensors?"
-        ) from error
+    checkpoint = weights.read_checkpoint(path)
+    return {"state_dict": dict(checkpoint.state), "zoo": dict(checkpoint.contract)}
 
 
 class EmotionModule(LightningModule):
@@ -101,6 +88,7 @@ class EmotionModule(LightningModule):
         schedule: Literal["cosine", "linear", "constant"] = "cosine",
     ) -> None:
         super().__init__()
+        _check_patterns(train)
         self.patterns, self.start_from = train, start_from
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
         if not (lr > 0 and all(0 <= b < 1 for b in betas) and weight_decay >= 0 and warmup >= 0):  # also false for NaN
@@ -133,6 +121,12 @@ class EmotionModule(LightningModule):
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         raise NotImplementedError
+
+    @property
+    def reads(self) -> tuple[str, ...] | None:
+        """What of a sample can change the system's answer with the options it has, in the order of `READABLE`; None if
+        a system does not say. Written into metrics.json; the share of the reachable score is computed from it."""
+        return None
 
     def bases(self) -> dict[str, LLM | Vision | Audio]:
         """attribute name -> backbone whose frozen weights are not stored in checkpoints, as long as something
@@ -214,6 +208,7 @@ class EmotionModule(LightningModule):
         unknown = sorted(set(state) - set(own))
         if unknown:
             raise ValueError(f"{path} holds {len(unknown)} tensors that this model lacks: {unknown[:3]} ...")
+        weights.refuse_not_finite(state, path)
         state = {k: v.to(own[k].dtype) for k, v in state.items()}  # published weights may be stored in half precision
         self.from_hub -= {k for k, v in state.items() if not torch.equal(v, own[k].cpu())}  # `own` is alive
         self.load_state_dict(own | state)
@@ -233,7 +228,7 @@ class EmotionModule(LightningModule):
         """What a checkpoint says about itself: the class, the exact names, and which base models its missing tensors
         are."""
         return {
-            "format": FORMAT,
+            "format": weights.FORMAT,
             "class": f"{type(self).__module__}.{type(self).__qualname__}",
             "bases": self.identities,
             "adapters": self._adapters(),
@@ -254,10 +249,9 @@ class EmotionModule(LightningModule):
             raise ValueError(
                 f"{path} was not written by the zoo: it has no contract. Published weights are converted first"
             )
-        contract, own, divided = checkpoint["zoo"], self.state_dict(), self.device_mesh is not None
+        contract = weights.checked_contract(checkpoint["zoo"], path)
+        own, divided = self.state_dict(), self.device_mesh is not None
         state = read_checkpoint(Path(path))["state_dict"] if divided else checkpoint["state_dict"]
-        if contract["format"] != FORMAT:
-            raise ValueError(f"{path} has format {contract['format']}, this version reads {FORMAT}")
         name = f"{type(self).__module__}.{type(self).__qualname__}"
         if contract["class"] != name:
             raise ValueError(f"{path} holds a {contract['class']}, but the config builds a {name}")
@@ -271,11 +265,7 @@ class EmotionModule(LightningModule):
                 f"{path} does not fit this model: {len(missing)} tensors are missing and would stay at random values "
                 f"{missing[:3]}, {len(unknown)} are unknown {unknown[:3]}. Were LoRA, train or the base model changed?"
             )
-        bad = [k for k, v in state.items() if v.is_floating_point() and not torch.isfinite(v).all()]
-        if bad:
-            raise ValueError(
-                f"{path} holds NaN or infinite values in {len(bad)} tensors: {bad[:3]}; training had diverged"
-            )
+        weights.refuse_not_finite(state, path)
         self.from_hub -= set(state)  # what was stored once is stored again
         if not divided:
             checkpoint["state_dict"] = {k: state.get(k, own[k]) for k in own}
@@ -494,6 +484,7 @@ class EmotionModule(LightningModule):
             "seconds_per_sample": seconds / max(1, len(rows)),
             "tokens_per_sample": self._tokens / max(1, len(self.rows)) or None,
             "batch_size": data.eval_batch_size,
+            "reads": self.reads,
             "model": f"{type(self).__module__}.{type(self).__qualname__}",
             "seed": data.run_seed,
             "parameters": sum(p.numel() for p in self.parameters()),
@@ -501,7 +492,7 @@ class EmotionModule(LightningModule):
             "checkpoint": _portable(str(self.trainer.ckpt_path)) if self.trainer.ckpt_path else None,
             **provenance(),
         }
-        text = json.dumps(record, indent=2)
+        text = json.dumps(portable(record), indent=2)
         text = re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text)  # a row of numbers on one line
         write_whole(run / "metrics.json", text + "\n")
         scores = {key: summary[key] for key in self.scores if key in summary}
@@ -642,7 +633,9 @@ class PromptCollator:
     Args:
         pool: labelled samples that solved examples are drawn from.
         word_dropout: share of the words of the target utterance left out in training.
-        system: system message; the prompt is then a user's message in the tokenizer's chat format. None: plain text.
+        chat: the prompt is a user's message in the tokenizer's chat format, and the answer begins the assistant's
+            turn. False: plain text, which the answer goes on with.
+        system: system message in front of a chat; None: none.
     """
 
     tokenizer: Any
@@ -657,6 +650,7 @@ class PromptCollator:
     pool: Sequence[Sample] = field(default_factory=tuple)
     word_dropout: float = 0.0
     examples_seed: int = 0
+    chat: bool = False
     system: str | None = None
     _labelled: dict[str, dict[int, list[Sample]]] = field(default_factory=dict, init=False)  # corpus -> label -> pool
 
@@ -697,24 +691,21 @@ class PromptCollator:
                 )
         return [chosen[i] for i in rng.permutation(self.shots)]
 
+    def messages(self, text: str) -> list[dict[str, str]]:
+        """The messages of a chat whose last one is the rendered prompt ``text``, without the system message."""
+        return [{"role": "user", "content": text}]
+
     def written_chat(self, text: str) -> str:
-        """A user's message behind the system message, up to where the answer begins.
+        """The chat of a rendered prompt, up to where the answer begins. See `chat_text`."""
+        return chat_text(self.tokenizer, self.messages(text), self.system)
 
-        Raises:
-            ValueError: the tokenizer has no chat format.
-        """
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise ValueError("chat needs a tokenizer with a chat format (chat_template); set --model.chat false")
-        messages = [{"role": "system", "content": self.system}, {"role": "user", "content": text}]
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-
-    def chat(self, text: str) -> list[int]:
-        """Its token ids."""
+    def chat_ids(self, text: str) -> list[int]:
+        """Token ids of the chat of a rendered prompt."""
         return self.tokenizer(self.written_chat(text), add_special_tokens=False)["input_ids"]
 
     def tokenise(self, text: str) -> list[int]:
         """Token ids of a rendered prompt."""
-        ids = self.tokenizer(text)["input_ids"] if self.system is None else self.chat(text)
+        ids = self.chat_ids(text) if self.chat else self.tokenizer(text)["input_ids"]
         if ids and ids[-1] == self.tokenizer.eos_token_id and not text.endswith(self.tokenizer.eos_token):
             ids = ids[:-1]  # a tokenizer that closes every text would end the prompt before the answer
         return ids
@@ -759,10 +750,10 @@ class PromptCollator:
 
     def cut(self, text: str, ids: list[int]) -> list[int]:
         """A prompt without the beginning of what it says, so that it has `max_length` tokens."""
-        if self.system is None:
+        if not self.chat:
             return ids[:1] + ids[1 - self.max_length :]  # the beginning-of-text token, then the end
         own = self.tokenizer(text, add_special_tokens=False)["input_ids"]  # not the system message
-        shorter = self.chat(self.tokenizer.decode(own[len(ids) - self.max_length :]))
+        shorter = self.chat_ids(self.tokenizer.decode(own[len(ids) - self.max_length :]))
         return shorter[-self.max_length :]  # what is written again may be a token longer
 
     def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
@@ -796,7 +787,38 @@ class PromptCollator:
         if sample.target.label is None:
             return []
         word = words(sample.labels, self.verbalizer)[sample.label]
-        return answer_ids(self.tokenizer, word, chat=self.system is not None) + [self.tokenizer.eos_token_id]
+        return answer_ids(self.tokenizer, word, self.chat) + [self.tokenizer.eos_token_id]
+
+
+def prompt_reads(
+    template: Template, window: int, kinds: Sequence[str], shown: Mapping[str, Any] | None = None
+) -> tuple[str, ...]:
+    """Which of text, turns and descriptions a prompt shows: those without which the template writes another text.
+
+    Args:
+        window, kinds, shown: as of `zoo.prompts.render`.
+    """
+    described = dict.fromkeys(kinds, "a description")
+    earlier = Turn("earlier", "A", "an earlier turn", descriptions=described)
+    target = Turn("target", "B", "the utterance", descriptions=described)
+    whole = Sample("sample", "dialogue", Labels("any", ("one", "other")), target, (earlier,))
+    without = {
+        "text": replace(whole, target=replace(target, text="")),
+        "turns": replace(whole, history=()),
+        "descriptions": replace(whole, target=replace(target, descriptions={}),
+                                history=(replace(earlier, descriptions={}),)),
+    }  # fmt: skip
+
+    def text(sample: Sample) -> str:
+        return render(template, sample, window=window, kinds=kinds, said=sample.labels.names, shown=shown)
+
+    return tuple(part for part, bare in without.items() if text(bare) != text(whole))
+
+
+def in_order(parts: Iterable[str]) -> tuple[str, ...]:
+    """Parts of a sample in the order of `READABLE`."""
+    found = set(parts)
+    return tuple(part for part in READABLE if part in found)
 
 
 def note_control_tokens(data: Any, split: str) -> None:
@@ -861,7 +883,117 @@ def fitting_length(llm: LLM, max_length: int, answer: int) -> int:
     return positions - answer
 
 
-class Supervised(EmotionModule):
+def has_chat_format(tokenizer: Any) -> bool:
+    """Whether a tokenizer (or None) has a chat format (``chat_template``)."""
+    return bool(getattr(tokenizer, "chat_template", None))
+
+
+def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], system: str | None) -> str:
+    """A chat as text in the tokenizer's format, up to where the assistant's next turn begins.
+
+    Args:
+        messages: ``role`` (user or assistant) and ``content`` of each turn, oldest first.
+        system: system message in front of them, or None.
+
+    Raises:
+        ValueError: the tokenizer has no chat format.
+    """
+    if not has_chat_format(tokenizer):
+        raise ValueError("chat needs a tokenizer with a chat format (chat_template); set --model.chat false, and "
+                         "--model.system null")  # fmt: skip
+    first = [] if system is None else [{"role": "system", "content": system}]
+    return tokenizer.apply_chat_template([*first, *messages], tokenize=False, add_generation_prompt=True)
+
+
+class Prompted(EmotionModule):
+    """Base of the systems that ask a language model, ``llm``: how a prompt is handed to it.
+
+    Args:
+        chat: write every prompt as a user's message in the chat format of the model's folder (``chat_template``), the
+            answer as the assistant's turn. None: wherever the folder has such a format, because an instruct model is
+            trained on nothing else. false: as plain text that the model goes on with; configs of papers that prescribe
+            plain text say so, since base models may have a chat format, too.
+        system: system message of the chat, which `chat` then is; None: none.
+    """
+
+    llm: LLM
+
+    def __init__(self, chat: bool | None = None, system: str | None = None, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if system is not None and chat is False:
+            raise ValueError("a system message is part of a chat, but chat is false; set --model.chat true or "
+                             "--model.system null")  # fmt: skip
+        self.chat, self.system = True if system is not None else chat, system
+        self._unreadable: list[str] | None = []  # written answers so far, all unreadable; None once one was readable
+
+    @property
+    def chats(self) -> bool:
+        """Whether prompts are chats."""
+        return has_chat_format(self.llm.tokenizer) if self.chat is None else self.chat
+
+    def answer_ids(self, text: str) -> list[int]:
+        """Tokens of an answer as it stands behind a prompt."""
+        return answer_ids(self.llm.tokenizer, text, self.chats)
+
+    def contract(self) -> dict[str, Any]:
+        return super().contract() | {"chat": self.chats}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Also refuses weights that were trained with the other form of prompt, unless `chat` says which is wanted."""
+        # before `chat` was recorded, a prompt was a chat only where the config said so, and then `chat` is not None
+        trained = checkpoint.get("zoo", {}).get("chat", False)
+        if self.chat is None and trained != self.chats:
+            form, other = ("chats", "plain text") if trained else ("plain text", "chats")
+            raise ValueError(
+                f"the prompts of this checkpoint were {form}, but with the tokenizer in {self.llm.path} they would be "
+                f"{other}; give --model.chat {json.dumps(trained)} to keep them as they were trained"
+            )
+        super().on_load_checkpoint(checkpoint)
+
+    # ---- answers that say nothing
+    def readable(self, prediction: Prediction) -> bool:
+        """Whether a written answer could be read."""
+        return prediction.predicted is not None
+
+    def on_validation_start(self) -> None:
+        super().on_validation_start()
+        self._unreadable = []
+
+    def on_test_start(self) -> None:
+        super().on_test_start()
+        self._unreadable = []
+
+    def judge(self, samples: Rows, predictions: Sequence[Prediction]) -> None:
+        super().judge(samples, predictions)
+        self.watch_answers(predictions)
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        before = len(self.rows)
+        super().test_step(batch, batch_idx)
+        self.watch_answers(self.rows[before:])
+
+    def watch_answers(self, predictions: Sequence[Prediction]) -> None:
+        """Warns once, with two of them, if not one of the first `FIRST_ANSWERS` written answers can be read."""
+        if self._unreadable is None:
+            return
+        written = [p for p in predictions if p.text is not None and p.label is not None]
+        if any(self.readable(p) for p in written):
+            self._unreadable = None
+            return
+        self._unreadable += [p.text for p in written]
+        if len(self._unreadable) >= FIRST_ANSWERS:
+            log.warning("none of the first %d answers could be read. %s", len(self._unreadable),
+                        self.two_answers(self._unreadable))  # fmt: skip
+            self._unreadable = None
+
+    def two_answers(self, answers: Sequence[str]) -> str:
+        """Two answers that fail, and what may be the reason, for a warning."""
+        some = " and ".join(repr(text[:200]) for text in list(dict.fromkeys(answers))[:2])
+        form = f"The prompts are {'chats' if self.chats else 'plain text'} (--model.chat)"
+        return f"For example: {some}. {form}; does the template (--model.template) say which words are wanted?"
+
+
+class Supervised(Prompted):
     """A language model that answers a prompt with a label word, trained by next-token cross-entropy.
 
     Args:
@@ -947,6 +1079,12 @@ class Supervised(EmotionModule):
             max_new_tokens,
         )
 
+    shown: Mapping[str, Any] = {}  # variables of a system's templates beyond those of every template, without content
+
+    @property
+    def reads(self) -> tuple[str, ...] | None:
+        return prompt_reads(self.template, self.window, self.descriptions, self.shown)
+
     # ---- parts
     def build(self) -> None:
         self.llm = LLM(**self.llm_args)
@@ -977,6 +1115,8 @@ class Supervised(EmotionModule):
             pool,
             self.word_dropout,
             self.trainer.datamodule.run_seed,
+            self.chats,
+            self.system,
         )
 
     def shows(self, sample: Sample) -> bool:
@@ -1076,7 +1216,7 @@ class Supervised(EmotionModule):
 
     def candidates(self, labels: Labels) -> list[list[int]]:
         """Tokens of each label word as an answer."""
-        return [answer_ids(self.llm.tokenizer, word) for word in words(labels, self.verbalizer)]
+        return [self.answer_ids(word) for word in words(labels, self.verbalizer)]
 
 
 @torch.no_grad()
@@ -1112,6 +1252,14 @@ def class_weights(labels: Sequence[int], classes: int, power: float) -> list[flo
     counts = np.bincount([x for x in labels if x >= 0], minlength=classes).astype(float)
     weights = np.maximum(counts, 1.0) ** -power
     return (weights * counts.sum() / (weights * counts).sum()).tolist()
+
+
+def _check_patterns(patterns: Sequence[str] | None) -> None:
+    for pattern in patterns or ():
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(f"train pattern {pattern!r} is no regular expression ({error}); correct it") from error
 
 
 def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: object) -> None:

@@ -18,11 +18,14 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import jinja2
 from jinja2 import StrictUndefined, Template, TemplateError
+from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from zoo.answers import parse_label, words
 from zoo.schema import Sample, Turn
+from zoo.templates import BadTemplate, bounded
 
 __all__ = [
     "Example", "Shown", "count_control_tokens", "escape", "load_template", "parse_label", "render", "show", "words",
@@ -35,6 +38,8 @@ CONTROL = re.compile(
     r"|</?(?:s|pad|unk|bos|eos|image|video|audio|img|think|answer|tool_call|start_of_turn|end_of_turn)>",
     re.IGNORECASE,
 )
+RAISED = {kind.__name__: kind for kind in (jinja2.UndefinedError, SecurityError, OverflowError, TypeError)}
+PACKAGE = Path(__file__).resolve().parent  # whose own templates are known
 
 
 @dataclass(frozen=True)
@@ -79,13 +84,41 @@ def load_template(name: str, folder: Path) -> Template:
     if path is None:
         names = ", ".join(sorted(p.stem for p in folder.glob("*.txt")))
         raise FileNotFoundError(f"no prompt template {name!r}: give a file, or one of {names}")
+    try:
+        text = path.read_text(encoding="utf-8")
+        template = _compiled(text)
+    except (TemplateError, UnicodeDecodeError, RecursionError) as error:
+        raise ValueError(f"prompt template {path}: {error}") from error
+    return template if path.resolve().is_relative_to(PACKAGE) else _Foreign(path, text)
+
+
+@functools.cache
+def _compiled(text: str) -> Template:
     environment = ImmutableSandboxedEnvironment(
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    try:
-        return environment.from_string(path.read_text(encoding="utf-8"))
-    except TemplateError as error:
-        raise ValueError(f"prompt template {path}: {error}") from error
+    return environment.from_string(text)
+
+
+def _rendered(text: str, shown: Mapping[str, object]) -> str:
+    return _compiled(text).render(**shown)
+
+
+class _Foreign:
+    """A template that came with no paper of the zoo: it is rendered within the limits of `zoo.templates`."""
+
+    def __init__(self, path: Path, text: str) -> None:
+        self.path, self.text = path, text
+
+    def render(self, **shown: object) -> str:
+        """The text. Raises a `TemplateError`, as Jinja does, for a template that fails or does not end."""
+        try:
+            return bounded(_rendered, self.text, shown)
+        except BadTemplate as error:
+            name, _, message = str(error).partition(": ")
+            if name in RAISED:
+                raise RAISED[name](f"prompt template {self.path}: {message}") from None
+            raise TemplateError(f"prompt template {self.path}: {error}") from None
 
 
 def show(turn: Turn, kinds: Collection[str]) -> Shown:

@@ -24,13 +24,15 @@ from torch import Tensor
 
 from zoo.backbones import LLM, LoRA
 from zoo.backbones.llm import Dtype, Prefix
-from zoo.module import EmotionModule, Rows
+from zoo.module import Prompted, Rows
 from zoo.prompts import parse_label, words
 from zoo.rl import Answer, Objective, Reward, Rollout, accumulate, roll_out, token_weights
 from zoo.rl.grpo import constant
 from zoo.rl.rewards import Correct, check_reward, earned, reward_name
 from zoo.runs import run_folder
 from zoo.schema import Prediction, Sample
+
+FIRST_STEPS = 5  # after which it is worth a warning that every answer earned the same
 
 
 @dataclass(frozen=True)
@@ -48,7 +50,7 @@ class Gathered:
     extra: Mapping[str, float]
 
 
-class Reinforced(EmotionModule):
+class Reinforced(Prompted):
     """Base of the systems that learn from rewards.
 
     A system overrides `collator`, and where needed `encode`, `rewards` and `predict`.
@@ -127,6 +129,8 @@ class Reinforced(EmotionModule):
             check_reward(reward)
         self.table_every = table_every
         self.pending: list[dict[str, Any]] = []
+        self._earned: set[float] | None = None  # by all answers of the first steps; None once two earned differently
+        self._first_steps = 0
 
     # ---- parts
     def build(self) -> None:
@@ -210,6 +214,7 @@ class Reinforced(EmotionModule):
 
     def on_fit_start(self) -> None:
         self.llm.check_sharing()
+        self._earned, self._first_steps = set(), 0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor | None:
         self.pending.append(batch)
@@ -220,6 +225,7 @@ class Reinforced(EmotionModule):
         rollout = self.sample(window)
         groups = self.read(window, rollout)
         gathered = self.rewards(groups)
+        self.watch_rewards(groups, gathered)
         rewards = gathered.total.to(rollout.old)
         signal = self.objective.signal(rewards, self.scale)
         weights = token_weights(rollout.mask, self.objective.normalize, self.max_new_tokens, self.totals(rollout))
@@ -298,6 +304,21 @@ class Reinforced(EmotionModule):
     def lengths(self, rollout: Rollout) -> Tensor:
         """(B, n) int64 tokens of each answer, those left out of the loss included."""
         return rollout.sampled.sum(2)
+
+    def watch_rewards(self, groups: Sequence[Sequence[Answer]], gathered: Gathered) -> None:
+        """Warns once, with two answers, if all answers of the first `FIRST_STEPS` steps of a run earned the same, so
+        that nothing could be learnt."""
+        if self._earned is None:
+            return
+        self._earned |= set(gathered.total.flatten().tolist())
+        self._first_steps += 1
+        if len(self._earned) > 1:
+            self._earned = None
+        elif self._first_steps == min(FIRST_STEPS, self.optimizer_steps() / self.iterations):
+            (reward,) = self._earned
+            self._earned = None
+            rank_zero_warn(f"every answer of the first {self._first_steps} steps earned {reward:g}, so nothing was "
+                           f"learnt. {self.two_answers([a.text for group in groups for a in group])}")  # fmt: skip
 
     # ---- evaluation
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:

@@ -16,8 +16,9 @@ import itertools
 import re
 import shutil
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
@@ -26,6 +27,24 @@ REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = (
     "metrics.json", "predictions.jsonl", "decisions.jsonl", "confusion*.png", "config.test.yaml", "config.predict.yaml",
 )  # fmt: skip
+
+
+ABSOLUTE = re.compile(r"(?<![\w/.~:])/(?:[^\s/'\"`,;:()\[\]{}<>]+/)+[^\s/'\"`,;:()\[\]{}<>]*")  # a path within a text
+
+
+def portable(value: Any) -> Any:
+    """Plain values as they may stand in a file that travels: every absolute path in a text is written from the working
+    directory, or, if it lies elsewhere, as its last two parts behind an ellipsis."""
+    if isinstance(value, Mapping):
+        return {key: portable(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [portable(part) for part in value]
+    return ABSOLUTE.sub(lambda found: _portable(Path(found[0])), value) if isinstance(value, str) else value
+
+
+def _portable(path: Path) -> str:
+    here = Path.cwd()
+    return path.relative_to(here).as_posix() if path.is_relative_to(here) else "/".join(("…", *path.parts[-2:]))
 
 
 def newest_run(root: Path) -> Path | None:

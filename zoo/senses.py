@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import resize
 from zoo.backbones import LLM, Audio, Vision
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media, Unreadable
-from zoo.module import IGNORE, EmotionModule, PromptCollator
+from zoo.module import IGNORE, EmotionModule, PromptCollator, in_order
 from zoo.schema import Sample, Turn
 
 # Marks of a template. In a corpus' own texts both are written apart (`zoo.prompts.escape`): nobody can say them.
@@ -153,7 +153,7 @@ class SensesCollator(PromptCollator):
 
     def tokenise(self, text: str) -> list[int]:
         """As usual, each piece between two marks by itself; a mark's positions are -1 or -2."""
-        if self.system is not None:
+        if self.chat:
             text = self.written_chat(text)
         count = {VISION: self.vision_tokens, AUDIO: self.audio_tokens}
         ids: list[int] = []
@@ -161,7 +161,7 @@ class SensesCollator(PromptCollator):
             if piece in MARKS:
                 ids += [-MARKS[piece]] * count[piece]
                 continue
-            plain = i > 0 or self.system is not None
+            plain = i > 0 or self.chat
             own = self.tokenizer(piece, add_special_tokens=not plain)["input_ids"]
             if not plain and own and own[-1] == self.tokenizer.eos_token_id:
                 own = own[:-1]
@@ -263,7 +263,6 @@ class Senses(EmotionModule):
         max_seconds: a longer waveform is cut to its middle part, counted.
         projection_scale: the projections' first outputs have this many times the deviation of the input embeddings of
             the language model (ours); None leaves PyTorch's initial weights.
-        system: system message; the prompt is then a user's message in the tokenizer's chat format.
         cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
         max_clip_seconds: a longer clip or film is not read, and counted.
@@ -282,7 +281,6 @@ class Senses(EmotionModule):
         audio_tokens: int = 8,
         max_seconds: float = 15.0,
         projection_scale: float | None = None,
-        system: str | None = None,
         cache: Path | None = None,
         timeout: float = 30.0,
         max_clip_seconds: float = MAX_SECONDS,
@@ -297,7 +295,7 @@ class Senses(EmotionModule):
         self.vision_args = {"path": vision, "dtype": vision_dtype, "revision": vision_revision}
         self.audio_args = {"path": audio, "dtype": audio_dtype, "revision": audio_revision}
         self.words, self.frames, self.audio_tokens, self.max_seconds = words, frames, audio_tokens, max_seconds
-        self.projection_scale, self.system = projection_scale, system
+        self.projection_scale = projection_scale
         self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
         self.seen, self.heard = Remembered(), Remembered()
 
@@ -326,6 +324,13 @@ class Senses(EmotionModule):
         return super().bases() | own
 
     # ---- input
+    shown = {"vision": "", "audio": ""}
+
+    def with_senses(self, parts: Sequence[str]) -> tuple[str, ...]:
+        """What is read of a sample, from what its prompt shows in words."""
+        senses = [name for name, args in (("face", self.vision_args), ("voice", self.audio_args)) if args["path"]]
+        return in_order({*parts, *senses} - ({"text"} if not self.words else set()))
+
     def shows(self, sample: Sample) -> bool:
         """Whether a prompt says anything about its sample."""
         turn = sample.target
@@ -343,7 +348,7 @@ class Senses(EmotionModule):
         """The arguments of `SensesCollator` beyond those of `PromptCollator`."""
         seeing, hearing = hasattr(self, "vision"), hasattr(self, "audio")
         return {
-            "system": self.system, "media": self.media, "words": self.words,
+            "media": self.media, "words": self.words,
             "frames": self.frames * seeing, "size": (self.vision.size or 224) if seeing else 0,
             "vision_tokens": self.frames * seeing, "audio_tokens": self.audio_tokens * hearing,
             "max_seconds": self.max_seconds,

@@ -16,7 +16,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import yaml
@@ -24,6 +24,7 @@ import yaml
 MAX_DEPTH = 100  # of nested lists and mappings in a JSON or YAML file
 MAX_NODES = 1_000_000  # of a YAML document once its aliases are written out
 MAX_DIGITS = 1000  # of one number
+MAX_NAME = 255  # bytes of a file's name, on every filesystem in use
 
 
 # ---------------------------------------------------------------------------------------------------------- reading
@@ -147,6 +148,40 @@ def split_lines(text: str) -> list[str]:
     and six more as well, which are ordinary characters inside an utterance."""
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
+
+
+def inside(folder: Path, name: object, where: object) -> Path:
+    """The path of a name that stands in a file and belongs into a folder.
+
+    Args:
+        name: a relative path with ``/``.
+        where: the file and entry that the name stands in, for the message.
+
+    Raises:
+        ValueError: it is no such name: it leads out of the folder, also through a link, or holds what no file name can.
+    """
+    def refuse(why: str) -> ValueError:
+        shown = repr(name) if len(repr(name)) <= 120 else f"{repr(name)[:120]}..."
+        return ValueError(f"{where} names {shown}, which {why}; expected the name of a file inside {folder}")
+
+    if not isinstance(name, str) or not name.strip():
+        raise refuse("is no name")
+    if any(ord(c) < 32 or ord(c) == 127 for c in name):
+        raise refuse("holds a control character")
+    if "\\" in name or name.startswith("/") or (len(name) > 1 and name[1] == ":"):
+        raise refuse("is absolute or written for Windows")
+    parts = PurePosixPath(name).parts
+    if ".." in parts or not parts:
+        raise refuse("leads out of the folder")
+    try:
+        if any(len(part.encode()) > MAX_NAME for part in parts) or len(name.encode()) > 4 * MAX_NAME:
+            raise refuse("is too long for a file")
+    except UnicodeEncodeError:
+        raise refuse("is not UTF-8") from None
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise refuse("leads out of the folder through a link")
+    return path
 
 
 def sha256_of(path: Path) -> str:

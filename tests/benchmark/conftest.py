@@ -54,7 +54,7 @@ def made(tmp_path_factory) -> Made:
     make_corpus(home / "meld", (4, 2, 3), clips=True)
     plain, lora = config(home, "plain"), config(home, "lora", lora={"r": 4}, descriptions=["audio"])
     rows: dict[str, Any] = {
-        "plain": {"what": "plain <b>LM</b>", "config": [plain], "seeds": [0, 1], "matched": True, "reads": ["text"]},
+        "plain": {"what": "plain <b>LM</b>", "config": [plain], "seeds": [0, 1], "matched": True},
         "lora": {"what": "LoRA", "config": [lora], "matched": True},
         "slower": {"what": "plain, other rate", "config": [plain], "options": {"model.lr": 1e-4}},
         "further": {"what": "trained further", "config": [plain], "options": {"model.start_from": "run:plain"}},

@@ -74,7 +74,7 @@ def made_up(n: int = 1200, dialogues: int = 120, seeds: int = 3, shown: int = 12
             "verdict": "worse" if 1.3 * p < 0.05 else "no clear difference",
         }  # fmt: skip
     results = {
-        "title": "Five systems and their baselines on the embedded sitcom", "corpus": "synthetic",
+        "title": "Systems and their baselines on the embedded sitcom", "corpus": "synthetic",
         "labels": list(LABELS), "metric": "weighted_f1", "split": "test", "eval_protocol": "all_utterances",
         "n": n, "dialogues": dialogues,
         "seeds_note": "three seeds of every trained row", "command": "zoo bench --config configs/bench/made_up.yaml",

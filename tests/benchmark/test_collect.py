@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -163,3 +164,19 @@ def test_the_share_of_the_reachable_is_that_of_the_exact_posterior():
     assert right["text", "turns"] >= right["text",] - 0.02
     most = data.reachable("test", ())  # who sees nothing says the most frequent label
     assert set(most.values()) == {"neutral"}
+
+
+def test_no_file_that_travels_names_a_folder_of_this_machine(made):
+    travelling = [p for p in made.out.rglob("*") if p.name in (
+        "report.html", "report.md", "results.json", "metrics.json", "fit.json", "test.json")]  # fmt: skip
+    assert {p.name for p in travelling} >= {"report.html", "report.md", "results.json", "metrics.json"}
+    for path in travelling:
+        text = path.read_text(encoding="utf-8")
+        assert str(made.home) not in text and not re.search(r'"/(tmp|home|root|work)/', text), path
+    assert "…/" in (made.out / "results.json").read_text(encoding="utf-8")  # the corpus' folder, shortened
+
+
+def test_what_a_row_reads_is_what_its_system_says(made):
+    results = json.loads((made.out / "results.json").read_text(encoding="utf-8"))
+    reads = {row["name"]: row["reads"] for row in results["rows"]}
+    assert reads["plain"] == ["text"] and reads["lora"] == ["text", "descriptions"]

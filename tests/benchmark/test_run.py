@@ -102,39 +102,87 @@ def test_one_script_per_job(made, tmp_path):
     assert done.returncode == 0
     text = script.read_text()
     assert "'--only=[plain]' --seed=1 --report=false" in text and "write_jobs" not in text
+    assert str(Path.cwd()) not in text.replace(str(made.home), "")  # it is submitted from there
 
 
 def command(file: Path, out: Path) -> list[str]:
     return [sys.executable, "-m", "zoo", "bench", "--config", str(file), "--out", str(out)]
 
 
-def test_killed_in_the_middle_of_a_training_it_ends_as_an_undisturbed_one(made, tmp_path):
-    long = config(made.home, "long", dropout=0.1)
-    said = {
+def children(process: int) -> list[int]:
+    """Ids of the processes below a process."""
+    below, level = [], [process]
+    while level:
+        level = [int(child) for parent in level for child in
+                 Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]  # fmt: skip
+        below += level
+    return below
+
+
+def started(made, tmp_path, name: str) -> tuple[subprocess.Popen, Path, Path]:
+    """A benchmark in the middle of the training of its one row; its file and the folder of its job."""
+    content = {
         "title": "t",
         "data": yaml.safe_load(made.file.read_text())["data"],
         "rows": {
-            "long": {"what": "long", "config": [long], "options": {"save_last_every": 3, "trainer.max_epochs": 25}}
+            "long": {"what": "long", "config": [config(made.home, "long", dropout=0.1)],
+                     "options": {"save_last_every": 3, "trainer.max_epochs": 25}}
         },
-    }
+    }  # fmt: skip
     file = tmp_path / "bench.yaml"
-    file.write_text(yaml.safe_dump(said))
+    file.write_text(yaml.safe_dump(content))
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(file, tmp_path / "killed"), env=env, stdout=subprocess.DEVNULL)
-    home = tmp_path / "killed" / "runs" / "long" / "seed-0"
+    process = subprocess.Popen(command(file, tmp_path / name), env=env, stdout=subprocess.PIPE, text=True,
+                               stderr=subprocess.STDOUT)  # fmt: skip
+    home = tmp_path / name / "runs" / "long" / "seed-0"
     last = home / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
-    until = time.monotonic() + 300
     while not last.is_file():
-        assert process.poll() is None and time.monotonic() < until
+        assert process.poll() is None, process.stdout.read()
         time.sleep(0.01)
     time.sleep(0.3)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    assert not (home / "fit.json").exists()  # it was in the middle
-    assert bench("--config", file, "--out", tmp_path / "killed", "--report=false") == 0
+    return process, file, home
+
+
+STOPS = {  # name -> signal, and who gets it: the benchmark, the job's own process, or all of them as from a scheduler
+    "kill": (signal.SIGKILL, "benchmark", -signal.SIGKILL),
+    "terminate": (signal.SIGTERM, "benchmark", 143),
+    "ctrl-c": (signal.SIGINT, "benchmark", 130),
+    "terminate all": (signal.SIGTERM, "all", 143),
+    "terminate the job": (signal.SIGTERM, "job", 1),
+}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(made, tmp_path_factory) -> list[dict]:
+    """Answers of the long row of `started` without interruption."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    process, _, home = started(made, folder, "whole")
+    assert process.wait() == 0
+    return rows(home / "results")
+
+
+@pytest.mark.parametrize("name", STOPS)
+def test_stopped_in_the_middle_of_a_training_it_ends_as_an_undisturbed_one(name, made, undisturbed, tmp_path):
+    number, receiver, code = STOPS[name]
+    process, file, home = started(made, tmp_path, "stopped")
+    every = [process.pid, *children(process.pid)]
+    for pid in {"benchmark": every[:1], "job": every[-1:], "all": every}[receiver]:
+        os.kill(pid, number)
+    printed = process.communicate()[0]
+    assert process.returncode == code, printed
+    assert not (home / "fit.json").exists() and not (home / "failed.json").exists()
+    log = (home / "log.txt").read_text()
+    if receiver != "job" and number != signal.SIGKILL:
+        assert "zoo bench: interrupted; what is done is kept" in printed
+    if number != signal.SIGKILL:
+        assert "interrupted at step" in log and "go on with: zoo fit" in log
+    if receiver == "job":  # the benchmark goes on, and ranks nothing that is half trained
+        assert "long seed 0: interrupted" in printed and "1 of 1 jobs were interrupted" in printed
+        results = json.loads((tmp_path / "stopped" / "results.json").read_text())
+        assert [f["reason"] for f in results["failed"]] == ["interrupted: zoo fit was interrupted"]
+        assert results["rows"] == []
+    assert bench("--config", file, "--out", tmp_path / "stopped", "--report=false") == 0
     assert "--ckpt_path=" in (home / "log.txt").read_text()  # it went on
     assert json.loads((home / "fit.json").read_text())["interrupted"] == 1
-    assert bench("--config", file, "--out", tmp_path / "whole", "--report=false") == 0
-    whole = tmp_path / "whole" / "runs" / "long" / "seed-0" / "results"
-    assert rows(home / "results") == rows(whole)
-    assert rows(whole) != rows(results_of(made, "plain"))
+    assert rows(home / "results") == undisturbed
+    assert undisturbed != rows(results_of(made, "plain"))

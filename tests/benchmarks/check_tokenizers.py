@@ -143,7 +143,7 @@ def check_selector(tokenizer: PreTrainedTokenizerFast, meld: Path) -> None:
     tokenizer.chat_template = CHATML
     template = load_template("selector", ModalitySelector.templates)
     system = load_template("system", ModalitySelector.templates).render()
-    options = {"window": 12, "verbalizer": None, "max_length": 1024, "training": False, "system": system}
+    options = {"window": 12, "verbalizer": None, "max_length": 1024, "training": False, "chat": True, "system": system}
     collator = PromptCollator(tokenizer, 0, template, kinds=("audio", "video"), **options)
     ids, cut = collator.prompt_ids(SAMPLE, np.random.default_rng(0))
     user = render(template, SAMPLE, window=12, kinds=("audio", "video"), said=MELD.labels.names)

@@ -12,13 +12,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from peft import AutoPeftModelForCausalLM
 from safetensors import safe_open
 from safetensors.torch import load as parsed
 from safetensors.torch import save_file
 
 from tests.runs_helper import checkpoint, fit, flags, make_corpus, make_llm, metrics, newest, refused, rows, zoo
+from zoo import data as zoo_data
 from zoo.checkpoints import listing, load, probes, sha256
 from zoo.checkpoints.exporting import _is_place
+from zoo.data import MELD, EmotionData
 from zoo.module import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
@@ -361,3 +364,43 @@ def test_tolerance_and_what_it_is_compared_with():
     assert probes._differ(near, near | {"scores": {"joy": 0.503}}) == [("scores.joy", 0.5, 0.503)]
     assert probes._differ(near, near | {"predicted": None}) == [("predicted", "joy", None)]
     assert probes._differ(near, near | {"details": {}}) == [("details.reward", [100.0, None], None)]
+
+
+# ---- rights
+def test_an_export_states_no_right_that_nobody_gave(runs, tmp_path, capsys):
+    def entry(name: str, *more: str) -> dict:
+        capsys.readouterr()
+        zoo("export", f"--ckpt_path={runs('words')}", "--system", f"--out={tmp_path / name}", *more)
+        return yaml.safe_load(capsys.readouterr().out.split("index.yaml:\n")[1])[name]
+
+    unstated = entry("unstated")
+    assert (unstated["licence"], unstated["commercial"]) == ("?", "unknown")
+    assert unstated["trained_on"] == {"MELD": MELD.licence} and "GPL-3.0" in MELD.licence
+    assert list(unstated["bases"]) == ["tiny-llama"]
+    card = (tmp_path / "unstated" / "README.md").read_text()
+    assert "Licence of these weights: ?; commercial use: unknown." in card
+    assert f"Trained on MELD: {MELD.licence}." in card
+    stated = entry("stated", "--licence=CC-BY-NC-4.0", "--commercial=false")
+    assert (stated["licence"], stated["commercial"]) == ("CC-BY-NC-4.0", False)
+    said = refused("export", f"--ckpt_path={runs('words')}", f"--out={tmp_path / 'x'}", "--licence=MIT")
+    assert "--licence and --commercial are written into the entry of a --system" in said
+
+
+def test_every_corpus_states_its_licence_and_what_it_shows():
+    corpora = [c for c in vars(zoo_data).values() if isinstance(c, type) and issubclass(c, EmotionData)]
+    plain = [c for c in corpora if "corpora" not in vars(c) and c is not EmotionData]
+    assert len(plain) >= 10
+    silent = {c.__name__ for c in plain if "?" in (c.licence, c.material)}
+    assert silent <= {"Conversations"}  # whose files are the user's own
+
+
+def test_an_adapter_is_loaded_by_peft_alone_without_a_hub(runs, tmp_path, monkeypatch):
+    zoo("export", f"--ckpt_path={runs('words')}", f"--out={tmp_path / 'adapter'}")
+    name = json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"]
+    assert not Path(name).is_absolute()
+    monkeypatch.chdir(tmp_path)
+    model = AutoPeftModelForCausalLM.from_pretrained("adapter", local_files_only=True, dtype=torch.float32)
+    trained = load(str(runs("words"))).llm.causal_lm
+    ids = torch.arange(1, 9)[None]
+    with torch.no_grad():
+        assert torch.equal(model(ids).logits, trained(ids).logits)

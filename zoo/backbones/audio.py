@@ -15,7 +15,6 @@ SpecAugment, which transformers applies in training by default, is not applied.
 from __future__ import annotations
 
 import copy
-import json
 import re
 from pathlib import Path
 from typing import Any
@@ -29,9 +28,11 @@ from torch.utils.checkpoint import checkpoint
 from transformers import HubertConfig, Wav2Vec2FeatureExtractor
 from transformers.utils import cached_file
 
+from zoo.backbones.folders import check_folder, reads_folder
 from zoo.backbones.llm import Dtype, refuse_infinite
 from zoo.backbones.shapes import AUDIO_SHAPES
 from zoo.backbones.vision import FILES, encoder_fingerprint, locate_encoder
+from zoo.storage import read_json
 
 RATE = 16000
 # what torchaudio's model is, so what a config must say; a missing value is transformers' default
@@ -118,6 +119,7 @@ class Audio(nn.Module):
         ValueError: another kind of model, or weights that do not fit or are not finite.
     """
 
+    @reads_folder
     def __init__(
         self,
         path: str,
@@ -138,6 +140,8 @@ class Audio(nn.Module):
             self.config = HubertConfig(architectures=["HubertModel"], **values)
         else:
             self.path = locate_encoder(path, "audio encoder", "--model.audio")
+            if Path(self.path).is_dir():
+                check_folder(self.path, known=False)
             if Path(self.path).is_file():
                 state = _read(Path(self.path))
                 state = {_present(k): v for k, v in state.items()}
@@ -208,7 +212,7 @@ class Audio(nn.Module):
         return Path(found) if found else None
 
     def _read_configs(self) -> tuple[HubertConfig, bool]:
-        said = json.loads(self._file("config.json").read_text())
+        said = read_json(self._file("config.json"))
         kind = (said.get("architectures") or ["HubertModel"])[0]
         if said.get("model_type") != "hubert" or kind not in KINDS:
             raise ValueError(
@@ -220,14 +224,14 @@ class Audio(nn.Module):
             raise FileNotFoundError(
                 f"{self.path} has no preprocessor_config.json: whether the waveform is normalised would be a guess"
             )
-        preparation = json.loads(file.read_text())
+        preparation = read_json(file)
         if preparation.get("sampling_rate", RATE) != RATE:
             raise ValueError(f"{self.path} takes {preparation['sampling_rate']} samples a second, expected {RATE}")
         return HubertConfig.from_dict(said), bool(preparation.get("do_normalize", True))
 
     def _read_folder(self) -> dict[str, Tensor]:
         index = self._file("model.safetensors.index.json")
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index else ["model.safetensors"]
+        names = sorted(set(read_json(index)["weight_map"].values())) if index else ["model.safetensors"]
         files = [self._file(name) for name in names]
         if None in files and not index:
             files = [self._file("pytorch_model.bin")]  # hubert-base-ls960 is published in this form only

@@ -35,9 +35,20 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from zoo.backbones import shared_prefix
+from zoo.backbones.chat import with_limits
+from zoo.backbones.folders import (
+    check_folder,
+    check_tokenizer_files,
+    check_vocabulary,
+    no_safetensors,
+    reads_folder,
+    refused_by_name,
+)
 from zoo.backbones.mrope import SectionedRotary
 from zoo.backbones.shapes import SHAPES
 from zoo.backbones.shared_prefix import Decoding, Packed
+from zoo.errors import is_refusal
+from zoo.storage import read_json
 
 log = logging.getLogger(__name__)
 
@@ -66,6 +77,17 @@ class LoRA:
     alpha: float = 16.0
     dropout: float = 0.0
     targets: str = r"model\.layers\.\d+\.self_attn\.(q|v)_proj"
+
+    def __post_init__(self) -> None:
+        if self.r < 1 or not 0 < self.alpha < float("inf") or not 0 <= self.dropout < 1:
+            raise ValueError(
+                f"lora.r {self.r}, lora.alpha {self.alpha}, lora.dropout {self.dropout}: expected r of at least 1, "
+                "alpha above 0 and dropout from 0 to below 1"
+            )
+        try:
+            re.compile(self.targets)
+        except re.error as error:
+            raise ValueError(f"lora.targets {self.targets!r} is no regular expression ({error}); correct it") from error
 
 
 class Completions(NamedTuple):
@@ -195,9 +217,10 @@ def fingerprint(path: str, revision: str | None = None) -> str:
     in."""
     folder = Path(path)
     if not folder.is_dir():
-        folder = Path(cached_file(path, "config.json", revision=revision)).parent
+        with refused_by_name(path):
+            folder = Path(cached_file(path, "config.json", revision=revision)).parent
     digest = hashlib.sha256()
-    config = json.loads((folder / "config.json").read_text())
+    config = read_json(folder / "config.json")
     for key in ("transformers_version", "_name_or_path", "torch_dtype", "dtype"):
         config.pop(key, None)
     digest.update(json.dumps(config, sort_keys=True).encode())
@@ -221,9 +244,7 @@ def read_weights(kind: Any, path: str, **options: Any) -> tuple[nn.Module, dict[
         ValueError: files that cannot be read.
     """
     if Path(path).is_dir() and not list(Path(path).glob("*.safetensors")):
-        raise FileNotFoundError(
-            f"{path} has a config.json but no *.safetensors; convert pickle weights first (see README)"
-        )
+        raise no_safetensors(path)
     transformers_logging.disable_progress_bar()
     try:
         return kind.from_pretrained(
@@ -234,6 +255,11 @@ def read_weights(kind: Any, path: str, **options: Any) -> tuple[nn.Module, dict[
             **options,
         )
     except Exception as error:  # transformers and safetensors raise many types; the cause stays chained
+        if is_refusal(error):
+            raise
+        if isinstance(error, ImportError):
+            needs = " ".join(str(error).split())
+            raise ValueError(f"the config.json of {path} asks for a package that is missing: {needs}") from error
         raise ValueError(
             f"the weights in {path} could not be read ({type(error).__name__}: {error}); "
             "a truncated or damaged download? Fetch the folder again"
@@ -276,6 +302,7 @@ class LLM(nn.Module):
         ValueError: weights that do not fit the config, or that are not finite; ``mrope`` does not fit the model.
     """
 
+    @reads_folder
     def __init__(
         self,
         path: str,
@@ -300,8 +327,12 @@ class LLM(nn.Module):
             self.tokenizer = None
         else:
             path = self.path = locate(path)
+            if Path(path).is_dir():
+                check_folder(path)
+                check_tokenizer_files(path)
             config = AutoConfig.from_pretrained(path, revision=revision)
             self.tokenizer = _load_tokenizer(path, revision)
+            check_vocabulary(self.tokenizer, config.get_text_config().vocab_size, path)
         self.pad_id = _pad_id(self.tokenizer, config.vocab_size)
         self.plain_because = shared_prefix.unsupported(config) if attention == "sdpa" else f"attention is {attention}"
         if self.plain_because is None:
@@ -924,7 +955,7 @@ def _load_tokenizer(path: str, revision: str | None) -> Any:
     tokenizer.json says (its normaliser, for one) by the published Qwen2's, and add a token beyond the embedding."""
     plain = get_tokenizer_config(path, revision=revision).get("tokenizer_class")
     kind = PreTrainedTokenizerFast if plain in ("TokenizersBackend", "PreTrainedTokenizerFast") else AutoTokenizer
-    return kind.from_pretrained(path, revision=revision)
+    return with_limits(kind.from_pretrained(path, revision=revision), path)
 
 
 def _pad_id(tokenizer: Any, rows: int) -> int:

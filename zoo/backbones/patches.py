@@ -14,7 +14,6 @@ Layers and position rules are transformers' own; the merger is left out because 
 from __future__ import annotations
 
 import copy
-import json
 from pathlib import Path
 from typing import Any, Literal
 
@@ -31,8 +30,10 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
+from zoo.backbones.folders import no_safetensors, reads_folder
 from zoo.backbones.llm import Dtype, refuse_infinite, refuse_misfits
 from zoo.backbones.vision import encoder_fingerprint, locate_encoder
+from zoo.storage import read_json
 
 # name -> values of its config. `PatchVision("shape:NAME")` builds it.
 PATCH_SHAPES: dict[str, dict[str, Any]] = {
@@ -161,6 +162,7 @@ class PatchVision(nn.Module):
         ValueError: another kind of model, or weights that do not fit or are not finite.
     """
 
+    @reads_folder
     def __init__(
         self,
         path: str,
@@ -207,7 +209,7 @@ class PatchVision(nn.Module):
         file = self._file("config.json")
         if file is None:
             raise FileNotFoundError(f"{self.path} has no config.json")
-        said = json.loads(file.read_text())
+        said = read_json(file)
         kind = said.get("model_type")
         if kind not in ("qwen2_5_vl", "qwen2_5_vl_vision"):
             raise ValueError(
@@ -241,15 +243,12 @@ class PatchVision(nn.Module):
         try:
             index, single = self._file("model.safetensors.index.json"), self._file("model.safetensors")
             if index is not None:
-                where = json.loads(index.read_text())["weight_map"]
+                where = read_json(index)["weight_map"]
             elif single is not None:
                 with safe_open(single, "pt") as file:
                     where = dict.fromkeys(file.keys(), "model.safetensors")
             else:
-                raise FileNotFoundError(
-                    f"{self.path} has a config.json but neither model.safetensors nor model.safetensors.index.json; "
-                    "convert pickle weights first (see README)"
-                )
+                raise no_safetensors(self.path)
             begins = [p for p in PREFIXES if f"{p}patch_embed.proj.weight" in where]
             if len(begins) != 1:
                 raise ValueError(
@@ -273,7 +272,7 @@ class PatchVision(nn.Module):
                         raise ValueError(f"{self.path}: {place} lacks {absent[:3]}, which the index says it holds")
                     state |= {name.removeprefix(begins[0]): file.get_tensor(name) for name in there}
             return state
-        except (SafetensorError, json.JSONDecodeError, KeyError) as error:
+        except (SafetensorError, KeyError) as error:
             raise ValueError(
                 f"the weights in {self.path} could not be read ({type(error).__name__}: {error}); "
                 "a truncated or damaged download? Fetch the folder again"

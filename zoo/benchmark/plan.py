@@ -4,7 +4,7 @@
     data: {class_path: zoo.data.Synthetic, init_args: {root: runs/sitcom}}
     seeds: [0, 1, 2]
     rows:
-      farcer: {what: FARCER, checkpoint: farcer-sitcom, reads: [text, face]}
+      farcer: {what: FARCER, checkpoint: farcer-sitcom}
       words: {what: LoRA on words alone, config: [configs/causal_lm/sitcom.yaml], options: {model.lr: 1e-3}}
 
 `Bench` and `Row` are read by jsonargparse, so a typing error is named and every value can be given as a flag.
@@ -45,7 +45,6 @@ class Row:
             stands apart from the ranked ones.
         train_data: train on this, test on the benchmark's corpus.
         seeds: training seeds; None takes the benchmark's. A row that nothing is drawn for needs one.
-        reads: what it sees, among text, turns, descriptions, face, voice; for the share of the reachable, and shown.
         size: shown beside the name, e.g. ``small`` or ``7B``.
         use: checkpoint of a trained row that is tested.
         verb: ``predict`` writes what other rows need (a selector's decisions), ``fit`` only trains it for them; neither
@@ -64,7 +63,6 @@ class Row:
     adapt: bool = False
     train_data: EmotionData | None = None
     seeds: list[int] | None = None
-    reads: list[Literal["text", "turns", "descriptions", "face", "voice"]] | None = None
     size: str = "small"
     use: Literal["best", "last"] = "best"
     verb: Literal["test", "predict", "fit"] = "test"
@@ -157,8 +155,9 @@ class Bench:
         def wrong(what: str) -> ValueError:
             return ValueError(f"row {name}: {what}")
 
-        if not re.fullmatch(r"[A-Za-z0-9_.-]+", name):
-            raise ValueError(f"row name {name!r}: expected letters, digits, '_', '.' and '-', since it names a folder")
+        if not re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", name) or not name.strip("."):
+            raise ValueError(f"row name {name!r:.80}: expected at most 200 letters, digits, '_', '.' and '-', and not "
+                             "dots alone, since it names a folder")  # fmt: skip
         if (row.config is None) == (row.checkpoint is None):
             raise wrong("expected either config (to train it) or checkpoint (to test it), got "
                         f"{'both' if row.config else 'neither'}")  # fmt: skip

@@ -39,6 +39,7 @@ COSTS = {
     "trainable_parameters": "trainable parameters",
     "tokens_per_sample": "tokens per utterance",
 }
+FEW = 30  # dialogues; with fewer a percentile interval over dialogues is known to be too narrow
 DRAWN_POINTS = 240  # of a curve: more than the pixels it has
 
 
@@ -160,21 +161,18 @@ class Axis(NamedTuple):
     ticks: list[float]
 
     def at(self, score: float) -> float:
-        """Where a score lies, in percent of the axis; two decimals. 0 for one that is lower than the axis."""
-        return max(0.0, round(100 * (score - self.low) / (self.high - self.low), 2))
+        """Where a score lies, in percent of the axis; two decimals."""
+        return round(100 * (score - self.low) / (self.high - self.low), 2)
 
 
-def score_axis(rows: Sequence[Row], metric: str, span: float = 1.0) -> Axis:
+def score_axis(rows: Sequence[Row], metric: str) -> Axis:
     """The axis that holds every interval and every seed of all rows.
 
     Args:
         rows, metric: whose scores.
-        span: at most so much of the scale is shown, from the best downwards: a baseline far below the others would
-            otherwise leave no room to tell them apart.
     """
     numbers = [x for r in rows for x in (*r["scores"][metric]["ci95"], *r["scores"][metric]["values"])] or [0.0, 1.0]
-    high = max(numbers)
-    low = max(min(numbers), high - span)
+    high, low = max(numbers), min(numbers)
     step = next((s for s in (0.01, 0.02, 0.05, 0.1) if (high - low) / s <= 6), 0.2)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
     last = max(last, first + 1)
@@ -360,7 +358,8 @@ def page(
         metric=metric,
         metrics=METRICS,
         verdicts=VERDICTS,
-        axis=score_axis(rows, metric, span=0.4),
+        axis=score_axis(rows, metric),
+        few_dialogues=few_dialogues(results),
         costs=COSTS,
         pictures={
             cost: [
@@ -423,6 +422,8 @@ def markdown(results: Mapping[str, Any], ranked: Sequence[Row], transductive: Se
     """report.md: the tables and how they were measured."""
     metric = results["metric"]
     parts = [f"# {cell(results['title'])}", cell(sentence(results))]
+    if warning := few_dialogues(results):
+        parts.append(f"⚠ {warning}")
     if results["failed"]:
         parts += [
             f"## ⚠ {len(results['failed'])} failed",
@@ -475,10 +476,20 @@ EXPLAINED = (
 )
 
 
+def few_dialogues(results: Mapping[str, Any]) -> str | None:
+    """A warning where intervals rest on fewer than `FEW` dialogues, between which alone the bootstrap can choose."""
+    if (count := results["dialogues"]) >= FEW:
+        return None
+    return (
+        f"The test split has {count} {'dialogue' if count == 1 else 'dialogues'}. Intervals and comparisons are drawn "
+        f"from whole dialogues; with fewer than {FEW} they are too narrow, so do not take them for 95 %."
+    )
+
+
 def sentence(results: Mapping[str, Any]) -> str:
     """What was measured, in one line."""
     return (
-        f"{len(results['rows'])} systems on {results['corpus']}, {results['split']} split: {results['n']:,} utterances "
+        f"{len(results['rows'])} rows on {results['corpus']}, {results['split']} split: {results['n']:,} utterances "
         f"of {results['dialogues']:,} dialogues, {results['eval_protocol'].replace('_', ' ')}."
     )
 
@@ -496,7 +507,7 @@ def ranking(rows: Sequence[Row], metric: str) -> str:
         lines.append([
             place,
             f"{row['what']} ({row['name']}, {row['size']})",
-            ", ".join(row["reads"]) if row["reads"] is not None else "not known",
+            "not known" if row["reads"] is None else ", ".join(row["reads"]) or "nothing",
             percent(score["mean"]),
             interval(score),
             ", ".join(map(percent, score["values"])),

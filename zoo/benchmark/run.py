@@ -41,6 +41,7 @@ from zoo import interrupts
 from zoo.benchmark.plan import REFERENCE, Bench, Row, flags
 from zoo.data.synthetic.release import end_with
 from zoo.runs import find_checkpoint
+from zoo.storage import read_json
 
 PACKAGE = Path(__file__).parents[1]
 HEARTBEAT = 2.0  # seconds between two notes of how long a part has been running
@@ -206,7 +207,9 @@ def _same_job(job: Job) -> None:
     if not path.is_file():
         path.write_text(json.dumps(spec, indent=1))
         return
-    before = json.loads(path.read_text())
+    before = read_json(path)
+    if not isinstance(before, dict):
+        raise ValueError(f"{path} is damaged; run the row anew with --redo [{job.name}]")
     differs = [k for k in sorted(before.keys() | spec.keys()) if before.get(k) != spec.get(k)]
     if differs:
         raise ValueError(
@@ -347,7 +350,7 @@ def _said(job: Job) -> str:
     seconds = _cost(job.home / "test.json")["seconds"]
     if job.row.verb == "predict":
         return f"answered in {seconds:.0f} s"
-    found = json.loads((job.results / "metrics.json").read_text())
+    found = read_json(job.results / "metrics.json")
     return f"accuracy {found['accuracy']:.3f}, weighted F1 {found['weighted_f1']:.3f} (tested in {seconds:.0f} s)"
 
 
@@ -425,7 +428,10 @@ def _work_off(
 
 
 def _cost(path: Path) -> dict[str, float]:
-    return json.loads(path.read_text())
+    cost = read_json(path)
+    if not isinstance(cost, dict) or not isinstance(cost.get("seconds"), int | float):
+        raise ValueError(f"{path} is damaged (it names no seconds); remove it, and the part is done again")
+    return cost
 
 
 def _sha256(path: Path) -> str:

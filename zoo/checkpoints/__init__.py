@@ -2,7 +2,8 @@
 
 from zoo.checkpoints.commands import published
 from zoo.checkpoints.exporting import export
-from zoo.checkpoints.listing import index, sha256, verify
+from zoo.checkpoints.listing import index, verify
 from zoo.checkpoints.loading import load
+from zoo.storage import sha256_of as sha256
 
 __all__ = ["export", "index", "load", "published", "sha256", "verify"]

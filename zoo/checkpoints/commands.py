@@ -8,13 +8,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zoo.checkpoints import probes
 from zoo.checkpoints.exporting import labels_of, new_entry, whole_or_none, without_places, write_system
 from zoo.checkpoints.fetching import PLACE, check_output, pull
 from zoo.checkpoints.listing import differences, entry_of, folder_of, index, terms, verify
 from zoo.checkpoints.loading import load, made
+from zoo.configs import read_run_config, take_imports, trust_words
 
 VERBS = ("list", "show", "pull", "convert", "verify", "publish")
 
@@ -45,6 +44,8 @@ def published(args: list[str]) -> None:
     check.add_argument("--at", type=Path, help="folder that holds the files of the one that is named")
     make = verbs.add_parser("publish", help="write the probe of a folder of checkpoints/ and print its index entry")
     make.add_argument("name")
+    parser.add_argument("--import", metavar="DIR", help="folder whose modules the config.yaml of a checkpoint may name")
+    args = take_imports(args)
     options = parser.parse_args(["verify" if arg == "--verify" else arg for arg in args])
     if options.verb in (None, "list"):
         for name, entry in index().items():
@@ -133,7 +134,7 @@ def _publish(name: str) -> None:
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder} has no config.yaml; zoo export --system --out {folder} writes a system")
     if not (folder / probes.PROBE).is_file():
-        config = yaml.safe_load((folder / "config.yaml").read_text(encoding="utf-8"))
+        config = read_run_config(folder / "config.yaml", data=True)
         labels = labels_of(without_places(config["data"]))
         probes.write(load(str(folder), probe=False), folder, labels, config["model"]["init_args"])
     print(new_entry(folder, index().get(name, {})), end="")
@@ -163,6 +164,7 @@ def convert(name: str, source: Path, out: Path, config: Path | None, table: Path
         raise ValueError("give --config, the config whose model the weights belong to")
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder")
+    trust_words((), [config])  # which the user names himself
     module = made(config)
     module.restored = True  # an earlier stage's weights would be overwritten
     module.configure_model()
@@ -170,7 +172,7 @@ def convert(name: str, source: Path, out: Path, config: Path | None, table: Path
     pristine = module.pristine()
     state = {k: v.detach().cpu() for k, v in module.state_dict().items() if k not in pristine}
     with whole_or_none(out) as part:
-        given = yaml.safe_load(config.read_text(encoding="utf-8"))
+        given = read_run_config(config)
         write_system(part, out.name, given, {}, state, module.contract(), None)
     print(f"read {source}{f' (layout {said})' if isinstance(said, str) else ''}, wrote {out}")
 

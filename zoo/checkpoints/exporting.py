@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import json
+import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,11 +20,14 @@ from torch import Tensor
 from zoo.checkpoints import probes
 from zoo.checkpoints.listing import INDEX, files_entry, index
 from zoo.checkpoints.loading import home_of, load, made
+from zoo.configs import read_run_config, take_imports
 from zoo.data import EmotionData
 from zoo.module import read_checkpoint
 from zoo.runs import REPOSITORY, find_checkpoint
 from zoo.schema import Labels
+from zoo.storage import parse_yaml, read_json
 
+UNKNOWN = "?"  # of what only the owner of weights or data can say
 PARTS = ("llm", "vision", "audio")  # names of backbones in a system
 DTYPES = ("float32", "float16", "bfloat16")
 NOT_PUBLISHED = ("start_from", "cache", "downstream")  # of a model: files of the run's machine that nobody else needs
@@ -56,14 +60,24 @@ def export(args: list[str]) -> None:
         "--set", action="append", default=[], metavar="KEY=VALUE",
         help="with --system: a model option of the written config that differs from the run's, e.g. selection=always",
     )  # fmt: skip
-    options = parser.parse_args(args)
+    parser.add_argument("--import", metavar="DIR", help="folder whose modules the config.yaml of the run may name")
+    parser.add_argument("--licence", help="with --system: under which you pass the weights on; not stated if left out")
+    parser.add_argument(
+        "--commercial", choices=("true", "false"),
+        help="with --system: whether you allow commercial use; unknown if left out",
+    )  # fmt: skip
+    options = parser.parse_args(take_imports(args))
     if options.out.exists() and any(options.out.iterdir()):
         raise FileExistsError(f"{options.out} is not empty; choose another folder")
     if options.system:
         if options.part or options.merge or options.adapter:
             raise ValueError("--system writes all of the run; leave out --part, --merge and --adapter")
-        export_system(options.ckpt_path, options.out, options.dtype, dict(_pair(one) for one in options.set))
+        terms = {"licence": options.licence or UNKNOWN,
+                 "commercial": {"true": True, "false": False}.get(options.commercial, "unknown")}  # fmt: skip
+        export_system(options.ckpt_path, options.out, options.dtype, dict(_pair(one) for one in options.set), terms)
         return
+    if options.licence or options.commercial:
+        raise ValueError("--licence and --commercial are written into the entry of a --system; leave them out")
     if options.set:
         raise ValueError("--set changes the config that --system writes; without --system none is written")
     module = load(options.ckpt_path)
@@ -106,8 +120,9 @@ def _export_llm(module: Any, out: Path, dtype: str | None, merge: bool, adapter:
             raise ValueError(f"merging changed the logits by {difference}; nothing was written")
     if dtype:
         llm.model.to(getattr(torch, dtype))
-    if name is not None:  # a file that travels names its base by name, not by a place on this machine
-        llm.model.peft_config[name].base_model_name_or_path = base
+    place = _from_beside(llm.path, out)
+    if name is not None:
+        llm.model.peft_config[name].base_model_name_or_path = place
     own = {"selected_adapters": [name]} if name is not None else {}  # not the copy of a reference, nor the others
     llm.model.save_pretrained(out, **own)
     if name not in (None, "default"):  # peft puts it in a folder of its name
@@ -115,7 +130,7 @@ def _export_llm(module: Any, out: Path, dtype: str | None, merge: bool, adapter:
             file.rename(out / file.name)
         (out / name).rmdir()
     llm.tokenizer.save_pretrained(out)
-    _card(out, kind, module, base, difference, MODEL_USE if name is None else ADAPTER_USE.replace("BASE", base))
+    _card(out, kind, module, base, difference, MODEL_USE if name is None else ADAPTER_USE.replace("BASE", place))
     print(f"wrote {out}" + (" (a PEFT adapter; --merge gives a whole model)" if name else ""))
 
 
@@ -127,6 +142,12 @@ def _adapter(llm: Any, wanted: str | None) -> str | None:
     if wanted is None and len(names) > 1:
         raise ValueError(f"this system has several adapters; give --adapter, one of {', '.join(names)}")
     return wanted or next(iter(names), None)
+
+
+def _from_beside(path: str, out: Path) -> str:
+    """A base model as an exported adapter names it: a hub id as it is, a folder by its path from the folder that holds
+    the export. So it is loaded from the disk there, without a hub and without a path of this machine."""
+    return Path(os.path.relpath(path, out.parent)).as_posix() if Path(path).is_dir() else path
 
 
 def _named(path: str) -> str:
@@ -141,7 +162,7 @@ tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")"""
 ADAPTER_USE = """from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-base = AutoModelForCausalLM.from_pretrained("BASE")  # exactly the base it was trained on: its folder or hub id
+base = AutoModelForCausalLM.from_pretrained("BASE")  # exactly the base it was trained on, seen from beside THIS_FOLDER
 model = PeftModel.from_pretrained(base, "THIS_FOLDER")
 tokenizer = AutoTokenizer.from_pretrained("THIS_FOLDER")"""
 ENCODER_USE = """from transformers import AutoModel
@@ -155,8 +176,10 @@ model = timm.create_model("local-dir:THIS_FOLDER", pretrained=True)"""
 def _card(out: Path, kind: str, module: Any, base: str, difference: float | None, use: str) -> None:
     """README.md of an exported part, in place of peft's blank one."""
     licence = index().get(base, {}).get("licence")
-    said = f"{licence}, that of the base" if licence else "that of the base model and of the data, not stated here"
-    facts = [f"Base model: `{base}`.", f"Licence: {said}. Nothing here widens it."]
+    facts = [
+        f"Base model: `{base}`; its licence: {licence or UNKNOWN}.",
+        f"Licence of these weights: {UNKNOWN}; it is for their owner to state, as base model and training data allow.",
+    ]
     if difference is not None:
         facts.append(f"Largest difference of a logit, merged against adapter: {difference:.2e} (8 tokens).")
     about = f"{kind}, from a run of `{type(module).__name__}` of the zoo."
@@ -166,11 +189,14 @@ def _card(out: Path, kind: str, module: Any, base: str, difference: float | None
 
 
 # ------------------------------------------------------------------------------------------------------ a whole system
-def export_system(path: str, out: Path, dtype: str | None, given: Mapping[str, Any]) -> None:
+def export_system(
+    path: str, out: Path, dtype: str | None, given: Mapping[str, Any], terms: Mapping[str, Any]
+) -> None:  # fmt: skip
     """Writes config.yaml, weights.safetensors, the probe and a README that says what is known.
 
     Args:
         given: options of the model whose values in the written config differ from the run's.
+        terms: ``licence`` and ``commercial`` of the weights, as their owner states them.
 
     Raises:
         ValueError: an option that names a file of this machine, or weights that a dtype cannot hold.
@@ -179,7 +205,7 @@ def export_system(path: str, out: Path, dtype: str | None, given: Mapping[str, A
     if file.name == "model.safetensors":
         raise ValueError(f"{file} is a backbone, not a system; it is published as it is")
     home = home_of(file)
-    run = yaml.safe_load((home / "config.yaml").read_text(encoding="utf-8"))
+    run = read_run_config(home / "config.yaml", data=True)
     content = read_checkpoint(file)
     with whole_or_none(out) as part:
         config = write_system(part, out.name, run, given, content["state_dict"], content["zoo"], dtype)
@@ -187,13 +213,18 @@ def export_system(path: str, out: Path, dtype: str | None, given: Mapping[str, A
             contract = _rebased(part / "config.yaml", content["state_dict"])
             write_system(part, out.name, run, given, content["state_dict"], contract, dtype)
         module = load(str(part), probe=False)
-        probes.write(module, part, labels_of(run["data"]), config["model"]["init_args"])
+        data = corpus_of(run["data"])
+        start = (run["model"].get("init_args") or {}).get("start_from")
+        names = [base.path for base in module.bases().values()] + ([start] if start else [])
+        rights = {**terms, "trained_on": corpus_licences(data), "bases": base_licences(names)}
+        probes.write(module, part, list(data.label_sets.values()), config["model"]["init_args"])
         probes.compare(load(str(part), probe=False), part)  # what another process will find
-        (part / "README.md").write_text(_system_card(out.name, module, content["state_dict"]), encoding="utf-8")
+        card = _system_card(out.name, module, content["state_dict"], rights)
+        (part / "README.md").write_text(card, encoding="utf-8")
     size = sum(p.stat().st_size for p in out.iterdir())
     print(f"wrote {out}: {len(content['state_dict'])} tensors, {size / 1e6:.1f} MB. To publish it, complete this and "
           f"add it to {INDEX}:")  # fmt: skip
-    print(new_entry(out, {"reported": _scores(home)}), end="")
+    print(new_entry(out, {**rights, "reported": _scores(home)}), end="")
 
 
 def _rebased(config: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -263,9 +294,9 @@ def write_system(
 
 
 def new_entry(folder: Path, known: Mapping[str, Any]) -> str:
-    """The entry of a folder of ours in ``index.yaml``, as far as it is known, with the files as they are now."""
-    empty = {"what": "?", "paper": "?", "source": "shipped", "licence": "Apache-2.0", "gated": False,
-             "commercial": True, "made_by": "?", "reported": []}  # fmt: skip
+    """The entry of a folder in ``index.yaml``, as far as it is known, with the files as they are now."""
+    empty = {"what": UNKNOWN, "paper": UNKNOWN, "source": "shipped", "licence": UNKNOWN, "gated": False,
+             "commercial": "unknown", "made_by": UNKNOWN, "reported": []}  # fmt: skip
     return yaml.safe_dump({folder.name: empty | dict(known) | {"files": files_entry(folder)}}, sort_keys=False)
 
 
@@ -273,7 +304,7 @@ def _scores(run: Path) -> list[dict[str, Any]]:
     """What the run's own test measured, as a row of the index."""
     if not (run / "metrics.json").is_file():
         return []
-    said = json.loads((run / "metrics.json").read_text())
+    said = read_json(run / "metrics.json")
     row = {"corpus": said["corpus"], "split": said["split"], "n": said["n"], "protocol": said["eval_protocol"]}
     return [row | {"metric": key, "value": round(said[key], 4)} for key in ("weighted_f1", "accuracy") if key in said]
 
@@ -282,7 +313,7 @@ def _pair(text: str) -> tuple[str, Any]:
     key, equals, value = text.partition("=")
     if not equals:
         raise ValueError(f"--set {text}: expected KEY=VALUE")
-    return key, yaml.safe_load(value)
+    return key, parse_yaml(value, f"--set {key}")
 
 
 def _portable(value: Any, key: str) -> Any:
@@ -320,10 +351,25 @@ def without_places(value: Any) -> Any:
 
 def labels_of(data: Mapping[str, Any]) -> list[Labels]:
     """The label sets of the run's data; its files must still be there."""
+    return list(corpus_of(data).label_sets.values())
+
+
+def corpus_of(data: Mapping[str, Any]) -> EmotionData:
+    """The corpus of a config's data section."""
     parser = ArgumentParser()
     parser.add_subclass_arguments(EmotionData, "data", required=True)
-    made = parser.instantiate_classes(parser.parse_object({"data": data})).data
-    return list(made.label_sets.values())
+    return parser.instantiate_classes(parser.parse_object({"data": data})).data
+
+
+def corpus_licences(data: EmotionData) -> dict[str, str]:
+    """Name of each corpus a run was trained on -> its licence, which decides what may be done with the weights."""
+    return {type(corpus).__name__: corpus.licence for corpus in data.corpora()}
+
+
+def base_licences(paths: Sequence[str]) -> dict[str, str]:
+    """Name of the weights that a system stands on -> their licence; `UNKNOWN` of what is not published here."""
+    entries = index()
+    return {name: entries.get(name, {}).get("licence", UNKNOWN) for name in map(_named, paths)}
 
 
 def _converted(state: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
@@ -349,12 +395,16 @@ def _once(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, str
     return {name: v for name, v in state.items() if name not in tied}, tied
 
 
-def _system_card(name: str, module: Any, state: Mapping[str, Tensor]) -> str:
+def _system_card(name: str, module: Any, state: Mapping[str, Tensor], rights: Mapping[str, Any]) -> str:
     bases = ", ".join(f"`{_named(base.path)}`" for base in module.bases().values())
     stored = sum(v.numel() for v in _once(_converted(state, None))[0].values())
     total = sum(p.numel() for p in module.parameters())
     return (
         f"# {name}\n\nA `{type(module).__name__}` of {total:,} parameters; {stored:,} numbers are stored here, the "
         f"rest is that of its frozen backbones. Backbones: {bases}.\n\n"
+        f"- Licence of these weights: {rights['licence']}; commercial use: {rights['commercial']}.\n"
+        + "".join(f"- Trained on {corpus}: {licence}.\n" for corpus, licence in rights["trained_on"].items())
+        + "".join(f"- Backbone `{base}`: {licence}.\n" for base, licence in rights["bases"].items())
+        + f"\nWhat is `{UNKNOWN}` is not known, and nothing is allowed by it.\n\n"
         f"```\nzoo test --ckpt_path {name} --data.root DIR\n```\n"
     )

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from zoo.runs import REPOSITORY
+from zoo.storage import inside, read_yaml, sha256_of
 
 INDEX = REPOSITORY / "checkpoints" / "index.yaml"
 SOURCES = {"shipped": (), "hub": ("hub", "revision"), "url": ("url",), "hand": ("hand",)}  # source -> fields it needs
@@ -22,13 +20,24 @@ def index() -> dict[str, dict[str, Any]]:
     Raises:
         ValueError: an entry without the fields of its source.
     """
-    entries = yaml.safe_load(INDEX.read_text(encoding="utf-8")) or {}
+    entries = read_yaml(INDEX) or {}
+    if not isinstance(entries, dict):
+        raise ValueError(f"{INDEX} holds a {type(entries).__name__}, expected entries by name; restore it")
     for name, entry in entries.items():
+        if not isinstance(entry, dict):
+            raise ValueError(f"{INDEX}: {name} is {entry!r:.60}, expected the fields of an entry")
+        if not isinstance(name, str) or inside(INDEX.parent, name, INDEX).parent != INDEX.parent:
+            raise ValueError(f"{INDEX}: the name {name!r:.60} names no folder beside it")
         if entry.get("source") not in SOURCES:
             raise ValueError(f"{INDEX}: {name} has source {entry.get('source')!r}, expected one of {list(SOURCES)}")
         lacking = [key for key in (*ALWAYS, *SOURCES[entry["source"]]) if key not in entry]
         if lacking:
             raise ValueError(f"{INDEX}: {name} lacks {', '.join(lacking)}")
+        files = entry["files"]
+        if not isinstance(files, dict) or not all(isinstance(digest, str | None) for digest in files.values()):
+            raise ValueError(f"{INDEX}: the files of {name} are {files!r:.60}, expected file: sha256")
+        for file in files:
+            inside(folder_of(name), file, f"{INDEX}: {name}")
     return entries
 
 
@@ -45,18 +54,13 @@ def folder_of(name: str) -> Path:
     return INDEX.parent / name
 
 
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def differences(name: str, folder: Path, files: Mapping[str, str | None]) -> list[str]:
     """What is wrong with a folder, one line each; empty if it holds every file with the recorded sha256."""
     problems = []
     for file, wanted in files.items():
         if not (folder / file).is_file():
             problems.append(f"{name}/{file} is missing")
-        elif wanted is not None and (got := sha256(folder / file)) != wanted:
+        elif wanted is not None and (got := sha256_of(folder / file)) != wanted:
             problems.append(
                 f"{name}/{file} is not the published file: sha256 {got[:12]}..., expected {wanted[:12]}..."
             )
@@ -99,4 +103,4 @@ def terms(name: str, entry: Mapping[str, Any]) -> str:
 def files_entry(folder: Path) -> dict[str, str]:
     """The ``files:`` of a folder that is to be published."""
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != "README.md")
-    return {name: sha256(folder / name) for name in files}
+    return {name: sha256_of(folder / name) for name in files}

@@ -6,11 +6,11 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from jsonargparse import ArgumentParser
 
 from zoo.checkpoints.listing import refuse_changed
 from zoo.checkpoints.probes import PROBE, compare
+from zoo.configs import read_run_config
 from zoo.module import EmotionModule, read_checkpoint
 from zoo.runs import find_checkpoint, run_of
 
@@ -73,9 +73,14 @@ def home_of(file: Path) -> Path:
 
 
 def made(config: Path, changes: Mapping[str, Any] | None = None) -> EmotionModule:
+    """The system of a config, without weights.
+
+    Raises:
+        ValueError: no config of a run, or one that names what it may not import (`zoo.configs.check_imports`).
+    """
     parser = ArgumentParser()
     parser.add_subclass_arguments(EmotionModule, "model", required=True)
-    given = yaml.safe_load(config.read_text(encoding="utf-8"))["model"]
+    given = read_run_config(config)["model"]
     for name, value in (changes or {}).items():
         options = given.setdefault("init_args", {})
         *outer, last = name.split(".")

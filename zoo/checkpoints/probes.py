@@ -30,7 +30,7 @@ from zoo.data.synthetic.release import dialogues, encode, render
 from zoo.data.synthetic.script import Settings
 from zoo.module import EmotionModule
 from zoo.schema import Labels, Sample, Turn
-from zoo.storage import read_jsonl
+from zoo.storage import inside, read_json, read_jsonl
 
 PROBE = "probe.json"
 FORMAT = 1
@@ -144,13 +144,13 @@ def read(folder: Path) -> tuple[list[Sample], list[Sample], list[dict[str, Any]]
     """Samples, examples and recorded rows. ValueError for a file that is no probe."""
     file = folder / PROBE
     try:
-        content = json.loads(file.read_text(encoding="utf-8"))
+        content = read_json(file)
         if content["format"] != FORMAT:
             raise ValueError(f"{file} has format {content['format']}, this version reads {FORMAT}")
         labels = {corpus: Labels(corpus, tuple(names)) for corpus, names in content["labels"].items()}
         samples, examples = ([_from_json(s, labels, folder) for s in content[key]] for key in ("samples", "examples"))
         return samples, examples, content["expected"]
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise ValueError(f"{file} is no probe ({type(error).__name__}: {error}); write it with zoo export") from error
 
 
@@ -210,7 +210,7 @@ def _to_json(sample: Sample) -> dict[str, Any]:
 def _from_json(row: Mapping[str, Any], labels: Mapping[str, Labels], folder: Path) -> Sample:
     turns = []
     for own in row["turns"]:
-        clip = None if own["clip"] is None else folder / own["clip"]
+        clip = None if own["clip"] is None else inside(folder, own["clip"], folder / PROBE)
         if clip is not None and not clip.is_file():
             raise ValueError(f"{folder} lacks {own['clip']}, a clip of its probe; restore the folder")
         turns.append(Turn(own["id"], own["speaker"], own["text"], own["label"], own["descriptions"], clip, clip))

@@ -56,6 +56,9 @@ class Adaptation(EmotionData):
     def label_sets(self) -> dict[str, Labels]:
         return self.corpus.label_sets
 
+    def corpora(self) -> list[EmotionData]:
+        return self.corpus.corpora()
+
     def halves(self) -> tuple[set[str], set[str]]:
         """Dialogues of the test split, drawn into two halves."""
         names = sorted({s.dialogue for s in self.corpus.samples("test")})

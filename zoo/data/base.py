@@ -93,6 +93,8 @@ class EmotionData(LightningDataModule):
 
     labels: Labels
     encodings: tuple[str, ...] = ()  # what the released files are known to be in where they are not UTF-8
+    licence = "?"  # of the corpus, as its owners state it
+    material = "?"  # what its samples are, so that a user of weights trained on it knows what they have met
     asked = False  # single samples somebody asks about (`zoo label`): what all of them lack is no mistake of a reader
     protocol = "all_utterances"  # which utterances are scored; results of different protocols are never ranked together
 
@@ -150,6 +152,10 @@ class EmotionData(LightningDataModule):
     def label_sets(self) -> dict[str, Labels]:
         """corpus name -> Labels; several when corpora are joined."""
         return {self.labels.corpus: self.labels}
+
+    def corpora(self) -> list[EmotionData]:
+        """The corpora that the samples come from: itself, or those that it joins, divides or adapts."""
+        return [self]
 
     def splits(self) -> tuple[Split, ...]:
         return ("train", "dev", "test")

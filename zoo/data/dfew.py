@@ -60,6 +60,8 @@ class DFEW(EmotionData):
         dev_seed: seed of that choice.
     """
 
+    licence = "research only, by signed agreement of an academic institution"
+    material = "faces in clips of films, without words"
     labels = Labels("dfew", ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"))
 
     def __init__(self, fold: int = 1, dev_share: float = 0.1, dev_seed: int = 0, **kwargs) -> None:

@@ -52,6 +52,8 @@ class EMER(EmotionData):
         version: v1 or v2 of the explanations; protocols of their own.
     """
 
+    licence = "none stated for the annotations; clips academic research only, by signed agreement (MER2023)"
+    material = "clips of Chinese films and TV shows"
     labels = Labels("emer", MER2024.labels.names)
     encodings = MER2024.encodings
 

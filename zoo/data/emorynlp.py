@@ -70,6 +70,8 @@ class EmoryNLP(EmotionData):
             five words or more, equal without case and punctuation.
     """
 
+    licence = "labels Apache-2.0, CSV files GPL-3.0"
+    material = "English dialogue of a TV show, as text"
     labels = Labels("emorynlp", ("joyful", "mad", "peaceful", "neutral", "sad", "powerful", "scared"))
     encodings = ("cp1252",)
 

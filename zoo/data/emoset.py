@@ -35,6 +35,8 @@ class EmoSet(EmotionData):
     Licence: research only; the pictures belong to their photographers. Download from the project page.
     """
 
+    licence = "research only"
+    material = "photographs"
     labels = Labels(
         "emoset", ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
     )

@@ -35,6 +35,8 @@ class GoEmotions(EmotionData):
         multi_label: what becomes of a sentence with several labels (9 % of them): left out, or its first label taken.
     """
 
+    licence = "Apache-2.0"
+    material = "single English sentences from Reddit"
     labels = Labels("goemotions", MELD.labels.names)  # MELD's order: one index means one emotion in both
 
     def __init__(self, multi_label: Literal["exclude", "first"] = "exclude", **kwargs) -> None:

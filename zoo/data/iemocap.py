@@ -125,6 +125,8 @@ class IEMOCAP(EmotionData):
             ``{kind}_description.json`` with the utterances of all sessions.
     """
 
+    licence = "academic use only, by signed release form"
+    material = "acted English dialogues of two people: words, video and sound"
     labels = Labels("iemocap6", tuple(CLASSES[6]))
     encodings = ("cp1252",)
 

@@ -39,6 +39,9 @@ class Joint(EmotionData):
     def label_sets(self) -> dict[str, Labels]:
         return {name: labels for part in self.parts for name, labels in part.label_sets.items()}
 
+    def corpora(self) -> list[EmotionData]:
+        return [corpus for part in self.parts for corpus in part.corpora()]
+
     def splits(self) -> tuple[Split, ...]:
         return tuple(split for split in ("train", "dev", "test") if any(split in part.splits() for part in self.parts))
 

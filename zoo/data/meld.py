@@ -64,6 +64,8 @@ class MELD(EmotionData):
             Scores of the two cannot be compared.
     """
 
+    licence = "annotations GPL-3.0; clips may not be passed on"
+    material = "English dialogue of a TV show: words, video and sound"
     labels = Labels("meld", ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"))
     encodings = ("cp1252",)  # of some copies
     official: Mapping[Split, tuple[int, int]] = OFFICIAL

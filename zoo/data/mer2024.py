@@ -72,6 +72,8 @@ class MER2024(EmotionData):
         dev_seed: seed of that choice.
     """
 
+    licence = "academic research only, by signed agreement"
+    material = "clips of Chinese films and TV shows"
     labels = Labels("mer2024", ("happy", "sad", "neutral", "angry", "surprise", "worried"))
     encodings = ("gb18030",)  # what Excel on a Chinese Windows writes
     official: Mapping[str, int] = OFFICIAL

@@ -47,6 +47,9 @@ class Resplit(EmotionData):
     def label_sets(self) -> dict[str, Labels]:
         return self.corpus.label_sets
 
+    def corpora(self) -> list[EmotionData]:
+        return self.corpus.corpora()
+
     def parts(self) -> dict[Split, set[str]]:
         """Dialogues of each new split. ValueError if one would be empty."""
         if not self._parts:

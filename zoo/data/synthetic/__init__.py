@@ -46,6 +46,8 @@ class Synthetic(EmotionData):
             lights and microphones; reworded shifts the wording alone. Labels stay the same.
     """
 
+    licence = "Apache-2.0"
+    material = "generated: English sentences from templates, drawn faces, synthetic voices"
     labels = Labels("synthetic", LABELS)
 
     def __init__(

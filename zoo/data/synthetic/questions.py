@@ -85,6 +85,9 @@ class SyntheticQuestions(EmotionData):
             questions mean before it sees anything, as a large one knows already.
     """
 
+    licence = "Apache-2.0"
+    material = "generated: English questions about drawn pictures"
+
     def __init__(
         self,
         kinds: list[Literal["people", "wall", "object", "side"]] | None = None,

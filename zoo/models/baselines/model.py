@@ -48,6 +48,11 @@ def answers(samples: Rows, probabilities: Sequence[np.ndarray]) -> list[Predicti
     return made
 
 
+def counted_parts(window: int, kinds: Sequence[str]) -> tuple[str, ...]:
+    """What a baseline of words reads: the utterance, earlier turns if there is a window, and descriptions if any."""
+    return ("text", *(("turns",) if window else ()), *(("descriptions",) if kinds else ()))
+
+
 def require_words(
     module: TfidfLogistic | SentenceClassifier, samples: Sequence[Sample], split: str, stage: str,
     says: Callable[[Sample], bool],
@@ -162,6 +167,8 @@ class Plain:
 class Majority(Fitted):
     """Always the label that is most frequent in training; its scores are the labels' shares there."""
 
+    reads = ()
+
     def parts(self, labels: Labels) -> dict[str, tuple[int, ...]]:
         return {"shares": (len(labels),)}
 
@@ -208,6 +215,10 @@ class TfidfLogistic(Fitted):
         self.C, self.class_weight, self.window, self.pairs = C, class_weight, window, pairs
         self.descriptions, self.least, self.width = tuple(descriptions or ()), least, width
         self.counter = HashingVectorizer(analyzer=self.grams, n_features=width, norm=None, alternate_sign=False)
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return counted_parts(self.window, self.descriptions)
 
     def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
         super().require(samples, split, stage)
@@ -323,6 +334,10 @@ class SentenceClassifier(EmotionModule):
                                  self.class_weight)
                 for c, labels in data.label_sets.items()
             }  # fmt: skip
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return counted_parts(self.window, self.descriptions)
 
     def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
         super().require(samples, split, stage)

@@ -8,7 +8,7 @@ and the way the zoo's own small backbones are made. Training is next-token predi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,9 @@ class CausalLM(Supervised):
     Args:
         llm: folder, published name (e.g. ``tiny-llama``) or hub id of the language model.
         prompt_loss: weight of the prompt's tokens; 1 = language modelling.
-        template: ``default``, ``instruction``, or a file.
+        template: ``default``, which only shows the utterance and ends in ``emotion:``; ``instruction``, which asks and
+            names the labels; or a file. None: ``instruction`` in a chat, where nothing else says what is wanted, and
+            ``default`` in plain text.
         formats: in training, every batch is written in one of these, evenly drawn, so that a backbone meets many
             prompts (ours). Evaluation keeps to ``template``, ``window``, ``descriptions`` and ``shots``; so
             does training if there are none.
@@ -47,11 +49,12 @@ class CausalLM(Supervised):
         self,
         llm: str,
         prompt_loss: float = 1.0,
-        template: str = "default",
+        template: str | None = None,
         formats: list[PromptFormat] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(llm, prompt_loss=prompt_loss, template=template, **kwargs)
+        super().__init__(llm, prompt_loss=prompt_loss, template=template or "default", **kwargs)
+        self.in_chat = load_template("instruction", self.templates) if template is None else self.template
         for f in formats or ():
             if f.window < 0 or f.shots < 0:
                 raise ValueError(f"a format needs window >= 0 and shots >= 0, got {f}")
@@ -60,6 +63,8 @@ class CausalLM(Supervised):
 
     def collator(self, training: bool) -> PromptCollator:
         collator = super().collator(training)
+        if self.chats:
+            collator = replace(collator, template=self.in_chat)
         if not training or not self.formats:
             return collator
         data = self.trainer.datamodule

@@ -215,11 +215,11 @@ class QwenCollator(PromptCollator):
             for turn in sample.history:
                 said = self._placed(turn.text, turn, sample, own)
                 assistant = turn.speaker == "assistant"
-                if self.system is None:
+                if not self.chat:
                     earlier += f"{'answer: ' if assistant else ''}{said}\n"
                 else:
                     earlier += f"<|turn:{'assistant' if assistant else 'user'}|>{said}"
-            if earlier and self.system is not None:
+            if earlier and self.chat:
                 earlier += "<|turn:user|>"
         clip, faces = self.see(sample.target, sample.id, faces=True)
         vision, masked = self._mark(clip, own), self._mark(faces, own)
@@ -256,23 +256,20 @@ class QwenCollator(PromptCollator):
     def _special(self, token: str) -> int | None:
         return self.tokenizer.get_added_vocab().get(token)
 
-    def written_chat(self, text: str) -> str:
-        """System message, the turns of a conversation, up to where the answer begins."""
-        if not getattr(self.tokenizer, "chat_template", None):
-            raise ValueError("--model.system needs a tokenizer with a chat format (chat_template); set it null")
+    def messages(self, text: str) -> list[dict[str, str]]:
+        """The turns of a conversation; a question alone is one turn of the user."""
         first, *rest = TURN.split(text)
-        messages = [{"role": "system", "content": self.system}]
-        messages += [{"role": "user", "content": first}] * bool(first)
+        messages = [{"role": "user", "content": first}] * bool(first)
         for role, content in zip(rest[::2], rest[1::2], strict=True):
-            if len(messages) > 1 and messages[-1]["role"] == role:  # a turn with several pictures is several turns here
+            if messages and messages[-1]["role"] == role:  # a turn with several pictures is several turns here
                 messages[-1] = {"role": role, "content": messages[-1]["content"] + content}
             else:
                 messages.append({"role": role, "content": content})
-        return self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        return messages
 
     def tokenise(self, text: str) -> list[int]:
         """As usual, each piece between two clips by itself; the positions of clip k are -(k + 1)."""
-        if self.system is not None:
+        if self.chat:
             text = self.written_chat(text)
         ids: list[int] = []
         for i, piece in enumerate(CLIP.split(text)):
@@ -280,7 +277,7 @@ class QwenCollator(PromptCollator):
                 which, tokens = map(int, re.findall(r"\d+", piece))
                 ids += [-which - 1] * tokens
             elif piece or i == 0:
-                first = i == 0 and self.system is None
+                first = i == 0 and not self.chat
                 own = self.tokenizer(piece, add_special_tokens=first)["input_ids"]
                 ids += own[:-1] if first and own and own[-1] == self.tokenizer.eos_token_id else own
         return ids
@@ -303,7 +300,7 @@ class QwenCollator(PromptCollator):
         """Tokens to be learnt: the written answer or the label word, and the end token; none without either."""
         if sample.answer is None:
             return super().target_ids(sample, rng)
-        own = answer_ids(self.tokenizer, escape(sample.answer), chat=self.system is not None)
+        own = answer_ids(self.tokenizer, escape(sample.answer), self.chat)
         return own + [self.tokenizer.eos_token_id]
 
     # ---- tensors

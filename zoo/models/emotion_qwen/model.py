@@ -54,7 +54,7 @@ from zoo.models.emotion_qwen.parts import (
     MLPProjector,
     inner_to_match,
 )
-from zoo.module import Rows, Supervised, answer_ids, label_scores, read_checkpoint
+from zoo.module import Rows, Supervised, in_order, label_scores, read_checkpoint
 from zoo.prompts import escape, parse_label, words
 from zoo.runs import find_checkpoint
 from zoo.schema import Labels, Prediction, Sample
@@ -97,7 +97,6 @@ class EmotionQwen(Supervised):
         lora: adapters on the language model, all that is trained unless `train` names more; P: rank 64, alpha 64,
             dropout .05 on q, k, v and o.
         template: ``default``, ``plain`` (for small models), or a file.
-        system: system message; the prompt is then a chat in the tokenizer's format. None: plain text.
         decode: ``score`` compares the log-probabilities of the label words, ``greedy`` writes and reads. Samples with
             an ``answer`` of their own (explanations, conversations) are always written.
         max_new_tokens: of written answers (C: 128, explanations 1024).
@@ -135,7 +134,6 @@ class EmotionQwen(Supervised):
         mrope: tuple[int, int, int] | None = None,
         words: bool = True,
         template: str = "default",
-        system: str | None = None,
         decode: Literal["score", "greedy"] = "score",
         max_new_tokens: int = 128,
         gold_in_answer: bool = False,
@@ -170,11 +168,18 @@ class EmotionQwen(Supervised):
         self.input = {
             "words": words, "frames": frames, "fps": fps, "max_frames": max_frames, "min_pixels": min_pixels,
             "max_pixels": max_pixels, "video_max_pixels": video_max_pixels, "capture": face_capture,
-            "mrope": mrope is not None, "system": system,
+            "mrope": mrope is not None,
             "media": Media(Path(cache) if cache else None, timeout, max_clip_seconds, LARGEST),
         }  # fmt: skip
         self.gold_in_answer, self.token_scale = gold_in_answer, token_scale
         self.remembered = Remembered()
+
+    shown = {"question": "", "earlier": "", "vision": "", "faces": "", "still": False}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        words = {"text"} if self.input["words"] else set()
+        return in_order({*super().reads, "face"} - ({"text"} - words))
 
     # ---- parts
     def build(self) -> None:
@@ -292,8 +297,7 @@ class EmotionQwen(Supervised):
     # ---- answers
     def candidates(self, labels: Labels) -> list[list[int]]:
         """Tokens of each label word as an answer."""
-        chat = self.input["system"] is not None
-        return [answer_ids(self.llm.tokenizer, word, chat) for word in words(labels, self.verbalizer)]
+        return [self.answer_ids(word) for word in words(labels, self.verbalizer)]
 
     def read_answer(self, sample: Sample, text: str) -> str | None:
         """Label word of an answer; of an explanation, that of its last sentence (ours). None if it is unreadable."""
@@ -347,8 +351,7 @@ class EmotionQwen(Supervised):
 
     def _reference(self, prefix: Prefix, samples: Rows) -> list[Prediction]:
         """Validation: mean log-probability of the tokens of each reference answer, which takes one pass."""
-        chat, eos = self.input["system"] is not None, self.llm.tokenizer.eos_token_id
-        told = [answer_ids(self.llm.tokenizer, escape(s.answer), chat) + [eos] for s in samples]
+        told = [self.answer_ids(escape(s.answer)) + [self.llm.tokenizer.eos_token_id] for s in samples]
         ids = torch.full((len(told), 1, max(map(len, told))), self.llm.pad_id, device=prefix.mask.device)
         mask = torch.zeros_like(ids, dtype=torch.bool)
         for row, own in enumerate(told):

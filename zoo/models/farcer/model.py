@@ -50,7 +50,7 @@ from zoo.models.farcer.parts import (
     token_weights,
     weighted_loss,
 )
-from zoo.module import LABEL_TOKENS, EmotionModule, fitting_length, label_scores, note_control_tokens
+from zoo.module import LABEL_TOKENS, Prompted, fitting_length, in_order, label_scores, note_control_tokens
 from zoo.prompts import load_template, words
 from zoo.schema import Prediction, Sample
 from zoo.senses import AT_ONCE, Remembered
@@ -59,7 +59,7 @@ PROMPTS = 10  # few-shot prompts that training draws from (Sec. III-C)
 MEASURED = 512  # training images whose mean and deviation `standardise` takes
 
 
-class FARCER(EmotionModule):
+class FARCER(Prompted):
     """Faces as tokens in a frozen LLM.
 
     Args:
@@ -80,7 +80,9 @@ class FARCER(EmotionModule):
         faces: ``own`` (P), ``none`` (text only), or as a control a ``constant`` face or that of ``another`` speaker in
             another dialogue.
         image_placement: ``interleaved`` before each utterance (P), or all images as one ``block`` before the dialogue.
-        template: ``chat`` (Fig. 2; needs Llama-3's special tokens), ``plain`` (for small models), or a file.
+        template: ``chat`` (Fig. 2; writes Llama-3's special tokens itself, so `chat` is off), ``plain`` (for small
+            models), or a file.
+        chat: write the prompt of another template as a chat, see `zoo.module.Prompted`.
         window: earlier turns shown, with their images; None shows the whole dialogue (P).
         past_labels: show the true labels of earlier turns (P: "PL").
         train_shots: solved dialogues in each of the ten training prompts (P: 7).
@@ -121,6 +123,7 @@ class FARCER(EmotionModule):
         faces: Faces = "own",
         image_placement: Literal["interleaved", "block"] = "interleaved",
         template: str = "chat",
+        chat: bool | None = None,
         window: int | None = None,
         past_labels: bool = False,
         train_shots: int = 7,
@@ -141,7 +144,11 @@ class FARCER(EmotionModule):
         warmup: float = 0.0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, **kwargs)
+        if template == "chat" and chat:
+            raise ValueError("template chat writes Llama-3's chat tokens itself; with --model.chat true choose another "
+                             "(--model.template plain, or a file)")  # fmt: skip
+        super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, chat=False if template == "chat" else chat,
+                         **kwargs)  # fmt: skip
         if (
             min(layers, max_new_tokens) < 1
             or min(window or 0, shot_window or 0, train_shots, shots) < 0
@@ -177,6 +184,12 @@ class FARCER(EmotionModule):
         self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
         self.remembered = Remembered()  # image -> its features
         self.kept: dict[bytes, Any] = {}  # fixed part of a prompt -> what the language model keeps of it
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """A constant face, or another's, tells nothing of the sample."""
+        return in_order({"text"} | ({"turns"} if self.window != 0 else set()) | (
+            {"face"} if self.faces == "own" else set()))  # fmt: skip
 
     # ---- parts
     def build(self) -> None:
@@ -221,6 +234,8 @@ class FARCER(EmotionModule):
             self.verbalizer,
             self.shot_window,
             shots,
+            self.chats,
+            self.system,
         )
 
     def pictures(self) -> Pictures | None:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torchvision.transforms.v2.functional import resize
 
 from zoo.media import Media, Unreadable
-from zoo.module import Rows, answer_ids
+from zoo.module import Rows, answer_ids, chat_text
 from zoo.prompts import CONTROL, escape, words
 from zoo.schema import Labels, Sample, Turn
 
@@ -124,6 +124,7 @@ class Writer:
         window: earlier turns shown; None shows all.
         shot_window: the same in solved dialogues.
         shots: solved dialogues of each prompt, for each corpus: prompts x dialogues.
+        chat, system: as of `zoo.module.PromptCollator`; ``bos`` is empty in a chat, whose format has its own.
     """
 
     tokenizer: Any
@@ -136,6 +137,8 @@ class Writer:
     verbalizer: Mapping[str, str] | None = None
     shot_window: int | None = None
     shots: Mapping[str, Sequence[tuple[Sample, ...]]] = field(default_factory=dict)
+    chat: bool = False
+    system: str | None = None
     _known: dict[str, list[int]] = field(default_factory=dict, init=False, repr=False)
     _solved: dict[tuple[str, int], list[Dialogue]] = field(default_factory=dict, init=False, repr=False)
     _endings: dict[Labels, str] = field(default_factory=dict, init=False, repr=False)
@@ -186,7 +189,7 @@ class Writer:
             ValueError: a template without its two marks, or one that shows other than all pictures.
         """
         text = self.template.render(
-            bos=self.tokenizer.bos_token or "",
+            bos="" if self.chat else self.tokenizer.bos_token or "",
             labels=list(words(sample.labels, self.verbalizer)),
             shots=self.solved(sample.labels.corpus, prompt),
             dialogue=self.dialogue(sample, window, pictures),
@@ -199,6 +202,8 @@ class Writer:
                 f"the prompt template needs the mark {FIXED} once, where the part that all prompts share "
                 f"ends; it has it {text.count(FIXED)} times"
             )
+        if self.chat:
+            text = chat_text(self.tokenizer, [{"role": "user", "content": text}], self.system)
         fixed, own = text.split(FIXED)
         shown = sum(picture == SLOT for picture in pictures)
         if own.count(SLOT) != shown or SLOT in fixed:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from zoo.module import PromptCollator, fitting_length
+from zoo.module import PromptCollator, fitting_length, prompt_reads
 from zoo.prompts import load_template
 from zoo.reinforced import Reinforced
 
@@ -19,7 +19,8 @@ class GRPO(Reinforced):
 
     Args:
         llm: folder, published name or hub id of the language model.
-        template: ``default`` or a file, see `zoo.prompts`.
+        template: ``instruction``, which names the labels, ``default``, which does not (for models that were trained on
+            it), or a file, see `zoo.prompts`.
         window: earlier turns shown.
         descriptions: kinds of description shown.
         verbalizer: label -> word the model says, where it differs.
@@ -31,7 +32,7 @@ class GRPO(Reinforced):
     def __init__(
         self,
         llm: str,
-        template: str = "default",
+        template: str = "instruction",
         window: int = 0,
         descriptions: list[str] | None = None,
         verbalizer: dict[str, str] | None = None,
@@ -51,5 +52,10 @@ class GRPO(Reinforced):
         super().build()
         self.prompt["max_length"] = fitting_length(self.llm, self.prompt["max_length"], self.max_new_tokens)
 
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return prompt_reads(self.template, self.prompt["window"], self.prompt["kinds"])
+
     def collator(self, training: bool) -> PromptCollator:
-        return PromptCollator(self.llm.tokenizer, self.llm.pad_id, self.template, training=False, **self.prompt)
+        return PromptCollator(self.llm.tokenizer, self.llm.pad_id, self.template, training=False, chat=self.chats,
+                              system=self.system, **self.prompt)  # fmt: skip

@@ -39,6 +39,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from jinja2 import Template
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
@@ -60,12 +61,13 @@ from zoo.models.merit.parts import (
 from zoo.module import (
     EmotionModule,
     PromptCollator,
+    Prompted,
     Rows,
     Supervised,
-    answer_ids,
     fitting_length,
     label_scores,
     note_control_tokens,
+    prompt_reads,
 )
 from zoo.prompts import load_template, parse_label, words
 from zoo.reinforced import Gathered, Reinforced
@@ -115,6 +117,14 @@ class MeritModel(Senses):
     verbalizer: Mapping[str, str] | None
     max_new_tokens: int
 
+    template: Template
+    window: int
+    descriptions: tuple[str, ...]
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return self.with_senses(prompt_reads(self.template, self.window, self.descriptions, self.shown))
+
     # ---- labels
     @torch.no_grad()
     def w(self, labels: Labels) -> Tensor:
@@ -131,8 +141,7 @@ class MeritModel(Senses):
 
     def candidates(self, labels: Labels) -> list[list[int]]:
         """Tokens of each label word as an answer."""
-        chat = self.system is not None
-        return [answer_ids(self.llm.tokenizer, word, chat) for word in words(labels, self.verbalizer)]
+        return [self.answer_ids(word) for word in words(labels, self.verbalizer)]
 
     def read_index(self, sample: Sample, text: str) -> int | None:
         """Index of the label an answer names; None if it is unreadable."""
@@ -297,11 +306,11 @@ class MeritRLVR(MeritModel, Reinforced):
     def collator(self, training: bool) -> SensesCollator:
         return SensesCollator(
             self.llm.tokenizer, self.llm.pad_id, self.template, self.window, self.descriptions, self.verbalizer,
-            self.max_length, training=False, **self.senses())  # fmt: skip
+            self.max_length, training=False, chat=self.chats, system=self.system, **self.senses())  # fmt: skip
 
     # validation asks how right the answers are, not what they are worth
     def judge(self, samples: Rows, predictions: Sequence[Prediction]) -> None:
-        EmotionModule.judge(self, samples, predictions)
+        Prompted.judge(self, samples, predictions)
 
     def on_validation_epoch_end(self) -> None:
         EmotionModule.on_validation_epoch_end(self)

@@ -51,7 +51,7 @@ from zoo.models.selector.parts import (
     read_decisions,
     read_rows,
 )
-from zoo.module import PromptCollator, Rows, Supervised, answer_ids, fitting_length, require_descriptions
+from zoo.module import PromptCollator, Rows, Supervised, answer_ids, fitting_length, prompt_reads, require_descriptions
 from zoo.prompts import load_template
 from zoo.reinforced import Gathered, Reinforced
 from zoo.rl import Answer, Rollout
@@ -69,7 +69,8 @@ class ModalitySelector(Reinforced):
     Args:
         llm: folder, published name or hub id of the policy; P: Qwen2.5-7B-Instruct.
         template: ``selector`` (P's structure), ``decision`` (short, for `reasoning` none), or a file.
-        chat: the prompt is a user's message behind P's system message, in the tokenizer's chat format.
+        chat: the prompt is a user's message behind P's system message, in the tokenizer's chat format; None: wherever
+            it has one.
         window: earlier turns shown; P: 12 (10 to 15 best).
         descriptions: kinds shown; of earlier turns all but video (``decision``: of the target alone).
         max_length: longest prompt in tokens.
@@ -95,7 +96,7 @@ class ModalitySelector(Reinforced):
         self,
         llm: str,
         template: str = "selector",
-        chat: bool = False,
+        chat: bool | None = None,
         window: int = 12,
         descriptions: list[str] | None = None,
         max_length: int = 1024,
@@ -112,7 +113,7 @@ class ModalitySelector(Reinforced):
         system: str = "system",
         **kwargs: Any,
     ) -> None:
-        super().__init__(llm, **kwargs)
+        super().__init__(llm, chat=chat, **kwargs)
         if window < 0 or max_length < 2 or not math.isfinite(downstream_weight):
             raise ValueError("need window >= 0, max_length >= 2 and a finite downstream_weight; got "
                              f"{window}, {max_length} and {downstream_weight}")  # fmt: skip
@@ -127,7 +128,7 @@ class ModalitySelector(Reinforced):
         self.template = load_template(template, self.templates)
         self.prompt = {"window": window, "kinds": tuple(descriptions or ()), "verbalizer": None,
                        "max_length": max_length}  # fmt: skip
-        self.system = load_template(system, self.templates).render() if chat else None
+        self.system = load_template(system, self.templates).render()
         self.tagged, self.forced = reasoning == "think", exploration == "forced"
         terms: list[tuple[Any, float]] = []
         if format != "none" and self.tagged:
@@ -148,10 +149,14 @@ class ModalitySelector(Reinforced):
         super().build()
         answer = self.max_new_tokens if self.tagged else max(map(len, self.phrases)) + 1
         self.prompt["max_length"] = fitting_length(self.llm, self.prompt["max_length"], answer)
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return prompt_reads(self.template, self.prompt["window"], self.prompt["kinds"])
 
     def collator(self, training: bool) -> PromptCollator:
         return PromptCollator(
-            self.llm.tokenizer, self.llm.pad_id, self.template, training=False, system=self.system, **self.prompt)
+            self.llm.tokenizer, self.llm.pad_id, self.template, training=False, chat=self.chats, system=self.system,
+            **self.prompt)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -182,7 +187,7 @@ class ModalitySelector(Reinforced):
     @property
     def phrases(self) -> list[list[int]]:
         """Token ids of the two decisions, keep first."""
-        return [answer_ids(self.llm.tokenizer, phrase) for phrase in (KEEP, DISCARD)]
+        return [self.answer_ids(phrase) for phrase in (KEEP, DISCARD)]
 
     # ---- stage 1
     def sample(self, window: Sequence[dict[str, Any]]) -> Rollout:
@@ -257,6 +262,10 @@ class ModalitySelector(Reinforced):
 
     def judge(self, samples: Rows, predictions: Sequence[Prediction]) -> None:
         self.judged += [self._facts(p.details) for p in predictions]
+        self.watch_answers(predictions)
+
+    def readable(self, prediction: Prediction) -> bool:
+        return prediction.details["decision"] is not None
 
     def _facts(self, details: Mapping[str, Any]) -> tuple[float, float, float]:
         """Kept, unparsed, reward."""
@@ -334,7 +343,7 @@ class StartCollator(PromptCollator):
         bare, full = self.comparisons[sample.id]
         decision = (KEEP, DISCARD)[int(rng.integers(2))]
         text = f"<think>\nwords: {bare}, captions: {full}\n</think>\n<answer>\n{decision}\n</answer>"
-        return answer_ids(self.tokenizer, text) + [self.tokenizer.eos_token_id]
+        return answer_ids(self.tokenizer, text, self.chat) + [self.tokenizer.eos_token_id]
 
 
 class SelectedClassifier(Supervised):
@@ -374,6 +383,11 @@ class SelectedClassifier(Supervised):
         if selection not in ("always", "never", "random"):
             decided = read_decisions(selection)
             self.keep = {i: on_unparsable == "keep" if d is None else d for i, d in decided.items()}
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Where a selector decides, the descriptions count as read, also if it discards them all: it has read them."""
+        return tuple(part for part in super().reads if part != "descriptions" or self.selection != "never")
 
     def setup(self, stage: str) -> None:
         super().setup(stage)

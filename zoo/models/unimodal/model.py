@@ -65,6 +65,12 @@ class Unimodal(EmotionModule):
         self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
         self.head: nn.Module | None = None
 
+    modality: str
+
+    @property
+    def reads(self) -> tuple[str, ...]:
+        return (self.modality,)
+
     # ---- what the two modalities fill in
     @property
     @abstractmethod

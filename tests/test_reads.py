@@ -1,0 +1,88 @@
+"""What every system says that it reads is what its batches change with."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from zoo.checkpoints.loading import made
+from zoo.data import Synthetic
+from zoo.data.synthetic import release
+from zoo.label import alike, tensors
+from zoo.models.baselines.model import Fitted
+from zoo.module import READABLE
+from zoo.runs import REPOSITORY
+from zoo.schema import Sample, Turn
+
+CONFIGS = REPOSITORY / "configs"
+ANY = "tiny-llama-sitcom"
+# config, options that replace its own, what it reads
+SYSTEMS = [
+    ("baselines/majority", {}, ()),
+    ("baselines/tfidf", {}, ("text",)),
+    ("baselines/tfidf", {"window": 1, "descriptions": ["audio"]}, ("text", "turns", "descriptions")),
+    ("causal_lm/sitcom", {}, ("text",)),
+    ("causal_lm/few_shot", {}, ("text",)),
+    ("dialoguellm/sitcom", {}, ("text", "turns", "descriptions")),
+    ("dialoguellm/tiny", {"window": 0}, ("text", "descriptions")),
+    ("emotion_qwen/tiny", {}, ("text", "face")),
+    ("emotion_qwen/tiny", {"words": False}, ("face",)),
+    ("farcer/tiny", {}, ("text", "turns", "face")),
+    ("farcer/tiny", {"window": 0, "faces": "none"}, ("text",)),
+    ("grpo/tiny", {}, ("text",)),
+    ("instructerc/sitcom", {"llm": ANY}, ("text", "turns")),
+    ("merit/sitcom", {}, ("text", "face", "voice")),
+    ("merit/sitcom", {"window": 2, "words": False, "audio": None}, ("turns", "face")),
+    ("merit/sitcom_ttrl", {"start_from": None}, ("text", "face", "voice")),
+    ("selector/tiny", {}, ("text", "turns", "descriptions")),
+    ("selector/tiny_classifier", {}, ("text", "turns", "descriptions")),
+    ("selector/tiny_classifier", {"selection": "never"}, ("text", "turns")),
+    ("unimodal/face_sitcom", {"vision": "tiny-vit-sitcom"}, ("face",)),
+    ("unimodal/voice_sitcom", {"audio": "tiny-hubert-sitcom"}, ("voice",)),
+]
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory):
+    root = tmp_path_factory.mktemp("sitcom") / "written"
+    release.write(root, {"train": 20, "dev": 2, "test": 2}, workers=1)
+    return Synthetic(root=root)
+
+
+def bare(sample: Sample, part: str) -> Sample:
+    """The sample without a part, in earlier turns as well."""
+
+    def without(turn: Turn) -> Turn:
+        gone = {"text": {"text": ""}, "descriptions": {"descriptions": {}}, "face": {"video": None},
+                "voice": {"audio": None}}[part]  # fmt: skip
+        return replace(turn, **gone)
+
+    if part == "turns":
+        return replace(sample, history=())
+    history = sample.history if part == "text" else tuple(map(without, sample.history))
+    return replace(sample, target=without(sample.target), history=history)
+
+
+@pytest.mark.usefixtures("elsewhere")
+@pytest.mark.parametrize(("config", "options", "reads"), SYSTEMS)
+def test_a_system_reads_what_its_batches_change_with(config, options, reads, corpus):
+    module = made(CONFIGS / f"{config}.yaml", options)
+    assert module.reads == reads
+
+    module._trainer = SimpleNamespace(datamodule=corpus)
+    module.configure_model()
+    if isinstance(module, Fitted):
+        module.on_fit_start()
+    collator = module.collator(training=False)
+    sample = next(s for s in corpus.samples("test") if len(s.history) > 1 and len(s.target.text.split()) > 1)
+
+    def seen(one: Sample) -> list:
+        batch = collator([one], np.random.default_rng(0))
+        return tensors(batch) or [p.row() for p in module.predict(batch)]
+
+    whole = seen(sample)
+    assert alike(whole, seen(sample))
+    assert tuple(part for part in READABLE if not alike(whole, seen(bare(sample, part)))) == reads
