@@ -87,6 +87,9 @@ def _synthetic(add: Add) -> Callable[[argparse.Namespace], None]:
     parser.add_argument("--report", action="store_true", help="print the best reachable scores")
 
     def run(options: argparse.Namespace) -> None:
+        if options.workers is not None:
+            whole_number("--workers", options.workers, 1)
+        whole_number("--seed", options.seed)
         from zoo.data.synthetic.contact_sheet import contact_sheet
         from zoo.data.synthetic.release import write
         from zoo.data.synthetic.script import Settings, ceilings
@@ -110,6 +113,12 @@ def _synthetic(add: Add) -> Callable[[argparse.Namespace], None]:
             print_ceilings(ceilings(every), sum(counts.values()))
 
     return run
+
+
+def whole_number(option: str, value: int, least: int = 0) -> None:
+    """ValueError naming the option if its value is below ``least``."""
+    if value < least:
+        raise ValueError(f"{option} is a whole number of at least {least}, got {value}")
 
 
 def share_out(dialogues: int, shares: Sequence[float]) -> dict[str, int]:
@@ -166,8 +175,8 @@ def _media(add: Add) -> Callable[[argparse.Namespace], None]:
         from zoo.media import Media, scan
 
         for name in ("frames", "size", "workers"):
-            if getattr(options, name) is not None and getattr(options, name) < 1:
-                raise ValueError(f"--{name} is 1 or more, got {getattr(options, name)}")
+            if getattr(options, name) is not None:
+                whole_number(f"--{name}", getattr(options, name), 1)
         kinds = {"video": (".mp4", ".avi", ".mkv", ".mov", ".webm"), "sound": (".wav", ".flac", ".ogg", ".mp3", ".m4a"),
                  "picture": (".jpg", ".jpeg", ".png")}  # fmt: skip
         if not options.root.is_dir():
@@ -219,6 +228,10 @@ def _tiny(add: Add) -> Callable[[argparse.Namespace], None]:
     tiny.add_argument("--seed", type=int, default=0)
 
     def run(options: argparse.Namespace) -> None:
+        for name in ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size"):
+            whole_number(f"--{name}", getattr(options, name), 1)
+        for name in ("synthetic", "seed"):
+            whole_number(f"--{name}", getattr(options, name))
         from zoo.backbones.tiny import make_folder
         from zoo.data import GoEmotions, Synthetic
         from zoo.models.causal_lm import CausalLM

@@ -666,9 +666,9 @@ def models(names: Sequence[str], options: Any) -> list[Model]:
         raise ValueError(
             f"--send-to gives {len(urls)} addresses; expected 1, or {len(remote)}: one for each of {', '.join(remote)}"
         )
-    for name in ("size", "tries", "max_failures", "max_tokens", "workers"):
-        if getattr(options, name) < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is 1 or more, got {getattr(options, name)}")
+    for name, least in (("size", 1), ("tries", 1), ("max_failures", 0), ("max_tokens", 1), ("workers", 1)):
+        if getattr(options, name) < least:
+            raise ValueError(f"--{name.replace('_', '-')} is {least} or more, got {getattr(options, name)}")
     urls = urls * len(remote) if len(urls) == 1 else urls
     keys = _keys(urls, list(options.key_env))
     try:
