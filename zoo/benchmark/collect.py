@@ -166,7 +166,9 @@ def _comparable(runs: Mapping[str, Sequence[Sequence[Row]]], said: Mapping[str, 
                     )
 
 
-def _known_labels(jobs: Mapping[str, Sequence[Job]], runs: Mapping[str, Sequence[Sequence[Row]]], labels: Labels) -> None:
+def _known_labels(
+    jobs: Mapping[str, Sequence[Job]], runs: Mapping[str, Sequence[Sequence[Row]]], labels: Labels
+) -> None:
     """ValueError for a file of answers whose words are no labels of the corpus, or that has a sample twice."""
     for name, own in runs.items():
         for job, rows in zip(jobs[name], own, strict=True):
