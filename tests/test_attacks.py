@@ -114,7 +114,8 @@ def test_a_module_is_found_wherever_the_config_names_it(place, run, tmp_path, fr
 
 @pytest.mark.parametrize(
     "name", ["os.system", "subprocess.Popen", "builtins.eval", "torch.os.system", "zoo.cli.os.system",
-             "functools.partial", "torch.serialization.pickle.loads", "runpy.run_path", "lightning.pytorch.cli.os.popen"],
+             "functools.partial", "torch.serialization.pickle.loads", "runpy.run_path",
+             "lightning.pytorch.cli.os.popen"],
 )  # fmt: skip
 def test_python_itself_is_no_part_of_a_system(name, run, fresh):
     config = change(run)
@@ -262,8 +263,10 @@ def _contract(**fields: Any) -> Callable[[dict], dict]:
 
 BROKEN: dict[str, Callable[[dict], Any]] = {
     "contract a text": lambda c: c | {"zoo": "hello"}, "no format": _contract(format=...),
-    "no bases": _contract(bases=...), "bases a list": _contract(bases=[1]), "base a text": _contract(bases={"llm": "x"}),
-    "no class": _contract(**{"class": ...}), "pristine a number": _contract(pristine=3), "adapters a list": _contract(adapters=[1]),
+    "no bases": _contract(bases=...), "bases a list": _contract(bases=[1]),
+    "base a text": _contract(bases={"llm": "x"}),
+    "no class": _contract(**{"class": ...}), "pristine a number": _contract(pristine=3),
+    "adapters a list": _contract(adapters=[1]),
     "adapter of other settings": _contract(adapters={"llm": {"rank": 3}}),
     "state a list": lambda c: c | {"state_dict": [1, 2]}, "tensor a text": lambda c: c | {"state_dict": {
         **c["state_dict"], next(iter(c["state_dict"])): "x"}}, "no state": lambda c: {k: v for k, v in c.items()
@@ -379,7 +382,7 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     "syntax": ("{% for m in messages %}", "TemplateSyntaxError"),
     "refuses": ("{{ raise_exception('no system role') }}", "no system role"),
     "escape": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
-    "loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% if j < 0 %}x{% endif %}{% endfor %}{% endfor %}",
+    "loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% set x = j %}{% endfor %}{% endfor %}",
               "did not end"),
     "one operation": ("{{ 10 ** (10 ** 10) }}", "did not end"),
     "memory": ("{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
@@ -429,7 +432,8 @@ OPTIONS = [
     ("--trainer.strategy=deepspeed", "must have DeepSpeed installed"), ("--trainer.devices=-3", "should be an int > 0"),
     ("--trainer.accumulate_grad_batches=0", "expected at least 1"),
     ("--trainer.limit_train_batches=-1", "invalid value"),
-    ("--trainer.logger=MLFlowLogger", "needs the package mlflow"), ("--trainer.precision=transformer-engine", "not met"),
+    ("--trainer.logger=MLFlowLogger", "needs the package mlflow"),
+    ("--trainer.precision=transformer-engine", "not met"),
     ("--model.lora.r=0", "expected r of at least 1"), ("--model.lora.targets=[", "is no regular expression"),
     ("--model.lora.targets=nothing", "no linear layer's full name"), ("--model.train=[(]", "is no regular expression"),
     ("--data.num_workers=-1", "expected at least 0"), ("--data.limit=-1", "expected at least 1"),
@@ -497,7 +501,8 @@ def test_help_names_the_classes_and_the_nearest_names(home, capsys):
         assert leaving.value.code == 0 and f"--{section}." in capsys.readouterr().out
     assert "did you mean MELD?" in refused("fit", "--data.help", "Meld")
     base = flags(model__llm=home / "llm", data="MELD", data__root=home / "meld")
-    for args, meant in ((["--model=CausalLLM", *base], "CausalLM"), (["--model=CausalLM", *base, "--model.lrr=1"], "lr"),
+    for args, meant in ((["--model=CausalLLM", *base], "CausalLM"),
+                        (["--model=CausalLM", *base, "--model.lrr=1"], "lr"),
                         (["--model=CausalLM", *base, "--trainer.max_epoch=1"], "--trainer.max_epochs")):  # fmt: skip
         with pytest.raises(SystemExit) as leaving:
             zoo("fit", *args)

@@ -145,7 +145,7 @@ def contract() -> dict[str, Any]:
 def test_checkpoints(tmp_path):
     tensors = {"a.weight": torch.randn(3, 4), "b": torch.arange(5)}
     content = {"state_dict": tensors, "zoo": contract(), "global_step": 3, "epoch": 0, "loops": {},
-               "optimizer_states": [{"state": {}}], "lr_schedulers": [], "pytorch-lightning_version": "2.6"}  # fmt: skip
+               "optimizer_states": [{"state": {}}], "lr_schedulers": [], "pytorch-lightning_version": "2"}  # fmt: skip
     file = tmp_path / "last.ckpt"
     torch.save(content, file)
 
