@@ -150,7 +150,7 @@ def test_overfitting_some_batches_repeats_them(options, tmp_path):
 
 # ---- what is refused
 @pytest.mark.parametrize("flag", [
-    "--save_last_every=-1", "--save_last_minutes=-1", "--save_last_every=x", "--model.warmup=-0.1", "--model.lr=0",
+    "--save_last_every=-1", "--save_last_minutes=-1", "--save_last_every=x", "--model.warmup=-0.1",
     "--model.lr=-1", "--model.lr=nan", "--model.betas=[0.9, 1.0]", "--model.weight_decay=-1",
 ])  # fmt: skip
 def test_values_that_make_no_sense_are_refused(flag, options):

@@ -108,6 +108,7 @@ OF_THE_MACHINE = (
      "a checkpoint could not be written whole ({message}); is the disk full?"),
     ("SafetensorError", r"",
      "a safetensors file could not be read or written ({message}); is it damaged, or the disk full?"),
+    ("UsageError|CommError", r"", "{message}"),  # wandb: no login
     ("MisconfigurationException|DeepSpeedError", r"", "{message}"),  # Lightning: options that do not go together
     ("ModuleNotFoundError|ImportError", r"(?:No module named|Module not found:|Requirement) '([\w.-]+)",
      "this needs the package {0}, which is not installed: pip install {0}, or leave the option out that asks for it"),

@@ -91,9 +91,9 @@ class EmotionModule(LightningModule):
         _check_patterns(train)
         self.patterns, self.start_from = train, start_from
         self.lr, self.betas, self.weight_decay, self.warmup, self.schedule = lr, betas, weight_decay, warmup, schedule
-        if not (lr > 0 and all(0 <= b < 1 for b in betas) and weight_decay >= 0 and warmup >= 0):  # also false for NaN
+        if not (lr >= 0 and all(0 <= b < 1 for b in betas) and weight_decay >= 0 and warmup >= 0):  # also false for NaN
             raise ValueError(
-                f"need lr > 0, betas from 0 to below 1, weight_decay >= 0 and warmup >= 0; got {lr}, {betas}, "
+                f"need lr >= 0, betas from 0 to below 1, weight_decay >= 0 and warmup >= 0; got {lr}, {betas}, "
                 f"{weight_decay}, {warmup}"
             )
         self._built = False

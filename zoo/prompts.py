@@ -86,10 +86,12 @@ def load_template(name: str, folder: Path) -> Template:
         raise FileNotFoundError(f"no prompt template {name!r}: give a file, or one of {names}")
     try:
         text = path.read_text(encoding="utf-8")
-        template = _compiled(text)
-    except (TemplateError, UnicodeDecodeError, RecursionError) as error:
+        if path.resolve().is_relative_to(PACKAGE):
+            return _compiled(text)
+        bounded(_checked, text)  # compiling already computes what is constant
+        return _Foreign(path, text)
+    except (TemplateError, UnicodeDecodeError, BadTemplate) as error:
         raise ValueError(f"prompt template {path}: {error}") from error
-    return template if path.resolve().is_relative_to(PACKAGE) else _Foreign(path, text)
 
 
 @functools.cache
@@ -98,6 +100,11 @@ def _compiled(text: str) -> Template:
         undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
     return environment.from_string(text)
+
+
+def _checked(text: str) -> str:
+    _compiled(text)
+    return ""
 
 
 def _rendered(text: str, shown: Mapping[str, object]) -> str:

@@ -34,15 +34,21 @@ class _StrictLoader(yaml.SafeLoader):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._depth, self._sizes = 0, {}
+        self._depth, self._sizes, self._open = 0, {}, []
 
     def compose_node(self, parent: Any, index: Any) -> yaml.Node:
         if self._depth >= MAX_DEPTH:
             raise yaml.constructor.ConstructorError(
                 None, None, f"nested deeper than {MAX_DEPTH}", self.peek_event().start_mark
             )
+        event = self.peek_event()
+        if isinstance(event, yaml.AliasEvent) and event.anchor in self._open:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"*{event.anchor} stands inside of what it stands for", event.start_mark)  # fmt: skip
         self._depth += 1
+        self._open.append(event.anchor)
         node = super().compose_node(parent, index)
+        self._open.pop()
         self._depth -= 1
         if self._size(node) > MAX_NODES:
             raise yaml.constructor.ConstructorError(
