@@ -210,6 +210,8 @@ def test_a_stopped_run_goes_on(written, tmp_path):
     assert made and not (tmp_path / "out").exists()
     release.write(tmp_path / "out", SIZES, corpus_seed=3)
     assert files(tmp_path / "out") == files(written)
+    release.write(tmp_path / "out", SIZES, corpus_seed=3)  # stopped after that: there is nothing more to write
+    assert files(tmp_path / "out") == files(written)
     kept = {p: (tmp_path / "out" / p.relative_to(partial)).stat().st_mtime_ns for p in made}
     assert kept == made  # not made again
 

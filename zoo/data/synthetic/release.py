@@ -36,6 +36,7 @@ from zoo.data.meld import CLIPS
 from zoo.data.synthetic import faces, voices
 from zoo.data.synthetic.script import LABELS, Dialogue, Settings, Utterance, generate, posterior
 from zoo.progress import reported
+from zoo.storage import write_whole
 
 FORMAT = 1  # of corpus.json; raised when the same settings give other files
 SENTIMENT = {"neutral": "neutral", "joy": "positive", "surprise": "positive"}  # else negative
@@ -206,7 +207,7 @@ def write(
     """Writes a corpus.
 
     The clips are made in ``OUT.partial``, which becomes ``out`` when everything is there; a run that was stopped goes
-    on where it was if it is started again with the same settings.
+    on where it was if it is started again with the same settings, and a finished corpus is left as it is.
 
     Args:
         out: folder that does not exist yet, or is empty.
@@ -219,14 +220,12 @@ def write(
         split -> its dialogues.
 
     Raises:
-        FileExistsError: ``out`` is not empty, or ``OUT.partial`` belongs to another corpus.
+        FileExistsError: ``out`` holds anything but this corpus, or ``OUT.partial`` belongs to another corpus.
         ValueError: a size or the seed is out of range.
     """
     settings = settings or Settings()
     if corpus_seed < 0 or min(sizes.values()) < 1:
         raise ValueError(f"need a seed of at least 0 and 1 dialogue per split, got {corpus_seed} and {dict(sizes)}")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise FileExistsError(f"{out} is not empty; choose another folder or delete it first")
     corpus = {split: dialogues(corpus_seed, split, n, settings) for split, n in sizes.items()}
     record = {
         "format": FORMAT, "corpus_seed": corpus_seed, "dialogues": dict(sizes),
@@ -235,10 +234,14 @@ def write(
     }
     partial = out.with_name(out.name + ".partial")
     text = json.dumps(record, indent=2) + "\n"
+    if (out / "corpus.json").is_file() and (out / "corpus.json").read_text() == text:
+        return corpus  # it is written; a command that was stopped after that has only its last words to say
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise FileExistsError(f"{out} is not empty; choose another folder or delete it first")
     if partial.exists() and (partial / "corpus.json").read_text() != text:
         raise FileExistsError(f"{partial} was begun with other settings; delete it, or choose another --out")
     partial.mkdir(parents=True, exist_ok=True)
-    (partial / "corpus.json").write_text(text)
+    write_whole(partial / "corpus.json", text)
 
     jobs = []
     for split, ds in corpus.items():
