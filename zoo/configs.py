@@ -190,6 +190,13 @@ def trust_words(args: Sequence[str], configs: Iterable[str | Path] = ()) -> None
         os.environ[NAMED] = ",".join(sorted(imports.modules))
 
 
+def import_flags() -> list[str]:
+    """What was allowed here, as flags of a command that this one starts."""
+    here = Path.cwd()
+    own = [here] if any(_lies_in(here, f"{top}.x") for top in imports.modules) else []
+    return [f"--import={folder}" for folder in dict.fromkeys([*imports.folders, *own])]
+
+
 def check_imports(config: Any, where: object) -> None:
     """Looks at everything in a checkpoint's config that could be imported, before anything is.
 

@@ -39,6 +39,7 @@ import yaml
 
 from zoo import interrupts
 from zoo.benchmark.plan import REFERENCE, Bench, Row, flags
+from zoo.configs import import_flags
 from zoo.data.synthetic.release import end_with
 from zoo.runs import find_checkpoint
 from zoo.storage import read_json
@@ -255,6 +256,7 @@ def _command(
     job: Job, commands: Commands, verb: str, args: list[str], cost: Path, threads: int, code: str
 ) -> None:
     """``zoo VERB ARGS`` in a process of its own; ``cost`` is written when it is done."""
+    args = [*args, *import_flags()]  # a server that was started before does not know them
     if source() != code:  # rows of two versions are no comparison, and half-loaded code fails in odd ways
         raise Failed("the files of the zoo were changed while the benchmark ran; give the command again")
     note = cost.with_suffix(".partial.json")
