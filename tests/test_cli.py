@@ -5,7 +5,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -63,12 +62,9 @@ def written(file: Path) -> dict:
 @pytest.mark.parametrize("args", [["--help"], ["-h"], [], ["--version"]])
 def test_usage_answers_at_once(args):
     script = f"import sys; from zoo.cli import main; main({args}); print([m for m in {WATCHED} if m in sys.modules])"
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    seconds = time.perf_counter() - start
     assert done.stdout.splitlines()[-1] == "[]"  # nothing heavy was imported
     assert done.stdout.startswith("zoo " if args == ["--version"] else "usage: zoo VERB")
-    assert seconds < 1
 
 
 def test_usage_names_every_verb(capsys):

@@ -3,9 +3,12 @@ over processes are the same weights."""
 
 import json
 import os
+import re
+import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -40,7 +43,7 @@ def test_two_processes_fit_and_score_every_sample_once(tmp_path):
     fit = [SCRIPT, "fit", "--model=zoo.models.causal_lm.CausalLM", f"--model.llm={llm}", "--data=zoo.data.MELD", *TWO,
            f"--data.root={corpus}", "--data.batch_size=4", "--trainer.max_epochs=1",
            f"--trainer.default_root_dir={tmp_path}"]  # fmt: skip
-    done = subprocess.run(fit, capture_output=True, text=True, timeout=300, check=False)
+    done = subprocess.run(fit, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "sync_dist" not in done.stderr and done.stdout.count("run folder: ") == 2  # at its beginning and its end
     assert [p.name for p in (tmp_path / "lightning_logs").iterdir()] == ["version_0"]
@@ -55,6 +58,26 @@ def test_two_processes_fit_and_score_every_sample_once(tmp_path):
     assert [r["id"] for r in two] == [r["id"] for r in one]
     assert len({r["id"] for r in two}) == 21
     assert [r["predicted"] for r in two] == [r["predicted"] for r in one]
+
+
+def test_a_signal_to_the_first_of_two_processes_ends_both_after_the_same_step(tmp_path):
+    """Lightning starts the second process, which a scheduler or a user need not know."""
+    llm, corpus = make_llm(tmp_path / "llm"), make_corpus(tmp_path / "meld", dialogues=(6, 2, 3))
+    fit = [SCRIPT, "fit", "--model=zoo.models.causal_lm.CausalLM", f"--model.llm={llm}", "--data=zoo.data.MELD", *TWO,
+           f"--data.root={corpus}", "--data.batch_size=4", "--trainer.max_epochs=2000", "--save_last_every=1",
+           f"--trainer.default_root_dir={tmp_path}"]  # fmt: skip
+    process = subprocess.Popen(fit, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    run = tmp_path / "lightning_logs" / "version_0"
+    while not (run / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGTERM)
+    printed = process.communicate()[0]
+    assert process.returncode == 143, printed
+    stopped = int(re.search(r"interrupted at step (\d+); go on with: zoo fit --ckpt_path", printed)[1])
+    assert printed.count("interrupted at step") == 1 and checkpoint(run)["global_step"] == stopped
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_epochs=-1", f"--trainer.max_steps={stopped + 1}")
+    assert checkpoint(run)["global_step"] == stopped + 1
 
 
 def test_divided_weights_train_and_resume_as_whole_ones(tmp_path):
