@@ -29,6 +29,7 @@ from tests.runs_helper import (
     trace,
     zoo,
 )
+from zoo import checkpoints
 from zoo.data.base import EmotionData
 from zoo.module import EmotionModule
 
@@ -334,3 +335,12 @@ def test_a_kill_while_last_is_written_leaves_the_one_before(options, undisturbed
     zoo("fit", f"--ckpt_path={run}")
     assert_equal(run, undisturbed("lora"))
     assert sorted(p.name for p in (run / "checkpoints").iterdir()) == ["best.ckpt", "last.ckpt"]
+
+
+def test_what_a_resumed_run_was_trained_with_is_what_is_loaded(options, undisturbed, tmp_path):
+    run = shutil.copytree(undisturbed("lora"), tmp_path / "run")
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_epochs=3", "--model.window=2")
+    assert checkpoints.load(str(run)).window == 2
+    zoo("test", f"--ckpt_path={run}")
+    tested = yaml.safe_load((run / "config.test.yaml").read_text())
+    assert tested["model"]["init_args"]["window"] == 2

@@ -39,7 +39,7 @@ from zoo.data.clips import SOUND, VIDEO, files_below, find_clips
 from zoo.data.text import checked_encoding, clean_text, read_table, some, whole_numbers
 from zoo.media import Media, Unreadable
 from zoo.module import EmotionModule
-from zoo.runs import find_checkpoint, run_of
+from zoo.runs import find_checkpoint, newest_config, run_of
 from zoo.schema import Labels, Prediction, Sample, Turn
 from zoo.storage import locked, parse_json, parse_yaml, split_lines, write_whole
 
@@ -412,7 +412,7 @@ class System:
         file = Path(path)
         if file.suffix not in (".yaml", ".yml"):
             found = find_checkpoint(path)
-            file = (run_of(found) or found.parent) / "config.yaml"
+            file = newest_config(run_of(found) or found.parent)
         if not file.is_file():
             raise FileNotFoundError(f"{path}: no config.yaml lies with it, so its labels are not known; give a run "
                                     "folder or a published name")  # fmt: skip

@@ -23,7 +23,7 @@ from zoo.checkpoints.loading import home_of, load, made
 from zoo.configs import read_run_config, take_imports
 from zoo.data import EmotionData
 from zoo.module import read_checkpoint
-from zoo.runs import REPOSITORY, find_checkpoint
+from zoo.runs import REPOSITORY, find_checkpoint, newest_config
 from zoo.schema import Labels
 from zoo.storage import parse_yaml, read_json
 
@@ -205,7 +205,7 @@ def export_system(
     if file.name == "model.safetensors":
         raise ValueError(f"{file} is a backbone, not a system; it is published as it is")
     home = home_of(file)
-    run = read_run_config(home / "config.yaml", data=True)
+    run = read_run_config(newest_config(home), data=True)
     content = read_checkpoint(file)
     with whole_or_none(out) as part:
         config = write_system(part, out.name, run, given, content["state_dict"], content["zoo"], dtype)

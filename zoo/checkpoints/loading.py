@@ -12,7 +12,7 @@ from zoo.checkpoints.listing import refuse_changed
 from zoo.checkpoints.probes import PROBE, compare
 from zoo.configs import read_run_config
 from zoo.module import EmotionModule, read_checkpoint
-from zoo.runs import find_checkpoint, run_of
+from zoo.runs import find_checkpoint, newest_config, run_of
 
 
 def load(path: str, probe: bool = True, model: Mapping[str, Any] | None = None) -> Any:
@@ -42,7 +42,7 @@ def load(path: str, probe: bool = True, model: Mapping[str, Any] | None = None) 
     file = find_checkpoint(path)
     home = home_of(file)
     refuse_changed(file)
-    module = made(home / "config.yaml", model)
+    module = made(newest_config(home), model)
     if file.name == "model.safetensors":  # a backbone: its folder is the model, there is nothing more to load
         module.configure_model()
     else:
