@@ -192,7 +192,7 @@ def test_a_long_fit_without_a_terminal_is_not_silent(options, tmp_path, capfd, m
     printed = capfd.readouterr().out
     assert re.search(r"^llm \(LLM\): [\d,]+ parameters, [\d,]+ of them trained$", printed, re.M)
     for step in range(1, 6):
-        assert re.search(rf"^epoch \d, loss \d.*, step {step} of 5 \({20 * step} %\), .*/s, .* left$", printed, re.M)
+        assert re.search(rf"^epoch \d, loss \d.*, {step} of 5 steps \({20 * step} %\), .*, .* left$", printed, re.M)
     assert re.search(r"^epoch 0, step 4: val/wf1 0\.\d{4}$", printed, re.M)
     assert "FLOPs" not in printed
 

@@ -19,6 +19,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from zoo import interrupts
+from zoo.configs import import_flags
 from zoo.module import EmotionModule, read_checkpoint
 from zoo.progress import SECONDS, Meter
 from zoo.runs import run_folder
@@ -241,12 +242,10 @@ class LastCheckpoint(Checkpoint):
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         self._region.close()
         if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
+            command = " ".join(["zoo fit --ckpt_path", str(run_folder(trainer)), *import_flags()])
             there = self.file(trainer).is_file()
-            print(
-                f"interrupted at step {trainer.global_step}; "
-                + (f"go on with: zoo fit --ckpt_path {run_folder(trainer)}" if there else "nothing was saved yet"),
-                flush=True,
-            )
+            print(f"interrupted at step {trainer.global_step}; "
+                  + (f"go on with: {command}" if there else "nothing was saved yet"), flush=True)  # fmt: skip
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._region.close()

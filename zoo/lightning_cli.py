@@ -15,7 +15,6 @@ from typing import Any
 
 import yaml
 from jsonargparse import Namespace
-from jsonargparse.typing import NonNegativeFloat, NonNegativeInt
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
@@ -107,14 +106,14 @@ class ZooCLI(LightningCLI):
         )
         parser.add_argument(
             "--save_last_every",
-            type=NonNegativeInt,
+            type=int,
             default=200,
             help="Training steps between two writings of last.ckpt, the file to resume from; it is also written "
             "after every validation and when the run is asked to stop. 0: not by steps.",
         )
         parser.add_argument(
             "--save_last_minutes",
-            type=NonNegativeFloat,
+            type=float,
             default=10.0,
             help="Minutes between two writings of last.ckpt at most, for slow steps. 0: not by time.",
         )
@@ -291,7 +290,8 @@ class _SignalConnector(SignalConnector):
 
 LEAST = {  # option -> its least value, where a library would divide by it, wait for ever, or take it for another
     "trainer.accumulate_grad_batches": 1, "trainer.check_val_every_n_epoch": 1, "trainer.log_every_n_steps": 0,
-    "trainer.num_sanity_val_steps": -1, "trainer.max_steps": -1, "trainer.gradient_clip_val": 0,
+    "trainer.num_sanity_val_steps": -1, "trainer.max_steps": -1, "trainer.gradient_clip_val": 0, "save_last_every": 0,
+    "save_last_minutes": 0,
     "data.init_args.num_workers": 0, "data.init_args.limit": 1,
 }  # fmt: skip
 

@@ -614,7 +614,7 @@ def test_missing_folder_and_missing_weights(broken, tmp_path):
     with pytest.raises(FileNotFoundError, match="no language model at"):
         LLM(str(tmp_path / "nowhere"))
     (broken / "model.safetensors").rename(broken / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match=r"no \*.safetensors; convert pickle weights first"):
+    with pytest.raises(FileNotFoundError, match=r"no \*.safetensors: its weights are in pytorch_model.bin"):
         LLM(str(broken))
 
 

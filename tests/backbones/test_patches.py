@@ -229,7 +229,7 @@ def test_folders_that_hold_no_tower_are_refused(folder, tmp_path):
         PatchVision(str(folder / "model.safetensors"))
     shutil.copytree(folder, tmp_path / "pickle")
     (tmp_path / "pickle" / "model.safetensors").rename(tmp_path / "pickle" / "pytorch_model.bin")
-    with pytest.raises(FileNotFoundError, match="convert pickle weights first"):
+    with pytest.raises(FileNotFoundError, match="its weights are in pytorch_model.bin"):
         PatchVision(str(tmp_path / "pickle"))
     shutil.copytree(folder, tmp_path / "short")
     whole = (folder / "model.safetensors").read_bytes()

@@ -113,8 +113,8 @@ def children(process: int) -> list[int]:
     """Ids of the processes below a process."""
     below, level = [], [process]
     while level:
-        level = [int(child) for parent in level for child in
-                 Path(f"/proc/{parent}/task/{parent}/children").read_text().split()]  # fmt: skip
+        level = [int(child) for parent in level for listing in Path(f"/proc/{parent}/task").glob("*/children")
+                 for child in listing.read_text().split()]  # fmt: skip
         below += level
     return below
 

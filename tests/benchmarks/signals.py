@@ -202,10 +202,11 @@ def processes_of(pids: list[int]) -> list[int]:
     while level:
         found: list[int] = []
         for pid in level:
-            try:
-                found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
-            except OSError:
-                continue
+            for listing in Path(f"/proc/{pid}/task").glob("*/children"):  # of every thread
+                try:
+                    found += map(int, listing.read_text().split())
+                except OSError:
+                    continue
         every, level = every + found, found
     return every
 
