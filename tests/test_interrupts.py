@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -126,6 +127,22 @@ def test_an_interrupted_corpus_is_written_on(number, monkeypatch, capfd):
     prepare("part")
     names = [p.relative_to("whole") for p in sorted(Path("whole").rglob("*")) if p.is_file()]
     assert len(names) > 20 and all((Path("part") / n).read_bytes() == (Path("whole") / n).read_bytes() for n in names)
+
+
+def test_changed_samples_and_another_prediction_in_between(run, monkeypatch, capfd, tmp_path):
+    corpus = shutil.copytree(run.parents[1] / "meld", tmp_path / "meld")
+    data = f"--data.root={corpus}"
+    assert interrupted(monkeypatch, signal.SIGTERM, 4, "predict_step", lambda: predict(run, "r", data)) == 143
+    predict(run, "r", data, "--data.limit=1")  # of other samples, which leaves the answers of the first alone
+    file = corpus / "test_sent_emo.csv"
+    text = file.read_text()
+    file.write_text(text.replace(" ", "  ", 30).replace("I ", "we ").replace("the ", "a "))
+    capfd.readouterr()
+    predict(run, "r", data)
+    assert "answered before" not in capfd.readouterr().out
+    file.write_text(text)
+    predict(run, "r", data)
+    assert "12 samples were answered before" in capfd.readouterr().out
 
 
 HANDLERS = """

@@ -204,3 +204,64 @@ def test_an_older_run_is_not_tested_without_a_word(options, tmp_path, capfd):
     zoo("test", "--ckpt_path=best", f"--trainer.default_root_dir={tmp_path}")
     assert f"version_1 has no checkpoint; going on with {old}" in capfd.readouterr().err
     assert newest(tmp_path) != old
+
+
+# ---- what an evaluation leaves alone
+@pytest.mark.parametrize("logger", ["CSVLogger", "TensorBoardLogger", None])
+def test_an_evaluation_does_not_touch_the_log_of_the_training(logger, options, tmp_path):
+    named = [f"--trainer.logger={logger}"] if logger else []
+    run = fit(tmp_path, *options(), *named)
+    before = (run / "metrics.csv").read_bytes()
+    for verb in ("test", "validate", "predict"):
+        zoo(verb, f"--ckpt_path={run}", *named)
+        assert (run / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize("verb", ["fit", "test", "predict"])
+def test_a_trial_run_leaves_nothing_behind(verb, options, tmp_path):
+    run = fit(tmp_path, *options())
+    for name in ("predictions.jsonl", "metrics.json"):  # of the user
+        Path(name).write_text("mine")
+    zoo(verb, *(options() if verb == "fit" else [f"--ckpt_path={run}"]), "--trainer.fast_dev_run=true")
+    assert {p.name: p.read_text() for p in Path().iterdir() if p.is_file()} == {
+        "predictions.jsonl": "mine", "metrics.json": "mine"}  # fmt: skip
+    assert {p.name for p in Path().iterdir()} == {"predictions.jsonl", "metrics.json", "lightning_logs"}
+    assert [p.name for p in Path("lightning_logs").iterdir()] == ["version_0"]
+
+
+def test_a_refused_command_leaves_nothing_behind(options, tmp_path):
+    refused("fit", *QUIET, *options(), "--data.root=/nowhere")
+    assert not list(Path("lightning_logs").glob("*"))
+    run = fit(tmp_path, *options())
+    before = sorted(p.name for p in run.iterdir())
+    refused("fit", f"--ckpt_path={run}", "--seed_everything=5", "--trainer.max_epochs=2")
+    refused("fit", f"--ckpt_path={run}", "--data.root=/nowhere", "--trainer.max_epochs=2")
+    assert sorted(p.name for p in run.iterdir()) == before
+
+
+@pytest.mark.parametrize(("flags", "message"), [
+    (["--checkpoint.save_top_k=2"], "one file"), (["--checkpoint.save_top_k=-1"], "one file"),
+    (["--checkpoint.dirpath=elsewhere"], "one file"), (["--optimizer=SGD"], "trained by AdamW"),
+    (["--lr_scheduler=ConstantLR"], "trained by AdamW"), (["--trainer.limit_val_batches=0.01"], "is none"),
+    (["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"], "leave it out"),
+])  # fmt: skip
+def test_options_that_would_not_do_what_they_say_are_refused(flags, message, options):
+    assert message in refused("fit", *QUIET, *options(), *flags)
+
+
+@pytest.mark.parametrize("verb", ["test", "predict"])
+def test_an_evaluation_of_nothing_is_refused(verb, options, tmp_path):
+    run = fit(tmp_path, *options())
+    for limit in ("0", "0.01"):
+        message = refused(verb, f"--ckpt_path={run}", f"--trainer.limit_{verb}_batches={limit}")
+        assert f"limit_{verb}_batches" in message and "give" in message
+
+
+def test_files_of_the_users_own_callbacks_lie_in_the_run_folder(options, tmp_path, capfd):
+    zoo("fit", *QUIET, *options(), "--trainer.logger=false", "--trainer.profiler=SimpleProfiler",
+        "--trainer.profiler.filename=prof", "--trainer.callbacks+=ModelCheckpoint",
+        "--trainer.callbacks.filename=mine")  # fmt: skip
+    run = Path("lightning_logs/version_0")
+    assert (run / "checkpoints" / "mine.ckpt").is_file() and (run / "fit-prof.txt").is_file()
+    assert [p.name for p in Path().iterdir()] == ["lightning_logs"]
+    assert "best val/wf1 0." in capfd.readouterr().out

@@ -44,6 +44,11 @@ VARIANTS = {  # seven batches of four in each of the two epochs
         "trainer__accumulate_grad_batches": 2, "save_last_every": 1,
     },
     "validate": RANDOM | {"trainer__val_check_interval": 3, "save_last_every": 2},
+    "no validation": RANDOM | {"trainer__limit_val_batches": 0, "save_last_every": 1},
+    "every other epoch": RANDOM | {"trainer__check_val_every_n_epoch": 2, "save_last_every": 1},
+    "uneven": RANDOM | {
+        "trainer__val_check_interval": 2, "trainer__accumulate_grad_batches": 3, "save_last_every": 1,
+    },
     "validate in a window": RANDOM | {
         "trainer__val_check_interval": 3, "trainer__accumulate_grad_batches": 2, "save_last_every": 1,
     },
@@ -91,9 +96,12 @@ def steps(run: Path) -> list[dict]:
 
 def assert_equal(run: Path, reference: Path) -> None:
     assert steps(run) == trace(reference)
-    assert [e["rows"] for e in trace(run, "validation")][-1] == [e["rows"] for e in trace(reference, "validation")][-1]
+    validated, expected = ([e["rows"] for e in trace(r, "validation")][-1:] for r in (run, reference))
+    assert validated == expected
     assert logged(run) == logged(reference)  # each step once, each validation once
-    for name in ("last", "best"):
+    names = sorted(p.stem for p in (reference / "checkpoints").iterdir())
+    assert "last" in names
+    for name in names:
         a, b = checkpoint(run, name), checkpoint(reference, name)
         for part in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
             assert same(a[part], b[part]), (name, part)
@@ -132,6 +140,26 @@ def test_killed_and_resumed(variant, workers, kill, at, options, undisturbed, tm
     assert_equal(run, reference)
     assert (run / "config.yaml").read_bytes() == config and (run / "config.resume-1.yaml").is_file()
     assert [p.name for p in tmp_path.glob("lightning_logs/*")] == ["version_0"]
+
+
+CHAINS = [  # variant, where the first run, its resume, ... are killed
+    ("no validation", [("epoch_start", 1, -1), ("batch_end", 1, 3)]),
+    ("every other epoch", [("epoch_start", 1, -1), ("batch_end", 1, 3)]),
+    ("every other epoch", [("batch_end", 0, 6), ("before_step", 1, 2), ("val_start", 1, -1)]),
+    ("uneven", [("epoch_start", 1, -1), ("batch_end", 1, 4), ("before_step", 1, 5)]),
+    ("lora", [("epoch_start", 1, -1), ("batch_end", 1, 2), ("batch_end", 1, 5)]),
+    ("grpo", [("epoch_start", 1, -1), ("batch_end", 1, 2), ("batch_end", 1, 5)]),
+]
+
+
+@pytest.mark.parametrize(("variant", "kills"), CHAINS)
+def test_killed_several_times(variant, kills, options, undisturbed, tmp_path):
+    assert in_child(lambda: fit(tmp_path, *options(variant)), kills[0]) == -signal.SIGKILL
+    run = newest(tmp_path)
+    for kill in kills[1:]:
+        assert in_child(lambda: zoo("fit", f"--ckpt_path={run}"), kill) == -signal.SIGKILL
+    zoo("fit", f"--ckpt_path={run}")
+    assert_equal(run, undisturbed(variant))
 
 
 STOPS = [  # variant, workers, signal, where it arrives, step and place that the run goes on from
@@ -344,3 +372,27 @@ def test_what_a_resumed_run_was_trained_with_is_what_is_loaded(options, undistur
     zoo("test", f"--ckpt_path={run}")
     tested = yaml.safe_load((run / "config.test.yaml").read_text())
     assert tested["model"]["init_args"]["window"] == 2
+
+
+def test_a_validation_that_is_done_twice_is_logged_once(options, undisturbed, tmp_path):
+    """Stopped in a validation, resumed, and killed between its row in metrics.csv and last.ckpt."""
+    assert in_child(lambda: fit(tmp_path, *options("lora")), ("val_start", 0, -1), signal.SIGTERM) == 143
+    run = newest(tmp_path)
+    assert in_child(lambda: zoo("fit", f"--ckpt_path={run}"), ("val_end", 0, -1)) == -signal.SIGKILL
+    zoo("fit", f"--ckpt_path={run}")
+    assert_equal(run, undisturbed("lora"))
+
+
+@pytest.mark.parametrize("variant", ["no validation", "accumulate"])
+def test_a_run_that_was_out_of_time_goes_on(variant, options, tmp_path):
+    constant = {"model__schedule": "constant", "save_last_every": 0, "trainer__limit_val_batches": 0}
+    whole = fit(tmp_path / "whole", *options(variant, **constant))
+    part = fit(tmp_path / "part", *options(variant, **constant), "--trainer.callbacks+=tests.test_resume.OutOfTime")
+    assert 0 < checkpoint(part)["global_step"] < checkpoint(whole)["global_step"]
+    zoo("fit", f"--ckpt_path={part}", "--trainer.callbacks=[tests.runs_helper.Trace]")
+    assert_equal(part, whole)
+
+
+class OutOfTime(Callback):
+    def on_train_batch_end(self, trainer, *args) -> None:
+        trainer.should_stop |= trainer.fit_loop.epoch_loop.batch_idx == 2  # in the middle of a window

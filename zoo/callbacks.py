@@ -4,6 +4,7 @@ progress for runs without a progress bar, and checkpoints that are written whole
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import logging
 import os
 import time
@@ -13,7 +14,13 @@ from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.callbacks import Checkpoint, EarlyStopping, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.callbacks import (
+    Checkpoint,
+    EarlyStopping,
+    GradientAccumulationScheduler,
+    ModelCheckpoint,
+    RichProgressBar,
+)
 from lightning.pytorch.callbacks.early_stopping import EarlyStoppingReason
 from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.plugins import TorchCheckpointIO
@@ -120,6 +127,7 @@ class LastCheckpoint(Checkpoint):
         self.saved_at, self.saved_time = -1, time.monotonic()
         self.stopping = False
         self.overdue = False  # a validation ended where nothing could be saved
+        self._stop_after_window = False  # what asked the trainer to stop did so inside a window
         self._before_validation = False  # the checkpoint that is being written is one of that place
         self._validation_batches = 0  # that every process has
         self._restored: dict[str, Any] = {}
@@ -128,7 +136,7 @@ class LastCheckpoint(Checkpoint):
 
     # ---- what a resumed run has to know
     def state_dict(self) -> dict[str, Any]:
-        return {"metrics": self._metrics}
+        return {"metrics": self._metrics, "validation_due": self._before_validation}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._restored = state_dict
@@ -144,6 +152,9 @@ class LastCheckpoint(Checkpoint):
         # callbacks that look at the last validation at the end of the epoch find it; Lightning does not save it
         restored = {name: torch.tensor(value) for name, value in self._restored.get("metrics", {}).items()}
         trainer._logger_connector._callback_metrics.update(restored)
+        for callback in trainer.callbacks:
+            if isinstance(callback, GradientAccumulationScheduler):  # else an epoch that goes on has the first value
+                callback.on_train_epoch_start(trainer)
         for callback, patience in self._patience.items():
             callback.patience = patience
             reason = callback.stopping_reason
@@ -158,18 +169,25 @@ class LastCheckpoint(Checkpoint):
         # not at the end of the batch before, whose numbers are logged after its hooks
         if self.stopping and self.saved_at == trainer.global_step:
             raise interrupts.Interrupted
+        # Lightning does not count the epoch that follows a resume at an epoch's last batch as begun
+        progress = trainer.fit_loop.epoch_progress
+        for count in (progress.total, progress.current):
+            count.ready = count.started = count.processed + 1
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
         loop = trainer.fit_loop.epoch_loop
         if loop._should_accumulate():  # no checkpoint holds the gradients that are still being summed up
+            self._stop_after_window |= trainer.should_stop
+            trainer.should_stop = False
             return
+        trainer.should_stop |= self._stop_after_window
         stop, late = self._agree(trainer)
         self.stopping |= stop
         # not at the end of the run: the epoch would count as done, and a longer run would leave the rest of it out
         last_epoch = trainer.max_epochs is not None and 0 < trainer.max_epochs <= trainer.current_epoch + 1
         last = 0 < trainer.max_steps <= trainer.global_step or (last_epoch and loop.batch_progress.is_last_batch)
         by_steps = self.every and trainer.global_step % self.every == 0
-        due = self.stopping or self.overdue or late or last or by_steps
+        due = self.stopping or self.overdue or late or last or by_steps or trainer.should_stop
         if due and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
             self._save(trainer)
 
@@ -222,11 +240,13 @@ class LastCheckpoint(Checkpoint):
     def _agree(self, trainer: Trainer) -> tuple[bool, bool]:
         """Whether any process was asked to stop, and whether it is time to write, the same in every process."""
         late = self.minutes > 0 and time.monotonic() - self.saved_time >= 60 * self.minutes
-        decision = [int(interrupts.requested() is not None), int(late and trainer.is_global_zero)]
+        decision = [int(interrupts.requested() or 0), int(late and trainer.is_global_zero)]
         if trainer.world_size > 1:
             shared = torch.tensor(decision, device=trainer.strategy.root_device)
             torch.distributed.all_reduce(shared, torch.distributed.ReduceOp.MAX)
             decision = shared.tolist()
+            if decision[0]:
+                interrupts.passed_on(decision[0])
         return bool(decision[0]), bool(decision[1])
 
     def file(self, trainer: Trainer) -> Path:
@@ -252,21 +272,27 @@ class LastCheckpoint(Checkpoint):
 
 
 class PartialPredictions(Callback):
-    """Keeps what an interrupted ``zoo predict`` has answered; the same command answers the rest. Answers that are
-    sampled are drawn anew.
+    """Keeps what an interrupted ``zoo predict`` has answered; the same command on the same samples answers the rest.
+    Answers that are sampled are drawn anew.
 
     Args:
-        command: a digest of what is predicted by what; the rows of another command are not used.
+        command: a digest of the system, its weights and what else decides the answers.
     """
 
     def __init__(self, command: str) -> None:
         self.command = command
 
     def setup(self, trainer: Trainer, pl_module: EmotionModule, stage: str) -> None:
-        for file in sorted(run_folder(trainer).glob(f".{pl_module.rows_file}.partial-*")):
-            head, *rows = read_jsonl(file)
-            if head == {"command": self.command}:
-                pl_module.rows_before |= {row["id"]: row for row in rows}
+        digest = hashlib.sha256(self.command.encode())
+        for sample in trainer.datamodule.to_predict():
+            digest.update(repr(sample).encode())
+            clips = {turn.video for turn in (*sample.history, sample.target)}
+            clips |= {turn.audio for turn in (*sample.history, sample.target)}
+            for clip in sorted(path for path in clips if path is not None and path.is_file()):
+                digest.update(f"{clip.stat().st_size} {clip.stat().st_mtime_ns}".encode())
+        self.name = f".{pl_module.rows_file}.partial-{digest.hexdigest()[:16]}"
+        for file in sorted(run_folder(trainer).glob(f"{self.name}-*")):
+            pl_module.rows_before |= {row["id"]: row for row in read_jsonl(file)}
         if pl_module.rows_before and trainer.is_global_zero:
             print(f"{len(pl_module.rows_before)} samples were answered before the interruption", flush=True)
 
@@ -277,13 +303,12 @@ class PartialPredictions(Callback):
         if trainer.global_rank == 0:
             rows += pl_module.rows_before.values()
         if rows:
-            file = run_folder(trainer) / f".{pl_module.rows_file}.partial-{trainer.global_rank}"
-            write_jsonl(file, [{"command": self.command}, *rows])
+            write_jsonl(run_folder(trainer) / f"{self.name}-{trainer.global_rank}", rows)
             print(f"{len(rows)} answers are kept; the same command goes on", flush=True)
 
     def on_predict_end(self, trainer: Trainer, pl_module: EmotionModule) -> None:
         if trainer.is_global_zero:
-            for file in run_folder(trainer).glob(f".{pl_module.rows_file}.partial-*"):
+            for file in run_folder(trainer).glob(f"{self.name}-*"):
                 file.unlink()
 
 

@@ -51,6 +51,12 @@ def requested() -> signal.Signals | None:
     return _received[0] if _received else None
 
 
+def passed_on(number: int) -> None:
+    """Notes a signal that another process of the same command received and told this one about."""
+    if not _received:
+        _received.append(signal.Signals(number))
+
+
 def exit_code() -> int | None:
     """What the process ends with after a signal (130 or 143); None if there was none."""
     return 128 + _received[0] if _received else None

@@ -8,6 +8,7 @@ import hashlib
 import json
 import logging
 import sys
+import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -16,10 +17,12 @@ from typing import Any
 import yaml
 from jsonargparse import Namespace
 from lightning.pytorch import Callback, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.callbacks import ProgressBar as LightningProgressBar
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.plugins import TorchCheckpointIO
+from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector as SignalConnector
 
 import zoo.data  # noqa: F401 - corpora and models are known by their short names on the command line
@@ -50,6 +53,8 @@ from zoo.data import EmotionData
 from zoo.errors import is_refusal
 from zoo.module import EmotionModule
 from zoo.runs import (
+    EVENTS,
+    ResumingCSVLogger,
     RunFolder,
     configs_first,
     find_checkpoint,
@@ -143,6 +148,7 @@ class ZooCLI(LightningCLI):
             refuse_changed(file)
             checkpoint = look_into(file)
             self.checkpoint_step = checkpoint.global_step
+            self.validation_due = bool(_get(checkpoint.content, "callbacks.LastCheckpoint.validation_due"))
             if self.subcommand == "fit":
                 require_resumable(checkpoint)
                 if (home := run_of(file)) is not None:
@@ -150,9 +156,37 @@ class ZooCLI(LightningCLI):
         start = config.model.get("init_args", {}).get("start_from") if config.model else None
         if self.subcommand == "fit" and start and not config.ckpt_path:
             refuse_changed(find_checkpoint(start))
+        self._refuse_unused(config)
         config.weights_only = True
         if self.subcommand == "test":
             config.verbose = False  # Lightning's table of the same scores, without intervals
+
+    def _refuse_unused(self, config: Namespace) -> None:
+        """ValueError for options of Lightning that would do nothing here, or something else than they say."""
+        for name in ("optimizer", "lr_scheduler"):
+            if config.get(name):
+                raise ValueError(
+                    f"--{name} is not used: every system is trained by AdamW with --model.lr, --model.betas, "
+                    "--model.weight_decay, --model.warmup and --model.schedule; leave it out"
+                )
+        best = config.checkpoint
+        if best.save_top_k not in (0, 1) or best.dirpath is not None or best.filename != "best":
+            raise ValueError(
+                f"--checkpoint.* is about checkpoints/best.ckpt of the run folder, one file; got save_top_k "
+                f"{best.save_top_k}, dirpath {best.dirpath}, filename {best.filename}. For more files add "
+                "--trainer.callbacks+=ModelCheckpoint with options of its own"
+            )
+        callbacks = config.trainer.callbacks
+        for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
+            name = str(getattr(callback, "class_path", "")).rpartition(".")[2]
+            if name in ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"):
+                raise ValueError(f"{name} averages weights beside the optimizer, which neither checkpoints nor resumed "
+                                 "runs of the zoo know; leave it out")  # fmt: skip
+        for verb in ("test", "predict"):
+            if self.subcommand == verb and config.trainer.get(f"limit_{verb}_batches") == 0:
+                raise ValueError(
+                    f"--trainer.limit_{verb}_batches 0 leaves nothing to {verb}; give at least 1, or leave it out"
+                )
 
     def _refuse_changes(self, home: Path) -> None:
         """ValueError naming the options that a resumed run could not apply to what is trained already."""
@@ -173,7 +207,8 @@ class ZooCLI(LightningCLI):
         self.model.restored = checkpoint is not None  # Lightning says so itself only after the model was made
         home = run_of(Path(checkpoint)) if checkpoint else None
         fit, quick = self.subcommand == "fit", bool(trainer.fast_dev_run)
-        folder = RunFolder(root)  # of a trial run, which writes nothing; else see below
+        # a trial run leaves nothing behind
+        folder = RunFolder(Path(LOCKS.enter_context(tempfile.TemporaryDirectory())) if quick else root)
         extra: list[Callback] = [folder]
         if not trainer.barebones:
             named = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
@@ -199,15 +234,24 @@ class ZooCLI(LightningCLI):
         if not quick:
             if fit or home is None:
                 straight = not fit and trainer.logger is False and trainer.default_root_dir is not None
+                folder.new = home is None and not straight and made.is_global_zero
                 folder.path = home or (root if straight else self._new_folder(made, root))
             else:
                 folder.path = self._results_folder(home, trainer)
+            folder.before = set(folder.path.glob(EVENTS))
             if made.is_global_zero:
                 self._lock(folder.path, fit)
-            resume_step = self.checkpoint_step if fit and home is not None else None
-            evaluates_a_run = not fit and home is not None and not users
-            if trainer.logger is not False and not evaluates_a_run:
-                made.loggers = run_loggers(folder.path, resume_step, users)
+            table = None
+            if fit or home is None:
+                goes_on = (self.checkpoint_step, self.validation_due) if home is not None else (None, False)
+                table = ResumingCSVLogger(str(folder.path), "", "", *goes_on)
+            if trainer.logger is not False and (table is not None or users):
+                made.loggers = run_loggers(folder.path, users, table)
+            for callback in made.callbacks:
+                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                    callback.dirpath = str((folder.path / "checkpoints").absolute())
+            if isinstance(made.profiler, Profiler) and made.profiler.dirpath is None:
+                made.profiler.dirpath = folder.path
             if made.is_global_zero:
                 print(f"run folder: {folder.path}", flush=True)
         self.folder = folder
@@ -243,7 +287,7 @@ class ZooCLI(LightningCLI):
             print(f"{what}: {self.folder.path}", flush=True)
 
     def after_fit(self) -> None:
-        best = self.trainer.checkpoint_callback
+        best = next((c for c in self.trainer.callbacks if isinstance(c, BestCheckpoint)), None)
         if best is not None and best.best_model_score is not None and self.trainer.is_global_zero:
             print(f"best {best.monitor} {best.best_model_score:.4f}")
         self._announce("run folder")

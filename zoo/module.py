@@ -876,10 +876,11 @@ def fitting_length(llm: LLM, max_length: int, answer: int) -> int:
             f"{llm.path} has {positions} positions, and an answer may take {answer} of them, which leaves no room for "
             "a prompt; lower --model.max_new_tokens"
         )
-    rank_zero_warn(
-        f"{llm.path} has {positions} positions, so prompts of more than {positions - answer} tokens are cut (not "
-        f"--model.max_length {max_length}): an answer may take {answer}"
-    )
+    if max_length > positions:  # else only the room of the answer is missing
+        rank_zero_info(
+            f"{llm.path} has {positions} positions: prompts of more than {positions - answer} tokens are cut, as an "
+            f"answer may take {answer} (--model.max_length {max_length})"
+        )
     return positions - answer
 
 

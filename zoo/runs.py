@@ -29,6 +29,7 @@ RESULTS = (
 )  # fmt: skip
 
 
+EVENTS = "events.out.tfevents.*"
 ABSOLUTE = re.compile(r"(?<![\w/.~:])/(?:[^\s/'\"`,;:()\[\]{}<>]+/)+[^\s/'\"`,;:()\[\]{}<>]*")  # a path within a text
 
 
@@ -130,15 +131,34 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
 class RunFolder(Callback):
     """Where a run writes, whatever its loggers are. Only the first process knows at first, and tells the others.
 
+    A command that is refused before it began leaves nothing there: neither the folder that was made for it, nor the
+    event file that TensorBoard's writer opens at once.
+
     Args:
         path: the folder; what another process than the first gives is not used.
+        new: it was made for this command.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
+    def __init__(self, path: Path, new: bool = False) -> None:
+        self.path, self.new = path, new
+        self.before = set(path.glob(EVENTS))
+        self._begun = False
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self.path = Path(trainer.strategy.broadcast(str(self.path)))
+
+    def _begin(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        self._begun = True
+
+    on_sanity_check_start = on_train_start = on_validation_start = on_test_start = on_predict_start = _begin
+
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
+        if self._begun or not trainer.is_global_zero:
+            return
+        if self.new:
+            shutil.rmtree(self.path, ignore_errors=True)
+        for file in set(self.path.glob(EVENTS)) - self.before:
+            file.unlink()
 
 
 def run_folder(trainer: Trainer) -> Path:
@@ -179,9 +199,16 @@ def configs_first(args: list[str]) -> list[str]:
 
 class ResumingCSVLogger(CSVLogger):
     """Lightning's CSV logger empties metrics.csv when a run is resumed in its folder; this one keeps the rows up to
-    the step it resumes from (later rows belong to work that was lost and is done again)."""
+    the step it resumes from (later rows belong to work that was lost and is done again).
 
-    def __init__(self, save_dir: str, name: str, version: int | str, resume_step: int | None = None) -> None:
+    Args:
+        resume_step: step that the run goes on from; None: a new run.
+        validation_due: the resumed run begins with the validation after that step.
+    """
+
+    def __init__(
+        self, save_dir: str, name: str, version: int | str, resume_step: int | None = None, validation_due: bool = False
+    ) -> None:
         super().__init__(save_dir, name=name, version=version)
         self.resume_step = resume_step
         file = Path(self.log_dir) / "metrics.csv"
@@ -189,7 +216,9 @@ class ResumingCSVLogger(CSVLogger):
         if resume_step is not None and file.is_file():
             with file.open(newline="") as f:
                 rows = [r for r in csv.DictReader(f) if (r["step"] or "").isdigit()]  # a kill may cut the last row
-                self._kept = [r for r in rows if int(r["step"]) < resume_step]
+                self._kept = [r for r in rows if int(r["step"]) < resume_step and not (
+                    validation_due and int(r["step"]) == resume_step - 1
+                    and any(value and name.startswith("val/") for name, value in r.items()))]  # fmt: skip
 
     @property
     def experiment(self):
@@ -201,17 +230,17 @@ class ResumingCSVLogger(CSVLogger):
         return writer
 
 
-def run_loggers(run: Path, resume_step: int | None, users: Sequence[Logger]) -> list[Logger]:
-    """The loggers of a run: metrics.csv always, and TensorBoard unless the user names loggers of his own. Whatever a
-    logger writes to disk lies in the run folder.
+def run_loggers(run: Path, users: Sequence[Logger], table: CSVLogger | None) -> list[Logger]:
+    """The loggers of a run. Whatever a logger writes to disk lies in the run folder.
 
     Args:
-        users: the loggers named with --trainer.logger; their folders are changed.
+        users: the loggers named with --trainer.logger; their folders are changed. None named: TensorBoard.
+        table: what writes metrics.csv; None for an evaluation of a run, whose metrics.csv is that of its training.
     """
-    loggers: list[Logger] = [ResumingCSVLogger(str(run), "", "", resume_step)]
+    loggers: list[Logger] = [] if table is None else [table]
     for logger in users or [TensorBoardLogger(str(run), "", "")]:
         if isinstance(logger, CSVLogger):
-            continue  # the first one writes the same rows
+            continue  # the table holds the same rows
         if isinstance(logger, TensorBoardLogger):
             logger._root_dir, logger._name, logger._version, logger._sub_dir = str(run), "", "", None
         elif isinstance(logger, WandbLogger):

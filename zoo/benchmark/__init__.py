@@ -95,6 +95,9 @@ def _no_typos(file: Path) -> None:
         if unknown:
             known = ", ".join(Row.__dataclass_fields__)
             raise ValueError(f"{file}: row {name} has the unknown keys {', '.join(unknown)}; expected some of {known}")
+        if isinstance(row, dict) and "reads" in row:
+            print(f"{file}: row {name}: `reads` is not used any more, since systems say themselves what they read; "
+                  "remove it", file=sys.stderr)  # fmt: skip
 
 
 def _data(bench: Bench, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -52,6 +52,7 @@ class Row:
         hidden: trained and kept, but not in the table.
         matched: stands in the matched view, whose rows must have had the same language model, training data and steps.
         why: hidden row whose details say why this one answered as it did (a selector's thoughts).
+        reads: of benchmark files written before a system said itself what it reads; not used.
     """
 
     what: str
@@ -69,6 +70,7 @@ class Row:
     hidden: bool = False
     matched: bool = False
     why: str | None = None
+    reads: list[str] | None = None
 
     @property
     def trains(self) -> bool:

@@ -232,6 +232,11 @@ class EmotionData(LightningDataModule):
         batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
         if limit == 1.0 and isinstance(limit, float) or batches * step >= len(samples):
             return samples
+        if not batches and limit:
+            whole = -(-len(samples) // step)
+            raise ValueError(
+                f"--trainer.limit_{what}_batches {limit} of {whole} batches is none; give a larger share, or a number"
+            )
         setattr(self.trainer, f"limit_{what}_batches", batches)  # a share would be taken once more
         chosen = np.random.default_rng((self.run_seed, len(samples))).permutation(len(samples))[: batches * step]
         log.warning("--trainer.limit_%s_batches: %d of %d samples, drawn by seed %d", what, len(chosen), len(samples),
