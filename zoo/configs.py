@@ -169,16 +169,16 @@ def trust_words(args: Sequence[str], configs: Iterable[str | Path] = ()) -> None
         name, equals, value = waiting.pop(0).partition("=")
         if FLAG.match(name):
             words.update(_words(value if equals else waiting[0] if waiting else ""))
-    seen: set[Path] = set()
+    visited: set[Path] = set()
     files = [Path(file) for file in configs]
     while files:
         file = files.pop()
         with contextlib.suppress(OSError, ValueError):  # whoever reads it next says what is wrong with it
-            if file.resolve() in seen or not file.is_file() or file.stat().st_size > LARGE:
+            if file.resolve() in visited or not file.is_file() or file.stat().st_size > LARGE:
                 continue
-            seen.add(file.resolve())
-            own = _words(file.read_text(encoding="utf-8"))
-            words |= own
+            visited.add(file.resolve())
+            file_words = _words(file.read_text(encoding="utf-8"))
+            words |= file_words
             files += [Path(word) for word in _strings(read_yaml(file)) if word.endswith((".yaml", ".yml"))]
     here = Path.cwd()
     for place in _unsafe_places():
@@ -193,8 +193,8 @@ def trust_words(args: Sequence[str], configs: Iterable[str | Path] = ()) -> None
 def import_flags() -> list[str]:
     """What was allowed here, as flags of a command that this one starts."""
     here = Path.cwd()
-    own = [here] if any(_lies_in(here, f"{top}.x") for top in imports.modules) else []
-    return [f"--import={folder}" for folder in dict.fromkeys([*imports.folders, *own])]
+    working_directory = [here] if any(_lies_in(here, f"{top}.x") for top in imports.modules) else []
+    return [f"--import={folder}" for folder in dict.fromkeys([*imports.folders, *working_directory])]
 
 
 def check_imports(config: Any, where: object) -> None:
@@ -226,11 +226,11 @@ def check_imports(config: Any, where: object) -> None:
             continue
         here = next((f for f in _unsafe_places() if _lies_in(f, name)), None)
         if here is not None:
-            shown = "." if here == Path.cwd() else str(here)
+            argument = "." if here == Path.cwd() else str(here)
             raise ValueError(
                 f"{where} names {name}, and the module {top} would be imported from {here}: a checkpoint's config may "
                 f"name the zoo and installed packages alone. If you know what is in that module, repeat the command "
-                f"with --import {shown}"
+                f"with --import {argument}"
             )
         if top in sys.stdlib_module_names or top in sys.builtin_module_names:
             if is_class or _exists(name):
@@ -251,38 +251,38 @@ def check_imports(config: Any, where: object) -> None:
 def _foreign_home(name: str) -> str | None:
     """Where an import path really leads, if that is no allowed module: ``torch.os.system`` is no part of torch."""
     try:
-        found = _object(name)
+        target = _object(name)
     except Exception:  # the import of a package may raise anything; jsonargparse names it when it needs it
         return None
     while True:
-        home = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None)
-        home = str(home or type(found).__module__)
+        home = target.__name__ if inspect.ismodule(target) else getattr(target, "__module__", None)
+        home = str(home or type(target).__module__)
         top = home.partition(".")[0]
         allowed = (
             top in OURS or top in imports.modules or _loaded_by_the_user(top) or _installed(top)
             or any(_lies_in(f, f"{top}.x") for f in imports.folders)
         )  # fmt: skip
-        if (callable(found) or inspect.ismodule(found)) and not allowed:
+        if (callable(target) or inspect.ismodule(target)) and not allowed:
             return home
-        if not hasattr(found, "func"):  # a partial is what it calls
+        if not hasattr(target, "func"):  # a partial is what it calls
             return None
-        found = found.func
+        target = target.func
 
 
 def _object(name: str) -> Any:
     """What an import path of an allowed module leads to. ImportError or AttributeError if it leads nowhere."""
     parts = name.split(".")
-    found: Any = None
+    target: Any = None
     for i in range(len(parts) - 1, 0, -1):
         if "__main__" in parts[:i]:
             raise ImportError(name)
         try:
-            found = importlib.import_module(".".join(parts[:i]))
+            target = importlib.import_module(".".join(parts[:i]))
         except ModuleNotFoundError:
             continue
         for part in parts[i:]:
-            found = getattr(found, part)
-        return found
+            target = getattr(target, part)
+        return target
     raise ImportError(name)
 
 

@@ -356,9 +356,9 @@ class Clips(EmotionData):
             self.failed[sample.id] = str(error)
             return False
         damaged = tuple(f"{row['file']}: {row['reason']}" for row in met if row["problem"] == "damaged")
-        found = self.used[sample.id] = Used(tuple(used), unused, damaged)
+        usage = self.used[sample.id] = Used(tuple(used), unused, damaged)
         if not used:
-            self.failed[sample.id] = f"nothing of it reached the system ({found})"
+            self.failed[sample.id] = f"nothing of it reached the system ({usage})"
         return bool(used)
 
 

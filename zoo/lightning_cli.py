@@ -366,15 +366,15 @@ def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
     else:
         file = find_checkpoint(path, "last" if verb == "fit" else "best")
     home = run_of(file) or (file.parent if (file.parent / "config.yaml").is_file() else None)
-    kept = _without(args, "--ckpt_path")
+    rest = _without(args, "--ckpt_path")
     if home is not None:
         read_run_config(newest_config(home))  # before anything that it names is imported
-        kept = ["--config", str(newest_config(home)), *kept]
+        rest = ["--config", str(newest_config(home)), *rest]
     if file.name == "model.safetensors":  # a published backbone: its folder is the model, there is nothing more to load
-        given = read_run_config(home / "config.yaml")["model"]["init_args"] if home else {}
-        part = next((name for name in ("llm", "vision", "audio") if name in given), "llm")
-        return [*kept, f"--model.{part}={published(path) or file.parent}", "--zero_shot=true"]
-    return [*kept, f"--ckpt_path={file}"]
+        options = read_run_config(home / "config.yaml")["model"]["init_args"] if home else {}
+        part = next((name for name in ("llm", "vision", "audio") if name in options), "llm")
+        return [*rest, f"--model.{part}={published(path) or file.parent}", "--zero_shot=true"]
+    return [*rest, f"--ckpt_path={file}"]
 
 
 def _get(config: Any, key: str) -> Any:

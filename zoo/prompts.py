@@ -107,8 +107,8 @@ def _checked(text: str) -> str:
     return ""
 
 
-def _rendered(text: str, shown: Mapping[str, object]) -> str:
-    return _compiled(text).render(**shown)
+def _rendered(text: str, variables: Mapping[str, object]) -> str:
+    return _compiled(text).render(**variables)
 
 
 class _Foreign:
@@ -117,10 +117,10 @@ class _Foreign:
     def __init__(self, path: Path, text: str) -> None:
         self.path, self.text = path, text
 
-    def render(self, **shown: object) -> str:
+    def render(self, **variables: object) -> str:
         """The text. Raises a `TemplateError`, as Jinja does, for a template that fails or does not end."""
         try:
-            return bounded(_rendered, self.text, shown)
+            return bounded(_rendered, self.text, variables)
         except BadTemplate as error:
             name, _, message = str(error).partition(": ")
             if name in RAISED:

@@ -39,7 +39,7 @@ def portable(value: Any) -> Any:
         return {key: portable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [portable(part) for part in value]
-    return ABSOLUTE.sub(lambda found: _portable(Path(found[0])), value) if isinstance(value, str) else value
+    return ABSOLUTE.sub(lambda match: _portable(Path(match[0])), value) if isinstance(value, str) else value
 
 
 def _portable(path: Path) -> str:

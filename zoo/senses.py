@@ -324,7 +324,7 @@ class Senses(EmotionModule):
         return super().bases() | own
 
     # ---- input
-    shown = {"vision": "", "audio": ""}
+    template_variables = {"vision": "", "audio": ""}
 
     def with_senses(self, parts: Sequence[str]) -> tuple[str, ...]:
         """What is read of a sample, from what its prompt shows in words."""
@@ -341,8 +341,8 @@ class Senses(EmotionModule):
     unread_events = ("samples without a readable clip", "samples without readable sound")
 
     def needs(self, stage: str) -> Mapping[str, str]:
-        seen = {"video": "set --model.vision null"} if self.vision_args["path"] is not None else {}
-        return seen | ({"audio": "set --model.audio null"} if self.audio_args["path"] is not None else {})
+        remedies = {"video": "set --model.vision null"} if self.vision_args["path"] is not None else {}
+        return remedies | ({"audio": "set --model.audio null"} if self.audio_args["path"] is not None else {})
 
     def senses(self) -> dict[str, Any]:
         """The arguments of `SensesCollator` beyond those of `PromptCollator`."""

@@ -167,8 +167,8 @@ def inside(folder: Path, name: object, where: object) -> Path:
         ValueError: it is no such name: it leads out of the folder, also through a link, or holds what no file name can.
     """
     def refuse(why: str) -> ValueError:
-        shown = repr(name) if len(repr(name)) <= 120 else f"{repr(name)[:120]}..."
-        return ValueError(f"{where} names {shown}, which {why}; expected the name of a file inside {folder}")
+        shortened = repr(name) if len(repr(name)) <= 120 else f"{repr(name)[:120]}..."
+        return ValueError(f"{where} names {shortened}, which {why}; expected the name of a file inside {folder}")
 
     if not isinstance(name, str) or not name.strip():
         raise refuse("is no name")

@@ -200,13 +200,13 @@ def processes_of(pids: list[int]) -> list[int]:
     """The processes of a command and all below them."""
     every, level = list(pids), list(pids)
     while level:
-        found: list[int] = []
+        children: list[int] = []
         for pid in level:
             try:
-                found += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
+                children += map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split())
             except OSError:
                 continue
-        every, level = every + found, found
+        every, level = every + children, children
     return every
 
 

@@ -352,8 +352,8 @@ def _said(job: Job) -> str:
     seconds = _cost(job.home / "test.json")["seconds"]
     if job.row.verb == "predict":
         return f"answered in {seconds:.0f} s"
-    found = read_json(job.results / "metrics.json")
-    return f"accuracy {found['accuracy']:.3f}, weighted F1 {found['weighted_f1']:.3f} (tested in {seconds:.0f} s)"
+    scores = read_json(job.results / "metrics.json")
+    return f"accuracy {scores['accuracy']:.3f}, weighted F1 {scores['weighted_f1']:.3f} (tested in {seconds:.0f} s)"
 
 
 # ---------------------------------------------------------------------------------------------------------- all jobs

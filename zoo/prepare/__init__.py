@@ -183,15 +183,15 @@ def _media(add: Add) -> Callable[[argparse.Namespace], None]:
             raise FileNotFoundError(f"{options.root} is no folder; give the one that holds the clips")
         unlisted: dict[Path, str] = {}
         files = files_below(options.root, unlisted)
-        found = {kind: [p for p in files if p.suffix.lower() in ends] for kind, ends in kinds.items()}
+        paths_by_kind = {kind: [p for p in files if p.suffix.lower() in ends] for kind, ends in kinds.items()}
         for folder, why in unlisted.items():
             print(f"not looked into: {folder}: {why}")
-        if not any(found.values()):
+        if not any(paths_by_kind.values()):
             raise FileNotFoundError(f"{options.root} holds no file named {' '.join(sum(kinds.values(), ()))}")
         media = Media(options.cache, options.timeout, options.max_clip_seconds)
         workers = options.workers or os.cpu_count() or 1
         failed = len(unlisted)
-        for kind, paths in found.items():
+        for kind, paths in paths_by_kind.items():
             frames = {"n": options.frames if kind == "video" else 1, "size": options.size} if kind != "sound" else None
             meter = Meter(len(paths), "files")
             scanned = scan(paths, media, workers, frames=frames, waveform={} if kind != "picture" else None,
