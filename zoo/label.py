@@ -27,11 +27,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from zoo.checkpoints import load
+from zoo.checkpoints.exporting import corpus_of
 from zoo.configs import read_run_config, take_imports, trust_words
 from zoo.data import EmotionData
 from zoo.data.base import Reading, Split
@@ -426,10 +426,7 @@ class System:
             else:
                 _set(config["data"], option.split("."), value)
         self.absent: list[str] = []
-        parser = ArgumentParser()
-        parser.add_subclass_arguments(EmotionData, "data", required=True)
-        data = _without_absent(config["data"], self.absent)
-        self.corpus: EmotionData = parser.instantiate_classes(parser.parse_object({"data": data})).data
+        self.corpus = corpus_of(_without_absent(config["data"], self.absent))
         self.seed = self.corpus.seed if self.corpus.seed is not None else int(config.get("seed_everything") or 0)
         self.trained = config.get("trainer") or {}
 

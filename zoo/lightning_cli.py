@@ -158,7 +158,7 @@ class ZooCLI(LightningCLI):
     def _refuse_changes(self, home: Path) -> None:
         """ValueError naming the options that a resumed run could not apply to what is trained already."""
         before = read_run_config(newest_config(home))
-        after = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
+        after = self._plain_config()
         changed = [f"--{key} is {_get(after, key)!r}, was {_get(before, key)!r}"
                    for key in FIXED if _get(before, key) != _get(after, key)]  # fmt: skip
         if changed:
@@ -214,9 +214,13 @@ class ZooCLI(LightningCLI):
         self.folder = folder
         return made
 
+    def _plain_config(self) -> dict[str, Any]:
+        """The options of this command as plain values, as config.yaml holds them."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
+
     def _digest(self) -> str:
         """Of everything that decides what ``zoo predict`` answers."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
+        config = self._plain_config()
         decides = {key: config.get(key) for key in ("model", "data", "seed_everything", "ckpt_path")}
         decides["trainer"] = {key: config["trainer"].get(key) for key in ("precision", "limit_predict_batches")}
         if config.get("ckpt_path"):

@@ -33,7 +33,7 @@ from zoo.backbones import LLM, Audio, LoRA, Vision
 from zoo.backbones.llm import REFERENCE, Dtype, Prefix
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
-from zoo.runs import find_checkpoint, portable, run_folder, set_aside_results
+from zoo.runs import find_checkpoint, portable, portable_path, run_folder, set_aside_results
 from zoo.schema import UNPARSED, Labels, Prediction, Sample, Turn
 from zoo.storage import write_jsonl, write_whole
 
@@ -141,7 +141,7 @@ class EmotionModule(LightningModule):
         self.build()
         marks = {name: base.fingerprint() for name, base in self.bases().items()}  # read once per run
         self.identities = {
-            name: {"path": _portable(base.path), "revision": base.revision, "fingerprint": marks[name]}
+            name: {"path": portable_path(base.path), "revision": base.revision, "fingerprint": marks[name]}
             for name, base in self.bases().items()
             if marks[name] is not None
         }
@@ -489,7 +489,7 @@ class EmotionModule(LightningModule):
             "seed": data.run_seed,
             "parameters": sum(p.numel() for p in self.parameters()),
             "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
-            "checkpoint": _portable(str(self.trainer.ckpt_path)) if self.trainer.ckpt_path else None,
+            "checkpoint": portable_path(str(self.trainer.ckpt_path)) if self.trainer.ckpt_path else None,
             **provenance(),
         }
         text = json.dumps(portable(record), indent=2)
@@ -816,7 +816,7 @@ def prompt_reads(
     return tuple(part for part, bare in without.items() if text(bare) != text(whole))
 
 
-def in_order(parts: Iterable[str]) -> tuple[str, ...]:
+def readable_parts(parts: Iterable[str]) -> tuple[str, ...]:
     """Parts of a sample in the order of `READABLE`."""
     names = set(parts)
     return tuple(part for part in READABLE if part in names)
@@ -1278,14 +1278,6 @@ def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: 
 
 def _digest(names: set[str]) -> str:
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-
-
-def _portable(path: str) -> str:
-    """A path as it may stand in a file that travels: relative to the working directory, else its last two parts."""
-    p = Path(path)
-    if not p.is_absolute():
-        return path
-    return str(p.relative_to(Path.cwd())) if p.is_relative_to(Path.cwd()) else "/".join(p.parts[-2:])
 
 
 @rank_zero_only

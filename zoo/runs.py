@@ -39,12 +39,18 @@ def portable(value: Any) -> Any:
         return {key: portable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [portable(part) for part in value]
-    return ABSOLUTE.sub(lambda match: _portable(Path(match[0])), value) if isinstance(value, str) else value
+    return ABSOLUTE.sub(lambda match: portable_path(match[0], "…/"), value) if isinstance(value, str) else value
 
 
-def _portable(path: Path) -> str:
-    here = Path.cwd()
-    return path.relative_to(here).as_posix() if path.is_relative_to(here) else "/".join(("…", *path.parts[-2:]))
+def portable_path(path: str, ellipsis: str = "") -> str:
+    """An absolute path written from the working directory, or, if it lies elsewhere, as its last two parts behind the
+    ellipsis. Anything else, such as the name of a model, stays as it is."""
+    absolute, here = Path(path), Path.cwd()
+    if not absolute.is_absolute():
+        return path
+    if absolute.is_relative_to(here):
+        return absolute.relative_to(here).as_posix()
+    return ellipsis + "/".join(absolute.parts[-2:])
 
 
 def newest_run(root: Path) -> Path | None:

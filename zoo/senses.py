@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import resize
 from zoo.backbones import LLM, Audio, Vision
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media, Unreadable
-from zoo.module import IGNORE, EmotionModule, PromptCollator, in_order
+from zoo.module import IGNORE, EmotionModule, PromptCollator, readable_parts
 from zoo.schema import Sample, Turn
 
 # Marks of a template. In a corpus' own texts both are written apart (`zoo.prompts.escape`): nobody can say them.
@@ -329,7 +329,7 @@ class Senses(EmotionModule):
     def with_senses(self, parts: Sequence[str]) -> tuple[str, ...]:
         """What is read of a sample, from what its prompt shows in words."""
         senses = [name for name, args in (("face", self.vision_args), ("voice", self.audio_args)) if args["path"]]
-        return in_order({*parts, *senses} - ({"text"} if not self.words else set()))
+        return readable_parts({*parts, *senses} - ({"text"} if not self.words else set()))
 
     def shows(self, sample: Sample) -> bool:
         """Whether a prompt says anything about its sample."""

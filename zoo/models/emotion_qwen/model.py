@@ -54,7 +54,7 @@ from zoo.models.emotion_qwen.parts import (
     MLPProjector,
     inner_to_match,
 )
-from zoo.module import Rows, Supervised, in_order, label_scores, read_checkpoint
+from zoo.module import Rows, Supervised, label_scores, read_checkpoint, readable_parts
 from zoo.prompts import escape, parse_label, words
 from zoo.runs import find_checkpoint
 from zoo.schema import Labels, Prediction, Sample
@@ -179,7 +179,7 @@ class EmotionQwen(Supervised):
     @property
     def reads(self) -> tuple[str, ...]:
         words = {"text"} if self.input["words"] else set()
-        return in_order({*super().reads, "face"} - ({"text"} - words))
+        return readable_parts({*super().reads, "face"} - ({"text"} - words))
 
     # ---- parts
     def build(self) -> None:
