@@ -1,5 +1,6 @@
-"""What the zoo adds to a run of Lightning: best.ckpt, last.ckpt and stopping by a signal, config.yaml, lines of
-progress for runs without a progress bar, and checkpoints that are written whole."""
+"""What the zoo adds to a run of Lightning: best.ckpt, last.ckpt and stopping by a signal, config.yaml, the answers of
+an interrupted prediction, a table of parameters, lines of progress for runs without a progress bar, and checkpoints
+that are written whole."""
 
 from __future__ import annotations
 

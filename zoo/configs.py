@@ -20,6 +20,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def read_run_config(path: Path, data: bool = False) -> dict[str, Any]:
         content = "nothing" if config is None else f"a {type(config).__name__}"
         raise ValueError(f"{path} holds {content}, expected the config of a run with model and data; restore the file")
     for section in ("model", "data"):
-        if section not in config and (section == "data" and not data):
+        if section == "data" and not data and section not in config:
             continue
         part = config.get(section)
         if part is None:
@@ -168,7 +169,9 @@ def trust_words(args: Sequence[str], configs: Iterable[str | Path] = ()) -> None
     while waiting:
         name, equals, value = waiting.pop(0).partition("=")
         if FLAG.match(name):
-            words.update(_words(value if equals else waiting[0] if waiting else ""))
+            if not equals and waiting:
+                value = waiting[0]
+            words.update(_words(value))
     visited: set[Path] = set()
     files = [Path(file) for file in configs]
     while files:
@@ -382,8 +385,6 @@ def _installed(top: str) -> bool:
 @functools.cache
 def _editable() -> tuple[str, ...]:
     """Names of top-level packages of editable installs."""
-    from importlib.metadata import distributions
-
     return tuple(
         one.read_text("top_level.txt") or one.metadata["Name"].replace("-", "_")
         for one in distributions(path=[str(p) for p in _places_of_packages()])

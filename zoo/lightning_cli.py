@@ -1,5 +1,6 @@
-"""LightningCLI with the zoo's rules: where results lie, which checkpoint is meant, and that no flag is ever overruled
-by a file."""
+"""LightningCLI with the zoo's rules: which checkpoint is meant, that no flag is ever overruled by a file, which options
+a resumed run may change, in which folder a command writes, and that no two commands write to one folder at once.
+"""
 
 from __future__ import annotations
 
@@ -66,8 +67,8 @@ from zoo.weights import look_into, require_resumable
 
 EVALUATION = ("validate", "test", "predict")
 VERBS = ("fit", *EVALUATION)
-# what a resumed run cannot change, because what was trained before depends on it; what else it depends on (the order of
-# training) the data module refuses itself. Every other option is applied from the resumed step on.
+# What a resumed run cannot change, because what was trained before depends on it. The data module itself refuses what
+# would change the order of training. Every other option is applied from the resumed step on.
 FIXED = (
     "model.class_path",
     "model.init_args.train",
@@ -219,7 +220,7 @@ class ZooCLI(LightningCLI):
         return yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
 
     def _digest(self) -> str:
-        """Of everything that decides what ``zoo predict`` answers."""
+        """A digest of everything that decides what ``zoo predict`` answers."""
         config = self._plain_config()
         decides = {key: config.get(key) for key in ("model", "data", "seed_everything", "ckpt_path")}
         decides["trainer"] = {key: config["trainer"].get(key) for key in ("precision", "limit_predict_batches")}

@@ -358,16 +358,18 @@ def _promised(container: av.container.InputContainer, stream: Any) -> float:
 
 
 def _cut(decoded: float, promised: float, torn: bool, tolerance: float, what: str) -> str | None:
-    """Says that a file was cut off, or None.
+    """What is wrong with a file that was cut off; None for a whole one.
 
     Args:
-        found, promised: seconds; 0 if nothing is promised.
+        decoded: seconds that could be decoded.
+        promised: seconds that its headers promise; 0 if they say nothing.
         torn: the file ends before its own end: then whatever is missing counts. Else headers may be slightly wrong.
         tolerance: seconds.
     """
     if torn and not promised:
         return f"cut short: cut off after {decoded:.2f} s of {what}"
-    if decoded < promised - tolerance if torn else decoded < 0.9 * promised - 0.2:
+    least = promised - tolerance if torn else 0.9 * promised - 0.2
+    if decoded < least:
         return f"cut short: cut off after {decoded:.2f} of {promised:.2f} s of {what}"
     return None
 

@@ -1,10 +1,10 @@
-"""Run folders: Lightning's own names and places, plus the rules for finding a checkpoint and never losing a result
-(and that a flag beats a config.yaml).
+"""Run folders: Lightning's own names and places, plus the rules for finding a checkpoint and never losing a result.
+Also the loggers of a run, paths as they may stand in a result, and the order in which flags and configs count.
 
 <run>/config.yaml             what was run (config.resume-1.yaml ... after a resume, config.test.yaml after a test)
 <run>/metrics.csv             every logged number
 <run>/checkpoints/best.ckpt   best validation weighted F1;  last.ckpt to resume from
-<run>/metrics.json            after a test, with predictions.jsonl and confusion.png
+<run>/metrics.json            after a test, with predictions.jsonl (or decisions.jsonl) and confusion.png
 <run>/previous/K/             the results of an earlier test of the same run
 """
 

@@ -7,10 +7,12 @@
       fit.json  test.json    written when training and test were done: seconds, peak memory
       results/               metrics.json, predictions.jsonl (or decisions.jsonl)
       log.txt  failed.json   everything that was printed; why it failed, if it did
+      .lock  .running        held by the benchmark, and by the command, that is at work on the job
 
 Jobs are processes forked off a server that has imported everything once. They end with the benchmark, also if it is
 killed, and hold a lock on their folder while they live, so two benchmarks (or a job script of a cluster) never work on
-one job at the same time.
+one job at the same time. A signal to the benchmark is passed on to them: they save what they have done, and the same
+command goes on from there.
 """
 
 from __future__ import annotations

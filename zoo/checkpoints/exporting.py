@@ -195,7 +195,7 @@ def export_system(
     """Writes config.yaml, weights.safetensors, the probe and a README that says what is known.
 
     Args:
-        given: options of the model whose values in the written config differ from the run's.
+        options: options of the model whose values in the written config differ from the run's.
         terms: ``licence`` and ``commercial`` of the weights, as their owner states them.
 
     Raises:

@@ -135,7 +135,7 @@ def modalities(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def lacking(samples: Sequence[Sample]) -> dict[str, list[str]]:
-    """Which of the samples those are, by the ids of their turns."""
+    """The ids of the turns that lack their clip, their text, or both."""
     turns = [s.target for s in samples]
     return {
         "clips missing": [t.id for t in turns if t.video is None],
