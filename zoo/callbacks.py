@@ -120,8 +120,8 @@ class LastCheckpoint(Checkpoint):
         self.saved_at, self.saved_time = -1, time.monotonic()
         self.stopping = False
         self.overdue = False  # a validation ended where nothing could be saved
-        self._before_validation = False  # the checkpoint that is being written is one of that place
-        self._validation_batches = 0  # that every process has
+        self._before_validation = False  # the checkpoint that is being written is of the place before a validation
+        self._validation_batches = 0  # how many every process has, that is the fewest of any
         self._restored: dict[str, Any] = {}
         self._patience: dict[EarlyStopping, int] = {}
         self._region = contextlib.ExitStack()

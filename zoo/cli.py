@@ -70,7 +70,7 @@ def main(argv: list[str] | None = None) -> None:
     interrupts.listen()
     try:
         _run(args[0], args[1:])
-    except BaseException as error:  # the end of every command: each error is told as what it is, see `explained`
+    except BaseException as error:  # every error of a command ends here, in one sentence if `explained` knows it
         if interrupts.requested() is not None:
             _leave_interrupted(args[0], error)
         if os.environ.get("ZOO_DEBUG") or not isinstance(error, Exception):

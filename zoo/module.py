@@ -796,8 +796,8 @@ def prompt_reads(
     """Which of text, turns and descriptions a prompt shows: those without which the template writes another text.
 
     Args:
-        window, kinds: as of `zoo.prompts.render`.
-        variables: its ``shown``.
+        window, kinds: as `zoo.prompts.render` takes them.
+        variables: values of the template's other variables; ``shown`` of `zoo.prompts.render`.
     """
     described = dict.fromkeys(kinds, "a description")
     earlier = Turn("earlier", "A", "an earlier turn", descriptions=described)

@@ -112,7 +112,7 @@ def _rendered(text: str, variables: Mapping[str, object]) -> str:
 
 
 class _Foreign:
-    """A template that came with no paper of the zoo: it is rendered within the limits of `zoo.templates`."""
+    """A template that does not come with the zoo. It is rendered within the limits of `zoo.templates`."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path, self.text = path, text
