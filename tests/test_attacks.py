@@ -78,8 +78,8 @@ READS = [("test", "--ckpt_path=run"), ("validate", "--ckpt_path=run"), ("predict
 def test_nothing_beside_a_checkpoint_is_imported(command, run, tmp_path, fresh):
     (tmp_path / "attack_mod.py").write_text(EXECUTED + "class Evil: pass\n")
     change(run, model={"class_path": "attack_mod.Evil", "init_args": {}})
-    said = refused(*command)
-    assert "names attack_mod.Evil" in said and "--import ." in said
+    message = refused(*command)
+    assert "names attack_mod.Evil" in message and "--import ." in message
     assert not (tmp_path / "executed").exists()
 
 
@@ -139,16 +139,16 @@ def test_what_is_installed_may_be_named(fresh):
 def test_the_users_own_module_is_imported_where_he_names_it_and_with_the_flag(home, tmp_path, fresh):
     (tmp_path / "attack_callback.py").write_text("from lightning.pytorch import Callback\nclass Own(Callback): pass\n")
     model = flags(model__llm=home / "llm", data="MELD", data__root=home / "meld", data__batch_size=7)
-    own = fit(tmp_path, "--model=CausalLM", *model, "--trainer.max_steps=1", "--trainer.callbacks+=attack_callback.Own")
+    run = fit(tmp_path, "--model=CausalLM", *model, "--trainer.max_steps=1", "--trainer.callbacks+=attack_callback.Own")
     configs.imports.modules.clear()
     configs.imports.folders.clear()
     os.environ.pop(configs.NAMED, None)
     sys.modules.pop("attack_callback")
-    said = refused("test", f"--ckpt_path={own}")
-    assert "names attack_callback.Own" in said and "with --import ." in said
-    zoo("test", f"--ckpt_path={own}", "--import", ".")
+    message = refused("test", f"--ckpt_path={run}")
+    assert "names attack_callback.Own" in message and "with --import ." in message
+    zoo("test", f"--ckpt_path={run}", "--import", ".")
     with pytest.raises(SystemExit, match="no such folder"):
-        zoo("test", f"--ckpt_path={own}", "--import=nosuch")
+        zoo("test", f"--ckpt_path={run}", "--import=nosuch")
 
 
 def test_an_empty_foreign_folder_is_no_place_to_import_from(run, tmp_path):
@@ -314,8 +314,8 @@ def test_a_run_does_not_start_from_weights_that_are_not_finite(value, run):
         content = checkpoint(run, name)
         next(iter(content["state_dict"].values())).view(-1)[0] = value
         torch.save(content, run / "checkpoints" / f"{name}.ckpt")
-    said = refused("fit", "--config=run/config.yaml", "--model.start_from=run")
-    assert "holds NaN or infinite values" in said
+    message = refused("fit", "--config=run/config.yaml", "--model.start_from=run")
+    assert "holds NaN or infinite values" in message
 
 
 # ------------------------------------------------------------------------------------------------------ model folders
@@ -345,8 +345,8 @@ FOLDERS: dict[str, tuple[str, Any, str]] = {  # file, its content or what change
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("file", "content", "said"), FOLDERS.values(), ids=FOLDERS)
-def test_a_damaged_model_folder_is_refused_by_name(file, content, said, home, tmp_path):
+@pytest.mark.parametrize(("file", "content", "expected"), FOLDERS.values(), ids=FOLDERS)
+def test_a_damaged_model_folder_is_refused_by_name(file, content, expected, home, tmp_path):
     folder = shutil.copytree(home / "llm", tmp_path / "model")
     if content is None:
         (folder / file).unlink()
@@ -356,7 +356,7 @@ def test_a_damaged_model_folder_is_refused_by_name(file, content, said, home, tm
         (folder / file).write_text(content)
     with pytest.raises((ValueError, FileNotFoundError)) as error:
         LLM(str(folder))
-    assert said in str(error.value) and str(folder) in str(error.value)
+    assert expected in str(error.value) and str(folder) in str(error.value)
     assert cli.explained(error.value) == str(error.value)
 
 
@@ -391,8 +391,8 @@ TEMPLATES: dict[str, tuple[str, str]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("template", "said"), TEMPLATES.values(), ids=TEMPLATES)
-def test_a_chat_template_ends_in_any_case(template, said, home, tmp_path, monkeypatch):
+@pytest.mark.parametrize(("template", "expected"), TEMPLATES.values(), ids=TEMPLATES)
+def test_a_chat_template_ends_in_any_case(template, expected, home, tmp_path, monkeypatch):
     monkeypatch.setattr("zoo.templates.SECONDS", 1.0)
     bounded.close()  # the process that renders knows the limit from its birth
     folder = shutil.copytree(home / "llm", tmp_path / "model")
@@ -400,7 +400,7 @@ def test_a_chat_template_ends_in_any_case(template, said, home, tmp_path, monkey
     tokenizer = LLM(str(folder)).tokenizer
     with pytest.raises(ValueError, match="the chat template of .* cannot be used") as error:
         tokenizer.apply_chat_template([{"role": "user", "content": "hi"}], tokenize=False)
-    assert said in str(error.value)
+    assert expected in str(error.value)
     bounded.close()
 
 
@@ -442,16 +442,16 @@ OPTIONS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize(("option", "said"), OPTIONS, ids=lambda v: v if v.startswith("--") else "")
-def test_an_option_that_a_library_refuses_ends_in_one_sentence(option, said, home, monkeypatch):
+@pytest.mark.parametrize(("option", "expected"), OPTIONS, ids=lambda v: v if v.startswith("--") else "")
+def test_an_option_that_a_library_refuses_ends_in_one_sentence(option, expected, home, monkeypatch):
     if option.endswith("=gpu") and torch.cuda.is_available():
-        option, said = "--trainer.accelerator=tpu", "torch_xla"
+        option, expected = "--trainer.accelerator=tpu", "torch_xla"
     base = flags(model__llm=home / "llm", data="MELD", data__root=home / "meld", trainer__max_steps=1)
     message = refused("fit", "--model=CausalLM", *base, option)
-    assert said in message and "Traceback" not in message and "huggingface.co" not in message
+    assert expected in message and "Traceback" not in message and "huggingface.co" not in message
 
 
-@pytest.mark.parametrize(("raised", "said"), [
+@pytest.mark.parametrize(("raised", "expected"), [
     (PermissionError(13, "Permission denied", "/x/y"), "/x/y: Permission denied (you may not"),
     (IsADirectoryError(21, "Is a directory", "d"), "d: Is a directory (a file was expected"),
     (OSError(28, "No space left on device"), "No space left on device (the disk is full"),
@@ -461,12 +461,12 @@ def test_an_option_that_a_library_refuses_ends_in_one_sentence(option, said, hom
     (RuntimeError("[enforce fail at inline_container.cc:8] . PytorchStreamWriter failed writing"), "is the disk full?"),
     (ModuleNotFoundError("No module named 'bitsandbytes'"), "pip install bitsandbytes"),
 ])  # fmt: skip
-def test_what_the_machine_refuses_is_one_sentence(raised, said, monkeypatch):
+def test_what_the_machine_refuses_is_one_sentence(raised, expected, monkeypatch):
     def fail(verb: str, args: list[str]) -> None:
         raise raised
 
     monkeypatch.setattr("zoo.lightning_cli.run", fail)
-    assert said in refused("fit")
+    assert expected in refused("fit")
 
 
 def test_a_fault_of_ours_shows_its_traceback_and_says_so(monkeypatch, capsys):
@@ -494,8 +494,8 @@ def test_help_names_the_classes_and_the_nearest_names(home, capsys):
     for section, name in (("model", "DialogueLLM"), ("data", "MELD")):
         with pytest.raises(SystemExit) as leaving:
             zoo("fit", f"--{section}.help")
-        said = capsys.readouterr().out
-        assert leaving.value.code == 0 and f"\n  {name} " in said and "ProbeData" not in said
+        printed = capsys.readouterr().out
+        assert leaving.value.code == 0 and f"\n  {name} " in printed and "ProbeData" not in printed
         with pytest.raises(SystemExit) as leaving:
             zoo("fit", f"--{section}.help", name)
         assert leaving.value.code == 0 and f"--{section}." in capsys.readouterr().out

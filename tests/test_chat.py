@@ -117,8 +117,8 @@ def test_farcers_own_chat_template_is_no_chat_in_a_chat():
 # ---- checkpoints
 def test_a_checkpoint_of_plain_prompts_is_not_asked_in_chats(models, tmp_path):
     make_corpus(tmp_path / "meld", (2, 1, 1))
-    own = flags(model="CausalLM", model__llm=models / "instruct", data="MELD", data__root=tmp_path / "meld")
-    run = fit(tmp_path / "run", *own, "--model.chat=false", "--trainer.max_steps=1")
+    options = flags(model="CausalLM", model__llm=models / "instruct", data="MELD", data__root=tmp_path / "meld")
+    run = fit(tmp_path / "run", *options, "--model.chat=false", "--trainer.max_steps=1")
     zoo("test", "--ckpt_path", run)  # its config.yaml says false
     changed = refused("test", "--ckpt_path", run, "--model.chat=null")
     assert "the prompts of this checkpoint were plain text" in changed and "--model.chat false" in changed
@@ -131,11 +131,11 @@ def nothing(answer: Answer) -> float:
 
 def test_rewards_that_are_all_alike_are_reported_with_two_answers(models, tmp_path):
     make_corpus(tmp_path / "meld", (4, 1, 1))
-    own = flags(model="GRPO", model__llm=models / "plain", data="MELD", data__root=tmp_path / "meld",
-                model__max_new_tokens=2, model__answers=2, trainer__limit_val_batches=0, trainer__max_steps=6,
-                data__batch_size=2, trainer__max_epochs=10)  # fmt: skip
+    options = flags(model="GRPO", model__llm=models / "plain", data="MELD", data__root=tmp_path / "meld",
+                    model__max_new_tokens=2, model__answers=2, trainer__limit_val_batches=0, trainer__max_steps=6,
+                    data__batch_size=2, trainer__max_epochs=10)  # fmt: skip
     with pytest.warns(UserWarning, match=r"first 5 steps earned 0, so nothing was learnt. For example: '.*' and '"):
-        fit(tmp_path / "run", *own, "--model.rewards+=tests.test_chat.nothing")
+        fit(tmp_path / "run", *options, "--model.rewards+=tests.test_chat.nothing")
 
 
 @pytest.mark.parametrize("verb", ["test", "validate"])
@@ -143,12 +143,12 @@ def test_answers_that_cannot_be_read_are_reported_with_two_of_them(verb, models,
     make_corpus(tmp_path / "meld", (4, 3, 3))
     verbalizer = {name: f"zzz{i}" for i, name in enumerate(("neutral", "surprise", "fear", "sadness", "joy", "disgust",
                                                             "anger"))}  # fmt: skip
-    own = flags(model="CausalLM", model__llm=models / "plain", data="MELD", data__root=tmp_path / "meld",
-                model__decode="greedy", model__max_new_tokens=3, data__eval_batch_size=4)  # fmt: skip
-    zoo(verb, "--zero_shot=true", *own, f"--model.verbalizer={json.dumps(verbalizer)}", "--trainer.accelerator=cpu")
-    told = [r.getMessage() for r in caplog.records if "answers could be read" in r.getMessage()]
-    assert len(told) == 1 and "For example: '" in told[0] and "plain text (--model.chat)" in told[0]
+    options = flags(model="CausalLM", model__llm=models / "plain", data="MELD", data__root=tmp_path / "meld",
+                    model__decode="greedy", model__max_new_tokens=3, data__eval_batch_size=4)  # fmt: skip
+    zoo(verb, "--zero_shot=true", *options, f"--model.verbalizer={json.dumps(verbalizer)}", "--trainer.accelerator=cpu")
+    messages = [r.getMessage() for r in caplog.records if "answers could be read" in r.getMessage()]
+    assert len(messages) == 1 and "For example: '" in messages[0] and "plain text (--model.chat)" in messages[0]
 
     caplog.clear()
-    zoo(verb, "--zero_shot=true", *own, "--trainer.accelerator=cpu")  # tiny-llama-sitcom names emotions
+    zoo(verb, "--zero_shot=true", *options, "--trainer.accelerator=cpu")  # tiny-llama-sitcom names emotions
     assert not [r for r in caplog.records if "could be read" in r.getMessage()]

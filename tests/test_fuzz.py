@@ -85,9 +85,9 @@ def refuses(read: Callable[[], Any], what: str) -> bool:
     except Unreadable:
         return True
     except Exception as error:
-        told = cli.explained(error)
-        assert told is not None, f"{what}: {type(error).__name__}: {error}"
-        assert "Traceback" not in told
+        message = cli.explained(error)
+        assert message is not None, f"{what}: {type(error).__name__}: {error}"
+        assert "Traceback" not in message
         return True
     return False
 
@@ -168,8 +168,8 @@ def test_published_weights(tmp_path):
     shared = torch.randn(3, 4)
     state, tied = _once({"a": shared, "b": shared})
     file = tmp_path / "weights.safetensors"
-    said = {"format": "pt", "zoo": json.dumps(contract()), "tied": json.dumps(tied)}
-    save_file(state, file, said)
+    metadata = {"format": "pt", "zoo": json.dumps(contract()), "tied": json.dumps(tied)}
+    save_file(state, file, metadata)
     assert fuzz(file, lambda: weights.read_checkpoint(file), 250) > 50
     for seed in range(150 * TIMES):
         other = swapped({"zoo": contract(), "tied": tied}, random.Random(seed))

@@ -170,22 +170,22 @@ def test_a_policy_decides_first(home, table):
 )
 def test_the_selectors_reason_stands_where_the_descriptions_do(decision, why):
     used = Used(("words",), {"picture": "not given", "video description": "no room"})
-    told = without_discarded(used, {"system": "S", "decision": decision, "text": "plain"})
-    assert told == Used(("words",), {"picture": "not given", "video description": why})
+    usage = without_discarded(used, {"system": "S", "decision": decision, "text": "plain"})
+    assert usage == Used(("words",), {"picture": "not given", "video description": why})
 
 
 @pytest.mark.parametrize("name", [n for n, e in index().items() if e["source"] == "shipped"])
 def test_published_weights_say_what_they_know(name):
-    told = System(name).knows()
+    sentence = System(name).knows()
     known = "GoEmotions (single English sentences from Reddit)" if name == "tiny-llama" else (
         "Synthetic (generated: English sentences from templates, drawn faces, synthetic voices)")  # fmt: skip
-    assert told.startswith(f"{name} was trained on {known}") and "neutral, surprise" in told
+    assert sentence.startswith(f"{name} was trained on {known}") and "neutral, surprise" in sentence
 
 
 def test_what_the_weights_know_is_said_once(home, table, capsys):
     zoo("label", table, "--ckpt_path", home / "text")
-    said = capsys.readouterr().err
-    assert said.count("was trained on MELD (English dialogue of a TV show") == 1
+    printed = capsys.readouterr().err
+    assert printed.count("was trained on MELD (English dialogue of a TV show") == 1
 
 
 def test_a_policy_for_a_system_that_takes_none(home, capsys):

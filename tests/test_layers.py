@@ -285,9 +285,9 @@ SPLITLINES = {  # file -> why its texts may be cut at U+0085 and U+2028
 
 def test_no_text_is_cut_at_characters_that_are_no_line_breaks():
     """`str.splitlines` also divides at U+0085, U+2028 and six more, which stand inside utterances."""
-    found: dict[str, list[int]] = {}
+    places: dict[str, list[int]] = {}
     for file in sorted((ROOT / "zoo").rglob("*.py")):
         for node in ast.walk(ast.parse(file.read_text(encoding="utf-8"))):
             if isinstance(node, ast.Attribute) and node.attr == "splitlines":
-                found.setdefault(str(file.relative_to(ROOT)), []).append(node.lineno)
-    assert found.keys() == SPLITLINES.keys(), f"use zoo.storage.split_lines: {found}"
+                places.setdefault(str(file.relative_to(ROOT)), []).append(node.lineno)
+    assert places.keys() == SPLITLINES.keys(), f"use zoo.storage.split_lines: {places}"

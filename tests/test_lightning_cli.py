@@ -46,9 +46,9 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def options(home):
     def options(**more: object) -> list[str]:
-        own = {"model": "CausalLM", "model__llm": home / "llm", "data": "MELD", "data__root": home / "meld",
-               "data__batch_size": 4, "trainer__max_epochs": 1}  # fmt: skip
-        return flags(**own | more)
+        defaults = {"model": "CausalLM", "model__llm": home / "llm", "data": "MELD", "data__root": home / "meld",
+                    "data__batch_size": 4, "trainer__max_epochs": 1}  # fmt: skip
+        return flags(**defaults | more)
 
     return options
 

@@ -866,8 +866,8 @@ def test_a_clip_that_was_cut_off_says_after_how_many_seconds(tmp_path, name, how
     assert met.keys() == {"video", "sound"} and media.met() == []
     for row in met.values():
         assert row["problem"] == "damaged" and row["file"] == cut.name
-        found, promised = map(float, re.search(r"cut off after ([\d.]+) of ([\d.]+) s", row["reason"]).groups())
-        assert 0.5 < found < 1.2 and found < promised <= 1.6
+        decoded, promised = map(float, re.search(r"cut off after ([\d.]+) of ([\d.]+) s", row["reason"]).groups())
+        assert 0.5 < decoded < 1.2 and decoded < promised <= 1.6
 
 
 def test_a_sliver_that_is_missing_at_the_end_is_noticed(tmp_path):
@@ -892,9 +892,9 @@ def test_lengths_that_the_writer_did_not_know_are_no_promise(tmp_path):
     """A WAV that went through a pipe says 4 GB, or 0."""
     soundfile.write(tmp_path / "a.wav", sine(440, 1, 16_000)[0], 16_000)
     data = bytearray((tmp_path / "a.wav").read_bytes())
-    at = data.find(b"data") + 4
+    offset = data.find(b"data") + 4
     for length in (0xFFFF_FFFF, 0x7FFF_FFFF, 0):
-        data[at : at + 4] = struct.pack("<I", length)
+        data[offset : offset + 4] = struct.pack("<I", length)
         (tmp_path / "b.wav").write_bytes(data)
         media = Media()
         with contextlib.suppress(Unreadable):

@@ -87,8 +87,9 @@ def test_readme_card_and_index_give_one_score(entry):
     for number in numbers(row[2]):
         assert any(as_printed(value, number) for value in values), f"README says {number}, the index {values}"
     for value in values:
-        said = numbers(card)
-        assert any(as_printed(value, n) or as_printed(value / 100, n) for n in said), f"the card lacks {value}: {said}"
+        on_card = numbers(card)
+        missing = f"the card lacks {value}: {on_card}"
+        assert any(as_printed(value, n) or as_printed(value / 100, n) for n in on_card), missing
 
 
 def test_numbers_in_the_readmes_sentences_stand_in_its_tables():
@@ -97,16 +98,16 @@ def test_numbers_in_the_readmes_sentences_stand_in_its_tables():
     held = {n for table in stored for row in table["rows"] for n in numbers(" ".join(row))}
     allowed = {"0.8"}  # share of descriptions kept on MELD, see below
     prose = re.sub(PROSE, " ", text, flags=re.DOTALL | re.MULTILINE)
-    said = [n for n in numbers(prose) if not re.search(rf"(?:Python |, to |-){re.escape(n)}", prose)]
-    assert said and not set(said) - held - allowed, set(said) - held - allowed
+    in_prose = [n for n in numbers(prose) if not re.search(rf"(?:Python |, to |-){re.escape(n)}", prose)]
+    assert in_prose and not set(in_prose) - held - allowed, set(in_prose) - held - allowed
 
 
 def test_the_level_of_significance_is_the_one_that_is_used():
     notebooks = {p.name: "".join("".join(c["source"]) for c in json.loads(p.read_text())["cells"])
                  for p in (REPOSITORY / "notebooks").glob("*.ipynb")}  # fmt: skip
-    said = {where: re.findall(r"corrected values? (?:is|are|lies?) below (\d*\.\d+)", text)
-            for where, text in {**notebooks, **{name(d): d.read_text() for d in DOCUMENTS}}.items()}  # fmt: skip
-    assert said["reading_the_report.ipynb"] and {float(x) for xs in said.values() for x in xs} == {LEVEL}
+    levels = {where: re.findall(r"corrected values? (?:is|are|lies?) below (\d*\.\d+)", text)
+              for where, text in {**notebooks, **{name(d): d.read_text() for d in DOCUMENTS}}.items()}  # fmt: skip
+    assert levels["reading_the_report.ipynb"] and {float(x) for xs in levels.values() for x in xs} == {LEVEL}
 
 
 # ---- what the rows of the benchmarks read
@@ -131,14 +132,14 @@ def test_the_readme_says_what_each_row_reads(bench):
     for row in rows.values():
         if row.get("hidden") or row.get("verb", "test") != "test":
             continue
-        own, options = row, {**row.get("options", {}), **row.get("test_options", {})}
-        while str(own.get("checkpoint")).startswith("run:"):
-            own = rows[own["checkpoint"].removeprefix("run:")]
-            options = own.get("options", {}) | options
-        if own.get("checkpoint"):
-            config, changes = merged([REPOSITORY / "checkpoints" / own["checkpoint"] / "config.yaml"], options)
+        trained, options = row, {**row.get("options", {}), **row.get("test_options", {})}
+        while str(trained.get("checkpoint")).startswith("run:"):
+            trained = rows[trained["checkpoint"].removeprefix("run:")]
+            options = trained.get("options", {}) | options
+        if trained.get("checkpoint"):
+            config, changes = merged([REPOSITORY / "checkpoints" / trained["checkpoint"] / "config.yaml"], options)
         else:
-            config, changes = merged([REPOSITORY / c for c in own["config"]], options)
+            config, changes = merged([REPOSITORY / c for c in trained["config"]], options)
         foreign = {k: v for k, v in changes.items() if str(v).startswith("run:")}  # runs that are not here
         changes = {k: None if k in foreign else "always" if k == "selection" and v != "never" else v
                    for k, v in changes.items()}  # fmt: skip

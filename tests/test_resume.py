@@ -175,17 +175,18 @@ STOPS = [  # variant, workers, signal, where it arrives, step and place that the
 ]
 
 
-@pytest.mark.parametrize(("variant", "workers", "number", "stop", "at"), STOPS)
-def test_a_signal_ends_the_step_and_saves_it(variant, workers, number, stop, at, options, undisturbed, tmp_path, capfd):
+@pytest.mark.parametrize(("variant", "workers", "number", "stop", "place"), STOPS)
+def test_a_signal_ends_the_step_and_saves_it(variant, workers, number, stop, place, options, undisturbed, tmp_path,
+                                                 capfd):
     args = options(variant, save_last_every=0, data__num_workers=workers)
     assert in_child(lambda: fit(tmp_path, *args), stop, number) == 128 + number
     run = newest(tmp_path)
     printed, before = capfd.readouterr().out, len(trace(run))
-    assert f"interrupted at step {at[0]}; go on with: zoo fit --ckpt_path {run}\n" in printed
-    assert "stopping after this step" in printed and checkpoint(run)["global_step"] == at[0]
+    assert f"interrupted at step {place[0]}; go on with: zoo fit --ckpt_path {run}\n" in printed
+    assert "stopping after this step" in printed and checkpoint(run)["global_step"] == place[0]
     zoo("fit", f"--ckpt_path={run}")
     resumed = trace(run)[before:]
-    assert not resumed or (resumed[0]["epoch"], resumed[0]["batch"]) == at[1:]
+    assert not resumed or (resumed[0]["epoch"], resumed[0]["batch"]) == place[1:]
     assert_equal(run, undisturbed(variant))
 
 

@@ -88,11 +88,11 @@ test_corpus.__test__ = False  # a helper
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("verb", ["test", "validate", "predict"])
 def test_without_a_single_clip_nothing_is_scored(runs, home, system, verb, tmp_path):
-    said = refused(verb, *QUIET, f"--ckpt_path={runs[system]}/checkpoints/last.ckpt", f"--data.root={home / 'text'}",
-                   f"--trainer.default_root_dir={tmp_path}")  # fmt: skip
+    message = refused(verb, *QUIET, f"--ckpt_path={runs[system]}/checkpoints/last.ckpt", f"--data.root={home / 'text'}",
+                      f"--trainer.default_root_dir={tmp_path}")  # fmt: skip
     split = "dev" if verb == "validate" else "test"
-    assert f"no {split} sample of MELD has a clip" in said and "would read nothing" in said
-    assert str(home / "text") in said and "give the folder" not in said  # it was given
+    assert f"no {split} sample of MELD has a clip" in message and "would read nothing" in message
+    assert str(home / "text") in message and "give the folder" not in message  # it was given
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -100,9 +100,9 @@ def test_without_a_single_readable_clip_nothing_is_scored(runs, home, system, tm
     broken = {f"dia0_utt{i}__mp4": b"no clip" * 9 for i in range(9)}
     corpus = test_corpus(home, tmp_path / "broken", **broken)
     for verb in ("test", "predict"):
-        said = refused(verb, *QUIET, f"--ckpt_path={runs[system]}/checkpoints/last.ckpt", f"--data.root={corpus}",
-                       f"--trainer.default_root_dir={tmp_path}")  # fmt: skip
-        assert "not one of the" in said and "could read" in said and "zoo prepare media" in said
+        message = refused(verb, *QUIET, f"--ckpt_path={runs[system]}/checkpoints/last.ckpt", f"--data.root={corpus}",
+                          f"--trainer.default_root_dir={tmp_path}")  # fmt: skip
+        assert "not one of the" in message and "could read" in message and "zoo prepare media" in message
     assert not list(tmp_path.rglob("metrics.json"))
 
 
@@ -115,12 +115,12 @@ def test_what_could_not_be_read_or_not_whole_is_listed(runs, home, workers, tmp_
         f"--data.num_workers={workers}", f"--trainer.default_root_dir={tmp_path}")  # fmt: skip
     (file,) = tmp_path.rglob("metrics.json") if not list(runs["voice"].glob("metrics.json")) else [
         runs["voice"] / "metrics.json"]  # fmt: skip
-    found = json.loads(file.read_text())
-    assert {what: list(files) for what, files in found["clips"].items()} == {
+    scores = json.loads(file.read_text())
+    assert {what: list(files) for what, files in scores["clips"].items()} == {
         "damaged": ["dia0_utt1.mp4"], "unreadable": ["dia0_utt2.mp4"]}  # fmt: skip
-    assert "cut off after" in found["clips"]["damaged"]["dia0_utt1.mp4"]
-    assert found["population"]["listed"]["clips missing"] == [f"dia0_utt{i}" for i in range(3, found["n"])]
-    assert found["events"]["no readable voice"] == found["n"] - 2
+    assert "cut off after" in scores["clips"]["damaged"]["dia0_utt1.mp4"]
+    assert scores["population"]["listed"]["clips missing"] == [f"dia0_utt{i}" for i in range(3, scores["n"])]
+    assert scores["events"]["no readable voice"] == scores["n"] - 2
 
 
 def test_a_label_says_what_part_of_a_clip_it_rests_on(runs, tmp_path, capsys):
@@ -137,8 +137,8 @@ def test_a_label_says_what_part_of_a_clip_it_rests_on(runs, tmp_path, capsys):
 
 def test_the_limit_that_a_message_names_lifts_it(runs, tmp_path, capsys):
     soundfile.write(tmp_path / "long.wav", np.full(610 * 2000, 0.1, "f4"), 2000)
-    said = refused("label", tmp_path / "long.wav", "--ckpt_path", runs["voice"])
-    assert "longer than 600 s" in said and "--model.max_clip_seconds" in said
+    message = refused("label", tmp_path / "long.wav", "--ckpt_path", runs["voice"])
+    assert "longer than 600 s" in message and "--model.max_clip_seconds" in message
     zoo("label", tmp_path / "long.wav", "--ckpt_path", runs["voice"], "--model.max_clip_seconds", "700")
     assert json.loads(capsys.readouterr().out.strip().split("\n")[-1])["used"] == ["sound"]
     assert "see above" in refused("prepare", "media", "--root", tmp_path)
@@ -210,8 +210,8 @@ def test_prepare_media_and_label_list_what_they_did_not_look_at(runs, tmp_path, 
     assert "1 requests failed" in refused("prepare", "media", "--root", tmp_path)
     assert "closed: cannot be read (Permission denied)" in capsys.readouterr().out
     zoo("label", tmp_path, "--ckpt_path", runs["voice"])
-    said = capsys.readouterr().err
-    assert "closed: cannot be read (Permission denied)" in said and "notes.txt" in said
+    printed = capsys.readouterr().err
+    assert "closed: cannot be read (Permission denied)" in printed and "notes.txt" in printed
 
 
 # ---- prompts
@@ -253,9 +253,9 @@ def test_prompts_that_were_cut_for_want_of_positions_are_counted(home, short, tm
                                    data__root=home / "text", trainer__max_steps=1,
                                    trainer__limit_val_batches=0))  # fmt: skip
     zoo("test", f"--ckpt_path={run}/checkpoints/last.ckpt")
-    found = metrics(run)
-    assert found["events"]["prompts cut to max_length"] > 0 and found["tokens_per_sample"] <= 48
-    assert len(rows(run)) == found["n"]
+    scores = metrics(run)
+    assert scores["events"]["prompts cut to max_length"] > 0 and scores["tokens_per_sample"] <= 48
+    assert len(rows(run)) == scores["n"]
 
 
 # ---- numbers

@@ -36,14 +36,14 @@ class ZooParser(LightningArgumentParser):
             chain.append(str(ex))
             ex = ex.__cause__ or ex.__context__
         text = "\n".join(chain)
-        found: list[str] = []
+        guesses: list[str] = []
         for flag in re.findall(r"unrecognized arguments:.*?(--[\w.]+)", text):
-            found += nearest(flag, self._flags())
+            guesses += nearest(flag, self._flags())
         for name, option in re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", text):
-            found += nearest(option, options_of(name))
+            guesses += nearest(option, options_of(name))
         for name in re.findall(r"dot import path string: (\w+)", text):
-            found += nearest(name, [c for base in (*SECTIONS.values(), Callback, Logger) for c in named(base)])
-        return [f"did you mean {' or '.join(dict.fromkeys(found))}?"] if found else []
+            guesses += nearest(name, [c for base in (*SECTIONS.values(), Callback, Logger) for c in named(base)])
+        return [f"did you mean {' or '.join(dict.fromkeys(guesses))}?"] if guesses else []
 
     def _flags(self) -> list[str]:
         flags = list(self._option_string_actions)
@@ -66,15 +66,15 @@ def nearest(name: str, names: Iterable[str]) -> list[str]:
 
 def named(base: type) -> dict[str, type]:
     """Short name -> class, of what the command line knows of a kind; no abstract ones, no tests' own."""
-    found: dict[str, type] = {}
+    kinds: dict[str, type] = {}
     waiting = [base]
     while waiting:
         kind = waiting.pop()
         waiting += kind.__subclasses__()
         public = not kind.__name__.startswith("_") and not inspect.isabstract(kind)
         if kind is not base and public and kind.__module__.startswith(HOMES.get(base, "")):
-            found.setdefault(kind.__name__, kind)
-    return found
+            kinds.setdefault(kind.__name__, kind)
+    return kinds
 
 
 def options_of(name: str) -> list[str]:

@@ -1,5 +1,6 @@
-"""What the zoo adds to a run of Lightning: best.ckpt, last.ckpt and stopping by a signal, config.yaml, lines of
-progress for runs without a progress bar, and checkpoints that are written whole."""
+"""What the zoo adds to a run of Lightning: best.ckpt, last.ckpt and stopping by a signal, config.yaml, the answers of
+an interrupted prediction, a table of parameters, lines of progress for runs without a progress bar, and checkpoints
+that are written whole."""
 
 from __future__ import annotations
 
@@ -128,8 +129,8 @@ class LastCheckpoint(Checkpoint):
         self.stopping = False
         self.overdue = False  # a validation ended where nothing could be saved
         self._stop_after_window = False  # what asked the trainer to stop did so inside a window
-        self._before_validation = False  # the checkpoint that is being written is one of that place
-        self._validation_batches = 0  # that every process has
+        self._before_validation = False  # the checkpoint that is being written is of the place before a validation
+        self._validation_batches = 0  # how many every process has, that is the fewest of any
         self._restored: dict[str, Any] = {}
         self._patience: dict[EarlyStopping, int] = {}
         self._region = contextlib.ExitStack()

@@ -70,16 +70,16 @@ def main(argv: list[str] | None = None) -> None:
     interrupts.listen()
     try:
         _run(args[0], args[1:])
-    except BaseException as error:  # the end of every command: each error is told as what it is, see `explained`
+    except BaseException as error:  # every error of a command ends here, in one sentence if `explained` knows it
         if interrupts.requested() is not None:
             _leave_interrupted(args[0], error)
         if os.environ.get("ZOO_DEBUG") or not isinstance(error, Exception):
             raise
-        told = explained(error)
-        if told is None:
+        message = explained(error)
+        if message is None:
             print(f"zoo {args[0]}: {_whose(error)}", file=sys.stderr)
             raise
-        sys.exit(f"zoo {args[0]}: {told}\n(ZOO_DEBUG=1 shows the traceback)")
+        sys.exit(f"zoo {args[0]}: {message}\n(ZOO_DEBUG=1 shows the traceback)")
 
 
 def _leave_interrupted(verb: str, error: BaseException) -> NoReturn:
@@ -134,8 +134,8 @@ def explained(error: BaseException) -> str | None:
         wrapped, cause = True, cause.__cause__ or cause.__context__
     if not wrapped or (cause is not None and place.is_relative_to(Path(__file__).parent)):
         return None
-    told = [" ".join(str(one).split()) for one in (error, cause) if one is not None]  # a value, and who refuses it
-    return ": ".join(told)[:800]
+    messages = [" ".join(str(one).split()) for one in (error, cause) if one is not None]  # a value, and who refuses it
+    return ": ".join(messages)[:800]
 
 
 def _of_a_loader(error: BaseException) -> str | None:
@@ -154,8 +154,8 @@ def _of_the_machine(error: BaseException) -> str | None:
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in NOT_OURS:
         place = " and ".join(str(p) for p in (error.filename, error.filename2) if p is not None)
-        said = f"{place}: {error.strerror}" if place else error.strerror or message
-        return f"{said} ({NOT_OURS[error.errno]})"
+        problem = f"{place}: {error.strerror}" if place else error.strerror or message
+        return f"{problem} ({NOT_OURS[error.errno]})"
     names = {kind.__name__ for kind in type(error).__mro__}
     for kinds, pattern, sentence in OF_THE_MACHINE:
         match = re.search(pattern, message)
@@ -194,16 +194,16 @@ NOT_OURS = {
 
 def _whose(error: BaseException) -> str:
     """Whose fault an unexpected error is: that of the user's own code, or ours."""
-    trace, own = error.__traceback__, None
+    trace, users_file = error.__traceback__, None
     while trace is not None:
         place = Path(trace.tb_frame.f_code.co_filename)
         if place.is_file() and not {"site-packages", "dist-packages"} & set(place.parts) and not any(
             place.is_relative_to(home) for home in (Path(__file__).parent, *map(Path, {sys.base_prefix, sys.prefix}))
         ):  # fmt: skip
-            own = place
+            users_file = place
         trace = trace.tb_next
-    if own is not None:
-        return f"the code in {own} raised an error that the zoo does not know; its traceback follows"
+    if users_file is not None:
+        return f"the code in {users_file} raised an error that the zoo does not know; its traceback follows"
     return "this is a fault of the zoo; please report it with the command and the traceback that follows"
 
 

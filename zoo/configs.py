@@ -20,6 +20,7 @@ import site
 import sys
 import sysconfig
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +83,7 @@ def read_run_config(path: Path, data: bool = False) -> dict[str, Any]:
         content = "nothing" if config is None else f"a {type(config).__name__}"
         raise ValueError(f"{path} holds {content}, expected the config of a run with model and data; restore the file")
     for section in ("model", "data"):
-        if section not in config and (section == "data" and not data):
+        if section == "data" and not data and section not in config:
             continue
         part = config.get(section)
         if part is None:
@@ -168,17 +169,19 @@ def trust_words(args: Sequence[str], configs: Iterable[str | Path] = ()) -> None
     while waiting:
         name, equals, value = waiting.pop(0).partition("=")
         if FLAG.match(name):
-            words.update(_words(value if equals else waiting[0] if waiting else ""))
-    seen: set[Path] = set()
+            if not equals and waiting:
+                value = waiting[0]
+            words.update(_words(value))
+    visited: set[Path] = set()
     files = [Path(file) for file in configs]
     while files:
         file = files.pop()
         with contextlib.suppress(OSError, ValueError):  # whoever reads it next says what is wrong with it
-            if file.resolve() in seen or not file.is_file() or file.stat().st_size > LARGE:
+            if file.resolve() in visited or not file.is_file() or file.stat().st_size > LARGE:
                 continue
-            seen.add(file.resolve())
-            own = _words(file.read_text(encoding="utf-8"))
-            words |= own
+            visited.add(file.resolve())
+            file_words = _words(file.read_text(encoding="utf-8"))
+            words |= file_words
             files += [Path(word) for word in _strings(read_yaml(file)) if word.endswith((".yaml", ".yml"))]
     here = Path.cwd()
     for place in _unsafe_places():
@@ -193,8 +196,8 @@ def trust_words(args: Sequence[str], configs: Iterable[str | Path] = ()) -> None
 def import_flags() -> list[str]:
     """What was allowed here, as flags of a command that this one starts."""
     here = Path.cwd()
-    own = [here] if any(_lies_in(here, f"{top}.x") for top in imports.modules) else []
-    return [f"--import={folder}" for folder in dict.fromkeys([*imports.folders, *own])]
+    working_directory = [here] if any(_lies_in(here, f"{top}.x") for top in imports.modules) else []
+    return [f"--import={folder}" for folder in dict.fromkeys([*imports.folders, *working_directory])]
 
 
 def check_imports(config: Any, where: object) -> None:
@@ -226,11 +229,11 @@ def check_imports(config: Any, where: object) -> None:
             continue
         here = next((f for f in _unsafe_places() if _lies_in(f, name)), None)
         if here is not None:
-            shown = "." if here == Path.cwd() else str(here)
+            argument = "." if here == Path.cwd() else str(here)
             raise ValueError(
                 f"{where} names {name}, and the module {top} would be imported from {here}: a checkpoint's config may "
                 f"name the zoo and installed packages alone. If you know what is in that module, repeat the command "
-                f"with --import {shown}"
+                f"with --import {argument}"
             )
         if top in sys.stdlib_module_names or top in sys.builtin_module_names:
             if is_class or _exists(name):
@@ -251,38 +254,38 @@ def check_imports(config: Any, where: object) -> None:
 def _foreign_home(name: str) -> str | None:
     """Where an import path really leads, if that is no allowed module: ``torch.os.system`` is no part of torch."""
     try:
-        found = _object(name)
+        target = _object(name)
     except Exception:  # the import of a package may raise anything; jsonargparse names it when it needs it
         return None
     while True:
-        home = found.__name__ if inspect.ismodule(found) else getattr(found, "__module__", None)
-        home = str(home or type(found).__module__)
+        home = target.__name__ if inspect.ismodule(target) else getattr(target, "__module__", None)
+        home = str(home or type(target).__module__)
         top = home.partition(".")[0]
         allowed = (
             top in OURS or top in imports.modules or _loaded_by_the_user(top) or _installed(top)
             or any(_lies_in(f, f"{top}.x") for f in imports.folders)
         )  # fmt: skip
-        if (callable(found) or inspect.ismodule(found)) and not allowed:
+        if (callable(target) or inspect.ismodule(target)) and not allowed:
             return home
-        if not hasattr(found, "func"):  # a partial is what it calls
+        if not hasattr(target, "func"):  # a partial is what it calls
             return None
-        found = found.func
+        target = target.func
 
 
 def _object(name: str) -> Any:
     """What an import path of an allowed module leads to. ImportError or AttributeError if it leads nowhere."""
     parts = name.split(".")
-    found: Any = None
+    target: Any = None
     for i in range(len(parts) - 1, 0, -1):
         if "__main__" in parts[:i]:
             raise ImportError(name)
         try:
-            found = importlib.import_module(".".join(parts[:i]))
+            target = importlib.import_module(".".join(parts[:i]))
         except ModuleNotFoundError:
             continue
         for part in parts[i:]:
-            found = getattr(found, part)
-        return found
+            target = getattr(target, part)
+        return target
     raise ImportError(name)
 
 
@@ -382,8 +385,6 @@ def _installed(top: str) -> bool:
 @functools.cache
 def _editable() -> tuple[str, ...]:
     """Names of top-level packages of editable installs."""
-    from importlib.metadata import distributions
-
     return tuple(
         one.read_text("top_level.txt") or one.metadata["Name"].replace("-", "_")
         for one in distributions(path=[str(p) for p in _places_of_packages()])

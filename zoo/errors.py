@@ -1,4 +1,4 @@
-"""Whose an error is. Plain Python; nothing here knows what an error is about."""
+"""Whose fault an error is: the user's or the zoo's. Plain Python; nothing here knows what an error is about."""
 
 from __future__ import annotations
 

@@ -4,8 +4,11 @@ The system runs as in ``zoo predict``: its own input processing, its own `predic
 Beside each label stands what was used. A part of a sample was used if the system's input changes without it: every
 sample is also prepared without its words, its picture, its sound, each description and its earlier turns, and the
 tensors are compared (of a system whose batches hold none, the answers). So no system has to say what it reads, and a
-clip that cannot be decoded, or a turn for which the prompt had no room, is not called used. A sample of which nothing
-was used gets no label.
+clip that cannot be decoded, or a turn for which the prompt had no room, is not called used. A clip of which only a part
+could be decoded is called damaged. A sample of which nothing was used gets no label.
+
+With ``--out`` the labels of an earlier, perhaps interrupted, command are kept and the others are added. With
+``--selector`` another system first decides whether the descriptions are used.
 """
 
 from __future__ import annotations
@@ -27,11 +30,11 @@ from typing import Any
 
 import numpy as np
 import torch
-from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from zoo.checkpoints import load
+from zoo.checkpoints.exporting import corpus_of
 from zoo.configs import read_run_config, take_imports, trust_words
 from zoo.data import EmotionData
 from zoo.data.base import Reading, Split
@@ -356,9 +359,9 @@ class Clips(EmotionData):
             self.failed[sample.id] = str(error)
             return False
         damaged = tuple(f"{row['file']}: {row['reason']}" for row in met if row["problem"] == "damaged")
-        found = self.used[sample.id] = Used(tuple(used), unused, damaged)
+        usage = self.used[sample.id] = Used(tuple(used), unused, damaged)
         if not used:
-            self.failed[sample.id] = f"nothing of it reached the system ({found})"
+            self.failed[sample.id] = f"nothing of it reached the system ({usage})"
         return bool(used)
 
 
@@ -426,10 +429,7 @@ class System:
             else:
                 _set(config["data"], option.split("."), value)
         self.absent: list[str] = []
-        parser = ArgumentParser()
-        parser.add_subclass_arguments(EmotionData, "data", required=True)
-        data = _without_absent(config["data"], self.absent)
-        self.corpus: EmotionData = parser.instantiate_classes(parser.parse_object({"data": data})).data
+        self.corpus = corpus_of(_without_absent(config["data"], self.absent))
         self.seed = self.corpus.seed if self.corpus.seed is not None else int(config.get("seed_everything") or 0)
         self.trained = config.get("trainer") or {}
 

@@ -1,5 +1,6 @@
-"""LightningCLI with the zoo's rules: where results lie, which checkpoint is meant, and that no flag is ever overruled
-by a file."""
+"""LightningCLI with the zoo's rules: which checkpoint is meant, that no flag is ever overruled by a file, which options
+a resumed run may change, in which folder a command writes, and that no two commands write to one folder at once.
+"""
 
 from __future__ import annotations
 
@@ -70,8 +71,8 @@ from zoo.weights import look_into, require_resumable
 
 EVALUATION = ("validate", "test", "predict")
 VERBS = ("fit", *EVALUATION)
-# what a resumed run cannot change, because what was trained before depends on it; what else it depends on (the order of
-# training) the data module refuses itself. Every other option is applied from the resumed step on.
+# What a resumed run cannot change, because what was trained before depends on it. The data module itself refuses what
+# would change the order of training. Every other option is applied from the resumed step on.
 FIXED = (
     "model.class_path",
     "model.init_args.train",
@@ -191,7 +192,7 @@ class ZooCLI(LightningCLI):
     def _refuse_changes(self, home: Path) -> None:
         """ValueError naming the options that a resumed run could not apply to what is trained already."""
         before = read_run_config(newest_config(home))
-        after = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
+        after = self._plain_config()
         changed = [f"--{key} is {_get(after, key)!r}, was {_get(before, key)!r}"
                    for key in FIXED if _get(before, key) != _get(after, key)]  # fmt: skip
         if changed:
@@ -257,9 +258,13 @@ class ZooCLI(LightningCLI):
         self.folder = folder
         return made
 
+    def _plain_config(self) -> dict[str, Any]:
+        """The options of this command as plain values, as config.yaml holds them."""
+        return yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
+
     def _digest(self) -> str:
-        """Of everything that decides what ``zoo predict`` answers."""
-        config = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
+        """A digest of everything that decides what ``zoo predict`` answers."""
+        config = self._plain_config()
         decides = {key: config.get(key) for key in ("model", "data", "seed_everything", "ckpt_path")}
         decides["trainer"] = {key: config["trainer"].get(key) for key in ("precision", "limit_predict_batches")}
         if config.get("ckpt_path"):
@@ -410,15 +415,15 @@ def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
     else:
         file = find_checkpoint(path, "last" if verb == "fit" else "best")
     home = run_of(file) or (file.parent if (file.parent / "config.yaml").is_file() else None)
-    kept = _without(args, "--ckpt_path")
+    rest = _without(args, "--ckpt_path")
     if home is not None:
         read_run_config(newest_config(home))  # before anything that it names is imported
-        kept = ["--config", str(newest_config(home)), *kept]
+        rest = ["--config", str(newest_config(home)), *rest]
     if file.name == "model.safetensors":  # a published backbone: its folder is the model, there is nothing more to load
-        given = read_run_config(home / "config.yaml")["model"]["init_args"] if home else {}
-        part = next((name for name in ("llm", "vision", "audio") if name in given), "llm")
-        return [*kept, f"--model.{part}={published(path) or file.parent}", "--zero_shot=true"]
-    return [*kept, f"--ckpt_path={file}"]
+        options = read_run_config(home / "config.yaml")["model"]["init_args"] if home else {}
+        part = next((name for name in ("llm", "vision", "audio") if name in options), "llm")
+        return [*rest, f"--model.{part}={published(path) or file.parent}", "--zero_shot=true"]
+    return [*rest, f"--ckpt_path={file}"]
 
 
 def _get(config: Any, key: str) -> Any:

@@ -285,10 +285,10 @@ def _frames(
             else:
                 span = times[-1] + step - times[0]
                 targets = [times[0] + (i + 0.5) / n * span for i in range(n)]
-            found = float((times[-1] + step * (not torn) - times[0]) * stream.time_base)
+            decoded = float((times[-1] + step * (not torn) - times[0]) * stream.time_base)
             torn = torn or _bytes_missing(fd) > 0
             frame = float(step * stream.time_base)
-            note = _cut(found, _promised(container, stream), torn, max(2 * frame, 0.05), "video")
+            note = _cut(decoded, _promised(container, stream), torn, max(2 * frame, 0.05), "video")
 
         for by_order in (False, True):
             lost = [0]
@@ -357,18 +357,20 @@ def _promised(container: av.container.InputContainer, stream: Any) -> float:
     return container.duration / av.time_base if container.duration and len(container.streams) == 1 else 0.0
 
 
-def _cut(found: float, promised: float, torn: bool, tolerance: float, what: str) -> str | None:
-    """Says that a file was cut off, or None.
+def _cut(decoded: float, promised: float, torn: bool, tolerance: float, what: str) -> str | None:
+    """What is wrong with a file that was cut off; None for a whole one.
 
     Args:
-        found, promised: seconds; 0 if nothing is promised.
+        decoded: seconds that could be decoded.
+        promised: seconds that its headers promise; 0 if they say nothing.
         torn: the file ends before its own end: then whatever is missing counts. Else headers may be slightly wrong.
         tolerance: seconds.
     """
     if torn and not promised:
-        return f"cut short: cut off after {found:.2f} s of {what}"
-    if found < promised - tolerance if torn else found < 0.9 * promised - 0.2:
-        return f"cut short: cut off after {found:.2f} of {promised:.2f} s of {what}"
+        return f"cut short: cut off after {decoded:.2f} s of {what}"
+    least = promised - tolerance if torn else 0.9 * promised - 0.2
+    if decoded < least:
+        return f"cut short: cut off after {decoded:.2f} of {promised:.2f} s of {what}"
     return None
 
 
@@ -392,14 +394,14 @@ def _bytes_missing(fd: int) -> int:
                 return 0
             end += 8 + length
     elif head[:4] == b"\x1aE\xdf\xa3":
-        header, at = _ebml_number(head, 4)
-        segment = os.pread(fd, 12, at + header)
+        header, offset = _ebml_number(head, 4)
+        segment = os.pread(fd, 12, offset + header)
         if segment[:4] != b"\x18S\x80g":
             return 0
         length, start = _ebml_number(segment, 4)
         if length == 2 ** (7 * (start - 4)) - 1:  # unknown
             return 0
-        end = at + header + start + length
+        end = offset + header + start + length
     elif head[:4] == b"OggS":
         tail = os.pread(fd, 2**16 + 2**9, max(0, size - 2**16 - 2**9))
         last = tail[tail.rfind(b"OggS") :]
@@ -407,17 +409,17 @@ def _bytes_missing(fd: int) -> int:
     return max(0, end - size - 1)  # a chunk of an odd length is padded
 
 
-def _ebml_number(data: bytes, at: int) -> tuple[int, int]:
+def _ebml_number(data: bytes, offset: int) -> tuple[int, int]:
     """A length of Matroska's, and where it ends."""
-    width = 9 - data[at].bit_length() if len(data) > at and data[at] else 8
-    return int.from_bytes(data[at : at + width], "big") & (2 ** (7 * width) - 1), at + width
+    width = 9 - data[offset].bit_length() if len(data) > offset and data[offset] else 8
+    return int.from_bytes(data[offset : offset + width], "big") & (2 ** (7 * width) - 1), offset + width
 
 
 def _wav_seconds(fd: int) -> float:
     """Seconds that the header of a WAV file promises; 0 where it does not say."""
     rate = length64 = 0
-    at = 12
-    while len(chunk := os.pread(fd, 24, at)) >= 8:
+    offset = 12
+    while len(chunk := os.pread(fd, 24, offset)) >= 8:
         length = int.from_bytes(chunk[4:8], "little")
         if chunk[:4] == b"ds64":
             length64 = int.from_bytes(chunk[16:24], "little")
@@ -426,7 +428,7 @@ def _wav_seconds(fd: int) -> float:
         elif chunk[:4] == b"data":
             length = length64 or length
             return length / rate if rate and (length64 or 0 < length < STREAMED) else 0.0
-        at += 8 + length + length % 2
+        offset += 8 + length + length % 2
     return 0.0
 
 

@@ -33,7 +33,7 @@ from zoo.backbones import LLM, Audio, LoRA, Vision
 from zoo.backbones.llm import REFERENCE, Dtype, Prefix
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
-from zoo.runs import find_checkpoint, portable, run_folder, set_aside_results
+from zoo.runs import find_checkpoint, portable, portable_path, run_folder, set_aside_results
 from zoo.schema import UNPARSED, Labels, Prediction, Sample, Turn
 from zoo.storage import write_jsonl, write_whole
 
@@ -141,7 +141,7 @@ class EmotionModule(LightningModule):
         self.build()
         marks = {name: base.fingerprint() for name, base in self.bases().items()}  # read once per run
         self.identities = {
-            name: {"path": _portable(base.path), "revision": base.revision, "fingerprint": marks[name]}
+            name: {"path": portable_path(base.path), "revision": base.revision, "fingerprint": marks[name]}
             for name, base in self.bases().items()
             if marks[name] is not None
         }
@@ -250,15 +250,15 @@ class EmotionModule(LightningModule):
                 f"{path} was not written by the zoo: it has no contract. Published weights are converted first"
             )
         contract = weights.checked_contract(checkpoint["zoo"], path)
-        own, divided = self.state_dict(), self.device_mesh is not None
+        model_state, divided = self.state_dict(), self.device_mesh is not None
         state = read_checkpoint(Path(path))["state_dict"] if divided else checkpoint["state_dict"]
         name = f"{type(self).__module__}.{type(self).__qualname__}"
         if contract["class"] != name:
             raise ValueError(f"{path} holds a {contract['class']}, but the config builds a {name}")
         self._check_bases(contract, path)
         self._check_adapters(contract, path)
-        _check_shapes(state, own, path)
-        absent, unknown = set(own) - set(state), sorted(set(state) - set(own))
+        _check_shapes(state, model_state, path)
+        absent, unknown = set(model_state) - set(state), sorted(set(state) - set(model_state))
         missing = sorted(absent - self.pristine())
         if missing or unknown or contract["pristine"] != _digest(absent):
             raise ValueError(
@@ -268,7 +268,7 @@ class EmotionModule(LightningModule):
         weights.refuse_not_finite(state, path)
         self.from_hub -= set(state)  # what was stored once is stored again
         if not divided:
-            checkpoint["state_dict"] = {k: state.get(k, own[k]) for k in own}
+            checkpoint["state_dict"] = {k: state.get(k, model_state[k]) for k in model_state}
 
     def _check_bases(self, contract: dict[str, Any], path: object) -> None:
         for name, own in self.identities.items():
@@ -441,15 +441,15 @@ class EmotionModule(LightningModule):
 
     def _clip_report(self) -> dict[str, dict[str, str]]:
         """``damaged`` (what decodes of them was used) and ``unreadable`` files of all processes -> the reason."""
-        found: dict[str, dict[str, str]] = {}
+        problems: dict[str, dict[str, str]] = {}
         for part in self._of_all_processes(self.clip_problems):
             for problem, files in part.items():
-                found.setdefault(problem, {}).update(files)
-        for problem, files in found.items():
+                problems.setdefault(problem, {}).update(files)
+        for problem, files in problems.items():
             what = "cut off or damaged, what decodes of them was used" if problem == "damaged" else problem
             some = "; ".join(f"{name}: {why}" for name, why in list(files.items())[:5])
             rank_zero_warn(f"{len(files)} clips were {what}: {some}{' ...' if len(files) > 5 else ''}")
-        return {problem: dict(sorted(files.items())) for problem, files in sorted(found.items())}
+        return {problem: dict(sorted(files.items())) for problem, files in sorted(problems.items())}
 
     def on_test_start(self) -> None:
         self.rows, self.counts, self.clip_problems = [], Counter(), {}
@@ -489,7 +489,7 @@ class EmotionModule(LightningModule):
             "seed": data.run_seed,
             "parameters": sum(p.numel() for p in self.parameters()),
             "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
-            "checkpoint": _portable(str(self.trainer.ckpt_path)) if self.trainer.ckpt_path else None,
+            "checkpoint": portable_path(str(self.trainer.ckpt_path)) if self.trainer.ckpt_path else None,
             **provenance(),
         }
         text = json.dumps(portable(record), indent=2)
@@ -567,12 +567,12 @@ class EmotionModule(LightningModule):
         """The predictions of all processes."""
         return [p for part in self._of_all_processes(self.rows) for p in part]
 
-    def _of_all_processes(self, own: Any) -> list[Any]:
+    def _of_all_processes(self, value: Any) -> list[Any]:
         """This value of every process, in their order."""
         if self.trainer.world_size == 1:
-            return [own]
+            return [value]
         parts: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(parts, own)
+        torch.distributed.all_gather_object(parts, value)
         return parts
 
 
@@ -791,12 +791,13 @@ class PromptCollator:
 
 
 def prompt_reads(
-    template: Template, window: int, kinds: Sequence[str], shown: Mapping[str, Any] | None = None
+    template: Template, window: int, kinds: Sequence[str], variables: Mapping[str, Any] | None = None
 ) -> tuple[str, ...]:
     """Which of text, turns and descriptions a prompt shows: those without which the template writes another text.
 
     Args:
-        window, kinds, shown: as of `zoo.prompts.render`.
+        window, kinds: as `zoo.prompts.render` takes them.
+        variables: values of the template's other variables; ``shown`` of `zoo.prompts.render`.
     """
     described = dict.fromkeys(kinds, "a description")
     earlier = Turn("earlier", "A", "an earlier turn", descriptions=described)
@@ -810,15 +811,15 @@ def prompt_reads(
     }  # fmt: skip
 
     def text(sample: Sample) -> str:
-        return render(template, sample, window=window, kinds=kinds, said=sample.labels.names, shown=shown)
+        return render(template, sample, window=window, kinds=kinds, said=sample.labels.names, shown=variables)
 
     return tuple(part for part, bare in without.items() if text(bare) != text(whole))
 
 
-def in_order(parts: Iterable[str]) -> tuple[str, ...]:
+def readable_parts(parts: Iterable[str]) -> tuple[str, ...]:
     """Parts of a sample in the order of `READABLE`."""
-    found = set(parts)
-    return tuple(part for part in READABLE if part in found)
+    names = set(parts)
+    return tuple(part for part in READABLE if part in names)
 
 
 def note_control_tokens(data: Any, split: str) -> None:
@@ -1080,11 +1081,11 @@ class Supervised(Prompted):
             max_new_tokens,
         )
 
-    shown: Mapping[str, Any] = {}  # variables of a system's templates beyond those of every template, without content
+    template_variables: Mapping[str, Any] = {}  # of a system, beyond those of every template; without content
 
     @property
     def reads(self) -> tuple[str, ...] | None:
-        return prompt_reads(self.template, self.window, self.descriptions, self.shown)
+        return prompt_reads(self.template, self.window, self.descriptions, self.template_variables)
 
     # ---- parts
     def build(self) -> None:
@@ -1278,14 +1279,6 @@ def _check_shapes(state: Mapping[str, Tensor], own: Mapping[str, Tensor], path: 
 
 def _digest(names: set[str]) -> str:
     return hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest()
-
-
-def _portable(path: str) -> str:
-    """A path as it may stand in a file that travels: relative to the working directory, else its last two parts."""
-    p = Path(path)
-    if not p.is_absolute():
-        return path
-    return str(p.relative_to(Path.cwd())) if p.is_relative_to(Path.cwd()) else "/".join(p.parts[-2:])
 
 
 @rank_zero_only

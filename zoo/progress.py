@@ -47,7 +47,7 @@ class Meter:
         else:
             parts[0] += f" {self.unit}"
         if rate > 0:
-            singular = self.unit.removesuffix("s") if not self.unit.endswith("ches") else self.unit.removesuffix("es")
+            singular = self.unit.removesuffix("es" if self.unit.endswith("ches") else "s")
             parts.append(f"{rate:.1f} {self.unit}/s" if rate >= 0.5 else f"{1 / rate:.0f} s per {singular}")
             if self.total is not None:
                 parts.append(f"{duration((self.total - done) / rate)} left")
@@ -70,4 +70,6 @@ def duration(seconds: float) -> str:
     """``95`` -> ``1 min 35 s``"""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s" if minutes else f"{rest} s"
+    if hours:
+        return f"{hours} h {minutes} min"
+    return f"{minutes} min {rest} s" if minutes else f"{rest} s"

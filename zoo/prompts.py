@@ -107,20 +107,20 @@ def _checked(text: str) -> str:
     return ""
 
 
-def _rendered(text: str, shown: Mapping[str, object]) -> str:
-    return _compiled(text).render(**shown)
+def _rendered(text: str, variables: Mapping[str, object]) -> str:
+    return _compiled(text).render(**variables)
 
 
 class _Foreign:
-    """A template that came with no paper of the zoo: it is rendered within the limits of `zoo.templates`."""
+    """A template that does not come with the zoo. It is rendered within the limits of `zoo.templates`."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path, self.text = path, text
 
-    def render(self, **shown: object) -> str:
+    def render(self, **variables: object) -> str:
         """The text. Raises a `TemplateError`, as Jinja does, for a template that fails or does not end."""
         try:
-            return bounded(_rendered, self.text, shown)
+            return bounded(_rendered, self.text, variables)
         except BadTemplate as error:
             name, _, message = str(error).partition(": ")
             if name in RAISED:

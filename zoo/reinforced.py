@@ -204,12 +204,12 @@ class Reinforced(Prompted):
     def _check_words(self) -> None:
         """ValueError for a reward that reads other label words than the evaluation."""
         for labels in self.trainer.datamodule.label_sets.values():
-            own = words(labels, self.verbalizer)
+            expected = words(labels, self.verbalizer)
             for reward in self.functions:
-                if isinstance(reward, Correct) and reward.words and (other := words(labels, reward.words)) != own:
+                if isinstance(reward, Correct) and reward.words and (other := words(labels, reward.words)) != expected:
                     raise ValueError(
                         f"the reward Correct expects the words {', '.join(other)}, but answers are evaluated by "
-                        f"{', '.join(own)}; give the words as --model.verbalizer, and none to the reward"
+                        f"{', '.join(expected)}; give the words as --model.verbalizer, and none to the reward"
                     )
 
     def on_fit_start(self) -> None:
@@ -289,12 +289,12 @@ class Reinforced(Prompted):
         """The sampled answers as text, one list per prompt. Cut-off answers are read as they are."""
         samples = [s for batch in window for s in batch["samples"]]
         real = self.lengths(rollout)
-        said = {s.labels: words(s.labels, self.verbalizer) for s in samples}
+        label_words = {s.labels: words(s.labels, self.verbalizer) for s in samples}
         return [
             [
                 Answer(
                     self.llm.tokenizer.decode(ids[: int(k)], skip_special_tokens=True), int(k), bool(f), sample,
-                    said[sample.labels],
+                    label_words[sample.labels],
                 )
                 for ids, k, f in zip(rollout.ids[i], real[i], rollout.finished[i], strict=True)
             ]

@@ -1,10 +1,10 @@
-"""Run folders: Lightning's own names and places, plus the rules for finding a checkpoint and never losing a result
-(and that a flag beats a config.yaml).
+"""Run folders: Lightning's own names and places, plus the rules for finding a checkpoint and never losing a result.
+Also the loggers of a run, paths as they may stand in a result, and the order in which flags and configs count.
 
 <run>/config.yaml             what was run (config.resume-1.yaml ... after a resume, config.test.yaml after a test)
 <run>/metrics.csv             every logged number
 <run>/checkpoints/best.ckpt   best validation weighted F1;  last.ckpt to resume from
-<run>/metrics.json            after a test, with predictions.jsonl and confusion.png
+<run>/metrics.json            after a test, with predictions.jsonl (or decisions.jsonl) and confusion.png
 <run>/previous/K/             the results of an earlier test of the same run
 """
 
@@ -40,12 +40,18 @@ def portable(value: Any) -> Any:
         return {key: portable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
         return [portable(part) for part in value]
-    return ABSOLUTE.sub(lambda found: _portable(Path(found[0])), value) if isinstance(value, str) else value
+    return ABSOLUTE.sub(lambda match: portable_path(match[0], "…/"), value) if isinstance(value, str) else value
 
 
-def _portable(path: Path) -> str:
-    here = Path.cwd()
-    return path.relative_to(here).as_posix() if path.is_relative_to(here) else "/".join(("…", *path.parts[-2:]))
+def portable_path(path: str, ellipsis: str = "") -> str:
+    """An absolute path written from the working directory, or, if it lies elsewhere, as its last two parts behind the
+    ellipsis. Anything else, such as the name of a model, stays as it is."""
+    absolute, here = Path(path), Path.cwd()
+    if not absolute.is_absolute():
+        return path
+    if absolute.is_relative_to(here):
+        return absolute.relative_to(here).as_posix()
+    return ellipsis + "/".join(absolute.parts[-2:])
 
 
 def newest_run(root: Path) -> Path | None:

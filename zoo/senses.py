@@ -22,7 +22,7 @@ from torchvision.transforms.v2.functional import resize
 from zoo.backbones import LLM, Audio, Vision
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media, Unreadable
-from zoo.module import IGNORE, EmotionModule, PromptCollator, in_order
+from zoo.module import IGNORE, EmotionModule, PromptCollator, readable_parts
 from zoo.schema import Sample, Turn
 
 # Marks of a template. In a corpus' own texts both are written apart (`zoo.prompts.escape`): nobody can say them.
@@ -324,12 +324,12 @@ class Senses(EmotionModule):
         return super().bases() | own
 
     # ---- input
-    shown = {"vision": "", "audio": ""}
+    template_variables = {"vision": "", "audio": ""}
 
     def with_senses(self, parts: Sequence[str]) -> tuple[str, ...]:
         """What is read of a sample, from what its prompt shows in words."""
         senses = [name for name, args in (("face", self.vision_args), ("voice", self.audio_args)) if args["path"]]
-        return in_order({*parts, *senses} - ({"text"} if not self.words else set()))
+        return readable_parts({*parts, *senses} - ({"text"} if not self.words else set()))
 
     def shows(self, sample: Sample) -> bool:
         """Whether a prompt says anything about its sample."""
@@ -341,8 +341,8 @@ class Senses(EmotionModule):
     unread_events = ("samples without a readable clip", "samples without readable sound")
 
     def needs(self, stage: str) -> Mapping[str, str]:
-        seen = {"video": "set --model.vision null"} if self.vision_args["path"] is not None else {}
-        return seen | ({"audio": "set --model.audio null"} if self.audio_args["path"] is not None else {})
+        remedies = {"video": "set --model.vision null"} if self.vision_args["path"] is not None else {}
+        return remedies | ({"audio": "set --model.audio null"} if self.audio_args["path"] is not None else {})
 
     def senses(self) -> dict[str, Any]:
         """The arguments of `SensesCollator` beyond those of `PromptCollator`."""

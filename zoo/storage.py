@@ -157,18 +157,18 @@ def split_lines(text: str) -> list[str]:
 
 
 def inside(folder: Path, name: object, where: object) -> Path:
-    """The path of a name that stands in a file and belongs into a folder.
+    """The path of a file inside a folder, from a name that stands in another file.
 
     Args:
         name: a relative path with ``/``.
         where: the file and entry that the name stands in, for the message.
 
     Raises:
-        ValueError: it is no such name: it leads out of the folder, also through a link, or holds what no file name can.
+        ValueError: the name leads out of the folder, also through a link, or no file can have it.
     """
     def refuse(why: str) -> ValueError:
-        shown = repr(name) if len(repr(name)) <= 120 else f"{repr(name)[:120]}..."
-        return ValueError(f"{where} names {shown}, which {why}; expected the name of a file inside {folder}")
+        shortened = repr(name) if len(repr(name)) <= 120 else f"{repr(name)[:120]}..."
+        return ValueError(f"{where} names {shortened}, which {why}; expected the name of a file inside {folder}")
 
     if not isinstance(name, str) or not name.strip():
         raise refuse("is no name")

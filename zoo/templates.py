@@ -28,7 +28,7 @@ LONGEST = 2**24  # characters of a text
 
 
 class BadTemplate(ValueError):
-    """A template that cannot be rendered: the message says why, in the template's own terms."""
+    """A template cannot be rendered; the message says why."""
 
 
 class Renderer:

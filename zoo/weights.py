@@ -1,4 +1,4 @@
-"""The files that hold weights: what a checkpoint of the zoo is, read and checked at one place.
+"""The files that hold weights: a checkpoint of the zoo is read and checked here and nowhere else.
 
 A ``.ckpt`` is a zip archive of tensors and plain values (torch.save), a ``weights.safetensors`` has the same contract
 in its header. Nothing here unpickles code, builds a model, or knows a system.

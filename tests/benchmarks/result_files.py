@@ -56,7 +56,7 @@ def cells(line: str) -> list[str]:
 
 def tables(text: str) -> list[Table]:
     """The tables of a Markdown text, outside code blocks."""
-    lines, found, code, i = text.splitlines(), [], False, 0
+    lines, parsed, code, i = text.splitlines(), [], False, 0
     while i < len(lines):
         code ^= lines[i].startswith("```")
         if code or not lines[i].startswith("|") or i + 1 >= len(lines) or not RULE.fullmatch(lines[i + 1]):
@@ -67,9 +67,9 @@ def tables(text: str) -> list[Table]:
             last += 1
         mark = MARK.fullmatch(lines[i - 1]) if i else None
         rows = [cells(line) for line in lines[i + 2 : last + 1]]
-        found.append(Table(i, last, (mark[1], mark[2]) if mark else None, cells(lines[i]), rows))
+        parsed.append(Table(i, last, (mark[1], mark[2]) if mark else None, cells(lines[i]), rows))
         i = last + 1
-    return found
+    return parsed
 
 
 def holds_results(table: Table) -> bool:

@@ -200,14 +200,14 @@ def processes_of(pids: list[int]) -> list[int]:
     """The processes of a command and all below them."""
     every, level = list(pids), list(pids)
     while level:
-        found: list[int] = []
+        children: list[int] = []
         for pid in level:
             for listing in Path(f"/proc/{pid}/task").glob("*/children"):  # of every thread
                 try:
-                    found += map(int, listing.read_text().split())
+                    children += map(int, listing.read_text().split())
                 except OSError:
                     continue
-        every, level = every + found, found
+        every, level = every + children, children
     return every
 
 

@@ -382,8 +382,8 @@ def test_an_export_states_no_right_that_nobody_gave(runs, tmp_path, capsys):
     assert f"Trained on MELD: {MELD.licence}." in card
     stated = entry("stated", "--licence=CC-BY-NC-4.0", "--commercial=false")
     assert (stated["licence"], stated["commercial"]) == ("CC-BY-NC-4.0", False)
-    said = refused("export", f"--ckpt_path={runs('words')}", f"--out={tmp_path / 'x'}", "--licence=MIT")
-    assert "--licence and --commercial are written into the entry of a --system" in said
+    message = refused("export", f"--ckpt_path={runs('words')}", f"--out={tmp_path / 'x'}", "--licence=MIT")
+    assert "--licence and --commercial are written into the entry of a --system" in message
 
 
 def test_every_corpus_states_its_licence_and_what_it_shows():

@@ -179,17 +179,17 @@ def test_a_step_in_which_every_reward_abstains_is_said(home, tmp_path):
 
 
 def test_one_rollout_has_one_entropy_whether_cut_answers_are_dropped_or_not(home, tmp_path):
-    found = {}
+    values = {}
     for tokens in (1, 3):
         for drop in ("false", "true"):
             how = {"model__drop_truncated": drop, "model__max_new_tokens": tokens}
             run = fit(tmp_path / f"{tokens}{drop}", *options(home, model__rewards=f"[{HERE}.one]", **how))
             names = ("entropy", "completions/mean_length", "completions/clipped_ratio")
-            found[tokens, drop] = [logged(run, f"train/{name}") for name in names]
+            values[tokens, drop] = [logged(run, f"train/{name}") for name in names]
     for tokens in (1, 3):
-        assert found[tokens, "true"] == found[tokens, "false"]
-        assert 0 < found[tokens, "true"][0][0] < math.log(4096)
-    assert found[1, "true"][2][0] > 0.5 and found[3, "true"][2][0] > 0
+        assert values[tokens, "true"] == values[tokens, "false"]
+        assert 0 < values[tokens, "true"][0][0] < math.log(4096)
+    assert values[1, "true"][2][0] > 0.5 and values[3, "true"][2][0] > 0
 
 
 def test_a_reward_of_a_run_is_refused_by_name(home, tmp_path):

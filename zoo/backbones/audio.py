@@ -212,11 +212,11 @@ class Audio(nn.Module):
         return Path(found) if found else None
 
     def _read_configs(self) -> tuple[HubertConfig, bool]:
-        said = read_json(self._file("config.json"))
-        kind = (said.get("architectures") or ["HubertModel"])[0]
-        if said.get("model_type") != "hubert" or kind not in KINDS:
+        config = read_json(self._file("config.json"))
+        kind = (config.get("architectures") or ["HubertModel"])[0]
+        if config.get("model_type") != "hubert" or kind not in KINDS:
             raise ValueError(
-                f"{self.path} holds a {kind} (model_type {said.get('model_type')!r}); expected one of "
+                f"{self.path} holds a {kind} (model_type {config.get('model_type')!r}); expected one of "
                 f"{', '.join(KINDS)}"
             )
         file = self._file("preprocessor_config.json")
@@ -227,7 +227,7 @@ class Audio(nn.Module):
         preparation = read_json(file)
         if preparation.get("sampling_rate", RATE) != RATE:
             raise ValueError(f"{self.path} takes {preparation['sampling_rate']} samples a second, expected {RATE}")
-        return HubertConfig.from_dict(said), bool(preparation.get("do_normalize", True))
+        return HubertConfig.from_dict(config), bool(preparation.get("do_normalize", True))
 
     def _read_folder(self) -> dict[str, Tensor]:
         index = self._file("model.safetensors.index.json")

@@ -136,9 +136,9 @@ def _check_config(config: Mapping[str, Any], file: Path, known: bool) -> None:
     if known and not isinstance(kind, str):
         raise ValueError(f"{file} names no model_type (got {kind!r:.60}); is it the config of a model?")
     if known and kind not in CONFIG_MAPPING:
-        own = " It brings code of its own (auto_map), which is never run." if "auto_map" in config else ""
+        own_code = " It brings code of its own (auto_map), which is never run." if "auto_map" in config else ""
         raise ValueError(f"{file} names the model type {kind!r:.80}, which the installed transformers does not "
-                         f"know.{own} Use another model, or a newer transformers if it is a new kind")  # fmt: skip
+                         f"know.{own_code} Use another model, or a newer transformers if it is a new kind")  # fmt: skip
     names = config.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise wrong(f"architectures is {names!r:.60}, expected a list of names")

@@ -209,14 +209,14 @@ class PatchVision(nn.Module):
         file = self._file("config.json")
         if file is None:
             raise FileNotFoundError(f"{self.path} has no config.json")
-        said = read_json(file)
-        kind = said.get("model_type")
+        config = read_json(file)
+        kind = config.get("model_type")
         if kind not in ("qwen2_5_vl", "qwen2_5_vl_vision"):
             raise ValueError(
                 f"{self.path} holds a model of type {kind!r}; expected qwen2_5_vl (a whole Qwen2.5-VL) or "
                 "qwen2_5_vl_vision (its vision tower)"
             )
-        values = said["vision_config"] if kind == "qwen2_5_vl" else said
+        values = config["vision_config"] if kind == "qwen2_5_vl" else config
         return Qwen2_5_VLVisionConfig.from_dict(values)
 
     def _load(self, config: Qwen2_5_VLVisionConfig, options: dict[str, Any]) -> nn.Module:

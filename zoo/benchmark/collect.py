@@ -111,12 +111,12 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
             by_row.setdefault(job.name, []).append(job)
     if not by_row:
         raise ValueError(f"no row was finished, so there is nothing to report; see the log.txt files in {out / 'runs'}")
-    said = {name: [read_record(j.results / "metrics.json", TEST) for j in own] for name, own in by_row.items()}
-    runs = {name: [read_rows(j.results / "predictions.jsonl", ROW) for j in own] for name, own in by_row.items()}
-    _comparable(runs, said)
+    records = {name: [read_record(j.results / "metrics.json", TEST) for j in done] for name, done in by_row.items()}
+    runs = {name: [read_rows(j.results / "predictions.jsonl", ROW) for j in done] for name, done in by_row.items()}
+    _comparable(runs, records)
     labels = _labels(bench.data)
     _known_labels(by_row, runs, labels)
-    rows = [_row(bench, by_row[name], said[name], runs[name], labels, out)
+    rows = [_row(bench, by_row[name], records[name], runs[name], labels, out)
             for name in reported(by_row, len(by_row), "report: scores", "rows", 5)]  # fmt: skip
     groups = {g: [r for r in rows if r["group"] == g] for g in ("ranked", "transductive")}
     for group in groups.values():
@@ -125,21 +125,21 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
         row["against_best"] = None
     if groups["ranked"]:
         best = groups["ranked"][0]["name"]
-        found = against({r["name"]: runs[r["name"]] for r in groups["ranked"]}, best, labels, bench.metric)
+        differences = against({r["name"]: runs[r["name"]] for r in groups["ranked"]}, best, labels, bench.metric)
         for row in groups["ranked"]:
-            row["against_best"] = found.get(row["name"])
+            row["against_best"] = differences.get(row["name"])
     first = next(iter(runs.values()))[0]
-    own = provenance() or {}
+    origin = provenance() or {}
     return portable({
         "title": bench.title, "corpus": labels.corpus, "labels": list(labels.names), "metric": bench.metric,
         "split": "test", "eval_protocol": bench.data.protocol, "n": len(first),
         "dialogues": len({r["dialogue"] for r in first}), "population": population(first), "command": command,
-        "git": own.get("git"), "versions": own.get("versions"), "data": next(iter(jobs)).data["test"],
+        "git": origin.get("git"), "versions": origin.get("versions"), "data": next(iter(jobs)).data["test"],
         "rows": groups["ranked"] + groups["transductive"],
         "failed": [{"row": job.name, "seed": job.seed, "reason": failed[job.home],
                     "log": job.log.relative_to(out).as_posix()} for job in jobs if job.home in failed],
-        "matched": _matched([job for own in by_row.values() for job in own]),
-        "notes": _notes(said),
+        "matched": _matched([job for done in by_row.values() for job in done]),
+        "notes": _notes(records),
     })  # fmt: skip
 
 
@@ -172,8 +172,8 @@ def _known_labels(
     jobs: Mapping[str, Sequence[Job]], runs: Mapping[str, Sequence[Sequence[Row]]], labels: Labels
 ) -> None:
     """ValueError for a file of answers whose words are no labels of the corpus, or that has a sample twice."""
-    for name, own in runs.items():
-        for job, rows in zip(jobs[name], own, strict=True):
+    for name, row_runs in runs.items():
+        for job, rows in zip(jobs[name], row_runs, strict=True):
             path = job.results / "predictions.jsonl"
             if len({row["id"] for row in rows}) < len(rows):
                 raise _damaged(path, "a sample stands in it twice")
@@ -240,13 +240,13 @@ def _chain(job: Job) -> list[dict[str, Any]] | None:
     """Costs of this job's training and of every one it stands on; None if some of it was trained elsewhere."""
     if job.row.checkpoint is not None and not job.of:
         return None
-    own = [read_record(job.home / "fit.json", COST)] if job.row.trains else []
+    records = [read_record(job.home / "fit.json", COST)] if job.row.trains else []
     for needed in job.of.values():
         earlier = _chain(needed)
         if earlier is None:
             return None
-        own += earlier
-    return own
+        records += earlier
+    return records
 
 
 def _reachable(

@@ -7,16 +7,17 @@
       fit.json  test.json    written when training and test were done: seconds, peak memory
       results/               metrics.json, predictions.jsonl (or decisions.jsonl)
       log.txt  failed.json   everything that was printed; why it failed, if it did
+      .lock  .running        held by the benchmark, and by the command, that is at work on the job
 
 Jobs are processes forked off a server that has imported everything once. They end with the benchmark, also if it is
 killed, and hold a lock on their folder while they live, so two benchmarks (or a job script of a cluster) never work on
-one job at the same time.
+one job at the same time. A signal to the benchmark is passed on to them: they save what they have done, and the same
+command goes on from there.
 """
 
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import multiprocessing
@@ -29,7 +30,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -42,7 +43,7 @@ from zoo.benchmark.plan import REFERENCE, Bench, Row, flags
 from zoo.configs import import_flags
 from zoo.data.synthetic.release import end_with
 from zoo.runs import find_checkpoint
-from zoo.storage import read_json
+from zoo.storage import InUse, locked, read_json, sha256_of
 
 PACKAGE = Path(__file__).parents[1]
 HEARTBEAT = 2.0  # seconds between two notes of how long a part has been running
@@ -144,10 +145,10 @@ class Job:
             "needs": {name: job.spec() for name, job in sorted(self.of.items())},
         }  # fmt: skip
         if row.config is not None:
-            spec["config"] = {str(file): _sha256(Path(file)) for file in row.config}
+            spec["config"] = {str(file): sha256_of(Path(file)) for file in row.config}
             spec["zero_shot"] = row.zero_shot
         elif not REFERENCE.search(row.checkpoint):
-            spec["checkpoint"] = _sha256(find_checkpoint(row.checkpoint))
+            spec["checkpoint"] = sha256_of(find_checkpoint(row.checkpoint))
         else:
             spec["checkpoint"] = row.checkpoint
         if row.trains:
@@ -184,8 +185,13 @@ def work(job: Job, commands: Commands, threads: int, code: str, say: Callable[[s
         Stopped: a command was asked to stop.
     """
     job.home.mkdir(parents=True, exist_ok=True)
-    with _locked(job.home / ".lock", lambda: say(f"{job}: another process has it, waiting")):
-        with _locked(job.home / RUNNING):  # the command of a benchmark that was killed just now has ended
+    with contextlib.ExitStack() as lock:
+        try:
+            lock.enter_context(locked(job.home / ".lock", str(job)))
+        except InUse:
+            say(f"{job}: another process has it, waiting")
+            lock.enter_context(locked(job.home / ".lock", str(job), wait=True))
+        with locked(job.home / RUNNING, str(job), wait=True):  # the command of a benchmark killed just now has ended
             _same_job(job)
         if job.done:
             return
@@ -200,7 +206,7 @@ def work(job: Job, commands: Commands, threads: int, code: str, say: Callable[[s
             (job.home / "failed.json").write_text(json.dumps({"reason": str(error)}))
             raise
         if job.row.verb != "fit":
-            say(f"{job}: {_said(job)}")
+            say(f"{job}: {_result(job)}")
 
 
 def _same_job(job: Job) -> None:
@@ -298,7 +304,7 @@ def _child(verb: str, args: list[str], cwd: str, log: str, note: str, before: di
     """The process of a command: as ``python -m zoo VERB ARGS`` would run it, with its output in a file."""
     end_with(os.getppid())
     os.chdir(cwd)  # the server's may be another
-    with _locked(Path(log).with_name(RUNNING)), open(log, "a") as file:
+    with locked(Path(log).with_name(RUNNING), "the job", wait=True), open(log, "a") as file:
         os.dup2(file.fileno(), 1)
         os.dup2(file.fileno(), 2)
         _zoo(verb, args, note, before, threads)
@@ -335,25 +341,13 @@ def _zoo(verb: str, args: list[str], note: str, before: dict, threads: int) -> N
     write()
 
 
-@contextlib.contextmanager
-def _locked(path: Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Holds a lock that ends with this process, however it ends."""
-    with path.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            waiting()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
-
-
-def _said(job: Job) -> str:
+def _result(job: Job) -> str:
     """One line about a finished job."""
     seconds = _cost(job.home / "test.json")["seconds"]
     if job.row.verb == "predict":
         return f"answered in {seconds:.0f} s"
-    found = read_json(job.results / "metrics.json")
-    return f"accuracy {found['accuracy']:.3f}, weighted F1 {found['weighted_f1']:.3f} (tested in {seconds:.0f} s)"
+    scores = read_json(job.results / "metrics.json")
+    return f"accuracy {scores['accuracy']:.3f}, weighted F1 {scores['weighted_f1']:.3f} (tested in {seconds:.0f} s)"
 
 
 # ---------------------------------------------------------------------------------------------------------- all jobs
@@ -434,8 +428,3 @@ def _cost(path: Path) -> dict[str, float]:
     if not isinstance(cost, dict) or not isinstance(cost.get("seconds"), int | float):
         raise ValueError(f"{path} is damaged (it names no seconds); remove it, and the part is done again")
     return cost
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:  # a checkpoint may be larger than memory
-        return hashlib.file_digest(file, "sha256").hexdigest()

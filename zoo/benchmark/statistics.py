@@ -61,15 +61,15 @@ def against(
     Raises:
         ValueError: the rows do not hold the same samples (see `zoo.metrics.paired_difference`).
     """
-    middle = {name: typical(own, labels, metric) for name, own in runs.items()}
+    middle = {name: typical(row_runs, labels, metric) for name, row_runs in runs.items()}
     found: dict[str, dict[str, Any]] = {}
-    for name, own in reported(runs.items(), len(runs), "report: against the best", "rows", 5):
+    for name, row_runs in reported(runs.items(), len(runs), "report: against the best", "rows", 5):
         if name == best:
             continue
-        pair = paired_difference(own, runs[best], labels, metric, draws=draws)
+        pair = paired_difference(row_runs, runs[best], labels, metric, draws=draws)
         found[name] = {
             "difference": pair["difference"], "ci95": pair["ci95"], "p_bootstrap": pair["p"],
-            "p_mcnemar": mcnemar_p(own[middle[name]], runs[best][middle[best]]),
+            "p_mcnemar": mcnemar_p(row_runs[middle[name]], runs[best][middle[best]]),
         }  # fmt: skip
     if not found:
         return found

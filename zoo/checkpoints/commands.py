@@ -172,8 +172,8 @@ def convert(name: str, source: Path, out: Path, config: Path | None, table: Path
     pristine = module.pristine()
     state = {k: v.detach().cpu() for k, v in module.state_dict().items() if k not in pristine}
     with whole_or_none(out) as part:
-        given = read_run_config(config)
-        write_system(part, out.name, given, {}, state, module.contract(), None)
+        run_config = read_run_config(config)
+        write_system(part, out.name, run_config, {}, state, module.contract(), None)
     print(f"read {source}{f' (layout {said})' if isinstance(said, str) else ''}, wrote {out}")
 
 

@@ -190,12 +190,12 @@ def _card(out: Path, kind: str, module: Any, base: str, difference: float | None
 
 # ------------------------------------------------------------------------------------------------------ a whole system
 def export_system(
-    path: str, out: Path, dtype: str | None, given: Mapping[str, Any], terms: Mapping[str, Any]
+    path: str, out: Path, dtype: str | None, options: Mapping[str, Any], terms: Mapping[str, Any]
 ) -> None:  # fmt: skip
     """Writes config.yaml, weights.safetensors, the probe and a README that says what is known.
 
     Args:
-        given: options of the model whose values in the written config differ from the run's.
+        options: options of the model whose values in the written config differ from the run's.
         terms: ``licence`` and ``commercial`` of the weights, as their owner states them.
 
     Raises:
@@ -208,10 +208,10 @@ def export_system(
     run = read_run_config(newest_config(home), data=True)
     content = read_checkpoint(file)
     with whole_or_none(out) as part:
-        config = write_system(part, out.name, run, given, content["state_dict"], content["zoo"], dtype)
-        if given.keys() & content["zoo"]["bases"].keys():
+        config = write_system(part, out.name, run, options, content["state_dict"], content["zoo"], dtype)
+        if options.keys() & content["zoo"]["bases"].keys():
             contract = _rebased(part / "config.yaml", content["state_dict"])
-            write_system(part, out.name, run, given, content["state_dict"], contract, dtype)
+            write_system(part, out.name, run, options, content["state_dict"], contract, dtype)
         module = load(str(part), probe=False)
         data = corpus_of(run["data"])
         start = (run["model"].get("init_args") or {}).get("start_from")
@@ -304,9 +304,10 @@ def _scores(run: Path) -> list[dict[str, Any]]:
     """What the run's own test measured, as a row of the index."""
     if not (run / "metrics.json").is_file():
         return []
-    said = read_json(run / "metrics.json")
-    row = {"corpus": said["corpus"], "split": said["split"], "n": said["n"], "protocol": said["eval_protocol"]}
-    return [row | {"metric": key, "value": round(said[key], 4)} for key in ("weighted_f1", "accuracy") if key in said]
+    record = read_json(run / "metrics.json")
+    row = {"corpus": record["corpus"], "split": record["split"], "n": record["n"], "protocol": record["eval_protocol"]}
+    metrics = [key for key in ("weighted_f1", "accuracy") if key in record]
+    return [row | {"metric": key, "value": round(record[key], 4)} for key in metrics]
 
 
 def _pair(text: str) -> tuple[str, Any]:

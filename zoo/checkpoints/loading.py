@@ -80,11 +80,11 @@ def made(config: Path, changes: Mapping[str, Any] | None = None) -> EmotionModul
     """
     parser = ArgumentParser()
     parser.add_subclass_arguments(EmotionModule, "model", required=True)
-    given = read_run_config(config)["model"]
+    model_config = read_run_config(config)["model"]
     for name, value in (changes or {}).items():
-        options = given.setdefault("init_args", {})
+        options = model_config.setdefault("init_args", {})
         *outer, last = name.split(".")
         for key in outer:
             options = options.setdefault(key, {})
         options[last] = value
-    return parser.instantiate_classes(parser.parse_object({"model": given})).model
+    return parser.instantiate_classes(parser.parse_object({"model": model_config})).model

@@ -31,13 +31,13 @@ def files_below(folder: Path, unlisted: dict[Path, str]) -> list[Path]:
     def refused(error: OSError) -> None:
         unlisted[Path(error.filename)] = f"cannot be read ({error.strerror})"
 
-    found: list[Path] = []
+    paths: list[Path] = []
     for home, folders, names in os.walk(folder, onerror=refused):
         for name in folders:
             if os.path.islink(os.path.join(home, name)) and not name.startswith("."):
                 unlisted[Path(home, name)] = "is a link to a folder, which is not followed; move the files here"
-        found += [Path(home, name) for name in names if not name.startswith(".")]
-    return sorted(path for path in found if path.is_file())
+        paths += [Path(home, name) for name in names if not name.startswith(".")]
+    return sorted(path for path in paths if path.is_file())
 
 
 def find_clips(
@@ -135,7 +135,7 @@ def modalities(samples: Sequence[Sample]) -> dict[str, int]:
 
 
 def lacking(samples: Sequence[Sample]) -> dict[str, list[str]]:
-    """Which of the samples those are, by the ids of their turns."""
+    """The ids of the turns that lack their clip, their text, or both."""
     turns = [s.target for s in samples]
     return {
         "clips missing": [t.id for t in turns if t.video is None],

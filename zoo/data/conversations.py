@@ -73,10 +73,10 @@ class Conversations(EmotionData):
             return self._parts
         if not self.mixture.is_file():
             raise FileNotFoundError(f"no mixture at {self.mixture}; give a YAML file with --data.mixture")
-        said = read_yaml(self.mixture)
-        if not isinstance(said, dict) or not said or set(said) - {"train", "dev", "test"}:
-            raise ValueError(f"{self.mixture} must have train, dev or test, got {str(said)[:100]}")
-        for split, entries in said.items():
+        mixture = read_yaml(self.mixture)
+        if not isinstance(mixture, dict) or not mixture or set(mixture) - {"train", "dev", "test"}:
+            raise ValueError(f"{self.mixture} must have train, dev or test, got {str(mixture)[:100]}")
+        for split, entries in mixture.items():
             if not isinstance(entries, list) or not entries:
                 raise ValueError(f"{self.mixture}: {split} must be a list of files, got {str(entries)[:100]}")
             for entry in entries:
@@ -86,8 +86,8 @@ class Conversations(EmotionData):
             if twice:
                 raise ValueError(f"{self.mixture}: {split} has two files called {twice}; their rows could not be told "
                                  "apart. Rename one, or give one a larger weight")  # fmt: skip
-        self._parts = said
-        return said
+        self._parts = mixture
+        return mixture
 
     def _check(self, entry: Any, split: str) -> None:
         if not isinstance(entry, dict) or "path" not in entry or set(entry) - {"path", "root", "weight", "template"}:

@@ -115,9 +115,9 @@ class DFEW(EmotionData):
 
     def _clips(self, notes: Counter[str], used: set[str], listed: dict[str, list[str]]) -> dict[str, Path]:
         """Number without zeros -> clip."""
-        found = find_clips(self.root, FOLDERS, notes=notes)
+        files = find_clips(self.root, FOLDERS, notes=notes)
         clips: dict[str, Path] = {}
-        for name, path in found.items():
+        for name, path in files.items():
             if not (name.isascii() and name.isdigit()):
                 listed.setdefault("clips whose name is no number, not used", []).append(name)
             elif (key := str(int(name))) in clips:
@@ -127,6 +127,6 @@ class DFEW(EmotionData):
         listed["clips in no list of this fold, not used"] = sorted(clips.keys() - used)
         for what, members in listed.items():
             notes[what] = len(members)
-        if not found and any((self.root / name).is_dir() for name in FRAMES):
+        if not files and any((self.root / name).is_dir() for name in FRAMES):
             notes["only folders of frames, which are not read: make clips of them, see zoo.data.DFEW"] = 1
         return clips

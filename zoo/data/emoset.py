@@ -51,8 +51,8 @@ class EmoSet(EmotionData):
                 more = self._rows(self.root / other)[0]
                 check_apart(rows, more, path, self.root / other)
                 listed |= set(more)
-        found = find_clips(self.root, ("image",), PICTURES, notes).values()
-        pictures = {p.relative_to(self.root).as_posix() for p in found}
+        files = find_clips(self.root, ("image",), PICTURES, notes).values()
+        pictures = {p.relative_to(self.root).as_posix() for p in files}
         unused: dict[str, list[str]] = {}
         if all((self.root / name).is_file() for name in FILES.values()):
             unused["pictures in no list, not used"] = sorted(pictures - listed)

@@ -186,10 +186,10 @@ class IEMOCAP(EmotionData):
             turns[dialogue.name] = self._labelled(dialogue, notes)
         if self.captions:
             keys = [turn.id for spoken in turns.values() for turn in spoken]
-            found, more = load_captions(self.captions, split, keys, self.read_as)
+            captions, more = load_captions(self.captions, split, keys, self.read_as)
             notes.update(more)
             turns = {
-                name: [replace(turn, descriptions=found.get(turn.id, {})) for turn in spoken]
+                name: [replace(turn, descriptions=captions.get(turn.id, {})) for turn in spoken]
                 for name, spoken in turns.items()
             }
         where = f"{self.labels.corpus}/{split}"
@@ -420,8 +420,8 @@ def _find_clips(folder: Path, dialogue: _Dialogue, has_video: bool, has_sound: b
     """Gives the turns the files that are there; whoever has films or sounds at all hears which are missing."""
     films = [folder / "dialog/avi/DivX" / f"{dialogue.name}{ending}" for ending in (".avi", *VIDEO)]
     film = next((path for path in films if path.is_file()), None)
-    found = find_clips(folder, [f"sentences/wav/{dialogue.name}"], SOUND, dialogue.notes)
-    sounds = {name: path for name, path in found.items() if name.startswith("Ses")}
+    files = find_clips(folder, [f"sentences/wav/{dialogue.name}"], SOUND, dialogue.notes)
+    sounds = {name: path for name, path in files.items() if name.startswith("Ses")}
     dialogue.notes[f"{dialogue.name}: film missing"] = int(has_video and film is None)
     missing = sum(turn.id not in sounds for turn in dialogue.turns)
     dialogue.notes[f"{dialogue.name}: utterances without their wav"] = missing if has_sound else 0

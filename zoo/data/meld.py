@@ -164,8 +164,8 @@ class MELD(EmotionData):
     ) -> dict[str, Path] | None:
         if not any((self.root / folder).is_dir() for folder in folders):
             return None
-        found = find_clips(self.root, folders, endings, notes)
-        recut = sorted(name for name in found if name.startswith(f"{RECUT}dia"))
+        clips = find_clips(self.root, folders, endings, notes)
+        recut = sorted(name for name in clips if name.startswith(f"{RECUT}dia"))
         if recut:
             listed[f"second cuts ({RECUT}*), not used"] = recut
-        return {name: path for name, path in found.items() if KEY.fullmatch(name)}
+        return {name: path for name, path in clips.items() if KEY.fullmatch(name)}

@@ -87,13 +87,14 @@ def _synthetic(add: Add) -> Callable[[argparse.Namespace], None]:
     parser.add_argument("--report", action="store_true", help="print the best reachable scores")
 
     def run(options: argparse.Namespace) -> None:
-        if options.workers is not None:
-            whole_number("--workers", options.workers, 1)
-        whole_number("--seed", options.seed)
         from zoo.data.synthetic.contact_sheet import contact_sheet
         from zoo.data.synthetic.release import write
         from zoo.data.synthetic.script import Settings, ceilings
+        from zoo.data.text import whole_number
 
+        if options.workers is not None:
+            whole_number("--workers", options.workers, 1)
+        whole_number("--seed", options.seed)
         knobs = {
             "descriptions": options.descriptions, "domain": options.domain, "shares": options.label_shares,
             "text_modes": options.text_modes, "inertia": options.inertia, "contagion": options.contagion,
@@ -113,12 +114,6 @@ def _synthetic(add: Add) -> Callable[[argparse.Namespace], None]:
             print_ceilings(ceilings(every), sum(counts.values()))
 
     return run
-
-
-def whole_number(option: str, value: int, least: int = 0) -> None:
-    """ValueError naming the option if its value is below ``least``."""
-    if value < least:
-        raise ValueError(f"{option} is a whole number of at least {least}, got {value}")
 
 
 def share_out(dialogues: int, shares: Sequence[float]) -> dict[str, int]:
@@ -172,6 +167,7 @@ def _media(add: Add) -> Callable[[argparse.Namespace], None]:
 
     def run(options: argparse.Namespace) -> None:
         from zoo.data.clips import files_below
+        from zoo.data.text import whole_number
         from zoo.media import Media, scan
 
         for name in ("frames", "size", "workers"):
@@ -183,15 +179,15 @@ def _media(add: Add) -> Callable[[argparse.Namespace], None]:
             raise FileNotFoundError(f"{options.root} is no folder; give the one that holds the clips")
         unlisted: dict[Path, str] = {}
         files = files_below(options.root, unlisted)
-        found = {kind: [p for p in files if p.suffix.lower() in ends] for kind, ends in kinds.items()}
+        paths_by_kind = {kind: [p for p in files if p.suffix.lower() in ends] for kind, ends in kinds.items()}
         for folder, why in unlisted.items():
             print(f"not looked into: {folder}: {why}")
-        if not any(found.values()):
+        if not any(paths_by_kind.values()):
             raise FileNotFoundError(f"{options.root} holds no file named {' '.join(sum(kinds.values(), ()))}")
         media = Media(options.cache, options.timeout, options.max_clip_seconds)
         workers = options.workers or os.cpu_count() or 1
         failed = len(unlisted)
-        for kind, paths in found.items():
+        for kind, paths in paths_by_kind.items():
             frames = {"n": options.frames if kind == "video" else 1, "size": options.size} if kind != "sound" else None
             meter = Meter(len(paths), "files")
             scanned = scan(paths, media, workers, frames=frames, waveform={} if kind != "picture" else None,
@@ -228,15 +224,16 @@ def _tiny(add: Add) -> Callable[[argparse.Namespace], None]:
     tiny.add_argument("--seed", type=int, default=0)
 
     def run(options: argparse.Namespace) -> None:
+        from zoo.backbones.tiny import make_folder
+        from zoo.data import GoEmotions, Synthetic
+        from zoo.data.text import whole_number
+        from zoo.models.causal_lm import CausalLM
+        from zoo.prompts import load_template, render
+
         for name in ("vocab_size", "hidden_size", "layers", "heads", "intermediate_size"):
             whole_number(f"--{name}", getattr(options, name), 1)
         for name in ("synthetic", "seed"):
             whole_number(f"--{name}", getattr(options, name))
-        from zoo.backbones.tiny import make_folder
-        from zoo.data import GoEmotions, Synthetic
-        from zoo.models.causal_lm import CausalLM
-        from zoo.prompts import load_template, render
-
         corpora: list[Any] = [Synthetic(train_dialogues=options.synthetic)] if options.synthetic else []
         corpora += [GoEmotions(root=options.goemotions)] if options.goemotions else []
         if not corpora:

@@ -24,6 +24,7 @@ from zoo.data.text import clean_text
 from zoo.media import Media, Unreadable
 from zoo.prepare import chat
 from zoo.schema import Sample, Turn
+from zoo.storage import write_jsonl, write_whole
 
 KINDS = ("video", "audio")
 WRITE_EVERY = 100  # descriptions
@@ -140,7 +141,7 @@ def _read(path: Path) -> dict[str, str]:
 def _write(path: Path, before: dict[str, str], done: Described) -> None:
     """A later run with --limit keeps what an earlier one described."""
     texts = {key: text for key, text in before.items() if key not in done.dropped} | done.texts
-    chat.replace(path, json.dumps(texts, ensure_ascii=False, indent=0) + "\n")
+    write_whole(path, json.dumps(texts, ensure_ascii=False, indent=0) + "\n")
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
@@ -215,7 +216,7 @@ def _run(options: Any, model: chat.Model, turns: dict[str, list[Turn]], forbidde
                     listed += [{"kind": kind, "split": split, "id": k, "what": what, "why": v} for k, v in rows.items()]
                 unanswered += len(done.unanswered)
     finally:
-        chat.replace(out / "left_out.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in listed))
+        write_jsonl(out / "left_out.jsonl", listed)
     for row in listed[:MOST_LISTED]:
         print(f"  {row['what']}: {row['id']} ({row['kind']}, {row['split']}): {row['why']}")
     if len(listed) > MOST_LISTED:

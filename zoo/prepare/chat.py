@@ -16,7 +16,6 @@ import argparse
 import base64
 import contextlib
 import email.utils
-import fcntl
 import hashlib
 import http.client
 import io
@@ -45,6 +44,7 @@ from zoo.media import MAX_SECONDS, Media
 from zoo.progress import reported
 from zoo.prompts import load_template
 from zoo.schema import Turn
+from zoo.storage import InUse, locked, write_whole
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 TEMPLATES = Path(__file__).parent / "templates"
@@ -374,15 +374,15 @@ class Answers:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
+        self._lock_file = contextlib.ExitStack()
+        try:
+            self._lock_file.enter_context(locked(path.with_name(f".{path.name}.lock"), f"the file {path}"))
+        except InUse:
+            raise ValueError(f"another run is at work on {path}; wait for it, or give another --out") from None
         self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
         self._lock = threading.Lock()
         self._known: dict[str, str] = {}
         try:
-            try:
-                fcntl.flock(self._fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise ValueError(f"another run is at work on {path}; wait for it, or give another --out") from None
             with open(self._fd, "rb", closefd=False) as file:
                 content = file.read()
             whole = content[: content.rfind(b"\n") + 1]
@@ -409,6 +409,7 @@ class Answers:
 
     def close(self) -> None:
         os.close(self._fd)
+        self._lock_file.close()
 
     def get(self, key: str) -> str | None:
         return self._known.get(key)
@@ -578,19 +579,6 @@ def filled(prompt: Template, **shown: object) -> str:
 
 
 # --------------------------------------------------------------------------------------------- files of a part-done run
-def replace(path: Path, text: str, encoding: str = "utf-8") -> None:
-    """Writes a file whole or not at all."""
-    made = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with made.open("w", encoding=encoding, newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        made.replace(path)
-    finally:
-        made.unlink(missing_ok=True)
-
-
 def same_settings(path: Path, settings: Mapping[str, Any], others: Iterable[Path]) -> None:
     """Writes what the files of a folder are made with, or compares it with what a killed run wrote.
 
@@ -605,7 +593,7 @@ def same_settings(path: Path, settings: Mapping[str, Any], others: Iterable[Path
         if there := [p for p in others if p.exists()]:
             raise FileExistsError(f"{there[0]} exists and was not made by this command; give another --out")
         path.parent.mkdir(parents=True, exist_ok=True)
-        replace(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
+        write_whole(path, json.dumps(settings, indent=1, ensure_ascii=False) + "\n")
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))

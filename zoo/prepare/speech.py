@@ -39,6 +39,7 @@ from zoo.media import Media, Unreadable
 from zoo.prepare import chat
 from zoo.prepare.captions import turns_of
 from zoo.schema import Turn
+from zoo.storage import write_whole
 
 PERCENTILES = (10, 25, 75, 90)
 # measure -> its column in a table, and its five words, least first
@@ -354,7 +355,7 @@ def write(
     for split, own in found.items():
         texts = {key: bins.sentence(speakers[split][key], values) for key, values in own.items()}
         path = out / f"speech_description_{split}.json"
-        chat.replace(path, json.dumps(texts, ensure_ascii=False, indent=0) + "\n")
+        write_whole(path, json.dumps(texts, ensure_ascii=False, indent=0) + "\n")
         lacking = Counter(f"without {name}" for values in own.values() for name in MEASURES if name not in values)
         counts[split] = {"utterances": len(turns[split]), "used": len(own), "left out": len(left_out[split]), **lacking}
         print(f"{path}: {', '.join(f'{n} {what}' for what, n in counts[split].items())}")
@@ -371,13 +372,13 @@ def write(
         "counts": counts,
         "left out": left_out,
     }
-    chat.replace(out / "speech_bins.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
+    write_whole(out / "speech_bins.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
     if rows:
         text = io.StringIO()
         writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-        chat.replace(out / "speech_features.csv", text.getvalue())
+        write_whole(out / "speech_features.csv", text.getvalue())
     if missing := Counter(reason for own in left_out.values() for reason in own.values()):
         reasons = "; ".join(f"{n} {reason}" for reason, n in missing.most_common(5))
         print(f"left out, each named in {out / 'speech_bins.json'}: {reasons}")

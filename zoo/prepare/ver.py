@@ -38,6 +38,7 @@ from zoo.media import Media, Unreadable
 from zoo.prepare import chat
 from zoo.prompts import escape
 from zoo.schema import Sample, Turn
+from zoo.storage import write_jsonl, write_whole
 
 PICTURES = (".jpg", ".jpeg", ".png", ".webp")
 UNCLEAR = {"", "none", "other", "others", "unknown", "invalid", "undecided", "ambiguous", "mixed", "xxx"}
@@ -299,7 +300,7 @@ def write_ratings(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
     # a spreadsheet would run a text that begins like a formula
     shown = [{"id": row["id"], "text": re.sub(r"^(?=[=+\-@\t])", "'", row["merged"])} for row in new]
     writer.writerows([*table, *shown])
-    chat.replace(path, out.getvalue(), "utf-8-sig")  # the mark at the beginning makes spreadsheets read Chinese
+    write_whole(path, out.getvalue().encode("utf-8-sig"))  # the mark at the beginning makes spreadsheets read Chinese
 
 
 # ---------------------------------------------------------------------------------------------------------- the ratings
@@ -358,7 +359,7 @@ def collect(
         conversations.append({"id": row["id"], row["kind"]: row["path"], "conversations": said})
     other |= dict.fromkeys(cells.keys() - {row["id"] for row in rows}, ("unknown", "not in ver.jsonl"))
     listed = [{"id": name, "what": what, "why": why} for name, (what, why) in other.items()]
-    chat.replace(out / "not_collected.jsonl", "".join(json.dumps(r, ensure_ascii=False) + "\n" for r in listed))
+    write_jsonl(out / "not_collected.jsonl", listed)
     if not conversations:
         counts = Counter(what for what, _ in other.values())
         raise ValueError(
@@ -366,7 +367,7 @@ def collect(
             f"expected numbers from 0 to 5 in the column rating of {out / 'ratings.csv'}. Fill it in"
         )
     path = out / f"ver_{language}.json"
-    chat.replace(path, json.dumps(conversations, ensure_ascii=False, indent=1) + "\n")
+    write_whole(path, json.dumps(conversations, ensure_ascii=False, indent=1) + "\n")
     return path, len(conversations), other
 
 
@@ -438,10 +439,7 @@ def main(args: list[str]) -> None:
                   options.reason_template, options.merge_template, options.max_failures, options.workers,
                   Media(options.cache, options.clip_timeout, options.max_clip_seconds))  # fmt: skip
     left_out |= built.left_out | built.unanswered
-    chat.replace(
-        out / "left_out.jsonl",
-        "".join(json.dumps({"id": k, "why": why}, ensure_ascii=False) + "\n" for k, why in left_out.items()),
-    )
+    write_jsonl(out / "left_out.jsonl", [{"id": k, "why": why} for k, why in left_out.items()])
     print(f"{out / 'ver.jsonl'}: {built.texts} texts ({built.asked} questions asked)")
     _list("left out", left_out, out / "left_out.jsonl")
     if built.unanswered:

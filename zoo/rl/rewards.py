@@ -59,7 +59,7 @@ class FailedReward(RuntimeError):
 
 
 def reward_name(reward: Reward) -> str:
-    """Under which a reward is logged: of the function, or of the class."""
+    """The name under which a reward is logged: that of the function, or of the class."""
     return getattr(reward, "__name__", type(reward).__name__).lower()
 
 

@@ -34,7 +34,13 @@ class Rollout(NamedTuple):
     def rows(self, index: Tensor) -> Rollout:
         """Some of the prompts, cut to the longest answer among them."""
         longest = max(1, int(self.mask[index].any(0).any(0).sum()))
-        return Rollout(*(x if x is None else x[index, :, :longest] if x.ndim == 3 else x[index] for x in self))
+
+        def part(values: Tensor | None) -> Tensor | None:
+            if values is None:
+                return None
+            return values[index, :, :longest] if values.ndim == 3 else values[index]
+
+        return Rollout(*map(part, self))
 
 
 class Prompts(Protocol):

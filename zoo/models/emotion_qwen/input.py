@@ -300,8 +300,8 @@ class QwenCollator(PromptCollator):
         """Tokens to be learnt: the written answer or the label word, and the end token; none without either."""
         if sample.answer is None:
             return super().target_ids(sample, rng)
-        own = answer_ids(self.tokenizer, escape(sample.answer), self.chat)
-        return own + [self.tokenizer.eos_token_id]
+        ids = answer_ids(self.tokenizer, escape(sample.answer), self.chat)
+        return ids + [self.tokenizer.eos_token_id]
 
     # ---- tensors
     def _positions(self, ids: Tensor, mask: Tensor, by_row: list[list[Seen]]) -> Tensor:

@@ -54,7 +54,7 @@ from zoo.models.emotion_qwen.parts import (
     MLPProjector,
     inner_to_match,
 )
-from zoo.module import Rows, Supervised, in_order, label_scores, read_checkpoint
+from zoo.module import Rows, Supervised, label_scores, read_checkpoint, readable_parts
 from zoo.prompts import escape, parse_label, words
 from zoo.runs import find_checkpoint
 from zoo.schema import Labels, Prediction, Sample
@@ -174,12 +174,12 @@ class EmotionQwen(Supervised):
         self.gold_in_answer, self.token_scale = gold_in_answer, token_scale
         self.remembered = Remembered()
 
-    shown = {"question": "", "earlier": "", "vision": "", "faces": "", "still": False}
+    template_variables = {"question": "", "earlier": "", "vision": "", "faces": "", "still": False}
 
     @property
     def reads(self) -> tuple[str, ...]:
         words = {"text"} if self.input["words"] else set()
-        return in_order({*super().reads, "face"} - ({"text"} - words))
+        return readable_parts({*super().reads, "face"} - ({"text"} - words))
 
     # ---- parts
     def build(self) -> None:
@@ -351,11 +351,12 @@ class EmotionQwen(Supervised):
 
     def _reference(self, prefix: Prefix, samples: Rows) -> list[Prediction]:
         """Validation: mean log-probability of the tokens of each reference answer, which takes one pass."""
-        told = [self.answer_ids(escape(s.answer)) + [self.llm.tokenizer.eos_token_id] for s in samples]
-        ids = torch.full((len(told), 1, max(map(len, told))), self.llm.pad_id, device=prefix.mask.device)
+        answers = [self.answer_ids(escape(s.answer)) + [self.llm.tokenizer.eos_token_id] for s in samples]
+        ids = torch.full((len(answers), 1, max(map(len, answers))), self.llm.pad_id, device=prefix.mask.device)
         mask = torch.zeros_like(ids, dtype=torch.bool)
-        for row, own in enumerate(told):
-            ids[row, 0, : len(own)], mask[row, 0, : len(own)] = torch.tensor(own, device=ids.device), True
+        for row, answer in enumerate(answers):
+            ids[row, 0, : len(answer)] = torch.tensor(answer, device=ids.device)
+            mask[row, 0, : len(answer)] = True
         mean = self.llm.logprobs(prefix, ids, mask)[:, 0].sum(1) / mask[:, 0].sum(1)
         return [Prediction(s.id, s.dialogue, s.target.label, None, details={"answer_logprob": round(x, 6)})
                 for s, x in zip(samples, mean.tolist(), strict=True)]  # fmt: skip

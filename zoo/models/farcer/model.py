@@ -50,7 +50,7 @@ from zoo.models.farcer.parts import (
     token_weights,
     weighted_loss,
 )
-from zoo.module import LABEL_TOKENS, Prompted, fitting_length, in_order, label_scores, note_control_tokens
+from zoo.module import LABEL_TOKENS, Prompted, fitting_length, label_scores, note_control_tokens, readable_parts
 from zoo.prompts import load_template, words
 from zoo.schema import Prediction, Sample
 from zoo.senses import AT_ONCE, Remembered
@@ -188,7 +188,7 @@ class FARCER(Prompted):
     @property
     def reads(self) -> tuple[str, ...]:
         """A constant face, or another's, tells nothing of the sample."""
-        return in_order({"text"} | ({"turns"} if self.window != 0 else set()) | (
+        return readable_parts({"text"} | ({"turns"} if self.window != 0 else set()) | (
             {"face"} if self.faces == "own" else set()))  # fmt: skip
 
     # ---- parts

@@ -123,7 +123,7 @@ class MeritModel(Senses):
 
     @property
     def reads(self) -> tuple[str, ...]:
-        return self.with_senses(prompt_reads(self.template, self.window, self.descriptions, self.shown))
+        return self.with_senses(prompt_reads(self.template, self.window, self.descriptions, self.template_variables))
 
     # ---- labels
     @torch.no_grad()
