@@ -13,6 +13,7 @@ from zoo.runs import (
     find_checkpoint,
     make_run_folder,
     newest_run,
+    portable,
     published,
     run_of,
     set_aside_results,
@@ -267,3 +268,11 @@ def test_a_new_run_starts_empty_and_lightnings_own_logger_would_lose_the_rows(tm
     assert rows_of(tmp_path / "b/version_0/metrics.csv") == expected([7])
     log(ResumingCSVLogger(str(tmp_path), "c", 0, resume_step=5), [5])  # the file was deleted
     assert rows_of(tmp_path / "c/version_0/metrics.csv") == expected([5])
+
+
+@pytest.mark.parametrize(("text", "expected"), [
+    ("in /tmp/ and x", "in …/tmp and x"), ("/a/b/c/d.csv", "…/c/d.csv"), ("meta-llama/Llama", "meta-llama/Llama"),
+    ("https://example.org/a/b", "https://example.org/a/b"), ("no path", "no path"),
+])  # fmt: skip
+def test_texts_that_travel_hold_no_absolute_path(text, expected):
+    assert portable({"a": [text]}) == {"a": [expected]}

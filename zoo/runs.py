@@ -51,7 +51,7 @@ def portable_path(path: str, ellipsis: str = "") -> str:
         return path
     if absolute.is_relative_to(here):
         return absolute.relative_to(here).as_posix()
-    return ellipsis + "/".join(absolute.parts[-2:])
+    return ellipsis + "/".join(absolute.parts[1:][-2:])
 
 
 def newest_run(root: Path) -> Path | None:
