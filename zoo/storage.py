@@ -220,7 +220,9 @@ def replacing(path: Path) -> Iterator[Path]:
     old file or the new one whole, also after a kill or a power cut. If the block raises, ``path`` stays as it was.
 
     What killed commands left beside ``path`` is removed; a temporary file that is being written is locked, and stays.
+    A link stays one: the file that it leads to is replaced. What the disk refuses names ``path``.
     """
+    asked, path = path, path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
     for left in path.parent.glob(f".{path.name}.*.part"):
         _remove_unlocked(left)
@@ -234,8 +236,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(asked)  # a write to an open file names none
         raise
     finally:
         os.close(handle)
