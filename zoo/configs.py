@@ -100,7 +100,8 @@ def option_refusal(message: str) -> tuple[str, str]:
         elif match := re.match(r"Subcommand '(.+?)' does not accept option '(.+?)'", text):
             keys.append(match[2])
             reasons.append(f"is no option of zoo {match[1]}")
-        elif match := re.match(r"Expected a typing.Literal\[(.+?)\]", text):
+        elif match := re.match(r"Expected a typing.Literal\[(.+?)\](?:\. Got value: (.*))?", text):
+            value = value or match[2] or ""
             expected.append(f"one of {match[1]}")
         elif match := re.match(r"Expected a <class '([\w.]+)'>(?:\. Got value: (.*))?$", text):
             value = value or match[2] or ""
