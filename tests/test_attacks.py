@@ -193,6 +193,9 @@ def test_ordinary_names_stay(name, tmp_path):
 
 @pytest.mark.parametrize("entry", [
     {"files": {"../../written": None}}, {"files": ["a"]}, {"files": {"a": 3}}, {"source": "nosuch"}, "text",
+    {"reported": 5}, {"reported": [5]}, {"reported": [{"metric": 1, "value": 2, "corpus": "c", "split": "s"}]},
+    {"reported": [{"metric": "m", "value": "2", "corpus": "c", "split": "s"}]}, {"licence": 5}, {"what": ["x"]},
+    {"gated": "no"}, {"commercial": 3}, {"paper": None}, {"url": 7}, {"bytes": "many"}, {"bytes": True}, {"use": [1]},
 ])  # fmt: skip
 def test_an_index_entry_stays_in_its_folder(entry, tmp_path, monkeypatch):
     whole = {"what": "x", "paper": "x", "source": "url", "licence": "x", "gated": False, "commercial": True,
@@ -201,6 +204,9 @@ def test_an_index_entry_stays_in_its_folder(entry, tmp_path, monkeypatch):
     file.write_text(yaml.safe_dump({"evil": whole | entry if isinstance(entry, dict) else entry}))
     monkeypatch.setattr(listing, "INDEX", file)
     assert "evil" in refused("checkpoints", "pull", "evil", "--to=evil", "--accept-licence")
+    for command in (("show", "evil"), ("list",)):
+        said = refused("checkpoints", *command)
+        assert str(file) in said and (isinstance(entry, str) or next(iter(entry)) in said or "names" in said)
     assert not (tmp_path.parent / "written").exists()
 
 
@@ -238,13 +244,67 @@ def test_label_needs_the_data_section(run):
 ])  # fmt: skip
 def test_a_key_that_stands_twice_is_refused(text, tmp_path, capsys):
     (tmp_path / "twice.yaml").write_text(text)
-    with pytest.raises(SystemExit) as leaving:
-        zoo("fit", "--config=twice.yaml", "--model=CausalLM", "--data=Synthetic")
-    assert leaving.value.code == 2 and "stands twice" in capsys.readouterr().err
+    (tmp_path / "good.yaml").write_text("seed_everything: 1\n")
+    said = refused("fit", "--config=good.yaml", "--config", "twice.yaml", "--model=CausalLM", "--data=Synthetic")
+    assert "twice.yaml, line" in said and "stands twice" in said
     (tmp_path / "bench.yaml").write_text("title: t\nrows:\n  a: {what: x}\n  a: {what: y}\n")
-    with pytest.raises(SystemExit) as leaving:
-        zoo("bench", "--config=bench.yaml")
-    assert leaving.value.code == 2 and "stands twice" in capsys.readouterr().err
+    said = refused("bench", "--config=bench.yaml")
+    assert "bench.yaml, line 4" in said and "stands twice" in said
+
+
+@pytest.mark.parametrize("content", [DAMAGED[name] for name in ("binary", "tabs", "tag", "deep", "aliases")])
+@pytest.mark.parametrize("verb", ["fit", "bench"])
+def test_a_damaged_config_of_the_command_line_is_named(verb, content, tmp_path):
+    (tmp_path / "bad.yaml").write_bytes(content)
+    assert "bad.yaml" in refused(verb, "--config=bad.yaml")
+    assert not Path("executed").exists()
+
+
+WRONG: dict[str, tuple[str, dict, str]] = {  # section, what changes in it, what is said
+    "a number": ("model", {"llm": 5}, "model.llm is 5, expected a text"),
+    "a word": ("model", {"lr": "abc"}, "model.lr is abc, expected a number"),
+    "unknown": ("model", {"foo": 1}, "model.foo is no option of CausalLM"),
+    "one of": ("model", {"dtype": "float8"}, "model.dtype is float8, expected one of 'float32'"),
+    "inside": ("model", {"lora": {"r": "x"}}, "model.lora.r is x, expected a whole number"),
+    "a key": ("model", {"lora": {5: 6}}, "model.lora is wrong: Key must be a string"),
+    "unknown of data": ("data", {"foo": 1}, "data.foo is no option of MELD"),
+    "no class": ("data", {"class_path": "zoo.data.Nope"}, "data.class_path is zoo.data.Nope"),
+    "another class": ("model", {"class_path": "torch.nn.Linear"}, "torch.nn.Linear does not correspond to a subclass"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("section", "options", "said"), WRONG.values(), ids=WRONG)
+def test_a_wrong_option_of_a_run_config_is_one_sentence(section, options, said, run):
+    part = change(run)[section]
+    if "class_path" in options:
+        change(run, **{section: part | options})
+    else:
+        change(run, **{section: part | {"init_args": part["init_args"] | options}})
+    for command in (("label", "--text=hi"), ("test",), ("fit",)):
+        message = refused(*command, "--ckpt_path=run").partition("\n(ZOO")[0].strip().splitlines()
+        assert f"run/config.yaml: {said}" in message[-1].replace("model is wrong: Import path ", "")
+        assert "usage" not in message[0] and len(message) <= 2 and len(message[-1]) < 400
+
+
+def test_a_wrong_option_of_the_trainer_is_one_sentence(run):
+    trainer = change(run)["trainer"]
+    change(run, trainer=trainer | {"max_steps": "x"})
+    assert "run/config.yaml: trainer.max_steps is x, expected a whole number" in refused("fit", "--ckpt_path=run")
+    change(run, trainer=trainer | {"foo": 1})
+    assert "run/config.yaml: trainer.foo is no option of zoo fit" in refused("fit", "--ckpt_path=run")
+
+
+@pytest.mark.parametrize(("flags", "said"), [
+    (["--model.lr", "nan"], "--model.lr is nan, expected a number"),
+    (["--model=GRPO", "--model.rewards", "[attack_rewards.notcallable]"], "--model.rewards is"),
+    (["--model.lora.r=x"], "--model.lora.r is x, expected a whole number"),
+])  # fmt: skip
+def test_a_wrong_option_of_the_command_line_is_one_sentence(flags, said, run, tmp_path, fresh):
+    (tmp_path / "attack_rewards.py").write_text("notcallable = 5\n")
+    argv, sys.argv = sys.argv, ["zoo", "fit", *flags]
+    message = refused("fit", "--config=run/config.yaml", *flags)
+    sys.argv = argv
+    assert said in message and "Union" not in message and "init_args" not in message and len(message) < 400
 
 
 def test_numbers_are_read_as_before(tmp_path, capsys):
@@ -292,7 +352,74 @@ def test_a_run_cannot_go_on_without_its_state(lacks, run):
     content = checkpoint(run, "last")
     del content[lacks]
     torch.save(content, run / "checkpoints" / "last.ckpt")
-    assert "not the whole state of a training run" in refused("fit", "--ckpt_path=run", "--trainer.max_steps=3")
+    said = refused("fit", "--ckpt_path=run", "--trainer.max_steps=3")
+    assert "not the whole state of a training run" in said and f"its {lacks} is missing" in said
+
+
+def _at(*keys: Any, to: Any = ...) -> Callable[[dict], None]:
+    """Puts another value at a place of a checkpoint, or takes it away."""
+    def put(content: dict) -> None:
+        for key in keys[:-1]:
+            content = content[next(k for k in content if k.startswith(key)) if isinstance(key, str) else key]
+        if to is ...:
+            del content[keys[-1]]
+        else:
+            content[keys[-1]] = to
+
+    return put
+
+
+EVALUATED = {  # what Lightning reads in every verb: the field as the refusal names it
+    "no version": ("its pytorch-lightning_version is missing", _at("pytorch-lightning_version")),
+    "version": ("its pytorch-lightning_version is 2.6", _at("pytorch-lightning_version", to=2.6)),
+    "version words": ("pytorch-lightning_version is 'new'", _at("pytorch-lightning_version", to="new")),
+    "old version": ("pytorch-lightning_version is '0.9.0'", _at("pytorch-lightning_version", to="0.9.0")),
+    "callbacks": ("its callbacks is 'x'", _at("callbacks", to="x")),
+    "callback": ("the state of LastCheckpoint", _at("callbacks", "LastCheckpoint", to=3)),
+    "loops": ("its loops is [1]", _at("loops", to=[1])),
+    "test loop": ("the test_loop of its loops is missing", _at("loops", "test_loop")),
+    "counts": ("has 'x' as total", _at("loops", "fit_loop", "epoch_loop.batch_progress", "total", to="x")),
+    "scaler": ("its MixedPrecision is 3", _at("MixedPrecision", to=3)),
+}  # fmt: skip
+RESUMED = {
+    "optimizer": ("state and param_groups is in its optimizer_states", _at("optimizer_states", to=[{"a": 1}])),
+    "group": ("without params and lr", _at("optimizer_states", 0, "param_groups", to=[{"a": 1}])),
+    "moments": ("the state of the parameter 0", _at("optimizer_states", 0, "state", 0, to="x")),
+    "schedule": ("a state in its lr_schedulers is 'a'", _at("lr_schedulers", to=["a"])),
+    "schedule's step": ("the last_epoch in its lr_schedulers is 'x'", _at("lr_schedulers", 0, "last_epoch", to="x")),
+    "lambdas": ("the lr_lambdas in its lr_schedulers is missing", _at("lr_schedulers", 0, "lr_lambdas")),
+    "rates": ("the base_lrs in its lr_schedulers", _at("lr_schedulers", 0, "base_lrs", to=["x", "y"])),
+    "no progress": ("no epoch_loop.batch_progress", _at("loops", "fit_loop", "epoch_loop.batch_progress")),
+    "epoch": ("its epoch is 'x'", _at("epoch", to="x")),
+    "scores": ("the metrics of LastCheckpoint", _at("callbacks", "LastCheckpoint", "metrics", to={"val/wf1": "x"})),
+    "best": ("the best_k_models of BestCheckpoint", _at("callbacks", "BestCheckpoint", "best_k_models", to=[1])),
+    "no data": ("its MELD is missing", _at("MELD")), "data": ("its MELD is 'x'", _at("MELD", to="x")),
+    "place": ("the batches_done in MELD", _at("MELD", "batches_done", to=-1)),
+    "order": ("the seed in MELD", _at("MELD", "seed")),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("said", "damage"), [*EVALUATED.values(), *RESUMED.values()], ids=[*EVALUATED, *RESUMED])
+def test_a_damaged_field_of_a_checkpoint_is_named(said, damage, run, request):
+    file = run / "checkpoints" / "last.ckpt"
+    content = checkpoint(run, "last")
+    damage(content)
+    torch.save(content, file)
+    verbs = ("fit", "test") if request.node.callspec.id in EVALUATED else ("fit",)
+    for verb in verbs:
+        message = refused(verb, f"--ckpt_path={'run' if verb == 'fit' else file}")
+        assert said in message and str(Path("run/checkpoints/last.ckpt")) in message
+        assert "zoo fit --config run/config.yaml --model.start_from " in message.replace(f"{run.parent}/", "")
+
+
+def test_the_advice_for_a_damaged_checkpoint_works(run, tmp_path):
+    file = run / "checkpoints" / "last.ckpt"
+    content = checkpoint(run, "last")
+    del content["pytorch-lightning_version"]
+    torch.save(content, file)
+    command = refused("fit", "--ckpt_path=run").partition("zoo ")[2].partition("\n")[0].rpartition("zoo ")[2].split()
+    begun = fit(tmp_path / "again", *command[1:], "--trainer.max_steps=1")
+    assert checkpoint(begun)["global_step"] == 1
 
 
 def test_changed_bytes_of_a_checkpoint_are_seen(run):
@@ -329,6 +456,12 @@ FOLDERS: dict[str, tuple[str, Any, str]] = {  # file, its content or what change
     "layers": ("config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers is 1000000000"),
     "rope": ("config.json", {"rope_parameters": "x"}, "cannot be used as a model folder"),
     "vocabulary": ("config.json", {"vocab_size": 50}, "the two belong to different models"),
+    "activation": ("config.json", {"hidden_act": "zz"}, "hidden_act is 'zz', which the installed transformers"),
+    "end": ("config.json", {"eos_token_id": 99999}, "eos_token_id is 99999, but the vocabulary has"),
+    "ends": ("config.json", {"eos_token_id": [0, 99999]}, "but the vocabulary has"),
+    "padding": ("config.json", {"pad_token_id": -5}, "pad_token_id is -5, but the vocabulary has"),
+    "beginning": ("config.json", {"bos_token_id": "x"}, "bos_token_id is 'x', expected the number of a token"),
+    "end of answers": ("generation_config.json", {"eos_token_id": 99999}, "generation_config.json: eos_token_id is"),
     "no JSON": ("config.json", "{", "config.json is not readable JSON"),
     "deep": ("config.json", "[" * 3000 + "]" * 3000, "config.json is not readable JSON"),
     "pointer config": ("config.json", POINTER, "is a Git LFS pointer"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import time
 
 import pytest
 
+from zoo.cli import explained
 from zoo.storage import InUse, jsonl, locked, parse_json, parse_yaml, read_jsonl, replacing, split_lines, write_whole
 
 ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
@@ -107,6 +109,24 @@ def test_a_writer_that_fails_changes_nothing(tmp_path):
         temporary.write_bytes(b"half")
         raise RuntimeError
     assert (tmp_path / "file").read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_link_stays_a_link(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "file").symlink_to("elsewhere/real")
+    for content in ("new", "newer"):  # also where nothing lies there yet
+        write_whole(tmp_path / "file", content)
+        assert (tmp_path / "file").is_symlink() and (tmp_path / "elsewhere" / "real").read_text() == content
+    assert len(list(tmp_path.iterdir())) == 2 and len(list((tmp_path / "elsewhere").iterdir())) == 1
+
+
+def test_a_full_disk_names_the_file(tmp_path):
+    with pytest.raises(OSError) as error, replacing(tmp_path / "file"):
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write to an open file does
+    assert str(tmp_path / "file") in (explained(error.value) or "") and "the disk is full" in explained(error.value)
+    with pytest.raises(FileNotFoundError) as error, replacing(tmp_path / "file"):
+        (tmp_path / "nosuch").read_text()
+    assert error.value.filename.endswith("nosuch")
 
 
 HOLD = """

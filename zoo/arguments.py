@@ -10,10 +10,12 @@ import sys
 from collections.abc import Iterable
 from typing import NoReturn
 
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+from zoo.configs import option_refusal, place_of
 from zoo.data import EmotionData
 from zoo.module import EmotionModule
 
@@ -26,9 +28,10 @@ class ZooParser(LightningArgumentParser):
     """LightningCLI's parser, which names what was probably meant."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Leaves with exit code 2 after the message in terms of flags, and the nearest names."""
-        message = re.sub(r"required: (.+)", lambda m: f"required: {_flags(m[1])}", message)
-        super().error("\n".join([message, *self._meant(message, ex)]), ex)
+        """Leaves with exit code 2 after one sentence in terms of flags or files, and the nearest names."""
+        if not self.exit_on_error:  # a parser inside this one, which says it
+            super().error(message, ex)
+        leave(getattr(ex, "subcommand_parser", None) or self, message, self._meant(message, ex))
 
     def _meant(self, message: str, ex: Exception | None) -> list[str]:
         chain: list[str] = [message]
@@ -51,6 +54,31 @@ class ZooParser(LightningArgumentParser):
         for parser in (parsers or {}).values():
             flags += list(parser._option_string_actions)
         return [*flags, "--import"]
+
+
+class SentenceParser(ArgumentParser):
+    """jsonargparse's parser, which says what is wrong in one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        if not self.exit_on_error:
+            super().error(message, ex)
+        leave(self, message)
+
+
+def leave(parser: ArgumentParser, message: str, meant: Iterable[str] = ()) -> NoReturn:
+    """Exit code 2 after what jsonargparse says, in one sentence that names the flag or the file."""
+    args = sys.argv[1:]
+    files = [value for i, arg in enumerate(args) for value in (
+        [args[i + 1]] if arg in ("--config", "-c") and i + 1 < len(args) else [arg[9:]] if arg.startswith("--config=")
+        else [])]  # fmt: skip
+    if 'Parser key "' in message or "does not accept option" in message:
+        key, why = option_refusal(message)
+        message = f"{place_of(key, args, files)} {why}"
+    message = re.sub(r"required: (.+)", lambda m: f"required: {_flags(m[1])}", " ".join(message.split()))
+    command = parser.prog.replace(" [options]", "")
+    told = "; ".join([message, *meant])
+    print(f"{command}: {told} (options: {command} --help)", file=sys.stderr)
+    sys.exit(2)
 
 
 def _flags(keys: str) -> str:

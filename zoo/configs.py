@@ -65,6 +65,102 @@ jsonargparse.set_loader("yaml", _load, (yaml.YAMLError,))
 jsonargparse.set_parsing_settings(import_path_denylist=["shutil"])  # also makes it enforce its own list
 
 
+def refuse_unreadable(files: Iterable[str | Path]) -> None:
+    """ValueError naming the first file that is no YAML of plain values; what is no file is passed over."""
+    for file in map(Path, files):
+        with contextlib.suppress(OSError):  # a text, or a file that its reader refuses
+            if file.is_file():
+                read_yaml(file)
+
+
+# ------------------------------------------------------------------------------------------------------ option values
+TYPES = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "NoneType": "null",
+         "dict": "a mapping", "list": "a list"}  # fmt: skip
+NO_REASON = re.compile(r"Does not validate|Subtypes:|Errors:|Given value type:|Expected a <class 'NoneType'>$|$")
+
+
+def option_refusal(message: str) -> tuple[str, str]:
+    """What jsonargparse says about a value -> the option by its dotted name, and one sentence without its beginning:
+    ``is 'abc', expected a number``. Its own text repeats every type that was tried, and the whole section."""
+    keys: list[str] = []
+    reasons: list[str] = []
+    expected: list[str] = []
+    value, kind = "", ""
+    for line in message.partition("Subclass types expect one of:")[0].splitlines():
+        text = re.sub(r"NestedArg\(key='.*?', val='?(.*?)'?\)", r"\1", line.strip().removeprefix("- "))
+        if match := re.match(r'Parser key "(.+?)":\s*(.*)', text):
+            keys.append(match[1])
+            text = match[2]
+        if match := re.match(r"Problem with given class_path '(.+?)':\s*(.*)", text):
+            kind, text = match[1], match[2]
+        if match := re.match(r"Given value: (.*)", text):
+            value = value or (match[1] if not match[1].startswith("{") else "")
+        elif match := re.match(r"Option '(.+?)' is not accepted", text):
+            keys.append(match[1])
+            reasons.append(f"is no option of {kind.rpartition('.')[2] or 'it'}")
+        elif match := re.match(r"Subcommand '(.+?)' does not accept option '(.+?)'", text):
+            keys.append(match[2])
+            reasons.append(f"is no option of zoo {match[1]}")
+        elif match := re.match(r"Expected a typing.Literal\[(.+?)\](?:\. Got value: (.*))?", text):
+            value = value or match[2] or ""
+            expected.append(f"one of {match[1]}")
+        elif match := re.match(r"Expected a <class '([\w.]+)'>(?:\. Got value: (.*))?$", text):
+            value = value or match[2] or ""
+            expected.append(TYPES.get(match[1], match[1]))
+        elif not NO_REASON.match(text):
+            reasons.append(text.rstrip("."))
+    told = list(dict.fromkeys(reasons))
+    if not told or told[0].startswith("is no option"):
+        expected = [what for what in dict.fromkeys(expected) if what != "null"] or expected
+        told = told or [f"expected {' or '.join(expected) or 'another value'}"]
+    if kind and len(keys) == 1 and not told[0].startswith("is "):
+        keys.append("class_path")
+        value = kind
+    first = "" if told[0].startswith("is ") else f"is {value:.80}, " if value else "is wrong: "
+    return ".".join(keys), f"{first}{'; '.join(told)[:400]}"
+
+
+def place_of(key: str, args: Sequence[str], files: Iterable[str | Path]) -> str:
+    """Where an option was set, as a message begins: ``--model.lr``, or ``run/config.yaml: model.lr``."""
+    if any(re.match(rf"--{re.escape(key)}(?:\+?=|$)", arg) for arg in args):
+        return f"--{key}"
+    for file in reversed(list(files)):
+        with contextlib.suppress(OSError, ValueError):
+            node = read_yaml(Path(file))
+            for part in key.split("."):
+                if not isinstance(node, dict):
+                    break
+                inner = node.get("init_args")
+                node = node[part] if part in node else inner.get(part, ...) if isinstance(inner, dict) else ...
+            if node is not ...:
+                return f"{file}: {key}"
+    return f"--{key}"
+
+
+def instantiated(
+    section: str, base: type, content: Any, file: Path | None, changes: Iterable[str] = ()
+) -> Any:
+    """The object that a section of a run's config.yaml describes.
+
+    Args:
+        file: the config.yaml, where it is known.
+        changes: options that the command line replaced, by dotted name.
+
+    Raises:
+        ValueError: a value that the class does not take; names the file or the flag, the option and what is expected.
+    """
+    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser.add_subclass_arguments(base, section, required=True)
+    try:
+        parsed = parser.parse_object({section: content})
+    except (jsonargparse.ArgumentError, TypeError, ValueError, KeyError) as error:
+        key, why = option_refusal(str(error))
+        flags = [f"--{change}" for change in changes]
+        place = place_of(key, flags, [file]) if file is not None else f"the run's config.yaml: {key}"
+        raise ValueError(f"{place} {why}; correct it") from error
+    return getattr(parser.instantiate_classes(parsed), section)
+
+
 # ------------------------------------------------------------------------------------------------------ run configs
 def read_run_config(path: Path, data: bool = False) -> dict[str, Any]:
     """The config.yaml of a run or a published folder, its types checked, nothing of it imported.

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -34,8 +35,7 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from zoo.checkpoints import load
-from zoo.checkpoints.exporting import corpus_of
-from zoo.configs import read_run_config, take_imports, trust_words
+from zoo.configs import instantiated, read_run_config, take_imports, trust_words
 from zoo.data import EmotionData
 from zoo.data.base import Reading, Split
 from zoo.data.clips import SOUND, VIDEO, files_below, find_clips
@@ -44,7 +44,7 @@ from zoo.media import Media, Unreadable
 from zoo.module import EmotionModule
 from zoo.runs import find_checkpoint, newest_config, run_of
 from zoo.schema import Labels, Prediction, Sample, Turn
-from zoo.storage import locked, parse_json, parse_yaml, split_lines, write_whole
+from zoo.storage import locked, parse_json, parse_yaml, write_whole
 
 STILL = (".jpg", ".jpeg", ".png")
 FILES = (*VIDEO, *SOUND, *STILL)
@@ -53,6 +53,7 @@ HEADINGS = {  # of a table, in any case; MELD's own among them
     "speaker": "speaker", "dialogue": "dialogue", "dialogue_id": "dialogue", "utterance_id": "number",
     "label": "label", "emotion": "label",
 }  # fmt: skip
+WORDS = (".txt", ".jsonl", ".json", ".tsv", ".md", ".srt", ".vtt", ".xlsx", ".yaml", ".yml")
 KIND = re.compile(r"[a-z0-9_]+")
 DESCRIPTION = re.compile(rf"({KIND.pattern})_description")
 TABLE = (
@@ -104,7 +105,7 @@ def read_turns(
     """
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}; expected a CSV file with columns like {TABLE}")
-    table = read_table(path, (), encoding=checked_encoding("--encoding", encoding) or ())
+    table = read_table(path, (), encoding=checked_encoding("--encoding", encoding) or (), option="--encoding")
     for note in table.attrs["notes"]:
         print(note, file=sys.stderr)
     named: dict[str, str] = {}  # what a column holds -> its heading
@@ -197,6 +198,9 @@ def samples_of(options: argparse.Namespace, labels: Labels) -> list[Sample]:
             raise FileNotFoundError(f"{clip} holds no file that ends in {', '.join(FILES)}")
         names = [shown(path.relative_to(clip)) for path in files]
         return [sample(turn_of(name, path), name) for name, path in zip(names, files, strict=True)]
+    if clip is not None and clip.suffix.lower() in WORDS and clip.is_file():
+        raise ValueError(f"{clip} is a text and no clip; give its lines as a CSV table with columns like {TABLE}, or "
+                         "one line with --text")  # fmt: skip
     if clip is not None and not clip.is_file():
         raise FileNotFoundError(f"no file {clip}; expected a video, sound or picture, a folder of them, or a CSV table")
     text, descriptions = cleaned(options.text or "", "--text"), described(options.descriptions)
@@ -422,6 +426,9 @@ class System:
         config = read_run_config(file, data=True)
         self.name = config["model"]["class_path"].rpartition(".")[2]
         self.model: dict[str, Any] = {}
+        if "data.encoding" in (changes or {}):
+            raise ValueError("--data.encoding is of the corpus that the system was trained with, of which zoo label "
+                             "reads no text; give --encoding for your tables")  # fmt: skip
         for key, value in (changes or {}).items():
             section, _, option = key.partition(".")
             if section == "model":
@@ -429,7 +436,8 @@ class System:
             else:
                 _set(config["data"], option.split("."), value)
         self.absent: list[str] = []
-        self.corpus = corpus_of(_without_absent(config["data"], self.absent))
+        data = _without_absent(config["data"], self.absent)
+        self.corpus: EmotionData = instantiated("data", EmotionData, data, file, changes or ())
         self.seed = self.corpus.seed if self.corpus.seed is not None else int(config.get("seed_everything") or 0)
         self.trained = config.get("trainer") or {}
 
@@ -492,6 +500,23 @@ def _without_absent(node: Any, absent: list[str]) -> Any:
 BEGINNING = '{"id": "'  # of every line
 
 
+def digest(sample: Sample) -> str:
+    """Mark of all that a system may read of a sample: words, speaker, descriptions, earlier turns, and the size and
+    time of its files."""
+    def parts(turn: Turn) -> list[Any]:
+        files = []
+        for path in (turn.video, turn.audio):
+            try:
+                state = None if path is None else path.stat()
+            except OSError:
+                state = None  # it is missing, or may not be looked at
+            files.append(state and [state.st_size, state.st_mtime_ns])
+        return [turn.text, turn.speaker, turn.label, sorted(turn.descriptions.items()), files]
+
+    turns = [parts(turn) for turn in (sample.target, *sample.history)] + [sample.labels.corpus]
+    return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:16]
+
+
 class Sheet:
     """Answers as JSON lines, in a file or on stdout. Lines of an earlier, perhaps interrupted, command are kept if they
     have no ``error``. Nobody else's file is touched.
@@ -502,28 +527,27 @@ class Sheet:
 
     def __init__(self, out: Path | None, about: Mapping[str, Any]) -> None:
         self.out, self.about = out, about
-        self.done: set[str] = set()
+        self.done: dict[str, str] = {}  # id -> digest of the sample that was answered
         self.failed: dict[str, str] = {}
         if out is None or not out.exists():
             return
         lines = self._lines(out)
         labelled = [line for line, row in lines if "error" not in row]
-        self.done = {row["id"] for _, row in lines if "error" not in row}
+        self.done = {row["id"]: row["sample"] for _, row in lines if "error" not in row}
         write_whole(out, "".join(f"{line}\n" for line in labelled))
 
     def _lines(self, out: Path) -> list[tuple[str, dict[str, Any]]]:
         """The lines of an earlier command with what they hold. The last one may be cut off, by a kill: it is left out,
         and done again."""
-        try:
-            text = out.read_bytes().decode()
-        except UnicodeDecodeError as error:
-            raise self._foreign(out, "text that is not UTF-8") from error
-        lines, rows = split_lines(text), []
-        for number, line in enumerate(lines, 1):
+        content = out.read_bytes()
+        whole, rows = content.endswith(b"\n"), []
+        lines = content.removesuffix(b"\n").split(b"\n") if content else []
+        for number, data in enumerate(lines, 1):
+            line = data.decode(errors="backslashreplace")
             try:
-                row = parse_json(line, f"{out} line {number}")
+                row = parse_json(data.decode(), f"{out} line {number}")
             except ValueError as error:
-                if number == len(lines) and not text.endswith("\n") and line.startswith(BEGINNING[: len(line)]):
+                if number == len(lines) and not whole and data.startswith(BEGINNING.encode()[: len(data)]):
                     continue
                 raise self._foreign(out, f"line {number}: {line[:60]!r}") from error
             if not isinstance(row, dict) or not isinstance(row.get("id"), str) or "label" not in row:
@@ -532,17 +556,33 @@ class Sheet:
             if any(other[key] != value for key, value in self.about.items()):
                 raise ValueError(f"{out} holds lines of another command ({other}); expected {dict(self.about)}. Name "
                                  "another file")  # fmt: skip
+            if "error" not in row and not isinstance(row.get("sample"), str):
+                raise ValueError(f"{out} line {number} does not say which sample it answers (no 'sample'): an earlier "
+                                 "version of the zoo wrote it. Name another file")  # fmt: skip
             rows.append((line, row))
         return rows
+
+    def missing(self, samples: Sequence[Sample]) -> list[Sample]:
+        """Those that have no label yet. ValueError naming an id under which another sample was labelled."""
+        for sample in samples:
+            before = self.done.get(sample.target.id)
+            if before is not None and before != digest(sample):
+                raise ValueError(
+                    f"{self.out} has a label of another sample with the id {sample.target.id!r}: its words, speaker, "
+                    "descriptions, earlier turns or files were others. Name another file with --out"
+                )
+        return [sample for sample in samples if sample.target.id not in self.done]
 
     def _foreign(self, out: Path, what: str) -> ValueError:
         return ValueError(f"--out {out} was not written by zoo label (it holds {what}), so it is not touched; name "
                           "another file")  # fmt: skip
 
-    def write(self, turn: Turn, row: Mapping[str, Any]) -> None:
+    def write(self, sample: Sample, row: Mapping[str, Any]) -> None:
+        turn = sample.target
         clip = turn.video or turn.audio
         place = {} if clip is None else {"clip": shown(clip)}
-        line = json.dumps({"id": turn.id, **place, **row, **self.about}, ensure_ascii=False)
+        mark = {} if self.out is None else {"sample": digest(sample)}
+        line = json.dumps({"id": turn.id, **place, **row, **self.about, **mark}, ensure_ascii=False)
         if self.out is None:
             print(line, flush=True)
             return
@@ -550,21 +590,21 @@ class Sheet:
         with self.out.open("a", encoding="utf-8") as file:
             file.write(line + "\n")
 
-    def answered(self, turn: Turn, p: Prediction, used: Used, seconds: float, **more: Any) -> None:
+    def answered(self, sample: Sample, p: Prediction, used: Used, seconds: float, **more: Any) -> None:
         scores = None if p.scores is None else dict(sorted(p.scores.items(), key=lambda item: -item[1]))
         said = {"scores": scores, "text": p.text, "details": p.details, **more}
-        self.write(turn, {
+        self.write(sample, {
             "label": p.predicted, **{key: value for key, value in said.items() if value is not None},
             "used": list(used.used), "unused": dict(used.unused),
             **({"damaged": list(used.damaged)} if used.damaged else {}), "seconds": round(seconds, 4),
         })  # fmt: skip
         for what in used.damaged:
-            print(f"{turn.id}: a part of its file was used, {what}", file=sys.stderr)
+            print(f"{sample.target.id}: a part of its file was used, {what}", file=sys.stderr)
 
-    def fail(self, turn: Turn, why: str, show: bool) -> None:
-        self.failed[turn.id] = why
+    def fail(self, sample: Sample, why: str, show: bool) -> None:
+        self.failed[sample.target.id] = why
         if show:
-            self.write(turn, {"label": None, "error": why})
+            self.write(sample, {"label": None, "error": why})
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
@@ -633,7 +673,7 @@ def label(
         selector: checkpoint of a system whose rows decide for the other, which takes them as ``model.selection``.
         show_failures: write a line for a sample without a label, too.
     """
-    todo = [s for s in samples if s.target.id not in sheet.done]
+    todo = sheet.missing(samples)
     with tempfile.TemporaryDirectory() as folder:
         decided: dict[str, dict[str, Any]] = {}
         if selector is not None:
@@ -648,7 +688,7 @@ def label(
 
         def write(sample: Sample, p: Prediction, used: Used, seconds: float) -> None:
             selection = decided.get(sample.id)
-            sheet.answered(sample.target, p, without_discarded(used, selection), seconds, selection=selection)
+            sheet.answered(sample, p, without_discarded(used, selection), seconds, selection=selection)
 
         _answer(system, todo, Path(folder) / "answers", write, sheet, show_failures)
 
@@ -660,7 +700,7 @@ def _answer(
     failed = system.answer(samples, folder, hand) if samples else {}
     for s in samples:
         if s.id in failed:
-            sheet.fail(s.target, f"{system.name}: {failed[s.id]}", show)
+            sheet.fail(s, f"{system.name}: {failed[s.id]}", show)
     return [s for s in samples if s.id not in failed]
 
 

@@ -49,7 +49,7 @@ from zoo.callbacks import (
     SaveConfig,
 )
 from zoo.checkpoints.listing import refuse_changed
-from zoo.configs import read_run_config, take_imports, trust_words
+from zoo.configs import read_run_config, refuse_unreadable, take_imports, trust_words
 from zoo.data import EmotionData
 from zoo.errors import is_refusal
 from zoo.module import EmotionModule
@@ -67,7 +67,7 @@ from zoo.runs import (
     run_of,
 )
 from zoo.storage import locked, read_json, sha256_of
-from zoo.weights import look_into, require_resumable
+from zoo.weights import look_into, require_evaluable, require_resumable
 
 EVALUATION = ("validate", "test", "predict")
 VERBS = ("fit", *EVALUATION)
@@ -151,9 +151,11 @@ class ZooCLI(LightningCLI):
             self.checkpoint_step = checkpoint.global_step
             self.validation_due = bool(_get(checkpoint.content, "callbacks.LastCheckpoint.validation_due"))
             if self.subcommand == "fit":
-                require_resumable(checkpoint)
+                require_resumable(checkpoint, config.data.class_path.rpartition(".")[2] if config.data else None)
                 if (home := run_of(file)) is not None:
                     self._refuse_changes(home)
+            else:
+                require_evaluable(checkpoint)
         start = config.model.get("init_args", {}).get("start_from") if config.model else None
         if self.subcommand == "fit" and start and not config.ckpt_path:
             refuse_changed(find_checkpoint(start))
@@ -370,6 +372,7 @@ def run(verb: str, args: list[str]) -> None:
     """One LightningCLI verb, with --ckpt_path resolved first."""
     _quiet()
     args = prepared(verb, take_imports(args), verb in EVALUATION)
+    refuse_unreadable(_values(args, "--config", "-c"))
     trust_words(args, _values(args, "--config", "-c"))
     args = configs_first(resolve_checkpoint(verb, args))
     # where LightningCLI reads, and with what Lightning starts the other processes: the script stays the first

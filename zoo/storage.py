@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import glob
 import hashlib
 import json
 import os
@@ -214,15 +215,21 @@ def _deeper(content: Any, depth: int) -> bool:
 
 
 # ---------------------------------------------------------------------------------------------------------- writing
+UMASK = os.umask(0)  # read once: reading it sets it, for all threads
+os.umask(UMASK)
+
+
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """A temporary file beside ``path`` to write to, which takes its place at the end: whoever reads ``path`` finds the
     old file or the new one whole, also after a kill or a power cut. If the block raises, ``path`` stays as it was.
 
     What killed commands left beside ``path`` is removed; a temporary file that is being written is locked, and stays.
+    A link stays one: the file that it leads to is replaced. What the disk refuses names ``path``.
     """
+    asked, path = path, path.resolve()
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left in path.parent.glob(f".{path.name}.*.part"):
+    for left in path.parent.glob(f".{glob.escape(path.name)}.*.part"):
         _remove_unlocked(left)
     handle, temporary = _locked_temporary(path)
     try:
@@ -234,8 +241,10 @@ def replacing(path: Path) -> Iterator[Path]:
             os.fsync(folder)
         finally:
             os.close(folder)
-    except BaseException:
+    except BaseException as error:
         temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
+            error.filename = str(asked)  # a write to an open file names none
         raise
     finally:
         os.close(handle)
@@ -263,9 +272,7 @@ def _locked_temporary(path: Path) -> tuple[int, Path]:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         fcntl.flock(handle, fcntl.LOCK_EX)
         if os.fstat(handle).st_nlink:  # else another command took it for one that a killed command left
-            mask = os.umask(0)
-            os.umask(mask)
-            os.fchmod(handle, 0o666 & ~mask)
+            os.fchmod(handle, 0o666 & ~UMASK)
             return handle, Path(name)
         os.close(handle)
 

@@ -6,15 +6,17 @@ in its header. Nothing here unpickles code, builds a model, or knows a system.
 
 from __future__ import annotations
 
+import itertools
 import re
 import zipfile
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
+from packaging.version import InvalidVersion, Version
 from safetensors import safe_open
 from torch import Tensor
 
@@ -34,7 +36,6 @@ class Checkpoint:
         state: name -> tensor; without their values if the file was only looked into.
         contract: what it says about itself, see `EmotionModule.contract`; every field is there.
         global_step: of the training that wrote it.
-        resumable: it also holds what a training run goes on from (optimizer, place in the data, Lightning's version).
         content: everything in the file, as Lightning reads it.
     """
 
@@ -42,7 +43,6 @@ class Checkpoint:
     state: Mapping[str, Tensor]
     contract: Mapping[str, Any]
     global_step: int = 0
-    resumable: bool = False
     content: Mapping[str, Any] = field(default_factory=dict, repr=False)
 
 
@@ -147,13 +147,7 @@ def _checked(path: Path, content: Any) -> Checkpoint:
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise wrong(f"its global_step is {step!r}, expected a number of steps")
     contract = checked_contract(contract, path)
-    optimizers = content.get("optimizer_states")
-    resumable = (
-        isinstance(optimizers, list) and bool(optimizers) and all(isinstance(one, dict) for one in optimizers)
-        and isinstance(content.get("lr_schedulers"), list) and isinstance(content.get("loops"), dict)
-        and isinstance(content.get("epoch"), int) and isinstance(content.get("pytorch-lightning_version"), str)
-    )  # fmt: skip
-    return Checkpoint(path, state, contract, step, resumable, content)
+    return Checkpoint(path, state, contract, step, content)
 
 
 def checked_contract(contract: Any, path: object) -> dict[str, Any]:
@@ -184,11 +178,208 @@ def checked_contract(contract: Any, path: object) -> dict[str, Any]:
     return {**contract, "bases": {k: {"revision": None, **v} for k, v in bases.items()}, "adapters": adapters}
 
 
-def require_resumable(checkpoint: Checkpoint) -> None:
-    """ValueError for a checkpoint without the state of a training run."""
-    if not checkpoint.resumable:
-        raise ValueError(
-            f"{checkpoint.path} holds weights but not the whole state of a training run (optimizer_states, "
-            "lr_schedulers, loops, epoch, pytorch-lightning_version), so no run can go on from it. To begin a new run "
-            f"with these weights, give --model.start_from {checkpoint.path}"
-        )
+# ------------------------------------------------------------------------------------------- what Lightning reads of it
+def require_evaluable(checkpoint: Checkpoint) -> None:
+    """ValueError naming the first field that Lightning reads in an evaluation and that is not as it writes it."""
+    if checkpoint.path.suffix != ".safetensors":
+        _refuse_fields(checkpoint.path, _wrong_in_evaluation(checkpoint.content), "Lightning cannot load it")
+
+
+def require_resumable(checkpoint: Checkpoint, corpus: str | None = None) -> None:
+    """ValueError naming the first field of a training run's state that is missing or not as it was written.
+
+    Args:
+        corpus: class of the data module, whose place in the data must be there.
+    """
+    content = checkpoint.content
+    fields = itertools.chain(_wrong_in_evaluation(content), _wrong_in_training(content, corpus))
+    _refuse_fields(checkpoint.path, fields, "it holds weights but not the whole state of a training run, so no run can "
+                   "go on from it")  # fmt: skip
+
+
+def _refuse_fields(path: Path, wrong: Iterator[str], so: str) -> None:
+    first = next(wrong, None)
+    if first is None:
+        return
+    config = (path.parent.parent if path.parent.name == "checkpoints" else path.parent) / "config.yaml"
+    raise ValueError(
+        f"{path}: {first}; {so}. Copy the file again or give another checkpoint, or begin a new run with these weights "
+        f"(without --ckpt_path): zoo fit --config {config} --model.start_from {path}"
+    )
+
+
+def _wrong_in_evaluation(content: Mapping[str, Any]) -> Iterator[str]:
+    """What is wrong with each field that every verb of Lightning reads."""
+    version = content.get("pytorch-lightning_version")
+    if not isinstance(version, str) or not re.match(r"[2-9]\.\d+", version) or not _is_version(version):
+        yield _is(content, "pytorch-lightning_version", "a version of Lightning, 2.0 or later")
+    callbacks = content.get("callbacks") or {}
+    if not isinstance(callbacks, dict) or not all(isinstance(k, str) for k in callbacks):
+        yield _is(content, "callbacks", "a mapping of names to states")
+    else:
+        for name, state in callbacks.items():
+            kind = re.match(r"\w*", name)[0]
+            if not isinstance(state, dict):
+                yield f"the state of {kind} in its callbacks is {_brief(state)}, expected a mapping"
+                continue
+            for key, kinds in CALLBACKS.get(kind, {}).items():
+                if key not in state or not _fits(state[key], kinds):
+                    yield f"the {key} of {kind} in its callbacks {_value(state, key)}, expected {_words(kinds)}"
+    loops = content.get("loops")
+    if loops is not None and not isinstance(loops, dict):
+        yield _is(content, "loops", "a mapping of the four loops")
+    for name in ("fit_loop", "validate_loop", "test_loop", "predict_loop") if loops is not None else ():
+        if not isinstance(loops.get(name), dict):
+            yield f"the {name} of its loops {_value(loops, name)}, expected a mapping"
+            continue
+        for key, state in loops[name].items():
+            if not isinstance(key, str) or not isinstance(state, dict):
+                yield f"{key!r:.60} in the {name} of its loops is {_brief(state)}, expected a mapping"
+            elif key.endswith("progress"):
+                ends = key.endswith("batch_progress") and name != "predict_loop"  # it knows whether a batch is the last
+                wrong = _wrong_progress(key, state, ends)
+                yield from (f"{key} in the {name} of its loops {what}" for what in wrong)
+    steps = loops["fit_loop"].get("epoch_loop.state_dict", {}) if loops is not None else {}
+    if not _fits(steps.get("_batches_that_stepped", 0), int):
+        yield f"the _batches_that_stepped of its loops is {_brief(steps['_batches_that_stepped'])}, expected a number"
+    for name in ("MixedPrecision", "native_amp_scaling_state"):
+        if name in content and not isinstance(content[name], dict):
+            yield _is(content, name, "a mapping")
+
+
+def _wrong_in_training(content: Mapping[str, Any], corpus: str | None) -> Iterator[str]:
+    """What is wrong with each field that a resumed run goes on from."""
+    if not _fits(content.get("epoch"), int):
+        yield _is(content, "epoch", "a number of epochs")
+    loops = content.get("loops")
+    if loops is None:
+        yield _is(content, "loops", "a mapping of the four loops")
+    else:
+        yield from (f"its loops have no {key} in the fit_loop" for key in LOOPS if key not in loops["fit_loop"])
+    optimizers = content.get("optimizer_states")
+    if not isinstance(optimizers, list) or not optimizers:
+        yield _is(content, "optimizer_states", "a list with a state per optimizer")
+    for state in optimizers if isinstance(optimizers, list) else ():
+        yield from (f"{what} in its optimizer_states" for what in _wrong_optimizer(state))
+    schedules = content.get("lr_schedulers")
+    if not isinstance(schedules, list):
+        yield _is(content, "lr_schedulers", "a list with a state per schedule")
+    for state in schedules if isinstance(schedules, list) else ():
+        if not isinstance(state, dict):
+            yield f"a state in its lr_schedulers is {_brief(state)}, expected a mapping"
+            continue
+        # a schedule without settings of its own is the zoo's; a scheduler that the user chose may lack some of these
+        for key, kinds in SCHEDULE.items():
+            if (state.keys() <= SCHEDULE.keys() if key not in state else not _fits(state[key], kinds)):
+                yield f"the {key} in its lr_schedulers {_value(state, key)}, expected {_words(kinds)}"
+        for key in ("base_lrs", "_last_lr"):
+            if not all(_fits(rate, (int, float, Tensor)) for rate in state.get(key, ())):
+                yield f"the {key} in its lr_schedulers is {_brief(state[key])}, expected numbers"
+    if corpus is not None:
+        place = content.get(corpus)
+        if not isinstance(place, dict):
+            yield _is(content, corpus, "a mapping with the place in the data")
+        else:
+            for key, kinds in PLACE.items():
+                if key not in place or not _fits(place[key], kinds):
+                    yield (f"the {key} in {corpus}, its place in the data, {_value(place, key)}, expected "
+                           f"{_words(kinds)}")  # fmt: skip
+
+
+SCORE = (Tensor, float, int, None)
+CALLBACKS: dict[str, dict[str, Any]] = {  # callback -> field of its state -> its types
+    "BestCheckpoint": {"best_model_path": str, "kth_best_model_path": str, "last_model_path": str, "dirpath": str,
+                       "best_k_models": {str: SCORE}, "best_model_score": SCORE, "current_score": SCORE,
+                       "kth_value": SCORE},
+    "LastCheckpoint": {"metrics": {str: (float, int)}},
+    "EarlyStopping": {"wait_count": int, "stopped_epoch": int, "patience": int, "best_score": (Tensor, float)},
+}  # fmt: skip
+LOOPS = ("epoch_progress", "epoch_loop.state_dict", "epoch_loop.batch_progress", "epoch_loop.scheduler_progress",
+         "epoch_loop.automatic_optimization.optim_progress", "epoch_loop.manual_optimization.optim_step_progress",
+         "epoch_loop.val_loop.batch_progress")  # fmt: skip
+SCHEDULE = {"last_epoch": int, "_step_count": int, "base_lrs": list, "_last_lr": list, "lr_lambdas": list,
+            "_is_initial": bool, "_get_lr_called_within_step": bool}  # fmt: skip
+PLACE = {"epoch": int, "batches_done": int, "seed": int, "batch_size": int, "bucket": bool, "training samples": int,
+         "processes": int}  # fmt: skip
+NAMES = {int: "a number from 0 on", float: "a number", str: "a text", bool: "true or false", list: "a list",
+         Tensor: "a tensor", None: "nothing"}  # fmt: skip
+
+
+def _wrong_progress(key: str, state: Mapping[str, Any], ends: bool) -> Iterator[str]:
+    if key.endswith(".optim_progress") or key == "optim_progress":
+        both = state.get("optimizer")
+        for part in ("step", "zero_grad"):
+            counts = both.get(part) if isinstance(both, dict) else None
+            yield from (f"({part}) {what}" for what in _wrong_counts(counts))
+    else:
+        yield from _wrong_counts(state)
+        if ends and not isinstance(state.get("is_last_batch"), bool):
+            yield f"has {_brief(state.get('is_last_batch'))} as is_last_batch, expected true or false"
+
+
+def _wrong_counts(counts: Any) -> Iterator[str]:
+    for part in ("total", "current"):
+        steps = counts.get(part) if isinstance(counts, dict) else None
+        if not isinstance(steps, dict) or not {"ready", "completed"} <= steps.keys() or not _fits(steps, {str: int}):
+            yield f"has {_brief(steps)} as {part}, expected numbers from 0 on"
+
+
+def _wrong_optimizer(state: Any) -> Iterator[str]:
+    """Of the state of one optimizer, as torch writes it."""
+    if not isinstance(state, dict) or not isinstance(state.get("state"), dict) or not state.get("param_groups"):
+        yield f"{_brief(state)} instead of state and param_groups is"
+        return
+    groups = state["param_groups"]
+    if not isinstance(groups, list) or not all(
+        isinstance(group, dict) and isinstance(group.get("params"), list)
+        and _fits(group.get("lr"), (float, int, Tensor))
+        for group in groups
+    ):
+        yield "a group in param_groups without params and lr is"
+        return
+    members = {member for group in groups for member in group["params"] if isinstance(member, int | str)}
+    for member, values in state["state"].items():
+        if member not in members or not isinstance(values, dict):
+            yield f"the state of the parameter {member!r:.60}, which is {_brief(values)}, is"
+
+
+def _fits(value: Any, kinds: Any) -> bool:
+    """Whether a value has one of some types; a number of type int is at least 0, and true is no number."""
+    if isinstance(kinds, dict):
+        (key, inner), = kinds.items()  # fmt: skip
+        return isinstance(value, dict) and all(isinstance(k, key) and _fits(v, inner) for k, v in value.items())
+    if isinstance(kinds, tuple):
+        return any(_fits(value, kind) for kind in kinds)
+    if kinds is None:
+        return value is None
+    if isinstance(value, bool):
+        return kinds is bool
+    return isinstance(value, kinds) and not (kinds is int and value < 0)
+
+
+def _words(kinds: Any) -> str:
+    if isinstance(kinds, dict):
+        return "a mapping of names to numbers"
+    return " or ".join(NAMES[kind] for kind in (kinds if isinstance(kinds, tuple) else (kinds,)))
+
+
+def _is(content: Mapping[str, Any], key: str, expected: str) -> str:
+    return f"its {key} {_value(content, key)}, expected {expected}"
+
+
+def _value(content: Mapping[str, Any], key: str) -> str:
+    return f"is {_brief(content[key])}" if key in content else "is missing"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor of shape {tuple(value.shape)}"
+    return f"{value!r:.60}"
+
+
+def _is_version(text: str) -> bool:
+    try:
+        Version(text)
+    except InvalidVersion:
+        return False
+    return True

@@ -16,6 +16,7 @@ import yaml
 
 from tests.benchmark.conftest import Made, bench, config
 from tests.runs_helper import metrics, refused, rows, zoo
+from zoo.benchmark.run import _complaint
 
 
 def results_of(made: Made, row: str, seed: int = 0) -> Path:
@@ -88,6 +89,26 @@ def test_other_settings_in_the_same_folder_are_refused(made, tmp_path):
     file.write_text(yaml.safe_dump(said))
     message = refused("bench", "--config", file, "--out", made.out)
     assert "row slower with other settings (options differ)" in message and "--redo" in message
+
+
+@pytest.mark.parametrize("flag", ["--report_only=true", "--write_jobs=jobs"])
+def test_nothing_is_thrown_away_where_nothing_runs(made, flag):
+    files = sorted(made.out.rglob("*"))
+    said = refused("bench", f"--config={made.file}", f"--out={made.out}", "--redo=[plain]", flag)
+    assert flag.partition("=")[0] in said and "give one of the two" in said
+    assert sorted(made.out.rglob("*")) == files
+
+
+def test_progress_is_no_complaint(tmp_path):
+    log = tmp_path / "log.txt"
+    log.write_text("zoo fit: of the command before\n")
+    start = log.stat().st_size
+    with log.open("a") as file:
+        file.write("run folder: x\nepoch 0, step 7: train/loss 1.2, 3 s left\n")
+    assert _complaint(log, start) == f"it printed no error; see {log}"
+    with log.open("a") as file:
+        file.write("zoo fit: the file x\nis damaged\n")
+    assert _complaint(log, start) == "zoo fit: the file x is damaged"
 
 
 def test_one_script_per_job(made, tmp_path):

@@ -8,6 +8,7 @@ the folder and no host.
 from __future__ import annotations
 
 import contextlib
+import difflib
 import functools
 import inspect
 import os
@@ -17,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from transformers import CONFIG_MAPPING
+from transformers.activations import ACT2FN
 
 from zoo.errors import is_refusal, one_line
 from zoo.storage import inside, read_json
@@ -31,6 +33,8 @@ LARGEST = {  # numbers of a config.json beyond those of any model: a library wou
 }  # fmt: skip
 POSITIVE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size",
             "vocab_size", "head_dim", "image_size", "patch_size", "num_channels")  # fmt: skip
+ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "feat_extract_activation")
+TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 READ = re.compile(r"config|(?:tokenizer|preprocessor|generation|special).*|.*\.index")  # JSON files of objects
 
 
@@ -116,7 +120,29 @@ def check_folder(folder: str | Path, known: bool = True) -> dict[str, Any]:
                 _check_index(file, content)
     config = read_json(folder / "config.json")
     _check_config(config, folder / "config.json", known)
+    if known:  # else it writes no tokens
+        text = config.get("text_config")
+        rows = config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, dict) else None)
+        _check_tokens(config, folder / "config.json", rows)
+        if (file := folder / "generation_config.json").is_file():
+            _check_tokens(read_json(file), file, rows)
     return config
+
+
+def _check_tokens(content: Mapping[str, Any], file: Path, rows: int | None) -> None:
+    """ValueError for a token that the model has no row for; -1 as padding is an old word for none."""
+    for key in TOKENS:
+        value = content.get(key)
+        for token in value if isinstance(value, list) else [value]:
+            if token is None or (key == "pad_token_id" and token == -1 and not isinstance(token, bool)):
+                continue
+            if not isinstance(token, int) or isinstance(token, bool):
+                raise ValueError(f"{file}: {key} is {value!r:.60}, expected the number of a token; fetch it again")
+            if token < 0 or (rows is not None and token >= rows):
+                raise ValueError(
+                    f"{file}: {key} is {value!r:.60}, but the vocabulary has the tokens 0 to {(rows or 0) - 1}; "
+                    "correct it, or fetch the file again"
+                )
 
 
 def _check_index(file: Path, content: Mapping[str, Any]) -> None:
@@ -151,6 +177,13 @@ def _check_config(config: Mapping[str, Any], file: Path, known: bool) -> None:
                 raise wrong(f"{key} is {value!r:.60}, expected a whole number")
             if value > largest or (key in POSITIVE and value < 1):
                 raise wrong(f"{key} is {value!r:.60}, expected 1 to {largest}")
+    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
+        for key in ACTIVATIONS:
+            if isinstance(part.get(key), str) and part[key] not in ACT2FN:
+                near = difflib.get_close_matches(part[key], list(ACT2FN), 1)
+                raise ValueError(f"{file}: {key} is {part[key]!r:.60}, which the installed transformers does not know"
+                                 f"{f'; did it mean {near[0]}?' if near else ''}; correct it, or fetch the file "
+                                 "again")  # fmt: skip
     width, heads, groups = (config.get(k) for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
     if isinstance(width, int) and isinstance(heads, int):
         if width % heads and config.get("head_dim") is None:

@@ -19,9 +19,10 @@ from typing import Any
 
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 
+from zoo.arguments import SentenceParser
 from zoo.benchmark.plan import Bench, Row
 from zoo.benchmark.run import Job, Outcome, jobs, run
-from zoo.configs import take_imports, trust_words
+from zoo.configs import refuse_unreadable, take_imports, trust_words
 from zoo.runs import configs_first
 from zoo.storage import parse_yaml, read_yaml
 
@@ -30,7 +31,7 @@ EXIT_FAILED = 1
 
 
 def parser() -> ArgumentParser:
-    made = ArgumentParser(prog="zoo bench", description="Train, test and compare rows on one corpus; resumable.",
+    made = SentenceParser(prog="zoo bench", description="Train, test and compare rows on one corpus; resumable.",
                           allow_abbrev=False)  # fmt: skip
     made.add_argument("--config", action=ActionConfigFile, help="benchmark file; a flag beats it")
     made.add_class_arguments(Bench)
@@ -53,6 +54,7 @@ def main(args: list[str]) -> None:
     """``zoo bench``. Leaves with exit code 1 if a row failed."""
     args = configs_first(args)
     asked, args = args, take_imports(args)
+    refuse_unreadable(arg.removeprefix("--config=") for arg in args if arg.endswith((".yaml", ".yml")))
     trust_words(args, [arg.removeprefix("--config=") for arg in args])  # what is no file is passed over
     made = parser()
     config = made.parse_args(args)
@@ -68,6 +70,10 @@ def main(args: list[str]) -> None:
     _known(bench, "redo", options.redo)
     if options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: expected at least one row at a time")
+    for flag in ("report_only", "write_jobs"):
+        if options.redo and options[flag]:
+            raise ValueError(f"--redo throws results away to make them again, but --{flag} runs nothing; give one of "
+                             "the two")  # fmt: skip
     if options.write_jobs is not None:
         _write_jobs(todo, options.write_jobs, asked, config.out)
         return

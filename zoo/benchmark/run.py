@@ -280,11 +280,14 @@ def _command(
 
 
 def _complaint(log: Path, start: int) -> str:
-    """The end of what a command printed, from its error message on."""
+    """What a command printed from its error message on. A command that was killed has none, and how far it was is no
+    complaint."""
     lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines() if log.is_file() else []
     begins = [i for i, line in enumerate(lines) if re.match(r"zoo \w+: |error: |\w+(Error|Exception)\b", line)]
-    told = " ".join(" ".join(lines[begins[-1] if begins else -1 :]).split())
-    return (told[:400] + " ..." if len(told) > 400 else told) or "it printed nothing"
+    if not begins:
+        return f"it printed no error; see {log}"
+    told = " ".join(" ".join(lines[begins[-1] :]).split())
+    return told[:400] + " ..." if len(told) > 400 else told
 
 
 def source() -> str:

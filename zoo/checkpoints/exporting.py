@@ -13,14 +13,13 @@ from typing import Any
 
 import torch
 import yaml
-from jsonargparse import ArgumentParser
 from safetensors.torch import save_file
 from torch import Tensor
 
 from zoo.checkpoints import probes
 from zoo.checkpoints.listing import INDEX, files_entry, index
 from zoo.checkpoints.loading import home_of, load, made
-from zoo.configs import read_run_config, take_imports
+from zoo.configs import instantiated, read_run_config, take_imports
 from zoo.data import EmotionData
 from zoo.module import read_checkpoint
 from zoo.runs import REPOSITORY, find_checkpoint, newest_config
@@ -357,9 +356,7 @@ def labels_of(data: Mapping[str, Any]) -> list[Labels]:
 
 def corpus_of(data: Mapping[str, Any]) -> EmotionData:
     """The corpus of a config's data section."""
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(EmotionData, "data", required=True)
-    return parser.instantiate_classes(parser.parse_object({"data": data})).data
+    return instantiated("data", EmotionData, data, None)
 
 
 def corpus_licences(data: EmotionData) -> dict[str, str]:

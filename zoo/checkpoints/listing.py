@@ -12,6 +12,12 @@ from zoo.storage import inside, read_yaml, sha256_of
 INDEX = REPOSITORY / "checkpoints" / "index.yaml"
 SOURCES = {"shipped": (), "hub": ("hub", "revision"), "url": ("url",), "hand": ("hand",)}  # source -> fields it needs
 ALWAYS = ("what", "paper", "source", "licence", "gated", "commercial", "reported", "files")
+FIELDS: dict[str, Any] = {  # field -> types that it may have
+    "what": str, "paper": str, "source": str, "licence": str, "gated": bool, "commercial": bool | str,
+    "reported": list, "files": dict, "hub": str, "revision": str | None, "url": str, "hand": str, "made_by": str,
+    "use": str | None, "converter": str | None, "config": str | None, "bytes": int | None,
+}  # fmt: skip
+SCORE: dict[str, Any] = {"metric": str, "value": int | float, "corpus": str, "split": str}  # that a reported one needs
 
 
 def index() -> dict[str, dict[str, Any]]:
@@ -33,12 +39,43 @@ def index() -> dict[str, dict[str, Any]]:
         lacking = [key for key in (*ALWAYS, *SOURCES[entry["source"]]) if key not in entry]
         if lacking:
             raise ValueError(f"{INDEX}: {name} lacks {', '.join(lacking)}")
+        _check_types(name, entry)
         files = entry["files"]
         if not isinstance(files, dict) or not all(isinstance(digest, str | None) for digest in files.values()):
             raise ValueError(f"{INDEX}: the files of {name} are {files!r:.60}, expected file: sha256")
         for file in files:
             inside(folder_of(name), file, f"{INDEX}: {name}")
     return entries
+
+
+def _check_types(name: str, entry: Mapping[str, Any]) -> None:
+    """ValueError naming the first field of another type."""
+    for key, value in entry.items():
+        kinds = FIELDS.get(key, object)
+        if not isinstance(value, kinds) or isinstance(value, bool) and not isinstance(True, _without_int(kinds)):
+            raise ValueError(f"{INDEX}: the {key} of {name} is {value!r:.60}, expected {_kinds(kinds)}; restore it")
+    for score in entry["reported"]:
+        wrong = None if isinstance(score, dict) else "a mapping"
+        for key, kinds in SCORE.items() if wrong is None else ():
+            if not isinstance(score.get(key), kinds) or isinstance(score[key], bool):
+                wrong = f"{key} as {_kinds(kinds)}"
+                break
+        if wrong is None and not isinstance(score.get("n"), int | str | None):
+            wrong = "n as a number"
+        if wrong is not None:
+            raise ValueError(f"{INDEX}: a score that is reported of {name} is {score!r:.80}, expected {wrong}; restore "
+                             "it")  # fmt: skip
+
+
+def _without_int(kinds: Any) -> Any:
+    """The same types; ``true`` counts as a number only where it may."""
+    return {int: str, int | None: str}.get(kinds, kinds)
+
+
+def _kinds(kinds: Any) -> str:
+    words = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list",
+             dict: "a mapping of file to sha256", type(None): "null"}  # fmt: skip
+    return " or ".join(dict.fromkeys(words[kind] for kind in getattr(kinds, "__args__", (kinds,))))
 
 
 def entry_of(name: str) -> dict[str, Any]:

@@ -6,11 +6,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jsonargparse import ArgumentParser
-
 from zoo.checkpoints.listing import refuse_changed
 from zoo.checkpoints.probes import PROBE, compare
-from zoo.configs import read_run_config
+from zoo.configs import instantiated, read_run_config
 from zoo.module import EmotionModule, read_checkpoint
 from zoo.runs import find_checkpoint, newest_config, run_of
 
@@ -78,8 +76,6 @@ def made(config: Path, changes: Mapping[str, Any] | None = None) -> EmotionModul
     Raises:
         ValueError: no config of a run, or one that names what it may not import (`zoo.configs.check_imports`).
     """
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(EmotionModule, "model", required=True)
     model_config = read_run_config(config)["model"]
     for name, value in (changes or {}).items():
         options = model_config.setdefault("init_args", {})
@@ -87,4 +83,4 @@ def made(config: Path, changes: Mapping[str, Any] | None = None) -> EmotionModul
         for key in outer:
             options = options.setdefault(key, {})
         options[last] = value
-    return parser.instantiate_classes(parser.parse_object({"model": model_config})).model
+    return instantiated("model", EmotionModule, model_config, config, [f"model.{name}" for name in changes or {}])

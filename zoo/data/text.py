@@ -131,7 +131,9 @@ def checked_encoding(option: str, name: str | None) -> str | None:
     return name
 
 
-def read_text(path: Path, encoding: str | Sequence[str] = ()) -> tuple[str, dict[str, int]]:
+def read_text(
+    path: Path, encoding: str | Sequence[str] = (), option: str = "--data.encoding"
+) -> tuple[str, dict[str, int]]:
     """The text of a file, and a note if it was not UTF-8 (with or without BOM).
 
     Args:
@@ -139,6 +141,7 @@ def read_text(path: Path, encoding: str | Sequence[str] = ()) -> tuple[str, dict
             known to be in where they are not UTF-8; each is tried in turn, and taken if every byte decodes and the
             result is plausible text of that kind (``cp1252``, ``gb18030``). Then ASCII with Windows punctuation that
             can be nothing else is still read as cp1252.
+        option: of the command line that names the encoding, for the message.
 
     Raises:
         ValueError: the file is in none of these, so its characters would be guessed.
@@ -149,14 +152,15 @@ def read_text(path: Path, encoding: str | Sequence[str] = ()) -> tuple[str, dict
         try:
             text = data.decode(encoding).removeprefix("\ufeff")
         except UnicodeError as error:
-            problem = f"{path} is not {encoding} ({error}); name the encoding it is in, or save it as UTF-8"
+            problem = f"{path} is not {encoding} ({error}); name the encoding it is in ({option}), or save it as UTF-8"
             raise ValueError(problem) from None
         return text, {} if codecs.lookup(encoding).name.startswith("utf-8") else {f"{path.name} read as {encoding}": 1}
     data = data.removeprefix(codecs.BOM_UTF8)
+    advice = f"Save it as UTF-8 again, or say which encoding it is in ({option})"
     if b"\x1b$" in data or b"\x1b(" in data:
-        raise ValueError(f"{path} holds escape sequences of ISO-2022; expected UTF-8. Save it as UTF-8 again")
+        raise ValueError(f"{path} holds escape sequences of ISO-2022; expected UTF-8. {advice}")
     if b"\x00" in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{path} holds zero bytes: UTF-16 or not a text file; expected UTF-8. Save it as UTF-8 again")
+        raise ValueError(f"{path} holds zero bytes: UTF-16 or not a text file; expected UTF-8. {advice}")
     try:
         return data.decode("utf-8"), {}
     except UnicodeDecodeError as error:
@@ -166,8 +170,7 @@ def read_text(path: Path, encoding: str | Sequence[str] = ()) -> tuple[str, dict
             return text, {f"{path.name} is not UTF-8, read as {'cp1252' if name == WINDOWS else name}": 1}
     tried = f", nor plausible text in {' or '.join(encoding)}" if encoding else ""
     raise ValueError(
-        f"{path} is not UTF-8 ({where}){tried}; expected UTF-8. Save it as UTF-8 again, or say which encoding it is in "
-        "(--data.encoding, --encoding of zoo label)"
+        f"{path} is not UTF-8 ({where}){tried}; expected UTF-8. {advice}"
     )
 
 
@@ -200,6 +203,7 @@ def read_table(
     sep: str = ",",
     header: bool = True,
     encoding: str | Sequence[str] = (),
+    option: str = "--data.encoding",
 ) -> pd.DataFrame:
     """All cells as str, indexed by row number in the file (from 1, the header included).
 
@@ -210,9 +214,9 @@ def read_table(
         columns: columns that must be there; without a header, the names of all columns.
         sep: cell separator; with a tab, quotes are ordinary characters.
         header: whether the first row names the columns.
-        encoding: see `read_text`.
+        encoding, option: see `read_text`.
     """
-    text, notes = read_text(path, encoding)
+    text, notes = read_text(path, encoding, option)
     quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep, quoting=quoting, strict=True)
