@@ -45,6 +45,7 @@ def forked(args: list[str], folder: Path, env: dict[str, str] | None = None) -> 
     """Starts ``zoo ARGS`` in a process forked off this one, with its output in log.txt; its process id."""
     child = os.fork()
     if child:
+        CODES.pop(child, None)  # of an earlier process with this number
         return child
     code = 1
     try:
@@ -82,15 +83,18 @@ class Command:
     result: Callable[[Path], object]
 
 
+CODES: dict[int, int] = {}  # process -> exit code of those that have ended
+
+
 def ended(pids: list[int], until: float | None = None) -> list[int] | None:
     """Exit codes of all processes; None if one still runs at a time."""
-    codes: dict[int, int] = {}
+    codes = {pid: CODES[pid] for pid in pids if pid in CODES}
     while len(codes) < len(pids):
         for pid in pids:
             if pid not in codes:
                 done, status = os.waitpid(pid, os.WNOHANG)
                 if done:
-                    codes[pid] = os.waitstatus_to_exitcode(status)
+                    codes[pid] = CODES[pid] = os.waitstatus_to_exitcode(status)
         if len(codes) < len(pids):
             if until is not None and time.perf_counter() >= until:
                 return None
@@ -171,6 +175,7 @@ def commands(home: Path) -> dict[str, Command]:
         log = (folder / "log.txt").open("a")
         command = [sys.executable, "-m", "zoo", "bench", f"--config={bench}", f"--out={folder / 'out'}", "--jobs=2"]
         process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+        CODES.pop(process.pid, None)
         return [process.pid]
 
     def written(folder: Path) -> dict[str, bytes]:
