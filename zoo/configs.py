@@ -28,7 +28,7 @@ import jsonargparse
 import yaml
 from jsonargparse._loaders_dumpers import yaml_load  # the public get_loader("yaml") is ours after the first import
 
-from zoo.storage import parse_yaml, read_yaml
+from zoo.storage import parse_yaml, read_yaml, split_lines
 
 OURS = ("zoo", "lightning", "lightning_fabric", "pytorch_lightning", "torch", "torchmetrics")
 DOTTED = re.compile(r"[^\W\d]\w*(?:\.[^\W\d]\w*)+")
@@ -86,7 +86,7 @@ def option_refusal(message: str) -> tuple[str, str]:
     reasons: list[str] = []
     expected: list[str] = []
     value, kind = "", ""
-    for line in message.partition("Subclass types expect one of:")[0].splitlines():
+    for line in split_lines(message.partition("Subclass types expect one of:")[0]):
         text = re.sub(r"NestedArg\(key='.*?', val='?(.*?)'?\)", r"\1", line.strip().removeprefix("- "))
         if match := re.match(r'Parser key "(.+?)":\s*(.*)', text):
             keys.append(match[1])
