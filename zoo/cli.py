@@ -12,6 +12,7 @@ import errno
 import os
 import re
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -67,6 +68,8 @@ def main(argv: list[str] | None = None) -> None:
         meant = f"; did you mean {near[0]}?" if near else ""
         sys.exit(f"zoo: unknown verb {args[0]!r}; expected one of {', '.join(verbs)} (zoo --help){meant}")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every loader worker warns about forking
+    # of transformers about itself: nothing here asks for that property
+    warnings.filterwarnings("ignore", r".*`is_gradient_checkpointing` is deprecated.*")
     interrupts.listen()
     try:
         _run(args[0], args[1:])

@@ -724,4 +724,3 @@ def _quiet() -> None:
     logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     warnings.filterwarnings("ignore", r".*does not have many workers.*")
     warnings.filterwarnings("ignore", r".*LeafSpec.*")
-    warnings.filterwarnings("ignore", r".*`is_gradient_checkpointing` is deprecated.*")

@@ -477,7 +477,6 @@ def _quiet() -> None:
         r".*Experiment logs directory.*",
         r".*your dataloader is not resumable.*",
         r".*callbacks used to create the checkpoint need to be provided.*",
-        r".*`is_gradient_checkpointing` is deprecated.*",
         r".*self\.log\('(val|test)/.*sync_dist=True.*",  # the scores are of all processes already
     ):
         warnings.filterwarnings("ignore", message)
