@@ -230,12 +230,15 @@ def disturb(command: Command, name: str, moment: float, to_all: bool, folder: Pa
             os.kill(pid, number)
         except ProcessLookupError:
             continue
+    ended(pids[:1])
+    if ended(pids, time.perf_counter() + 5) is None:  # as torchrun and schedulers do once the first one has ended
+        for pid in pids[1:]:
+            os.kill(pid, signal.SIGTERM)
     codes = ended(pids)
     right = -number if number == signal.SIGKILL else 128 + number
     finished = set(codes) == {0}
-    # the other processes of one that is killed fail in what they do together
-    others = () if number == signal.SIGKILL and not to_all else codes[1:]
-    if not finished and any(code not in (right, 0) for code in (codes[0], *others)):
+    # the other processes of one that stopped alone fail in what they do together
+    if not finished and any(code not in (right, 0) for code in (codes if to_all else codes[:1])):
         return "stopped", f"exit codes {codes}, expected {right}"
     for _ in range(3):
         if finished:
