@@ -225,20 +225,21 @@ def disturb(command: Command, name: str, moment: float, to_all: bool, folder: Pa
     codes = ended(pids, time.perf_counter() + moment)
     if codes is not None:
         return "had ended", None if set(codes) == {0} else f"ended with {codes} before the signal"
-    for pid in processes_of(pids) if to_all else pids:
+    for pid in processes_of(pids) if to_all else pids[:1]:
         try:
             os.kill(pid, number)
         except ProcessLookupError:
             continue
     ended(pids[:1])
-    if ended(pids, time.perf_counter() + 5) is None:  # as torchrun and schedulers do once the first one has ended
-        for pid in pids[1:]:
-            os.kill(pid, signal.SIGTERM)
+    for harder in (signal.SIGTERM, signal.SIGKILL):  # as torchrun and schedulers do once the first one has ended
+        if ended(pids, time.perf_counter() + 5) is None:
+            for pid in set(pids) - CODES.keys():
+                os.kill(pid, harder)
     codes = ended(pids)
     right = -number if number == signal.SIGKILL else 128 + number
     finished = set(codes) == {0}
-    # the other processes of one that stopped alone fail in what they do together
-    if not finished and any(code not in (right, 0) for code in (codes if to_all else codes[:1])):
+    # of the others, one that waits for the first inside a library ends by SIGKILL, or fails in what they do together
+    if not finished and codes[0] not in (right, 0):
         return "stopped", f"exit codes {codes}, expected {right}"
     for _ in range(3):
         if finished:
