@@ -19,7 +19,7 @@ import torch
 import yaml
 
 from tests.data.miniature import write_meld
-from tests.runs_helper import label_clip, make_llm
+from tests.runs_helper import fit, label_clip, make_llm
 from zoo import cli, configs, weights
 from zoo.backbones import LLM
 from zoo.benchmark import collect
@@ -143,11 +143,12 @@ def contract() -> dict[str, Any]:
 
 
 def test_checkpoints(tmp_path):
-    tensors = {"a.weight": torch.randn(3, 4), "b": torch.arange(5)}
-    content = {"state_dict": tensors, "zoo": contract(), "global_step": 3, "epoch": 0, "loops": {},
-               "optimizer_states": [{"state": {}}], "lr_schedulers": [], "pytorch-lightning_version": "2"}  # fmt: skip
-    file = tmp_path / "last.ckpt"
-    torch.save(content, file)
+    write_meld(tmp_path / "meld", dialogues=(2, 1, 1))
+    run = fit(tmp_path, "--model=CausalLM", f"--model.llm={make_llm(tmp_path / 'llm')}", "--model.lora.r=1",
+              "--data=MELD", f"--data.root={tmp_path / 'meld'}", "--trainer.max_steps=1")  # fmt: skip
+    file = run / "checkpoints" / "last.ckpt"
+    content = torch.load(file, weights_only=True)
+    tensors = {part: content.pop(part) for part in ("state_dict", "optimizer_states", "callbacks")}
 
     def read() -> None:
         weights.require_resumable(weights.look_into(file))
@@ -156,9 +157,8 @@ def test_checkpoints(tmp_path):
     assert fuzz(file, read, 200) > 150
     for seed in range(100 * TIMES):  # whole files that say something else
         rng = random.Random(seed)
-        plain = {k: v for k, v in content.items() if k != "state_dict"}
-        other = swapped(plain, rng)
-        torch.save({"state_dict": tensors} | other if isinstance(other, dict) else other, file)
+        other = swapped(content, rng)
+        torch.save(tensors | other if isinstance(other, dict) else other, file)
         refuses(read, f"values, seed {seed}")
 
 

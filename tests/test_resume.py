@@ -3,6 +3,7 @@ bit."""
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import shutil
@@ -288,7 +289,8 @@ def test_options_of_the_optimizer_change_from_the_resumed_step_on(options, tmp_p
     run = fit(tmp_path, *options("lora", trainer__max_steps=5), MONITOR)
     changed = {"model__lr": 5e-4, "model__betas": "[0.8, 0.95]", "model__weight_decay": 0.1, "model__warmup": 0,
                "model__schedule": "linear"}  # fmt: skip
-    zoo("fit", f"--ckpt_path={run}", "--trainer.max_steps=9", *flags(**changed))
+    with caplog.at_level(logging.INFO, "lightning.pytorch"):
+        zoo("fit", f"--ckpt_path={run}", "--trainer.max_steps=9", *flags(**changed))
     assert "resumed at step 5 of 9: learning rate 0.000222" in caplog.text
     assert rates(run)[5:] == pytest.approx([5e-4 * (1 - step / 9) for step in range(5, 9)])
     (group,) = checkpoint(run)["optimizer_states"][0]["param_groups"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import logging
 import os
 import shutil
 import sys
@@ -247,11 +248,12 @@ def test_prompts_end_where_the_positions_of_the_model_do(short, system, how, lim
         system(llm=short, **how | {"max_new_tokens": 64}).build()
 
 
-def test_prompts_that_were_cut_for_want_of_positions_are_counted(home, short, tmp_path):
-    with pytest.warns(UserWarning, match="has 64 positions, so prompts of more than 48 tokens are cut"):
+def test_prompts_that_were_cut_for_want_of_positions_are_counted(home, short, tmp_path, caplog):
+    with caplog.at_level(logging.INFO, "lightning.pytorch"):
         run = fit(tmp_path, *flags(model="CausalLM", model__llm=short, model__shots=4, data="MELD", data__batch_size=4,
                                    data__root=home / "text", trainer__max_steps=1,
                                    trainer__limit_val_batches=0))  # fmt: skip
+    assert "has 64 positions: prompts of more than 48 tokens are cut" in caplog.text
     zoo("test", f"--ckpt_path={run}/checkpoints/last.ckpt")
     scores = metrics(run)
     assert scores["events"]["prompts cut to max_length"] > 0 and scores["tokens_per_sample"] <= 48

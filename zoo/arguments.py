@@ -43,7 +43,7 @@ class ZooParser(LightningArgumentParser):
         for flag in re.findall(r"unrecognized arguments:.*?(--[\w.]+)", text):
             guesses += nearest(flag, self._flags())
         for name, option in re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", text):
-            guesses += nearest(option, options_of(name))
+            guesses += nearest(option, set(options_of(name)) - {option})
         for name in re.findall(r"dot import path string: (\w+)", text):
             guesses += nearest(name, [c for base in (*SECTIONS.values(), Callback, Logger) for c in named(base)])
         return [f"did you mean {' or '.join(dict.fromkeys(guesses))}?"] if guesses else []

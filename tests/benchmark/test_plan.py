@@ -67,7 +67,6 @@ def test_shipped_files_are_whole():
         ({"a": {"checkpoint": "x", "test_options": {"model.selection": "results:b"}},
           "b": {"config": ["CONFIG"], "verb": "fit"}}, "row b is only trained (verb fit)"),
         ({"a": {"config": ["CONFIG"], "optoins": {}}}, "optoins"),
-        ({"a": {"config": ["CONFIG"], "reads": ["text"]}}, "reads"),  # each system says it itself
     ],
 )  # fmt: skip
 def test_refused(rows, told, tmp_path):

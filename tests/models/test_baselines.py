@@ -121,7 +121,8 @@ def test_what_was_not_fitted_is_refused(model, options, tmp_path):
     run = fit(tmp_path, *model, *options())
     said = refused("test", f"--ckpt_path={run}", "--data=Synthetic", "--data.test_dialogues=2", "--data.root=null")
     assert "fitted to the labels of meld" in said and "synthetic" in said
-    assert "'lr'" in refused("fit", *model, *options(model__lr=1))  # nothing is trained at a rate
+    # nothing is trained at a rate
+    assert "--model.lr is no option of" in refused("fit", *model, *options(model__lr=1))
     zoo("fit", *model, *options(trainer__fast_dev_run=True, trainer__accelerator="cpu"))
 
 
