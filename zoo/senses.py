@@ -314,7 +314,7 @@ class Senses(EmotionModule):
     def _projection(self, width: int) -> nn.Linear:
         layer = nn.Linear(width, self.llm.width)
         if self.projection_scale is not None:  # the encoders' features have about mean 0 and deviation 1: a layer norm
-            spread = float(self.llm.causal_lm.get_input_embeddings().weight.float().std())
+            spread = float(self.llm.causal_lm.get_input_embeddings().weight.detach().float().std())
             nn.init.normal_(layer.weight, std=self.projection_scale * spread / math.sqrt(width))
             nn.init.zeros_(layer.bias)
         return layer

@@ -187,7 +187,7 @@ class EmotionQwen(Supervised):
         self.vision = PatchVision(**self.vision_args)
         self.compressor = self._projector().to(self.vision.dtype)
         if self.token_scale is not None:
-            scale = self.token_scale * float(self.llm.causal_lm.get_input_embeddings().weight.float().std())
+            scale = self.token_scale * float(self.llm.causal_lm.get_input_embeddings().weight.detach().float().std())
             last = [getattr(m, "norm", m.fc2) for m in self.compressor.modules() if hasattr(m, "fc2")]
             with torch.no_grad():
                 for parameter in (p for layer in last for p in layer.parameters()):
