@@ -187,3 +187,16 @@ if worker == 0:
 print(os.waitstatus_to_exitcode(os.waitpid(worker, 0)[1]))
 """)
     assert (code, out) == (0, "works on\n-15\n")
+
+
+def test_a_signal_after_the_end_changes_nothing():
+    code, out = child("""
+class Late:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        print("cleared up", flush=True)
+import builtins
+builtins.late = Late()
+""")
+    assert (code, out) == (0, "cleared up\n")

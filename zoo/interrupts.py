@@ -9,6 +9,7 @@ all the same. The process ends with the exit code that shells and schedulers exp
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import signal
@@ -102,3 +103,13 @@ def _in_forked_child() -> None:
 
 
 os.register_at_fork(after_in_child=_in_forked_child)
+
+
+def _at_exit() -> None:
+    """The command has ended, whichever way: a signal while Python clears up does not change how."""
+    if _process == os.getpid():
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)
+
+
+atexit.register(_at_exit)
