@@ -205,8 +205,8 @@ def test_an_index_entry_stays_in_its_folder(entry, tmp_path, monkeypatch):
     monkeypatch.setattr(listing, "INDEX", file)
     assert "evil" in refused("checkpoints", "pull", "evil", "--to=evil", "--accept-licence")
     for command in (("show", "evil"), ("list",)):
-        said = refused("checkpoints", *command)
-        assert str(file) in said and (isinstance(entry, str) or next(iter(entry)) in said or "names" in said)
+        message = refused("checkpoints", *command)
+        assert str(file) in message and (isinstance(entry, str) or next(iter(entry)) in message or "names" in message)
     assert not (tmp_path.parent / "written").exists()
 
 
@@ -245,11 +245,11 @@ def test_label_needs_the_data_section(run):
 def test_a_key_that_stands_twice_is_refused(text, tmp_path, capsys):
     (tmp_path / "twice.yaml").write_text(text)
     (tmp_path / "good.yaml").write_text("seed_everything: 1\n")
-    said = refused("fit", "--config=good.yaml", "--config", "twice.yaml", "--model=CausalLM", "--data=Synthetic")
-    assert "twice.yaml, line" in said and "stands twice" in said
+    message = refused("fit", "--config=good.yaml", "--config", "twice.yaml", "--model=CausalLM", "--data=Synthetic")
+    assert "twice.yaml, line" in message and "stands twice" in message
     (tmp_path / "bench.yaml").write_text("title: t\nrows:\n  a: {what: x}\n  a: {what: y}\n")
-    said = refused("bench", "--config=bench.yaml")
-    assert "bench.yaml, line 4" in said and "stands twice" in said
+    message = refused("bench", "--config=bench.yaml")
+    assert "bench.yaml, line 4" in message and "stands twice" in message
 
 
 @pytest.mark.parametrize("content", [DAMAGED[name] for name in ("binary", "tabs", "tag", "deep", "aliases")])
@@ -352,8 +352,8 @@ def test_a_run_cannot_go_on_without_its_state(lacks, run):
     content = checkpoint(run, "last")
     del content[lacks]
     torch.save(content, run / "checkpoints" / "last.ckpt")
-    said = refused("fit", "--ckpt_path=run", "--trainer.max_steps=3")
-    assert "not the whole state of a training run" in said and f"its {lacks} is missing" in said
+    message = refused("fit", "--ckpt_path=run", "--trainer.max_steps=3")
+    assert "not the whole state of a training run" in message and f"its {lacks} is missing" in message
 
 
 def _at(*keys: Any, to: Any = ...) -> Callable[[dict], None]:

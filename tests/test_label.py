@@ -299,8 +299,8 @@ def test_a_line_of_another_sample_is_no_answer(home, tmp_path):
     label(tmp_path / "a.csv", *command)
     for other in ([{"text": "hello"}, {"text": "stay"}], [{"text": "hello", "speaker": "Al"}],
                   [{"text": "hello", "audio_description": "loud"}]):  # fmt: skip
-        said = refused("label", write(tmp_path / "b.csv", other), *command)
-        assert "label of another sample with the id 'row" in said and "another file with --out" in said
+        message = refused("label", write(tmp_path / "b.csv", other), *command)
+        assert "label of another sample with the id 'row" in message and "another file with --out" in message
     assert out.read_bytes() == before
     out.write_text("".join(json.dumps({k: v for k, v in row.items() if k != "sample"}) + "\n" for row in read(out)))
     assert "an earlier version of the zoo wrote it. Name another file" in refused(
@@ -341,18 +341,18 @@ def test_a_line_cut_inside_a_character_is_done_again(home, tmp_path):
 def test_an_encoding_is_named_by_the_option_that_helps(home, tmp_path, encoding):
     table = tmp_path / "t.csv"
     table.write_bytes("id,text\na,\u0441\u0443\u043f \u043e\u0441\u0442\u044b\u043b\n".encode(encoding))
-    said = refused("label", table, "--ckpt_path", home / "text")
-    assert "(--encoding)" in said and "--data.encoding" not in said
+    message = refused("label", table, "--ckpt_path", home / "text")
+    assert "(--encoding)" in message and "--data.encoding" not in message
     assert len(label(table, "--ckpt_path", home / "text", "--encoding", encoding)) == 1
-    said = refused("label", table, "--ckpt_path", home / "text", "--data.encoding", encoding)
-    assert "give --encoding" in said
+    message = refused("label", table, "--ckpt_path", home / "text", "--data.encoding", encoding)
+    assert "give --encoding" in message
 
 
 @pytest.mark.parametrize("name", ["lines.txt", "lines.jsonl"])
 def test_a_text_is_no_clip(home, tmp_path, name):
     (tmp_path / name).write_text("hello\n")
-    said = refused("label", tmp_path / name, "--ckpt_path", home / "text")
-    assert "is a text and no clip" in said and "CSV table" in said and "--text" in said
+    message = refused("label", tmp_path / name, "--ckpt_path", home / "text")
+    assert "is a text and no clip" in message and "CSV table" in message and "--text" in message
 
 
 # ---- hostile and wrong

@@ -76,8 +76,8 @@ def leave(parser: ArgumentParser, message: str, meant: Iterable[str] = ()) -> No
         message = f"{place_of(key, args, files)} {why}"
     message = re.sub(r"required: (.+)", lambda m: f"required: {_flags(m[1])}", " ".join(message.split()))
     command = parser.prog.replace(" [options]", "")
-    told = "; ".join([message, *meant])
-    print(f"{command}: {told} (options: {command} --help)", file=sys.stderr)
+    sentence = "; ".join([message, *meant])
+    print(f"{command}: {sentence} (options: {command} --help)", file=sys.stderr)
     sys.exit(2)
 
 

@@ -94,8 +94,6 @@ class BestCheckpoint(ModelCheckpoint):
 
     def setup(self, trainer: Trainer, pl_module: EmotionModule, stage: str) -> None:
         self.monitor = self.monitor or pl_module.monitor
-        # not where the first logger writes, whichever that is
-        self.dirpath = self.dirpath or str((run_folder(trainer) / "checkpoints").absolute())
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -358,6 +356,8 @@ class ProgressLines(Callback):
         self.steps.restart(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
+        if not self.steps.due():  # reading the loss waits for the device
+            return
         loss = trainer.callback_metrics.get("train/loss")
         place = f"epoch {trainer.current_epoch}" + (f", loss {float(loss):.4f}" if loss is not None else "")
         self._print(trainer, self.steps.line(trainer.global_step, f"{place}, "))

@@ -109,15 +109,15 @@ def option_refusal(message: str) -> tuple[str, str]:
             expected.append(TYPES.get(match[1], match[1]))
         elif not NO_REASON.match(text):
             reasons.append(text.rstrip("."))
-    told = list(dict.fromkeys(reasons))
-    if not told or told[0].startswith("is no option"):
+    causes = list(dict.fromkeys(reasons))
+    if not causes or causes[0].startswith("is no option"):
         expected = [what for what in dict.fromkeys(expected) if what != "null"] or expected
-        told = told or [f"expected {' or '.join(expected) or 'another value'}"]
-    if kind and len(keys) == 1 and not told[0].startswith("is "):
+        causes = causes or [f"expected {' or '.join(expected) or 'another value'}"]
+    if kind and len(keys) == 1 and not causes[0].startswith("is "):
         keys.append("class_path")
         value = kind
-    first = "" if told[0].startswith("is ") else f"is {value:.80}, " if value else "is wrong: "
-    return ".".join(keys), f"{first}{'; '.join(told)[:400]}"
+    first = "" if causes[0].startswith("is ") else f"is {value:.80}, " if value else "is wrong: "
+    return ".".join(keys), f"{first}{'; '.join(causes)[:400]}"
 
 
 def place_of(key: str, args: Sequence[str], files: Iterable[str | Path]) -> str:

@@ -30,16 +30,19 @@ class Meter:
         self._began = self._printed = time.monotonic()
         self._before = done
 
+    def due(self) -> bool:
+        """Whether it is time for a line."""
+        return time.monotonic() - self._printed >= self.seconds
+
     def line(self, done: int, what: str = "") -> str | None:
         """The line for so many units, or None as long as it is too early for one.
 
         Args:
             what: what it begins with.
         """
-        now = time.monotonic()
-        if now - self._printed < self.seconds:
+        if not self.due():
             return None
-        self._printed = now
+        now = self._printed = time.monotonic()
         rate = (done - self._before) / max(now - self._began, 1e-9)
         parts = [f"{what}{done}"]
         if self.total is not None:

@@ -94,8 +94,8 @@ def test_other_settings_in_the_same_folder_are_refused(made, tmp_path):
 @pytest.mark.parametrize("flag", ["--report_only=true", "--write_jobs=jobs"])
 def test_nothing_is_thrown_away_where_nothing_runs(made, flag):
     files = sorted(made.out.rglob("*"))
-    said = refused("bench", f"--config={made.file}", f"--out={made.out}", "--redo=[plain]", flag)
-    assert flag.partition("=")[0] in said and "give one of the two" in said
+    message = refused("bench", f"--config={made.file}", f"--out={made.out}", "--redo=[plain]", flag)
+    assert flag.partition("=")[0] in message and "give one of the two" in message
     assert sorted(made.out.rglob("*")) == files
 
 

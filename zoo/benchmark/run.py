@@ -286,8 +286,8 @@ def _complaint(log: Path, start: int) -> str:
     begins = [i for i, line in enumerate(lines) if re.match(r"zoo \w+: |error: |\w+(Error|Exception)\b", line)]
     if not begins:
         return f"it printed no error; see {log}"
-    told = " ".join(" ".join(lines[begins[-1] :]).split())
-    return told[:400] + " ..." if len(told) > 400 else told
+    complaint = " ".join(" ".join(lines[begins[-1] :]).split())
+    return complaint[:400] + " ..." if len(complaint) > 400 else complaint
 
 
 def source() -> str:
