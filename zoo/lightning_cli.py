@@ -476,6 +476,7 @@ def _quiet() -> None:
         r".*Checkpoint directory .* exists and is not empty.*",
         r".*Experiment logs directory.*",
         r".*your dataloader is not resumable.*",
+        r".*in eval mode at the start of training.*",  # frozen parts, as they should be
         r".*callbacks used to create the checkpoint need to be provided.*",
         r".*self\.log\('(val|test)/.*sync_dist=True.*",  # the scores are of all processes already
     ):
