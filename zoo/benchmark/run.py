@@ -332,8 +332,10 @@ def _zoo(verb: str, args: list[str], note: str, before: dict, threads: int) -> N
     stop = threading.Event()
 
     def beat() -> None:
-        while not stop.wait(HEARTBEAT):
-            write()
+        while True:
+            write()  # at once: a command that is stopped in its first seconds was interrupted, too
+            if stop.wait(HEARTBEAT):
+                return
 
     beating = threading.Thread(target=beat, daemon=True)
     beating.start()
