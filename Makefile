@@ -40,6 +40,7 @@ test: $(DEV)
 
 lint: $(DEV)
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports --no-cache --no-logo
 
 # --no-compile: a minute less; Python compiles what it imports, once

@@ -36,7 +36,7 @@ def make_tiny(folder: Path, family: str = "llama", texts: Sequence[str] | None =
     """A model folder of 32 units and 2 layers, with four heads (qwen2: two of keys and values)."""
     made = make_folder(
         folder, texts or tiny_texts(), family, 640, 32, 2, 4, 2 if family == "qwen2" else None, 64, seed=seed
-    )  # fmt: skip
+    )
     redraw(made, seed)
     return made
 

@@ -27,8 +27,11 @@ def quarters(height: int = 64, width: int = 96) -> np.ndarray:
     picture = np.zeros((height, width, 3), np.uint8)
     h, w = height // 2, width // 2
     picture[:h, :w], picture[:h, w:], picture[h:, :w], picture[h:, w:] = (
-        (255, 0, 0), (0, 255, 0), (0, 0, 255), (255, 255, 255)
-    )  # fmt: skip
+        (255, 0, 0),
+        (0, 255, 0),
+        (0, 0, 255),
+        (255, 255, 255),
+    )
     return picture
 
 

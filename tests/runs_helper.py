@@ -31,9 +31,11 @@ from zoo.data.synthetic.release import encode
 from zoo.rl import Answer
 
 QUIET = (
-    "--trainer.accelerator=cpu", "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false",
+    "--trainer.accelerator=cpu",
+    "--trainer.enable_progress_bar=false",
+    "--trainer.enable_model_summary=false",
     "--trainer.log_every_n_steps=1",
-)  # fmt: skip
+)
 TRACE = "--trainer.callbacks+=tests.runs_helper.Trace"
 
 
@@ -106,9 +108,7 @@ def make_eyes(folder: Path) -> Path:
 
 def make_ears(folder: Path) -> Path:
     """A HuBERT of 2 layers of 32."""
-    return make_hubert_folder(
-        folder, LABELS, width=32, layers=2, heads=2, intermediate_size=64, conv_dim=(16,) * 7
-    )  # fmt: skip
+    return make_hubert_folder(folder, LABELS, width=32, layers=2, heads=2, intermediate_size=64, conv_dim=(16,) * 7)
 
 
 # ---- commands

@@ -69,9 +69,14 @@ def change(run: Path, **sections: Any) -> dict[str, Any]:
 
 # ------------------------------------------------------------------------------------------------------ imports
 EXECUTED = "open('executed', 'w').write('x')\n"
-READS = [("test", "--ckpt_path=run"), ("validate", "--ckpt_path=run"), ("predict", "--ckpt_path=run"),
-         ("fit", "--ckpt_path=run"), ("label", "--text=hi", "--ckpt_path=run"),
-         ("export", "--ckpt_path=run", "--out=out")]  # fmt: skip
+READS = [
+    ("test", "--ckpt_path=run"),
+    ("validate", "--ckpt_path=run"),
+    ("predict", "--ckpt_path=run"),
+    ("fit", "--ckpt_path=run"),
+    ("label", "--text=hi", "--ckpt_path=run"),
+    ("export", "--ckpt_path=run", "--out=out"),
+]
 
 
 @pytest.mark.parametrize("command", READS, ids=lambda c: c[0])
@@ -113,10 +118,19 @@ def test_a_module_is_found_wherever_the_config_names_it(place, run, tmp_path, fr
 
 
 @pytest.mark.parametrize(
-    "name", ["os.system", "subprocess.Popen", "builtins.eval", "torch.os.system", "zoo.cli.os.system",
-             "functools.partial", "torch.serialization.pickle.loads", "runpy.run_path",
-             "lightning.pytorch.cli.os.popen"],
-)  # fmt: skip
+    "name",
+    [
+        "os.system",
+        "subprocess.Popen",
+        "builtins.eval",
+        "torch.os.system",
+        "zoo.cli.os.system",
+        "functools.partial",
+        "torch.serialization.pickle.loads",
+        "runpy.run_path",
+        "lightning.pytorch.cli.os.popen",
+    ],
+)
 def test_python_itself_is_no_part_of_a_system(name, run, fresh):
     config = change(run)
     config["model"]["init_args"]["rewards"] = [name]
@@ -128,8 +142,13 @@ def test_python_itself_is_no_part_of_a_system(name, run, fresh):
 
 
 def test_what_is_installed_may_be_named(fresh):
-    for name in ("zoo.models.causal_lm.CausalLM", "lightning.pytorch.callbacks.EarlyStopping", "torch.nn.Linear",
-                 "torchmetrics.Accuracy", "jinja2.Template"):  # fmt: skip
+    for name in (
+        "zoo.models.causal_lm.CausalLM",
+        "lightning.pytorch.callbacks.EarlyStopping",
+        "torch.nn.Linear",
+        "torchmetrics.Accuracy",
+        "jinja2.Template",
+    ):
         configs.check_imports({"class_path": name}, "config.yaml")
     with pytest.raises(ValueError, match="no module nosuch_thing is installed"):
         configs.check_imports({"class_path": "nosuch_thing.Model"}, "config.yaml")
@@ -164,21 +183,49 @@ def test_an_empty_foreign_folder_is_no_place_to_import_from(run, tmp_path):
     start = tmp_path / "bin"
     start.mkdir()
     (start / "zoo").write_text(script)
-    done = subprocess.run([sys.executable, str(start / "zoo"), "label", "--ckpt_path=run", "--text=hi"], cwd=tmp_path,
-                          env=env, capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, str(start / "zoo"), "label", "--ckpt_path=run", "--text=hi"],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "executed").exists()
-    done = subprocess.run([sys.executable, "-m", "zoo", "label", "--ckpt_path=run", "--text=hi"], cwd=tmp_path,
-                          env=env | {"PYTHONPATH": str(ROOT)}, capture_output=True, text=True, check=False)  # fmt: skip
+    done = subprocess.run(
+        [sys.executable, "-m", "zoo", "label", "--ckpt_path=run", "--text=hi"],
+        cwd=tmp_path,
+        env=env | {"PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     assert not (tmp_path / "executed").exists()
 
 
 # ------------------------------------------------------------------------------------------------------ names in files
 @pytest.mark.parametrize(
-    "name", ["../x", "a/../../x", "/etc/passwd", "..", "", " ", "a\0b", "..\\x", "C:\\x", "C:x", "x" * 300, "a\nb", 3,
-             None, "link/x"],
-)  # fmt: skip
+    "name",
+    [
+        "../x",
+        "a/../../x",
+        "/etc/passwd",
+        "..",
+        "",
+        " ",
+        "a\0b",
+        "..\\x",
+        "C:\\x",
+        "C:x",
+        "x" * 300,
+        "a\nb",
+        3,
+        None,
+        "link/x",
+    ],
+)
 def test_no_name_leads_out_of_its_folder(name, tmp_path):
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "link").symlink_to(tmp_path)
@@ -191,15 +238,41 @@ def test_ordinary_names_stay(name, tmp_path):
     assert inside(tmp_path, name, "index.yaml") == tmp_path / name
 
 
-@pytest.mark.parametrize("entry", [
-    {"files": {"../../written": None}}, {"files": ["a"]}, {"files": {"a": 3}}, {"source": "nosuch"}, "text",
-    {"reported": 5}, {"reported": [5]}, {"reported": [{"metric": 1, "value": 2, "corpus": "c", "split": "s"}]},
-    {"reported": [{"metric": "m", "value": "2", "corpus": "c", "split": "s"}]}, {"licence": 5}, {"what": ["x"]},
-    {"gated": "no"}, {"commercial": 3}, {"paper": None}, {"url": 7}, {"bytes": "many"}, {"bytes": True}, {"use": [1]},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "entry",
+    [
+        {"files": {"../../written": None}},
+        {"files": ["a"]},
+        {"files": {"a": 3}},
+        {"source": "nosuch"},
+        "text",
+        {"reported": 5},
+        {"reported": [5]},
+        {"reported": [{"metric": 1, "value": 2, "corpus": "c", "split": "s"}]},
+        {"reported": [{"metric": "m", "value": "2", "corpus": "c", "split": "s"}]},
+        {"licence": 5},
+        {"what": ["x"]},
+        {"gated": "no"},
+        {"commercial": 3},
+        {"paper": None},
+        {"url": 7},
+        {"bytes": "many"},
+        {"bytes": True},
+        {"use": [1]},
+    ],
+)
 def test_an_index_entry_stays_in_its_folder(entry, tmp_path, monkeypatch):
-    whole = {"what": "x", "paper": "x", "source": "url", "licence": "x", "gated": False, "commercial": True,
-             "reported": [], "files": {}, "url": "https://example.org/x"}  # fmt: skip
+    whole = {
+        "what": "x",
+        "paper": "x",
+        "source": "url",
+        "licence": "x",
+        "gated": False,
+        "commercial": True,
+        "reported": [],
+        "files": {},
+        "url": "https://example.org/x",
+    }
     file = tmp_path / "index.yaml"
     file.write_text(yaml.safe_dump({"evil": whole | entry if isinstance(entry, dict) else entry}))
     monkeypatch.setattr(listing, "INDEX", file)
@@ -212,15 +285,25 @@ def test_an_index_entry_stays_in_its_folder(entry, tmp_path, monkeypatch):
 
 # ------------------------------------------------------------------------------------------------------ run configs
 DAMAGED: dict[str, bytes] = {
-    "empty": b"", "scalar": b"hello\n", "list": b"- a\n- b\n", "no model": b"seed_everything: 0\n",
+    "empty": b"",
+    "scalar": b"hello\n",
+    "list": b"- a\n- b\n",
+    "no model": b"seed_everything: 0\n",
     "binary": bytes(range(256)),
-    "tabs": b"model:\n\tclass_path: x\n", "model text": b"model: hi\n", "model null": b"model: null\n",
-    "class a number": b"model: {class_path: 3}\n", "options a list": b"model: {class_path: a.B, init_args: [1]}\n",
-    "tag": b"model: !!python/object/apply:os.system ['touch executed']\n", "twice": b"model: {}\nmodel: {}\n",
-    "trainer text": b"model: {class_path: zoo.models.causal_lm.CausalLM}\ntrainer: x\n", "deep": b"[" * 5000,
-    "aliases": b"a: &a [x,x,x,x,x,x,x,x,x,x]\n" + b"".join(
-        f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n".encode() for a, b in zip("abcdefgh", "bcdefghi", strict=True)),
-}  # fmt: skip
+    "tabs": b"model:\n\tclass_path: x\n",
+    "model text": b"model: hi\n",
+    "model null": b"model: null\n",
+    "class a number": b"model: {class_path: 3}\n",
+    "options a list": b"model: {class_path: a.B, init_args: [1]}\n",
+    "tag": b"model: !!python/object/apply:os.system ['touch executed']\n",
+    "twice": b"model: {}\nmodel: {}\n",
+    "trainer text": b"model: {class_path: zoo.models.causal_lm.CausalLM}\ntrainer: x\n",
+    "deep": b"[" * 5000,
+    "aliases": b"a: &a [x,x,x,x,x,x,x,x,x,x]\n"
+    + b"".join(
+        f"{b}: &{b} [{','.join([f'*{a}'] * 10)}]\n".encode() for a, b in zip("abcdefgh", "bcdefghi", strict=True)
+    ),
+}
 
 
 @pytest.mark.parametrize("content", DAMAGED.values(), ids=DAMAGED)
@@ -238,10 +321,13 @@ def test_label_needs_the_data_section(run):
     assert "config.yaml has no data" in refused("label", "--text=hi", "--ckpt_path=run")
 
 
-@pytest.mark.parametrize("text", [
-    "model: {class_path: zoo.models.causal_lm.CausalLM, init_args: {llm: tiny-llama, lr: 1.0, lr: 2.0}}\n",
-    "seed_everything: 1\nseed_everything: 2\n",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "text",
+    [
+        "model: {class_path: zoo.models.causal_lm.CausalLM, init_args: {llm: tiny-llama, lr: 1.0, lr: 2.0}}\n",
+        "seed_everything: 1\nseed_everything: 2\n",
+    ],
+)
 def test_a_key_that_stands_twice_is_refused(text, tmp_path, capsys):
     (tmp_path / "twice.yaml").write_text(text)
     (tmp_path / "good.yaml").write_text("seed_everything: 1\n")
@@ -270,7 +356,7 @@ WRONG: dict[str, tuple[str, dict, str]] = {  # section, what changes in it, what
     "unknown of data": ("data", {"foo": 1}, "data.foo is no option of MELD"),
     "no class": ("data", {"class_path": "zoo.data.Nope"}, "data.class_path is zoo.data.Nope"),
     "another class": ("model", {"class_path": "torch.nn.Linear"}, "torch.nn.Linear does not correspond to a subclass"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("section", "options", "said"), WRONG.values(), ids=WRONG)
@@ -294,11 +380,14 @@ def test_a_wrong_option_of_the_trainer_is_one_sentence(run):
     assert "run/config.yaml: trainer.foo is no option of zoo fit" in refused("fit", "--ckpt_path=run")
 
 
-@pytest.mark.parametrize(("flags", "said"), [
-    (["--model.lr", "nan"], "--model.lr is nan, expected a number"),
-    (["--model=GRPO", "--model.rewards", "[attack_rewards.notcallable]"], "--model.rewards is"),
-    (["--model.lora.r=x"], "--model.lora.r is x, expected a whole number"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--model.lr", "nan"], "--model.lr is nan, expected a number"),
+        (["--model=GRPO", "--model.rewards", "[attack_rewards.notcallable]"], "--model.rewards is"),
+        (["--model.lora.r=x"], "--model.lora.r is x, expected a whole number"),
+    ],
+)
 def test_a_wrong_option_of_the_command_line_is_one_sentence(flags, said, run, tmp_path, fresh):
     (tmp_path / "attack_rewards.py").write_text("notcallable = 5\n")
     argv, sys.argv = sys.argv, ["zoo", "fit", *flags]
@@ -322,19 +411,24 @@ def _contract(**fields: Any) -> Callable[[dict], dict]:
 
 
 BROKEN: dict[str, Callable[[dict], Any]] = {
-    "contract a text": lambda c: c | {"zoo": "hello"}, "no format": _contract(format=...),
-    "no bases": _contract(bases=...), "bases a list": _contract(bases=[1]),
+    "contract a text": lambda c: c | {"zoo": "hello"},
+    "no format": _contract(format=...),
+    "no bases": _contract(bases=...),
+    "bases a list": _contract(bases=[1]),
     "base a text": _contract(bases={"llm": "x"}),
-    "no class": _contract(**{"class": ...}), "pristine a number": _contract(pristine=3),
+    "no class": _contract(**{"class": ...}),
+    "pristine a number": _contract(pristine=3),
     "adapters a list": _contract(adapters=[1]),
     "adapter of other settings": _contract(adapters={"llm": {"rank": 3}}),
-    "state a list": lambda c: c | {"state_dict": [1, 2]}, "tensor a text": lambda c: c | {"state_dict": {
-        **c["state_dict"], next(iter(c["state_dict"])): "x"}}, "no state": lambda c: {k: v for k, v in c.items()
-                                                                                     if k != "state_dict"},
-    "step a text": lambda c: c | {"global_step": "x"}, "step negative": lambda c: c | {"global_step": -1},
-    "a list": lambda c: [1], "a tensor": lambda c: torch.zeros(2),
+    "state a list": lambda c: c | {"state_dict": [1, 2]},
+    "tensor a text": lambda c: c | {"state_dict": {**c["state_dict"], next(iter(c["state_dict"])): "x"}},
+    "no state": lambda c: {k: v for k, v in c.items() if k != "state_dict"},
+    "step a text": lambda c: c | {"global_step": "x"},
+    "step negative": lambda c: c | {"global_step": -1},
+    "a list": lambda c: [1],
+    "a tensor": lambda c: torch.zeros(2),
     "sparse": lambda c: c | {"state_dict": {k: v.to_sparse() for k, v in c["state_dict"].items()}},
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("broken", BROKEN.values(), ids=BROKEN)
@@ -358,6 +452,7 @@ def test_a_run_cannot_go_on_without_its_state(lacks, run):
 
 def _at(*keys: Any, to: Any = ...) -> Callable[[dict], None]:
     """Puts another value at a place of a checkpoint, or takes it away."""
+
     def put(content: dict) -> None:
         for key in keys[:-1]:
             content = content[next(k for k in content if k.startswith(key)) if isinstance(key, str) else key]
@@ -380,7 +475,7 @@ EVALUATED = {  # what Lightning reads in every verb: the field as the refusal na
     "test loop": ("the test_loop of its loops is missing", _at("loops", "test_loop")),
     "counts": ("has 'x' as total", _at("loops", "fit_loop", "epoch_loop.batch_progress", "total", to="x")),
     "scaler": ("its MixedPrecision is 3", _at("MixedPrecision", to=3)),
-}  # fmt: skip
+}
 RESUMED = {
     "optimizer": ("state and param_groups is in its optimizer_states", _at("optimizer_states", to=[{"a": 1}])),
     "group": ("without params and lr", _at("optimizer_states", 0, "param_groups", to=[{"a": 1}])),
@@ -393,10 +488,11 @@ RESUMED = {
     "epoch": ("its epoch is 'x'", _at("epoch", to="x")),
     "scores": ("the metrics of LastCheckpoint", _at("callbacks", "LastCheckpoint", "metrics", to={"val/wf1": "x"})),
     "best": ("the best_k_models of BestCheckpoint", _at("callbacks", "BestCheckpoint", "best_k_models", to=[1])),
-    "no data": ("its MELD is missing", _at("MELD")), "data": ("its MELD is 'x'", _at("MELD", to="x")),
+    "no data": ("its MELD is missing", _at("MELD")),
+    "data": ("its MELD is 'x'", _at("MELD", to="x")),
     "place": ("the batches_done in MELD", _at("MELD", "batches_done", to=-1)),
     "order": ("the seed in MELD", _at("MELD", "seed")),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("said", "damage"), [*EVALUATED.values(), *RESUMED.values()], ids=[*EVALUATED, *RESUMED])
@@ -475,7 +571,7 @@ FOLDERS: dict[str, tuple[str, Any, str]] = {  # file, its content or what change
     "index": ("model.safetensors.index.json", '{"weight_map": {"a": "../../x"}}', "leads out of the folder"),
     "index []": ("model.safetensors.index.json", '{"weight_map": []}', "has no weight_map"),
     "cut weights": ("model.safetensors", "x" * 100, "could not be read"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("file", "content", "expected"), FOLDERS.values(), ids=FOLDERS)
@@ -515,13 +611,17 @@ TEMPLATES: dict[str, tuple[str, str]] = {
     "syntax": ("{% for m in messages %}", "TemplateSyntaxError"),
     "refuses": ("{{ raise_exception('no system role') }}", "no system role"),
     "escape": ("{{ ''.__class__.__mro__[1].__subclasses__() }}", "SecurityError"),
-    "loops": ("{% for i in range(99999) %}{% for j in range(99999) %}{% set x = j %}{% endfor %}{% endfor %}",
-              "did not end"),
+    "loops": (
+        "{% for i in range(99999) %}{% for j in range(99999) %}{% set x = j %}{% endfor %}{% endfor %}",
+        "did not end",
+    ),
     "one operation": ("{{ 10 ** (10 ** 10) }}", "did not end"),
-    "memory": ("{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
-               "of memory"),
+    "memory": (
+        "{% set n = namespace(s='x') %}{% for i in range(60) %}{% set n.s = n.s ~ n.s %}{% endfor %}{{ n.s }}",
+        "of memory",
+    ),
     "recursion": ("{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "calls itself without end"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize(("template", "expected"), TEMPLATES.values(), ids=TEMPLATES)
@@ -561,18 +661,24 @@ def test_a_foreign_prompt_template_ends_in_any_case(home, tmp_path, monkeypatch)
 
 # ------------------------------------------------------------------------------------------------------ options, errors
 OPTIONS = [
-    ("--trainer.accelerator=gpu", "No supported gpu"), ("--trainer.strategy=nosuch", "invalid strategy name"),
-    ("--trainer.strategy=deepspeed", "must have DeepSpeed installed"), ("--trainer.devices=-3", "should be an int > 0"),
+    ("--trainer.accelerator=gpu", "No supported gpu"),
+    ("--trainer.strategy=nosuch", "invalid strategy name"),
+    ("--trainer.strategy=deepspeed", "must have DeepSpeed installed"),
+    ("--trainer.devices=-3", "should be an int > 0"),
     ("--trainer.accumulate_grad_batches=0", "expected at least 1"),
     ("--trainer.limit_train_batches=-1", "invalid value"),
     ("--trainer.logger=MLFlowLogger", "needs the package mlflow"),
     ("--trainer.precision=transformer-engine", "not met"),
-    ("--model.lora.r=0", "expected r of at least 1"), ("--model.lora.targets=[", "is no regular expression"),
-    ("--model.lora.targets=nothing", "no linear layer's full name"), ("--model.train=[(]", "is no regular expression"),
-    ("--data.num_workers=-1", "expected at least 0"), ("--data.limit=-1", "expected at least 1"),
-    ("--save_last_every=-1", "expected at least 0"), ("--trainer.default_root_dir=/proc/x", "/proc/x"),
+    ("--model.lora.r=0", "expected r of at least 1"),
+    ("--model.lora.targets=[", "is no regular expression"),
+    ("--model.lora.targets=nothing", "no linear layer's full name"),
+    ("--model.train=[(]", "is no regular expression"),
+    ("--data.num_workers=-1", "expected at least 0"),
+    ("--data.limit=-1", "expected at least 1"),
+    ("--save_last_every=-1", "expected at least 0"),
+    ("--trainer.default_root_dir=/proc/x", "/proc/x"),
     ("--model.llm=somebody/model", "hf download somebody/model"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("option", "expected"), OPTIONS, ids=lambda v: v if v.startswith("--") else "")
@@ -584,16 +690,28 @@ def test_an_option_that_a_library_refuses_ends_in_one_sentence(option, expected,
     assert expected in message and "Traceback" not in message and "huggingface.co" not in message
 
 
-@pytest.mark.parametrize(("raised", "expected"), [
-    (PermissionError(13, "Permission denied", "/x/y"), "/x/y: Permission denied (you may not"),
-    (IsADirectoryError(21, "Is a directory", "d"), "d: Is a directory (a file was expected"),
-    (OSError(28, "No space left on device"), "No space left on device (the disk is full"),
-    (OSError(36, "File name too long", "x" * 9), "File name too long (shorten it)"),
-    (RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"), "--data.num_workers 0"),
-    (RuntimeError("unable to open shared memory object </torch_1_2> in read-write mode: No space left"), "/dev/shm"),
-    (RuntimeError("[enforce fail at inline_container.cc:8] . PytorchStreamWriter failed writing"), "is the disk full?"),
-    (ModuleNotFoundError("No module named 'bitsandbytes'"), "pip install bitsandbytes"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("raised", "expected"),
+    [
+        (PermissionError(13, "Permission denied", "/x/y"), "/x/y: Permission denied (you may not"),
+        (IsADirectoryError(21, "Is a directory", "d"), "d: Is a directory (a file was expected"),
+        (OSError(28, "No space left on device"), "No space left on device (the disk is full"),
+        (OSError(36, "File name too long", "x" * 9), "File name too long (shorten it)"),
+        (
+            RuntimeError("DataLoader worker (pid 7) is killed by signal: Bus error. It is possible"),
+            "--data.num_workers 0",
+        ),
+        (
+            RuntimeError("unable to open shared memory object </torch_1_2> in read-write mode: No space left"),
+            "/dev/shm",
+        ),
+        (
+            RuntimeError("[enforce fail at inline_container.cc:8] . PytorchStreamWriter failed writing"),
+            "is the disk full?",
+        ),
+        (ModuleNotFoundError("No module named 'bitsandbytes'"), "pip install bitsandbytes"),
+    ],
+)
 def test_what_the_machine_refuses_is_one_sentence(raised, expected, monkeypatch):
     def fail(verb: str, args: list[str]) -> None:
         raise raised
@@ -634,9 +752,11 @@ def test_help_names_the_classes_and_the_nearest_names(home, capsys):
         assert leaving.value.code == 0 and f"--{section}." in capsys.readouterr().out
     assert "did you mean MELD?" in refused("fit", "--data.help", "Meld")
     base = flags(model__llm=home / "llm", data="MELD", data__root=home / "meld")
-    for args, meant in ((["--model=CausalLLM", *base], "CausalLM"),
-                        (["--model=CausalLM", *base, "--model.lrr=1"], "lr"),
-                        (["--model=CausalLM", *base, "--trainer.max_epoch=1"], "--trainer.max_epochs")):  # fmt: skip
+    for args, meant in (
+        (["--model=CausalLLM", *base], "CausalLM"),
+        (["--model=CausalLM", *base, "--model.lrr=1"], "lr"),
+        (["--model=CausalLM", *base, "--trainer.max_epoch=1"], "--trainer.max_epochs"),
+    ):
         with pytest.raises(SystemExit) as leaving:
             zoo("fit", *args)
         assert leaving.value.code == 2 and f"did you mean {meant}" in capsys.readouterr().err

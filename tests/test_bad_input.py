@@ -10,18 +10,7 @@ import pytest
 import torch
 
 from tests.data.miniature import write_goemotions
-from tests.runs_helper import (
-    checkpoint,
-    fit,
-    flags,
-    logged,
-    make_corpus,
-    make_llm,
-    metrics,
-    newest,
-    refused,
-    zoo,
-)
+from tests.runs_helper import checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, newest, refused, zoo
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 

@@ -131,9 +131,18 @@ def nothing(answer: Answer) -> float:
 
 def test_rewards_that_are_all_alike_are_reported_with_two_answers(models, tmp_path):
     make_corpus(tmp_path / "meld", (4, 1, 1))
-    options = flags(model="GRPO", model__llm=models / "plain", data="MELD", data__root=tmp_path / "meld",
-                    model__max_new_tokens=2, model__answers=2, trainer__limit_val_batches=0, trainer__max_steps=6,
-                    data__batch_size=2, trainer__max_epochs=10)  # fmt: skip
+    options = flags(
+        model="GRPO",
+        model__llm=models / "plain",
+        data="MELD",
+        data__root=tmp_path / "meld",
+        model__max_new_tokens=2,
+        model__answers=2,
+        trainer__limit_val_batches=0,
+        trainer__max_steps=6,
+        data__batch_size=2,
+        trainer__max_epochs=10,
+    )
     with pytest.warns(UserWarning, match=r"first 5 steps earned 0, so nothing was learnt. For example: '.*' and '"):
         fit(tmp_path / "run", *options, "--model.rewards+=tests.test_chat.nothing")
 
@@ -141,10 +150,18 @@ def test_rewards_that_are_all_alike_are_reported_with_two_answers(models, tmp_pa
 @pytest.mark.parametrize("verb", ["test", "validate"])
 def test_answers_that_cannot_be_read_are_reported_with_two_of_them(verb, models, tmp_path, caplog):
     make_corpus(tmp_path / "meld", (4, 3, 3))
-    verbalizer = {name: f"zzz{i}" for i, name in enumerate(("neutral", "surprise", "fear", "sadness", "joy", "disgust",
-                                                            "anger"))}  # fmt: skip
-    options = flags(model="CausalLM", model__llm=models / "plain", data="MELD", data__root=tmp_path / "meld",
-                    model__decode="greedy", model__max_new_tokens=3, data__eval_batch_size=4)  # fmt: skip
+    verbalizer = {
+        name: f"zzz{i}" for i, name in enumerate(("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"))
+    }
+    options = flags(
+        model="CausalLM",
+        model__llm=models / "plain",
+        data="MELD",
+        data__root=tmp_path / "meld",
+        model__decode="greedy",
+        model__max_new_tokens=3,
+        data__eval_batch_size=4,
+    )
     zoo(verb, "--zero_shot=true", *options, f"--model.verbalizer={json.dumps(verbalizer)}", "--trainer.accelerator=cpu")
     messages = [r.getMessage() for r in caplog.records if "answers could be read" in r.getMessage()]
     assert len(messages) == 1 and "For example: '" in messages[0] and "plain text (--model.chat)" in messages[0]

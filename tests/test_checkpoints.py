@@ -14,19 +14,7 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.runs_helper import (
-    checkpoint,
-    fit,
-    flags,
-    logged,
-    make_corpus,
-    make_llm,
-    metrics,
-    refused,
-    rows,
-    same,
-    zoo,
-)
+from tests.runs_helper import checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, refused, rows, same, zoo
 from zoo import checkpoints
 from zoo.backbones import LLM
 from zoo.checkpoints import listing
@@ -135,7 +123,7 @@ BAD = {
     "text": r"could not be read as weights",
     "empty": r"could not be read as weights",
     "pickle": r"could not be read as weights .*pickle of more than tensors",
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("how", BAD)
@@ -302,8 +290,14 @@ def test_other_adapters_are_refused(other, told, lora_run, home):
 
 
 def test_dropout_of_adapters_may_change(lora_run, home, tmp_path):
-    fit(tmp_path, *options(home), *LORA, "--model.lora.dropout=0.3", f"--model.start_from={lora_run}",
-        "--trainer.max_steps=1")  # fmt: skip
+    fit(
+        tmp_path,
+        *options(home),
+        *LORA,
+        "--model.lora.dropout=0.3",
+        f"--model.start_from={lora_run}",
+        "--trainer.max_steps=1",
+    )
 
 
 def test_start_from_is_strict(full_run, lora_run, home, tmp_path):
@@ -327,16 +321,27 @@ def test_start_from_is_strict(full_run, lora_run, home, tmp_path):
 def index(tmp_path, monkeypatch) -> Path:
     """An index with one published folder, a language model that is scored as it is."""
     folder = make_llm(tmp_path / "published" / "small")
-    config = {"seed_everything": 0, "model": {"class_path": "zoo.models.causal_lm.CausalLM",
-              "init_args": {"llm": str(folder)}}, "data": {"class_path": "zoo.data.MELD"}}  # fmt: skip
+    config = {
+        "seed_everything": 0,
+        "model": {"class_path": "zoo.models.causal_lm.CausalLM", "init_args": {"llm": str(folder)}},
+        "data": {"class_path": "zoo.data.MELD"},
+    }
     (folder / "config.yaml").write_text(yaml.safe_dump(config))
     monkeypatch.setattr(listing, "INDEX", tmp_path / "published" / "index.yaml")
     listing.INDEX.write_text("")
     zoo("checkpoints", "publish", "small")
     reported = [{"metric": "weighted_f1", "value": 0.51234, "corpus": "goemotions", "split": "test", "n": 4590}]
-    entry = {"what": "a small model", "paper": "none", "source": "shipped", "licence": "Apache-2.0", "gated": False,
-             "commercial": True, "made_by": "me", "reported": reported,
-             "files": listing.files_entry(folder)}  # fmt: skip
+    entry = {
+        "what": "a small model",
+        "paper": "none",
+        "source": "shipped",
+        "licence": "Apache-2.0",
+        "gated": False,
+        "commercial": True,
+        "made_by": "me",
+        "reported": reported,
+        "files": listing.files_entry(folder),
+    }
     listing.INDEX.write_text(yaml.safe_dump({"small": entry}))
     return folder
 

@@ -12,18 +12,7 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from tests.runs_helper import (
-    checkpoint,
-    fit,
-    flags,
-    logged,
-    make_corpus,
-    make_llm,
-    metrics,
-    refused,
-    rows,
-    zoo,
-)
+from tests.runs_helper import checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, refused, rows, zoo
 from zoo import cli
 from zoo.lightning_cli import ZooCLI
 

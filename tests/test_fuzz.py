@@ -31,10 +31,48 @@ from zoo.schema import Labels
 from zoo.storage import read_json, read_jsonl, read_yaml
 
 TIMES = int(os.environ.get("ZOO_FUZZ", "1"))
-VALUES: list[Any] = [None, True, 0, -1, 10**30, 1.5, float("nan"), "", "x", "\0", "../../x", "é\u2028", [], [1], {},
-                     {"a": 1}, [[]]]  # fmt: skip
-PIECES = [b"", b"\0", b"\n", b"\r", b'"', b"{", b"[", b"]", b":", b"- ", b"\t", b"&a *a", b"!!python/name:os.system ",
-          b"\xff", b"\xed\xa0\x80", b"9" * 400, b"1e999", b"NaN", b"NONE", "\u2028".encode(), b"," * 50]  # fmt: skip
+VALUES: list[Any] = [
+    None,
+    True,
+    0,
+    -1,
+    10**30,
+    1.5,
+    float("nan"),
+    "",
+    "x",
+    "\0",
+    "../../x",
+    "é\u2028",
+    [],
+    [1],
+    {},
+    {"a": 1},
+    [[]],
+]
+PIECES = [
+    b"",
+    b"\0",
+    b"\n",
+    b"\r",
+    b'"',
+    b"{",
+    b"[",
+    b"]",
+    b":",
+    b"- ",
+    b"\t",
+    b"&a *a",
+    b"!!python/name:os.system ",
+    b"\xff",
+    b"\xed\xa0\x80",
+    b"9" * 400,
+    b"1e999",
+    b"NaN",
+    b"NONE",
+    "\u2028".encode(),
+    b"," * 50,
+]
 
 
 # ------------------------------------------------------------------------------------------------------ damage
@@ -92,8 +130,9 @@ def refuses(read: Callable[[], Any], what: str) -> bool:
     return False
 
 
-def fuzz(file: Path, read: Callable[[], Any], count: int, of_values: Callable[[Any], bytes] | None = None,
-         value: Any = None) -> int:  # fmt: skip
+def fuzz(
+    file: Path, read: Callable[[], Any], count: int, of_values: Callable[[Any], bytes] | None = None, value: Any = None
+) -> int:
     """Reads a file damaged in many ways; how often it was refused. The file is as it was afterwards."""
     whole, refused = file.read_bytes(), 0
     assert not refuses(read, "the whole file")
@@ -119,8 +158,11 @@ def as_yaml(value: Any) -> bytes:
 # ------------------------------------------------------------------------------------------------------ readers
 def test_text_files(tmp_path):
     content = {"a": [1, 2.5, {"b": None}], "c": "é"}
-    for name, write, read in (("x.json", as_json, read_json), ("x.yaml", as_yaml, read_yaml),
-                              ("x.jsonl", lambda v: as_json(v) + b"\n" + as_json(v), read_jsonl)):  # fmt: skip
+    for name, write, read in (
+        ("x.json", as_json, read_json),
+        ("x.yaml", as_yaml, read_yaml),
+        ("x.jsonl", lambda v: as_json(v) + b"\n" + as_json(v), read_jsonl),
+    ):
         file = tmp_path / name
         file.write_bytes(write(content))
         assert fuzz(file, lambda read=read, file=file: read(file), 200) > 20
@@ -138,14 +180,26 @@ def test_run_configs(tmp_path):
 
 def contract() -> dict[str, Any]:
     lora = {"r": 8, "alpha": 16.0, "dropout": 0.0, "targets": "x"}
-    return {"format": 1, "class": "zoo.models.causal_lm.model.CausalLM", "adapters": {"llm": lora}, "pristine": "0",
-            "bases": {"llm": {"path": "x", "revision": None, "fingerprint": "0"}}}  # fmt: skip
+    return {
+        "format": 1,
+        "class": "zoo.models.causal_lm.model.CausalLM",
+        "adapters": {"llm": lora},
+        "pristine": "0",
+        "bases": {"llm": {"path": "x", "revision": None, "fingerprint": "0"}},
+    }
 
 
 def test_checkpoints(tmp_path):
     write_meld(tmp_path / "meld", dialogues=(2, 1, 1))
-    run = fit(tmp_path, "--model=CausalLM", f"--model.llm={make_llm(tmp_path / 'llm')}", "--model.lora.r=1",
-              "--data=MELD", f"--data.root={tmp_path / 'meld'}", "--trainer.max_steps=1")  # fmt: skip
+    run = fit(
+        tmp_path,
+        "--model=CausalLM",
+        f"--model.llm={make_llm(tmp_path / 'llm')}",
+        "--model.lora.r=1",
+        "--data=MELD",
+        f"--data.root={tmp_path / 'meld'}",
+        "--trainer.max_steps=1",
+    )
     file = run / "checkpoints" / "last.ckpt"
     content = torch.load(file, weights_only=True)
     tensors = {part: content.pop(part) for part in ("state_dict", "optimizer_states", "callbacks")}
@@ -180,8 +234,13 @@ def test_published_weights(tmp_path):
 
 def test_model_folders(tmp_path):
     folder = make_llm(tmp_path / "llm")
-    for name, count in (("config.json", 25), ("tokenizer.json", 15), ("tokenizer_config.json", 15),
-                        ("generation_config.json", 8), ("model.safetensors", 8)):  # fmt: skip
+    for name, count in (
+        ("config.json", 25),
+        ("tokenizer.json", 15),
+        ("tokenizer_config.json", 15),
+        ("generation_config.json", 8),
+        ("model.safetensors", 8),
+    ):
         file = folder / name
         if not file.is_file():
             continue
@@ -191,8 +250,16 @@ def test_model_folders(tmp_path):
 
 def test_results_of_a_benchmark(tmp_path):
     row = {"id": "m/test/1", "dialogue": "m/test/0", "label": "joy", "predicted": None, "scores": {"joy": 0.5}}
-    record = {"split": "test", "corpus": "m", "eval_protocol": "x", "model": "x", "parameters": 3, "events": {},
-              "trainable_parameters": 0, "population": {"excluded": {}}}  # fmt: skip
+    record = {
+        "split": "test",
+        "corpus": "m",
+        "eval_protocol": "x",
+        "model": "x",
+        "parameters": 3,
+        "events": {},
+        "trainable_parameters": 0,
+        "population": {"excluded": {}},
+    }
     cost = {"seconds": 1.5, "peak_mib": 3.0, "interrupted": 0}
     for name, value, read in (
         ("predictions.jsonl", row, lambda f: collect.read_rows(f, collect.ROW)),
@@ -212,7 +279,7 @@ def test_tables_of_a_corpus(tmp_path):
 
 def test_tables_to_label(tmp_path):
     file = tmp_path / "table.csv"
-    file.write_text("id,text,speaker,dialogue,label\n1,Oh!,Ann,d,joy\n2,\"No, é\",Bob,d,\n", encoding="utf-8")
+    file.write_text('id,text,speaker,dialogue,label\n1,Oh!,Ann,d,joy\n2,"No, é",Bob,d,\n', encoding="utf-8")
     fuzz(file, lambda: read_turns(file, None, Labels("x", ("joy", "anger"))), 120)
 
 

@@ -26,9 +26,14 @@ SIGNALS = [signal.SIGINT, signal.SIGTERM]
 def run(tmp_path_factory) -> Path:
     """A finished run."""
     home = tmp_path_factory.mktemp("interrupts")
-    options = {"model": "CausalLM", "model__llm": make_llm(home / "llm"), "data": "MELD",
-               "data__root": make_corpus(home / "meld", (2, 1, 3)), "data__eval_batch_size": 4,
-               "trainer__max_steps": 1}  # fmt: skip
+    options = {
+        "model": "CausalLM",
+        "model__llm": make_llm(home / "llm"),
+        "data": "MELD",
+        "data__root": make_corpus(home / "meld", (2, 1, 3)),
+        "data__eval_batch_size": 4,
+        "trainer__max_steps": 1,
+    }
     return fit(home, *flags(**options))
 
 
@@ -155,9 +160,7 @@ interrupts.listen()
 
 
 def child(body: str) -> tuple[int, str]:
-    done = subprocess.run(
-        [sys.executable, "-c", HANDLERS.format(body=body)], capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", HANDLERS.format(body=body)], capture_output=True, text=True)
     return done.returncode, done.stdout
 
 

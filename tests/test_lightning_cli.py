@@ -46,8 +46,14 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def options(home):
     def options(**more: object) -> list[str]:
-        defaults = {"model": "CausalLM", "model__llm": home / "llm", "data": "MELD", "data__root": home / "meld",
-                    "data__batch_size": 4, "trainer__max_epochs": 1}  # fmt: skip
+        defaults = {
+            "model": "CausalLM",
+            "model__llm": home / "llm",
+            "data": "MELD",
+            "data__root": home / "meld",
+            "data__batch_size": 4,
+            "trainer__max_epochs": 1,
+        }
         return flags(**defaults | more)
 
     return options
@@ -60,11 +66,15 @@ LOGGERS = {
     "csv": (["--trainer.logger=CSVLogger"], {"metrics.csv"}),
     "tensorboard": (["--trainer.logger=TensorBoardLogger"], {"metrics.csv", "events"}),
     "tensorboard elsewhere": (
-        ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=other"], {"metrics.csv", "events"}),
+        ["--trainer.logger=TensorBoardLogger", "--trainer.logger.save_dir=other"],
+        {"metrics.csv", "events"},
+    ),
     "wandb": (["--trainer.logger=WandbLogger", "--trainer.logger.offline=true"], {"metrics.csv", "wandb"}),
-    "two": (["--trainer.logger+=WandbLogger", "--trainer.logger.offline=true", "--trainer.logger+=TensorBoardLogger"],
-            {"metrics.csv", "wandb", "events"}),
-}  # fmt: skip
+    "two": (
+        ["--trainer.logger+=WandbLogger", "--trainer.logger.offline=true", "--trainer.logger+=TensorBoardLogger"],
+        {"metrics.csv", "wandb", "events"},
+    ),
+}
 
 
 @pytest.mark.parametrize("name", LOGGERS)
@@ -143,17 +153,31 @@ def test_a_limited_test_scores_a_drawn_sample_and_says_so(options, tmp_path, cap
 
 
 def test_overfitting_some_batches_repeats_them(options, tmp_path):
-    run = fit(tmp_path, *options(trainer__max_epochs=30), "--trainer.overfit_batches=1",
-              "--model.lr=1e-2", "--model.schedule=constant")  # fmt: skip
+    run = fit(
+        tmp_path,
+        *options(trainer__max_epochs=30),
+        "--trainer.overfit_batches=1",
+        "--model.lr=1e-2",
+        "--model.schedule=constant",
+    )
     losses = logged(run, "train/loss")
     assert len(losses) == 30 and losses[-1] < 0.05 * losses[0]
 
 
 # ---- what is refused
-@pytest.mark.parametrize("flag", [
-    "--save_last_every=-1", "--save_last_minutes=-1", "--save_last_every=x", "--model.warmup=-0.1",
-    "--model.lr=-1", "--model.lr=nan", "--model.betas=[0.9, 1.0]", "--model.weight_decay=-1",
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--save_last_every=-1",
+        "--save_last_minutes=-1",
+        "--save_last_every=x",
+        "--model.warmup=-0.1",
+        "--model.lr=-1",
+        "--model.lr=nan",
+        "--model.betas=[0.9, 1.0]",
+        "--model.weight_decay=-1",
+    ],
+)
 def test_values_that_make_no_sense_are_refused(flag, options):
     message = refused("fit", *QUIET, *options(), flag)
     assert flag.split("=")[0].split(".")[-1].strip("-") in message
@@ -178,13 +202,20 @@ def test_a_test_prints_the_numbers_with_intervals_and_by_class(options, tmp_path
 
 def test_the_scores_of_joined_corpora_are_printed_one_by_one():
     scores = {"n": 4, "dialogues": 2, "accuracy": 0.5, "ci95": {"accuracy": [0.25, 0.75]}}
-    record = {"corpora": {"meld": scores, "emorynlp": scores | {"unparsed": 0.25}}, "events": {"prompts cut": 3},
-              "population": {"n_official": None, "notes": {}}, "corpus": "meld+emorynlp"}  # fmt: skip
+    record = {
+        "corpora": {"meld": scores, "emorynlp": scores | {"unparsed": 0.25}},
+        "events": {"prompts cut": 3},
+        "population": {"n_official": None, "notes": {}},
+        "corpus": "meld+emorynlp",
+    }
     assert score_table(record).splitlines() == [
-        "meld: 4 utterances of 2 dialogues", "  accuracy       0.5000  [0.2500, 0.7500]",
-        "emorynlp: 4 utterances of 2 dialogues", "  accuracy       0.5000  [0.2500, 0.7500]",
-        "  unreadable     0.2500  (answers without a label, counted as wrong)", "  prompts cut: 3",
-    ]  # fmt: skip
+        "meld: 4 utterances of 2 dialogues",
+        "  accuracy       0.5000  [0.2500, 0.7500]",
+        "emorynlp: 4 utterances of 2 dialogues",
+        "  accuracy       0.5000  [0.2500, 0.7500]",
+        "  unreadable     0.2500  (answers without a label, counted as wrong)",
+        "  prompts cut: 3",
+    ]
 
 
 def test_a_long_fit_without_a_terminal_is_not_silent(options, tmp_path, capfd, monkeypatch):
@@ -225,7 +256,9 @@ def test_a_trial_run_leaves_nothing_behind(verb, options, tmp_path):
         Path(name).write_text("mine")
     zoo(verb, *(options() if verb == "fit" else [f"--ckpt_path={run}"]), "--trainer.fast_dev_run=true")
     assert {p.name: p.read_text() for p in Path().iterdir() if p.is_file()} == {
-        "predictions.jsonl": "mine", "metrics.json": "mine"}  # fmt: skip
+        "predictions.jsonl": "mine",
+        "metrics.json": "mine",
+    }
     assert {p.name for p in Path().iterdir()} == {"predictions.jsonl", "metrics.json", "lightning_logs"}
     assert [p.name for p in Path("lightning_logs").iterdir()] == ["version_0"]
 
@@ -240,12 +273,18 @@ def test_a_refused_command_leaves_nothing_behind(options, tmp_path):
     assert sorted(p.name for p in run.iterdir()) == before
 
 
-@pytest.mark.parametrize(("flags", "message"), [
-    (["--checkpoint.save_top_k=2"], "one file"), (["--checkpoint.save_top_k=-1"], "one file"),
-    (["--checkpoint.dirpath=elsewhere"], "one file"), (["--optimizer=SGD"], "trained by AdamW"),
-    (["--lr_scheduler=ConstantLR"], "trained by AdamW"), (["--trainer.limit_val_batches=0.01"], "is none"),
-    (["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"], "leave it out"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--checkpoint.save_top_k=2"], "one file"),
+        (["--checkpoint.save_top_k=-1"], "one file"),
+        (["--checkpoint.dirpath=elsewhere"], "one file"),
+        (["--optimizer=SGD"], "trained by AdamW"),
+        (["--lr_scheduler=ConstantLR"], "trained by AdamW"),
+        (["--trainer.limit_val_batches=0.01"], "is none"),
+        (["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"], "leave it out"),
+    ],
+)
 def test_options_that_would_not_do_what_they_say_are_refused(flags, message, options):
     assert message in refused("fit", *QUIET, *options(), *flags)
 
@@ -259,9 +298,16 @@ def test_an_evaluation_of_nothing_is_refused(verb, options, tmp_path):
 
 
 def test_files_of_the_users_own_callbacks_lie_in_the_run_folder(options, tmp_path, capfd):
-    zoo("fit", *QUIET, *options(), "--trainer.logger=false", "--trainer.profiler=SimpleProfiler",
-        "--trainer.profiler.filename=prof", "--trainer.callbacks+=ModelCheckpoint",
-        "--trainer.callbacks.filename=mine")  # fmt: skip
+    zoo(
+        "fit",
+        *QUIET,
+        *options(),
+        "--trainer.logger=false",
+        "--trainer.profiler=SimpleProfiler",
+        "--trainer.profiler.filename=prof",
+        "--trainer.callbacks+=ModelCheckpoint",
+        "--trainer.callbacks.filename=mine",
+    )
     run = Path("lightning_logs/version_0")
     assert (run / "checkpoints" / "mine.ckpt").is_file() and (run / "fit-prof.txt").is_file()
     assert [p.name for p in Path().iterdir()] == ["lightning_logs"]

@@ -785,9 +785,12 @@ def test_scan_decodes_everything_once_and_lists_what_failed(tmp_path, monkeypatc
     found = scan(paths, media, workers=2, frames={"n": 3, "size": 32}, waveform={})
     assert (found.files, found.arrays, len(found.unreadable), found.damaged) == (8, 11, 5, {})
     assert [(Path(e.path).name, e.reason[:8]) for e in found.unreadable] == [
-        ("bad.mp4", "is broke"), ("bad.mp4", "is broke"), ("silent.mp4", "has no a"),
-        ("missing.mp4", "no such "), ("missing.mp4", "no such "),
-    ]  # fmt: skip
+        ("bad.mp4", "is broke"),
+        ("bad.mp4", "is broke"),
+        ("silent.mp4", "has no a"),
+        ("missing.mp4", "no such "),
+        ("missing.mp4", "no such "),
+    ]
     assert len(children()) == before  # its decoders went with its threads
     _no_decoder(monkeypatch)
     assert scan(paths, media, frames={"n": 3, "size": 32}, waveform={}).arrays == 11

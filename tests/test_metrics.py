@@ -427,12 +427,20 @@ def test_reason_overlap_by_hand():
     rows = [{"id": "2", "text": None}, {"id": "1", "text": "He is angry: a man shouts with joy"}]
     got = metrics.reason_overlap(rows, REASONS, [Length()])
     # 1: {shouts, angry, sad} and {angry, man, shouts, joy}; {angry, sad} and {angry, joy}. 2: nothing
-    assert got == pytest.approx({
-        "n": 2, "unanswered": 1, "references_without_emotion": 1,
-        "clue_overlap/precision": (2 / 4) / 2, "clue_overlap/recall": (2 / 3) / 2, "clue_overlap/f1": (4 / 7) / 2,
-        "label_overlap/precision": 1 / 2, "label_overlap/recall": 1 / 2, "label_overlap/f1": 1 / 2,
-        "judge/length": 34 / 2,
-    })  # fmt: skip
+    assert got == pytest.approx(
+        {
+            "n": 2,
+            "unanswered": 1,
+            "references_without_emotion": 1,
+            "clue_overlap/precision": (2 / 4) / 2,
+            "clue_overlap/recall": (2 / 3) / 2,
+            "clue_overlap/f1": (4 / 7) / 2,
+            "label_overlap/precision": 1 / 2,
+            "label_overlap/recall": 1 / 2,
+            "label_overlap/f1": 1 / 2,
+            "judge/length": 34 / 2,
+        }
+    )
     assert "label_overlap/f1" not in metrics.reason_overlap(rows[:1], {"2": REASONS["2"]})
 
 

@@ -56,8 +56,15 @@ def corpus(home: Path) -> list[str]:
 # ---- parts by flags
 def test_another_language_model_and_vision_encoder(home, tmp_path):
     config = f"--config={CONFIGS / 'farcer' / 'tiny.yaml'}"
-    run = fit(tmp_path, config, *corpus(home), *ONE_STEP, f"--model.llm={home / 'llm'}",
-              f"--model.vision={home / 'vision'}", "--model.cache=null")  # fmt: skip
+    run = fit(
+        tmp_path,
+        config,
+        *corpus(home),
+        *ONE_STEP,
+        f"--model.llm={home / 'llm'}",
+        f"--model.vision={home / 'vision'}",
+        "--model.cache=null",
+    )
     bases = checkpoint(run)["zoo"]["bases"]
     assert bases["llm"]["fingerprint"] == LLM(str(home / "llm")).fingerprint() != LLM("tiny-llama").fingerprint()
     assert bases["vision"]["fingerprint"] == Vision(str(home / "vision")).fingerprint()
@@ -155,8 +162,11 @@ def others(home, tmp_path, monkeypatch) -> Path:
     (folder / "model.py").write_text(PAPER)
     (folder / "templates" / "echo.txt").write_text(TEMPLATE)
     init = {"llm": str(home / "llm"), "lr": 1e-2}
-    shared = {"seed_everything": 0, "trainer": {"max_epochs": 10, "accelerator": "cpu"}, "data": {
-        "class_path": "weather_talk.WeatherTalk", "init_args": {"root": "weather", "batch_size": 4}}}  # fmt: skip
+    shared = {
+        "seed_everything": 0,
+        "trainer": {"max_epochs": 10, "accelerator": "cpu"},
+        "data": {"class_path": "weather_talk.WeatherTalk", "init_args": {"root": "weather", "batch_size": 4}},
+    }
     for name, model in (("echo", "echo_paper.Echo"), ("plain", "zoo.models.causal_lm.CausalLM")):
         config = shared | {"model": {"class_path": model, "init_args": init}}
         (folder / f"{name}.yaml").write_text(yaml.safe_dump(config))
@@ -176,8 +186,9 @@ def tree() -> dict[str, tuple[int, int]]:
         files += (ROOT / top).rglob("*")
     return {
         p.relative_to(ROOT).as_posix(): (p.stat().st_size, p.stat().st_mtime_ns)
-        for p in files if p.is_file() and "__pycache__" not in p.parts
-    }  # fmt: skip
+        for p in files
+        if p.is_file() and "__pycache__" not in p.parts
+    }
 
 
 def test_a_sixth_paper_and_a_corpus(others, monkeypatch):
@@ -199,22 +210,25 @@ def test_a_sixth_paper_and_a_corpus(others, monkeypatch):
 
     short = {"trainer.max_epochs": 1}
     bench = {
-        "title": "Weather", "seeds": [0], "data": {"class_path": "weather_talk.WeatherTalk",
-                                                   "init_args": {"root": "weather"}},
+        "title": "Weather",
+        "seeds": [0],
+        "data": {"class_path": "weather_talk.WeatherTalk", "init_args": {"root": "weather"}},
         "rows": {
             "echo": {"what": "Echo", "config": ["echo_paper/echo.yaml"], "options": {"model.calm": 0.2} | short},
             "plain": {"what": "plain LM", "config": ["echo_paper/plain.yaml"], "options": short},
             "fitted": {"what": "Echo, as fitted", "checkpoint": str(run)},
         },
-    }  # fmt: skip
+    }
     (others / "bench.yaml").write_text(yaml.safe_dump(bench))
     zoo("bench", "--config", "bench.yaml", "--out", "bench")
     told = json.loads((others / "bench" / "results.json").read_text())
     assert told["corpus"] == "weather" and told["n"] == 8 and not told["failed"]
     table = {row["name"]: row for row in told["rows"]}
     assert set(table) == {"echo", "plain", "fitted"}
-    assert [table[name]["model"] for name in ("echo", "plain")] == ["echo_paper.model.Echo",
-                                                                     "zoo.models.causal_lm.model.CausalLM"]  # fmt: skip
+    assert [table[name]["model"] for name in ("echo", "plain")] == [
+        "echo_paper.model.Echo",
+        "zoo.models.causal_lm.model.CausalLM",
+    ]
     for row in table.values():
         answers = pd.read_json(others / "bench" / row["runs"][0]["predictions"], lines=True)
         assert row["scores"]["accuracy"]["mean"] == pytest.approx((answers["label"] == answers["predicted"]).mean())

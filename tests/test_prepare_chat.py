@@ -139,8 +139,22 @@ def meld(tmp_path_factory) -> Path:
 
 
 def ver_args(clips: Path, server: Fake, *more: object, list: str = "list.jsonl") -> tuple[object, ...]:
-    return ("prepare", "ver", "--list", clips / list, *VERBS["ver"], "--send-to", server.url, "--out", "out",
-            "--frames", 2, "--size", 32, *more)  # fmt: skip
+    return (
+        "prepare",
+        "ver",
+        "--list",
+        clips / list,
+        *VERBS["ver"],
+        "--send-to",
+        server.url,
+        "--out",
+        "out",
+        "--frames",
+        2,
+        "--size",
+        32,
+        *more,
+    )
 
 
 def build(clips: Path, server: Fake, *more: object) -> None:
@@ -232,7 +246,7 @@ def test_nobody_there():
         ((200, {}, chat_reply("The brows", finish_reason="length")), NoAnswer, "raise --max-tokens"),
         ((200, {}, chat_reply("x", finish_reason="content_filter")), NoAnswer, "held"),
     ],
-)  # fmt: skip
+)
 def test_what_is_not_tried_again(server, answer, error, said):
     server.reply = lambda number: answer
     with pytest.raises(error, match=said):
@@ -268,11 +282,18 @@ def test_thoughts_are_left_out(server):
 # ---- where it goes
 @pytest.mark.parametrize(
     ("url", "local"),
-    [("http://localhost:1/v1", True), ("http://127.0.0.1/", True), ("http://127.8.9.1/", True),
-     ("http://[::1]:8/v1", True),
-     ("http://localhost.example.org", False), ("http://127.0.0.1.example.org", False), ("http://0.0.0.0", False),
-     ("http://192.168.0.2/v1", False), ("https://example.org/localhost", False)],
-)  # fmt: skip
+    [
+        ("http://localhost:1/v1", True),
+        ("http://127.0.0.1/", True),
+        ("http://127.8.9.1/", True),
+        ("http://[::1]:8/v1", True),
+        ("http://localhost.example.org", False),
+        ("http://127.0.0.1.example.org", False),
+        ("http://0.0.0.0", False),
+        ("http://192.168.0.2/v1", False),
+        ("https://example.org/localhost", False),
+    ],
+)
 def test_this_machine(url, local):
     assert chat.is_local(url) is local
 
@@ -323,8 +344,25 @@ def test_nothing_is_sent_without_the_flag(server, meld, monkeypatch, verb):
 @pytest.mark.parametrize("verb", VERBS)
 def test_clips_leave_only_with_a_yes(server, meld, monkeypatch, capsys, verb):
     monkeypatch.setattr(chat, "is_local", lambda url: False)
-    args = ["prepare", verb, "--data", "MELD", "--data.root", meld, *VERBS[verb], "--out", "out", "--limit", 2,
-            "--frames", 2, "--size", 32, "--send-to", server.url]  # fmt: skip
+    args = [
+        "prepare",
+        verb,
+        "--data",
+        "MELD",
+        "--data.root",
+        meld,
+        *VERBS[verb],
+        "--out",
+        "out",
+        "--limit",
+        2,
+        "--frames",
+        2,
+        "--size",
+        32,
+        "--send-to",
+        server.url,
+    ]
     said = refused(*args)
     assert "--yes-send-media" in said and "127.0.0.1" in said and not server.requests and not Path("out").exists()
     told = capsys.readouterr().out
@@ -385,8 +423,27 @@ def test_addresses_and_keys_on_the_command_line(clips, monkeypatch, flags, said)
 def test_each_address_gets_its_own_key(server, other, clips, monkeypatch):
     monkeypatch.setenv("MINE", KEY)
     urls = [server.url, other.url, server.url]
-    zoo("prepare", "ver", "--list", clips / "list.jsonl", *VERBS["ver"], "--out", "out", "--frames", 1, "--size", 32,
-        "--limit", 1, "--send-to", *urls, "--key-env", "MINE", "-", "MINE")  # fmt: skip
+    zoo(
+        "prepare",
+        "ver",
+        "--list",
+        clips / "list.jsonl",
+        *VERBS["ver"],
+        "--out",
+        "out",
+        "--frames",
+        1,
+        "--size",
+        32,
+        "--limit",
+        1,
+        "--send-to",
+        *urls,
+        "--key-env",
+        "MINE",
+        "-",
+        "MINE",
+    )
     assert [r.body["model"] for r in server.requests] == ["A", "C"]
     assert [r.body["model"] for r in other.requests] == ["B"] and "Authorization" not in other.requests[0].headers
 
@@ -404,9 +461,16 @@ def test_an_answer_is_asked_for_once(server):
 
 
 def test_what_makes_a_question_another():
-    asked = [("m", "p", FRAMES, SOUND), ("n", "p", FRAMES, SOUND), ("m", "q", FRAMES, SOUND), ("m", "p", None, SOUND),
-             ("m", "p", FRAMES, None), ("m", "p", FRAMES[::-1], SOUND), ("m", "p", FRAMES.reshape(1, 3, 64, 48), SOUND),
-             ("m", "p", FRAMES, SOUND[:-1])]  # fmt: skip
+    asked = [
+        ("m", "p", FRAMES, SOUND),
+        ("n", "p", FRAMES, SOUND),
+        ("m", "q", FRAMES, SOUND),
+        ("m", "p", None, SOUND),
+        ("m", "p", FRAMES, None),
+        ("m", "p", FRAMES[::-1], SOUND),
+        ("m", "p", FRAMES.reshape(1, 3, 64, 48), SOUND),
+        ("m", "p", FRAMES, SOUND[:-1]),
+    ]
     assert len({chat.question(*one) for one in asked}) == len(asked) == 8
     assert chat.question(*asked[0]) == chat.question("m", "p", FRAMES.copy(), SOUND.copy())
 
@@ -510,8 +574,9 @@ def test_local_model_merges(server, clips, tiny_llama):
 def test_local_models_cannot_look(server, clips, meld, tiny_llama):
     said = refused(*ver_args(clips, server, "--models", f"local:{tiny_llama}", "B"))
     assert "is a text model; it cannot be given frames or sound" in said and "--frames 0" in said
-    said = refused("prepare", "captions", "--data", "MELD", "--data.root", meld, "--model", f"local:{tiny_llama}",
-                   "--out", "out")  # fmt: skip
+    said = refused(
+        "prepare", "captions", "--data", "MELD", "--data.root", meld, "--model", f"local:{tiny_llama}", "--out", "out"
+    )
     assert "is a text model" in said
 
 
@@ -543,10 +608,16 @@ def test_from_clips_to_conversations(server, clips, language, capsys):
     assert isinstance(server.requests[5].body["messages"][0]["content"], str)
     row = lines("out/ver.jsonl")[1]
     assert row == {
-        "id": "clip1", "kind": "video", "path": "clips/clip1.mp4", "label": LABELS[1], "text": "Words of clip1.",
-        "language": language, "reasons": {m: f"{SAID[language]} {m}" for m in "AB"}, "merger": "C",
+        "id": "clip1",
+        "kind": "video",
+        "path": "clips/clip1.mp4",
+        "label": LABELS[1],
+        "text": "Words of clip1.",
+        "language": language,
+        "reasons": {m: f"{SAID[language]} {m}" for m in "AB"},
+        "merger": "C",
         "merged": f"{SAID[language]} C",
-    }  # fmt: skip
+    }
     with open("out/ratings.csv", encoding="utf-8-sig", newline="") as file:
         table = list(csv.DictReader(file))
     assert [r["id"] for r in table] == FIVE and table[1] == {"id": "clip1", "text": row["merged"], "rating": ""}
@@ -563,9 +634,10 @@ def test_from_clips_to_conversations(server, clips, language, capsys):
     said = capsys.readouterr().out
     assert "2 conversations" in said and "unrated: clip4: empty rating" in said and "low: clip0: 2.9" in said
     assert lines("out/not_collected.jsonl") == [
-        {"id": "clip0", "what": "low", "why": "2.9"}, {"id": "clip3", "what": "low", "why": "0"},
+        {"id": "clip0", "what": "low", "why": "2.9"},
+        {"id": "clip3", "what": "low", "why": "0"},
         {"id": "clip4", "what": "unrated", "why": "empty rating"},
-    ]  # fmt: skip
+    ]
 
 
 def test_a_rerun_sends_and_decodes_nothing(server, clips, monkeypatch):
@@ -639,7 +711,9 @@ def test_a_bad_rating_is_listed(server, clips, cell, capsys):
     assert f"malformed: clip0: {cell!r} is no number from 0 to 5" in capsys.readouterr().out
     assert [r["id"] for r in json.loads(Path("out/ver_en.json").read_text())] == ["clip1"]
     assert [(r["id"], r["what"]) for r in lines("out/not_collected.jsonl")] == [
-        ("clip0", "malformed"), ("clip2", "unrated")]  # fmt: skip
+        ("clip0", "malformed"),
+        ("clip2", "unrated"),
+    ]
 
 
 def test_rows_added_taken_out_or_given_twice_are_listed(server, clips):
@@ -651,10 +725,12 @@ def test_rows_added_taken_out_or_given_twice_are_listed(server, clips):
     assert [r["id"] for r in json.loads(Path("out/ver_en.json").read_text())] == ["clip1"]
     listed = {r["id"]: (r["what"], r["why"]) for r in lines("out/not_collected.jsonl")}
     assert listed == {
-        "clip0": ("malformed", "several ratings: 2, 4"), "clip2": ("unrated", "empty rating"),
-        "clip3": ("unrated", "no row in ratings.csv"), "clip4": ("unrated", "no row in ratings.csv"),
+        "clip0": ("malformed", "several ratings: 2, 4"),
+        "clip2": ("unrated", "empty rating"),
+        "clip3": ("unrated", "no row in ratings.csv"),
+        "clip4": ("unrated", "no row in ratings.csv"),
         "made up": ("unknown", "not in ver.jsonl"),
-    }  # fmt: skip
+    }
 
 
 def test_nothing_rated(server, clips):
@@ -732,8 +808,15 @@ def test_our_prompts_can_always_be_filled(name):
         cases = [("video", 8, True, "Hi."), ("image", 1, False, ""), ("video", 0, True, "Hi.")]
         for kind, frames, sound, text in cases:
             said[language, kind, frames] = chat.filled(
-                prompt, kind=kind, label="joy", text=text, frames=frames, sound=sound, descriptions={"audio": "low"},
-                reasons=["one", "two"])  # fmt: skip
+                prompt,
+                kind=kind,
+                label="joy",
+                text=text,
+                frames=frames,
+                sound=sound,
+                descriptions={"audio": "low"},
+                reasons=["one", "two"],
+            )
     assert all(bool(chat.CJK.search(text)) == (key[0] == "zh") for key, text in said.items())
     assert not [text for text in said.values() if re.search(r"[{}]|True|False|None|\n\n\n", text)]
     if name.startswith("caption"):
@@ -767,7 +850,10 @@ def test_one_clear_label(clips):
     (clips / "some.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     kept, left_out = ver.read_list(clips / "some.jsonl")
     assert [(c.id, c.kind, c.label) for c in kept] == [
-        ("0", "video", "joy"), ("1", "video", "joy"), ("clips/face.png", "image", "joy")]  # fmt: skip
+        ("0", "video", "joy"),
+        ("1", "video", "joy"),
+        ("clips/face.png", "image", "joy"),
+    ]
     assert list(left_out) == list("234567") and left_out["3"] == "not one clear label: joy,anger"
 
 
@@ -785,9 +871,29 @@ def test_a_picture_is_one_frame(server, clips):
 def test_a_corpus(server, meld):
     """Every labelled clip of the split, with its words and descriptions."""
     samples = MELD(root=meld).samples("dev")
-    zoo("prepare", "ver", "--data", "MELD", "--data.root", meld, "--data.captions", f"[{meld}]", "--split", "dev",
-        *VERBS["ver"], "--send-to", server.url, "--out", "out", "--frames", 1, "--size", 32,
-        "--workers", 2)  # fmt: skip
+    zoo(
+        "prepare",
+        "ver",
+        "--data",
+        "MELD",
+        "--data.root",
+        meld,
+        "--data.captions",
+        f"[{meld}]",
+        "--split",
+        "dev",
+        *VERBS["ver"],
+        "--send-to",
+        server.url,
+        "--out",
+        "out",
+        "--frames",
+        1,
+        "--size",
+        32,
+        "--workers",
+        2,
+    )
     rows = lines("out/ver.jsonl")
     assert [r["id"] for r in rows] == [s.id for s in samples] and len(rows) >= 5
     assert [r["label"] for r in rows] == [s.target.label for s in samples]
@@ -808,8 +914,25 @@ def test_one_of_data_and_list(clips, meld):
 
 # ---- zoo prepare captions
 def describe(meld: Path, server: Fake, *more: object) -> list[object]:
-    return ["prepare", "captions", "--data", "MELD", "--data.root", meld, "--model", "A", "--send-to", server.url,
-            "--out", "out", "--frames", 2, "--size", 32, *more]  # fmt: skip
+    return [
+        "prepare",
+        "captions",
+        "--data",
+        "MELD",
+        "--data.root",
+        meld,
+        "--model",
+        "A",
+        "--send-to",
+        server.url,
+        "--out",
+        "out",
+        "--frames",
+        2,
+        "--size",
+        32,
+        *more,
+    ]
 
 
 def test_descriptions_are_read_by_the_corpus(server, meld):
@@ -876,8 +999,19 @@ def test_a_corpus_without_clips(server, tmp_path):
     make_corpus(tmp_path / "bare", (1, 1, 1))
     said = refused(*describe(tmp_path / "bare", server))
     assert "utterances has a file to look at" in said and not server.requests
-    said = refused("prepare", "ver", "--data", "MELD", "--data.root", tmp_path / "bare", *VERBS["ver"], "--send-to",
-                   server.url, "--out", "out")  # fmt: skip
+    said = refused(
+        "prepare",
+        "ver",
+        "--data",
+        "MELD",
+        "--data.root",
+        tmp_path / "bare",
+        *VERBS["ver"],
+        "--send-to",
+        server.url,
+        "--out",
+        "out",
+    )
     assert "no clip or picture" in said and not server.requests
 
 

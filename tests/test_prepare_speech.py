@@ -167,8 +167,15 @@ def _described(corpus: Path, rows: list[dict], out: Path) -> dict:
         writer = csv.DictWriter(file, list(rows[0]))
         writer.writeheader()
         writer.writerows(rows)
-    zoo("prepare", "speech", "--data=MELD", f"--data.root={corpus}", f"--features={table}", f"--out={out}",
-        "--least=1000")  # fmt: skip
+    zoo(
+        "prepare",
+        "speech",
+        "--data=MELD",
+        f"--data.root={corpus}",
+        f"--features={table}",
+        f"--out={out}",
+        "--least=1000",
+    )
     return read(out / "speech_bins.json")
 
 

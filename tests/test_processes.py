@@ -24,8 +24,13 @@ TWO = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.enable_pro
 
 def _rank(rank: int, port: int, args: list[str]) -> None:
     torch.set_num_threads(1)
-    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "WORLD_SIZE": "2", "LOCAL_RANK": f"{rank}",
-                   "NODE_RANK": "0"}  # fmt: skip
+    os.environ |= {
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": f"{port}",
+        "WORLD_SIZE": "2",
+        "LOCAL_RANK": f"{rank}",
+        "NODE_RANK": "0",
+    }
     main(args)
 
 
@@ -40,9 +45,18 @@ def zoo(*args: object) -> None:
 def test_two_processes_fit_and_score_every_sample_once(tmp_path):
     llm, corpus = make_llm(tmp_path / "llm"), make_corpus(tmp_path / "meld", dialogues=(6, 2, 3))
     # Lightning starts the second process with the command of the first
-    fit = [SCRIPT, "fit", "--model=zoo.models.causal_lm.CausalLM", f"--model.llm={llm}", "--data=zoo.data.MELD", *TWO,
-           f"--data.root={corpus}", "--data.batch_size=4", "--trainer.max_epochs=1",
-           f"--trainer.default_root_dir={tmp_path}"]  # fmt: skip
+    fit = [
+        SCRIPT,
+        "fit",
+        "--model=zoo.models.causal_lm.CausalLM",
+        f"--model.llm={llm}",
+        "--data=zoo.data.MELD",
+        *TWO,
+        f"--data.root={corpus}",
+        "--data.batch_size=4",
+        "--trainer.max_epochs=1",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     done = subprocess.run(fit, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "sync_dist" not in done.stderr and done.stdout.count("run folder: ") == 2  # at its beginning and its end
@@ -63,9 +77,19 @@ def test_two_processes_fit_and_score_every_sample_once(tmp_path):
 def test_a_signal_to_the_first_of_two_processes_ends_both_after_the_same_step(tmp_path):
     """Lightning starts the second process, which a scheduler or a user need not know."""
     llm, corpus = make_llm(tmp_path / "llm"), make_corpus(tmp_path / "meld", dialogues=(6, 2, 3))
-    fit = [SCRIPT, "fit", "--model=zoo.models.causal_lm.CausalLM", f"--model.llm={llm}", "--data=zoo.data.MELD", *TWO,
-           f"--data.root={corpus}", "--data.batch_size=4", "--trainer.max_epochs=2000", "--save_last_every=1",
-           f"--trainer.default_root_dir={tmp_path}"]  # fmt: skip
+    fit = [
+        SCRIPT,
+        "fit",
+        "--model=zoo.models.causal_lm.CausalLM",
+        f"--model.llm={llm}",
+        "--data=zoo.data.MELD",
+        *TWO,
+        f"--data.root={corpus}",
+        "--data.batch_size=4",
+        "--trainer.max_epochs=2000",
+        "--save_last_every=1",
+        f"--trainer.default_root_dir={tmp_path}",
+    ]
     process = subprocess.Popen(fit, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     run = tmp_path / "lightning_logs" / "version_0"
     while not (run / "checkpoints" / "last.ckpt").is_file():
@@ -85,17 +109,34 @@ def test_divided_weights_train_and_resume_as_whole_ones(tmp_path):
     language model is frozen, so the checkpoints lack it."""
     home = tmp_path
     make_llm(home / "tied")
-    small_patch_vision(home / "vision", depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16,
-                       full_attention=(1,))  # fmt: skip
+    small_patch_vision(
+        home / "vision", depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16, full_attention=(1,)
+    )
     make_corpus(home / "meld", (2, 1, 1), clips=True)
-    qwen = ["--model=EmotionQwen", f"--model.llm={untied(home / 'tied', home / 'llm')}",
-            f"--model.vision={home / 'vision'}", "--model.template=plain", "--model.min_pixels=64",
-            "--model.video_max_pixels=256", "--model.frames=1", r"--model.train=['vision\..*', 'compressor\..*']",
-            "--model.lr=1e-3", "--model.schedule=constant", "--model.warmup=0", "--data=MELD",
-            f"--data.root={home / 'meld'}", "--data.batch_size=2", "--trainer.gradient_clip_val=1.0", *TWO]  # fmt: skip
-    divided = ["--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
-               "--trainer.strategy.data_parallel_size=2", "--trainer.strategy.tensor_parallel_size=1",
-               "--trainer.strategy.save_distributed_checkpoint=false"]  # fmt: skip
+    qwen = [
+        "--model=EmotionQwen",
+        f"--model.llm={untied(home / 'tied', home / 'llm')}",
+        f"--model.vision={home / 'vision'}",
+        "--model.template=plain",
+        "--model.min_pixels=64",
+        "--model.video_max_pixels=256",
+        "--model.frames=1",
+        r"--model.train=['vision\..*', 'compressor\..*']",
+        "--model.lr=1e-3",
+        "--model.schedule=constant",
+        "--model.warmup=0",
+        "--data=MELD",
+        f"--data.root={home / 'meld'}",
+        "--data.batch_size=2",
+        "--trainer.gradient_clip_val=1.0",
+        *TWO,
+    ]
+    divided = [
+        "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
+        "--trainer.strategy.data_parallel_size=2",
+        "--trainer.strategy.tensor_parallel_size=1",
+        "--trainer.strategy.save_distributed_checkpoint=false",
+    ]
     zoo("fit", *qwen, *divided, "--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path / 'a'}")
     zoo("fit", f"--ckpt_path={newest(tmp_path / 'a')}", "--trainer.max_epochs=2")
     zoo("fit", *qwen, "--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path / 'b'}")

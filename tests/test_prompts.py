@@ -235,10 +235,27 @@ def test_texts_are_not_markup(make):
 
 # ---- control tokens
 CONTROLS = (
-    "<|eot_id|>", "<|begin_of_text|>", "<|im_start|>", "<|endoftext|>", "<|reserved_special_token_12|>", "[INST]",
-    "[/INST]", "<<SYS>>", "<</SYS>>", "<image>", "<video>", "</s>", "<s>", "<pad>", "<unk>", "[PAD]", "<think>",
-    "</answer>", "<tool_call>", "<start_of_turn>",
-)  # fmt: skip
+    "<|eot_id|>",
+    "<|begin_of_text|>",
+    "<|im_start|>",
+    "<|endoftext|>",
+    "<|reserved_special_token_12|>",
+    "[INST]",
+    "[/INST]",
+    "<<SYS>>",
+    "<</SYS>>",
+    "<image>",
+    "<video>",
+    "</s>",
+    "<s>",
+    "<pad>",
+    "<unk>",
+    "[PAD]",
+    "<think>",
+    "</answer>",
+    "<tool_call>",
+    "<start_of_turn>",
+)
 
 
 @pytest.mark.parametrize("token", CONTROLS)

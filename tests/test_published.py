@@ -73,16 +73,20 @@ def test_tiny_llama():
     labels = ["neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"]
     candidates = [llm.tokenizer(f" {w}", add_special_tokens=False)["input_ids"] for w in labels]
     assert all(len(c) == 1 for c in candidates)
-    for text, label in (("I hate you, leave me alone!", "anger"), ("I am so happy for you, this is wonderful!", "joy"),
-                        ("What? No way! I can't believe it!", "surprise")):  # fmt: skip
+    for text, label in (
+        ("I hate you, leave me alone!", "anger"),
+        ("I am so happy for you, this is wonderful!", "joy"),
+        ("What? No way! I can't believe it!", "surprise"),
+    ):
         ids = torch.tensor([llm.tokenizer(f"{text}\nemotion:")["input_ids"]])
         with torch.no_grad():
             scores = llm.score(llm.encode(ids, torch.ones_like(ids)), candidates)[0]
         assert labels[int(scores.argmax())] == label
 
 
-@pytest.mark.parametrize("name, kind, parameters", [
-    ("tiny-vit-sitcom", Vision, 1_118_599), ("tiny-hubert-sitcom", Audio, 990_695)])
+@pytest.mark.parametrize(
+    "name, kind, parameters", [("tiny-vit-sitcom", Vision, 1_118_599), ("tiny-hubert-sitcom", Audio, 990_695)]
+)
 def test_tiny_encoders(name, kind, parameters):
     """They read faces and hear voices of the embedded corpus: clear ones, of a seed they were not trained on."""
     encoder = kind(name).eval()

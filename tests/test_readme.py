@@ -66,6 +66,12 @@ def test_your_own_llama_trains_on_the_official_release_without_descriptions(tmp_
     (section,) = re.findall(r"## Your own LLaMA\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.DOTALL)
     block = re.findall(r"```\n(.*?)```", section, re.DOTALL)[0].replace("\\\n", " ")
     command = block.replace("/models/Llama-2-7b-hf", str(tmp_path / "llm")).replace("/data/", f"{tmp_path}/")
-    run = fit(tmp_path, *shlex.split(command)[2:], "--data.num_workers=0", "--trainer.max_steps=1",
-              "--trainer.accelerator=cpu", "--trainer.limit_val_batches=1")  # fmt: skip
+    run = fit(
+        tmp_path,
+        *shlex.split(command)[2:],
+        "--data.num_workers=0",
+        "--trainer.max_steps=1",
+        "--trainer.accelerator=cpu",
+        "--trainer.limit_val_batches=1",
+    )
     assert (run / "checkpoints" / "last.ckpt").is_file()

@@ -56,8 +56,12 @@ def bare(sample: Sample, part: str) -> Sample:
     """The sample without a part, in earlier turns as well."""
 
     def without(turn: Turn) -> Turn:
-        gone = {"text": {"text": ""}, "descriptions": {"descriptions": {}}, "face": {"video": None},
-                "voice": {"audio": None}}[part]  # fmt: skip
+        gone = {
+            "text": {"text": ""},
+            "descriptions": {"descriptions": {}},
+            "face": {"video": None},
+            "voice": {"audio": None},
+        }[part]
         return replace(turn, **gone)
 
     if part == "turns":

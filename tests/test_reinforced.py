@@ -65,18 +65,38 @@ def nothing(answer: Answer) -> float:
 @pytest.mark.parametrize("seed", [0, 1, 2])
 @pytest.mark.parametrize("objective", ["grpo_clip", "reinforce_group"])
 def test_the_rewarded_answer_is_learnt(seed, objective, options, tmp_path):
-    run = fit(tmp_path, *options(
-        seed_everything=seed, data__batch_size=8, model__answers=16, model__lr=0.01, model__schedule="constant",
-        model__warmup=0, trainer__max_steps=40, **{"model__rewards+": "tests.test_reinforced.says_joy"},
-        model__objective__kind=objective, model__objective__normalize="sequence", trainer__gradient_clip_val=1.0,
-        model__max_new_tokens=1, model__temperature=1.5))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *options(
+            seed_everything=seed,
+            data__batch_size=8,
+            model__answers=16,
+            model__lr=0.01,
+            model__schedule="constant",
+            model__warmup=0,
+            trainer__max_steps=40,
+            **{"model__rewards+": "tests.test_reinforced.says_joy"},
+            model__objective__kind=objective,
+            model__objective__normalize="sequence",
+            trainer__gradient_clip_val=1.0,
+            model__max_new_tokens=1,
+            model__temperature=1.5,
+        ),
+    )
     rewards = logged(run, "train/reward")
     assert len(rewards) == 40 and sum(rewards[:3]) / 3 < 0.1 and sum(rewards[-5:]) / 5 > 0.9
 
 
 def test_a_constant_reward_teaches_nothing_and_takes_no_pass(options, home, tmp_path):
-    run = fit(tmp_path, *options(**{"model__rewards+": "tests.test_reinforced.nothing"}, model__lora__r=4,
-                                 data__batch_size=4, trainer__max_steps=3))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *options(
+            **{"model__rewards+": "tests.test_reinforced.nothing"},
+            model__lora__r=4,
+            data__batch_size=4,
+            trainer__max_steps=3,
+        ),
+    )
     assert logged(run, "train/frac_reward_zero_std") == [1.0] * 3 and logged(run, "train/reward") == [0.5] * 3
     state = checkpoint(run)["state_dict"]
     assert all(float(v.abs().max()) == 0 for k, v in state.items() if ".lora_B." in k)  # as they were made
@@ -94,10 +114,19 @@ class Odd(ModalitySelector):
         return Gathered(torch.tensor([[reward(a) for a in group] for group in groups]), {}, {})
 
 
-ODD = {"model": "tests.test_reinforced.Odd", "model__reasoning": "none", "model__exploration": "forced",
-       "model__template": "decision", "model__window": 1, "model__answers": 2, "model__lora__r": 4,
-       "model__objective__kind": "reinforce_group", "trainer__max_steps": 2, "model__schedule": "constant",
-       "model__warmup": 0}  # fmt: skip
+ODD = {
+    "model": "tests.test_reinforced.Odd",
+    "model__reasoning": "none",
+    "model__exploration": "forced",
+    "model__template": "decision",
+    "model__window": 1,
+    "model__answers": 2,
+    "model__lora__r": 4,
+    "model__objective__kind": "reinforce_group",
+    "trainer__max_steps": 2,
+    "model__schedule": "constant",
+    "model__warmup": 0,
+}
 
 
 @pytest.mark.parametrize("normalize", ["token", "sum"])
@@ -105,9 +134,15 @@ def test_any_split_of_a_window_takes_the_same_steps(normalize, options, tmp_path
     """14 samples are one step of: 14, 2 x 7, 14 x 1; the last two are also computed in other orders."""
     ended = []
     for batch_size, accumulated in ((14, 1), (7, 2), (1, 14)):
-        run = fit(tmp_path / str(batch_size), *options(
-            "two", **ODD | {"model__objective__normalize": normalize}, data__batch_size=batch_size,
-            trainer__accumulate_grad_batches=accumulated))  # fmt: skip
+        run = fit(
+            tmp_path / str(batch_size),
+            *options(
+                "two",
+                **ODD | {"model__objective__normalize": normalize},
+                data__batch_size=batch_size,
+                trainer__accumulate_grad_batches=accumulated,
+            ),
+        )
         ended.append(checkpoint(run)["optimizer_states"][0]["state"])
     for other in ended[1:]:
         for key, state in ended[0].items():  # AdamW's mean of gradients: the weights only keep their signs
@@ -119,11 +154,20 @@ def test_two_processes_take_the_steps_of_one(options, tmp_path):
     """With groups that are skipped, so that the processes run different numbers of passes."""
     ended = []
     for devices, batch_size in ((1, 14), (2, 7)):
-        args = options("two", **ODD, data__batch_size=batch_size,
-                       trainer__devices=devices, trainer__strategy="ddp_fork" if devices > 1 else "auto",
-                       trainer__default_root_dir=tmp_path / str(devices))  # fmt: skip
-        done = subprocess.run([sys.executable, "-m", "zoo", "fit", *QUIET, *args], capture_output=True, text=True,
-                              cwd=Path(__file__).parents[1])  # fmt: skip
+        args = options(
+            "two",
+            **ODD,
+            data__batch_size=batch_size,
+            trainer__devices=devices,
+            trainer__strategy="ddp_fork" if devices > 1 else "auto",
+            trainer__default_root_dir=tmp_path / str(devices),
+        )
+        done = subprocess.run(
+            [sys.executable, "-m", "zoo", "fit", *QUIET, *args],
+            capture_output=True,
+            text=True,
+            cwd=Path(__file__).parents[1],
+        )
         assert done.returncode == 0, done.stderr[-2000:]
         ended.append(newest(tmp_path / str(devices)))
     one, two = (checkpoint(run)["optimizer_states"][0]["state"] for run in ended)
@@ -145,25 +189,44 @@ class Norms(Callback):
 def test_gradients_are_clipped_as_the_trainer_says(options, tmp_path):
     for clip in (None, 0.01):
         Norms.found.clear()
-        fit(tmp_path / str(clip), *options("two", **ODD, data__batch_size=7),
+        fit(
+            tmp_path / str(clip),
+            *options("two", **ODD, data__batch_size=7),
             *([f"--trainer.gradient_clip_val={clip}"] if clip else []),
-            "--trainer.callbacks+=tests.test_reinforced.Norms")  # fmt: skip
+            "--trainer.callbacks+=tests.test_reinforced.Norms",
+        )
         assert len(Norms.found) == 2
         assert max(Norms.found) <= 0.0101 if clip else min(Norms.found) > 0.0101
 
 
 @pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
 def test_half_precision_runs(precision, options, tmp_path):
-    run = fit(tmp_path, *options(**{"model__rewards+": "tests.runs_helper.checksum"}, data__batch_size=4,
-                                 model__lora__r=4, model__objective__beta=0.04, trainer__max_steps=3,
-                                 trainer__precision=precision))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *options(
+            **{"model__rewards+": "tests.runs_helper.checksum"},
+            data__batch_size=4,
+            model__lora__r=4,
+            model__objective__beta=0.04,
+            trainer__max_steps=3,
+            trainer__precision=precision,
+        ),
+    )
     assert all(map(math.isfinite, logged(run, "train/loss"))) and len(logged(run, "train/kl")) == 3
 
 
 def test_several_steps_from_one_sample(options, tmp_path):
-    run = fit(tmp_path, *options(**{"model__rewards+": "tests.runs_helper.checksum"}, data__batch_size=7,
-                                 model__iterations=3, trainer__max_epochs=2, model__lr=0.05,
-                                 model__objective__clip_high=0.3))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *options(
+            **{"model__rewards+": "tests.runs_helper.checksum"},
+            data__batch_size=7,
+            model__iterations=3,
+            trainer__max_epochs=2,
+            model__lr=0.05,
+            model__objective__clip_high=0.3,
+        ),
+    )
     assert checkpoint(run)["global_step"] == 2 * 4 * 3  # epochs, windows, iterations
     assert checkpoint(run)["lr_schedulers"][0]["_last_lr"][0] == pytest.approx(0, abs=1e-9)  # the schedule knew
     clipped = logged(run, "train/clip_ratio/high_mean") + logged(run, "train/clip_ratio/low_mean")
@@ -172,25 +235,43 @@ def test_several_steps_from_one_sample(options, tmp_path):
 
 # ---- what is written down
 def test_sampled_answers_are_shown_with_their_rewards(options, tmp_path):
-    run = fit(tmp_path, *options(
-        data__batch_size=7, trainer__max_steps=4, model__table_every=2, model__answers=3,
-        model__rewards="[tests.runs_helper.checksum, tests.test_reinforced.says_joy]",
-        model__reward_weights="[2, 1]"))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *options(
+            data__batch_size=7,
+            trainer__max_steps=4,
+            model__table_every=2,
+            model__answers=3,
+            model__rewards="[tests.runs_helper.checksum, tests.test_reinforced.says_joy]",
+            model__reward_weights="[2, 1]",
+        ),
+    )
     rows = [json.loads(line) for line in (run / "answers.jsonl").read_text().splitlines()]
     assert [r["step"] for r in rows] == [1] * 6 + [3] * 6
     for r in rows:
         assert r["rewards"].keys() == {"checksum", "says_joy"}
         assert r["reward"] == pytest.approx(2 * r["rewards"]["checksum"] + r["rewards"]["says_joy"], abs=1e-5)
         assert r["rewards"]["checksum"] == pytest.approx(sum(r["answer"].encode()) % 7 / 7, abs=1e-5)
-    for column in ("reward_std", "frac_reward_zero_std", "entropy", "completions/mean_length", "completions/min_length",
-                   "completions/max_length", "completions/clipped_ratio", "rewards/says_joy/mean",
-                   "rewards/checksum/std", "clip_ratio/low_mean"):  # fmt: skip
+    for column in (
+        "reward_std",
+        "frac_reward_zero_std",
+        "entropy",
+        "completions/mean_length",
+        "completions/min_length",
+        "completions/max_length",
+        "completions/clipped_ratio",
+        "rewards/says_joy/mean",
+        "rewards/checksum/std",
+        "clip_ratio/low_mean",
+    ):
         assert len(logged(run, f"train/{column}")) == 4, column
 
 
 def test_a_test_has_answers_in_words(options, tmp_path):
-    run = fit(tmp_path, *options(**{"model__rewards+": "tests.runs_helper.checksum"}, data__batch_size=7,
-                                 trainer__max_steps=1))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *options(**{"model__rewards+": "tests.runs_helper.checksum"}, data__batch_size=7, trainer__max_steps=1),
+    )
     zoo("test", f"--ckpt_path={run}/checkpoints/last.ckpt")
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
     assert metrics(run)["n"] == len(rows) == 7
@@ -217,8 +298,11 @@ def infinite(answer: Answer) -> float:
 
 
 def test_a_reward_that_is_no_number_stops_the_run(options, tmp_path):
-    message = refused("fit", *QUIET, *options(**{"model__rewards+": "tests.test_reinforced.infinite"},
-                                              trainer__default_root_dir=tmp_path))  # fmt: skip
+    message = refused(
+        "fit",
+        *QUIET,
+        *options(**{"model__rewards+": "tests.test_reinforced.infinite"}, trainer__default_root_dir=tmp_path),
+    )
     assert "reward infinite gave a number that is not finite" in message
 
 

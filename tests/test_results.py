@@ -80,8 +80,9 @@ def as_printed(value: float, number: str) -> bool:
 def test_readme_card_and_index_give_one_score(entry):
     (published,) = (t for t in tables((REPOSITORY / "README.md").read_text()) if t.mark and t.mark[1] == "published")
     (row,) = (r for r in published.rows if f"checkpoints/{entry})" in r[0])
-    card = "\n".join(" ".join(r) for t in tables((REPOSITORY / "checkpoints" / entry / "README.md").read_text())
-                     for r in t.rows)  # fmt: skip
+    card = "\n".join(
+        " ".join(r) for t in tables((REPOSITORY / "checkpoints" / entry / "README.md").read_text()) for r in t.rows
+    )
     reported = index()[entry]["reported"]
     values = [score["value"] for score in reported]
     for number in numbers(row[2]):
@@ -103,10 +104,14 @@ def test_numbers_in_the_readmes_sentences_stand_in_its_tables():
 
 
 def test_the_level_of_significance_is_the_one_that_is_used():
-    notebooks = {p.name: "".join("".join(c["source"]) for c in json.loads(p.read_text())["cells"])
-                 for p in (REPOSITORY / "notebooks").glob("*.ipynb")}  # fmt: skip
-    levels = {where: re.findall(r"corrected values? (?:is|are|lies?) below (\d*\.\d+)", text)
-              for where, text in {**notebooks, **{name(d): d.read_text() for d in DOCUMENTS}}.items()}  # fmt: skip
+    notebooks = {
+        p.name: "".join("".join(c["source"]) for c in json.loads(p.read_text())["cells"])
+        for p in (REPOSITORY / "notebooks").glob("*.ipynb")
+    }
+    levels = {
+        where: re.findall(r"corrected values? (?:is|are|lies?) below (\d*\.\d+)", text)
+        for where, text in {**notebooks, **{name(d): d.read_text() for d in DOCUMENTS}}.items()
+    }
     assert levels["reading_the_report.ipynb"] and {float(x) for xs in levels.values() for x in xs} == {LEVEL}
 
 
@@ -141,8 +146,10 @@ def test_the_readme_says_what_each_row_reads(bench):
         else:
             config, changes = merged([REPOSITORY / c for c in trained["config"]], options)
         foreign = {k: v for k, v in changes.items() if str(v).startswith("run:")}  # runs that are not here
-        changes = {k: None if k in foreign else "always" if k == "selection" and v != "never" else v
-                   for k, v in changes.items()}  # fmt: skip
+        changes = {
+            k: None if k in foreign else "always" if k == "selection" and v != "never" else v
+            for k, v in changes.items()
+        }
         reads[row["what"]] = ", ".join(made(config, changes).reads) or "nothing"
     (table,) = (t for t in tables((REPOSITORY / "README.md").read_text()) if t.mark and t.mark[1] == bench)
     column = table.header.index("reads")

@@ -40,19 +40,21 @@ VARIANTS = {  # seven batches of four in each of the two epochs
     "full": RANDOM | {"save_last_every": 7},
     "accumulate": RANDOM | {"trainer__accumulate_grad_batches": 2, "save_last_every": 1},
     "grpo": {
-        "model": "GRPO", "model__rewards+": "tests.runs_helper.checksum", "model__max_new_tokens": 4,
-        "model__lora__r": 4, "model__lora__dropout": 0.1, "model__objective__beta": 0.04,
-        "trainer__accumulate_grad_batches": 2, "save_last_every": 1,
+        "model": "GRPO",
+        "model__rewards+": "tests.runs_helper.checksum",
+        "model__max_new_tokens": 4,
+        "model__lora__r": 4,
+        "model__lora__dropout": 0.1,
+        "model__objective__beta": 0.04,
+        "trainer__accumulate_grad_batches": 2,
+        "save_last_every": 1,
     },
     "validate": RANDOM | {"trainer__val_check_interval": 3, "save_last_every": 2},
     "no validation": RANDOM | {"trainer__limit_val_batches": 0, "save_last_every": 1},
     "every other epoch": RANDOM | {"trainer__check_val_every_n_epoch": 2, "save_last_every": 1},
-    "uneven": RANDOM | {
-        "trainer__val_check_interval": 2, "trainer__accumulate_grad_batches": 3, "save_last_every": 1,
-    },
-    "validate in a window": RANDOM | {
-        "trainer__val_check_interval": 3, "trainer__accumulate_grad_batches": 2, "save_last_every": 1,
-    },
+    "uneven": RANDOM | {"trainer__val_check_interval": 2, "trainer__accumulate_grad_batches": 3, "save_last_every": 1},
+    "validate in a window": RANDOM
+    | {"trainer__val_check_interval": 3, "trainer__accumulate_grad_batches": 2, "save_last_every": 1},
 }
 
 
@@ -177,8 +179,9 @@ STOPS = [  # variant, workers, signal, where it arrives, step and place that the
 
 
 @pytest.mark.parametrize(("variant", "workers", "number", "stop", "place"), STOPS)
-def test_a_signal_ends_the_step_and_saves_it(variant, workers, number, stop, place, options, undisturbed, tmp_path,
-                                                 capfd):
+def test_a_signal_ends_the_step_and_saves_it(
+    variant, workers, number, stop, place, options, undisturbed, tmp_path, capfd
+):
     args = options(variant, save_last_every=0, data__num_workers=workers)
     assert in_child(lambda: fit(tmp_path, *args), stop, number) == 128 + number
     run = newest(tmp_path)
@@ -287,8 +290,13 @@ def test_a_finished_run_that_is_extended_follows_the_schedule_of_its_new_length(
 def test_options_of_the_optimizer_change_from_the_resumed_step_on(options, tmp_path, caplog):
     """Seen in the optimizer, not in a YAML."""
     run = fit(tmp_path, *options("lora", trainer__max_steps=5), MONITOR)
-    changed = {"model__lr": 5e-4, "model__betas": "[0.8, 0.95]", "model__weight_decay": 0.1, "model__warmup": 0,
-               "model__schedule": "linear"}  # fmt: skip
+    changed = {
+        "model__lr": 5e-4,
+        "model__betas": "[0.8, 0.95]",
+        "model__weight_decay": 0.1,
+        "model__warmup": 0,
+        "model__schedule": "linear",
+    }
     with caplog.at_level(logging.INFO, "lightning.pytorch"):
         zoo("fit", f"--ckpt_path={run}", "--trainer.max_steps=9", *flags(**changed))
     assert "resumed at step 5 of 9: learning rate 0.000222" in caplog.text
@@ -310,8 +318,12 @@ def test_a_run_that_ended_at_max_steps_goes_on_in_the_middle_of_its_epoch(varian
 
 
 def test_early_stopping_goes_on_counting(options, tmp_path):
-    stopping = ["--trainer.callbacks+=EarlyStopping", "--trainer.callbacks.monitor=val/wf1",
-                "--trainer.callbacks.mode=max", "--trainer.callbacks.patience=2"]  # fmt: skip
+    stopping = [
+        "--trainer.callbacks+=EarlyStopping",
+        "--trainer.callbacks.monitor=val/wf1",
+        "--trainer.callbacks.mode=max",
+        "--trainer.callbacks.patience=2",
+    ]
     slow = {"model__lr": 1e-9, "trainer__max_epochs": 9, "model__schedule": "constant", "model__warmup": 0}
     whole = fit(tmp_path / "whole", *options("lora", **slow), *stopping)  # nothing ever gets better
     assert checkpoint(whole)["global_step"] == 3 * 7
@@ -328,8 +340,14 @@ def test_early_stopping_goes_on_counting(options, tmp_path):
 
 def test_what_is_trained_cannot_change_in_a_resumed_run(options, undisturbed, tmp_path):
     run = shutil.copytree(undisturbed("lora"), tmp_path / "run")
-    for flag in ("--model.lora.r=8", "--model.train=[.*lora_A.*]", "--model.start_from=elsewhere",
-                 "--trainer.accumulate_grad_batches=2", "--trainer.limit_train_batches=3", "--model=GRPO"):  # fmt: skip
+    for flag in (
+        "--model.lora.r=8",
+        "--model.train=[.*lora_A.*]",
+        "--model.start_from=elsewhere",
+        "--trainer.accumulate_grad_batches=2",
+        "--trainer.limit_train_batches=3",
+        "--model=GRPO",
+    ):
         message = refused("fit", f"--ckpt_path={run}", flag, "--trainer.max_epochs=3")
         assert "cannot go on with other values" in message and "--model.start_from" in message, flag
     assert not (run / "config.resume-1.yaml").exists()  # nor does a refused one leave a config for the next

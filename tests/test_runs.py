@@ -192,8 +192,10 @@ def test_some_of_the_results_and_folders_of_other_names(tmp_path):
     write(tmp_path / "predictions.jsonl", "new")
     assert set_aside_results(tmp_path) == tmp_path / "previous/4"
     assert contents(tmp_path) == {
-        "previous/3/metrics.json": "old", "previous/notes/mine.txt": "mine", "previous/4/predictions.jsonl": "new"
-    }  # fmt: skip
+        "previous/3/metrics.json": "old",
+        "previous/notes/mine.txt": "mine",
+        "previous/4/predictions.jsonl": "new",
+    }
 
 
 # ---- metrics.csv
@@ -270,9 +272,15 @@ def test_a_new_run_starts_empty_and_lightnings_own_logger_would_lose_the_rows(tm
     assert rows_of(tmp_path / "c/version_0/metrics.csv") == expected([5])
 
 
-@pytest.mark.parametrize(("text", "expected"), [
-    ("in /tmp/ and x", "in …/tmp and x"), ("/a/b/c/d.csv", "…/c/d.csv"), ("meta-llama/Llama", "meta-llama/Llama"),
-    ("https://example.org/a/b", "https://example.org/a/b"), ("no path", "no path"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("in /tmp/ and x", "in …/tmp and x"),
+        ("/a/b/c/d.csv", "…/c/d.csv"),
+        ("meta-llama/Llama", "meta-llama/Llama"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+        ("no path", "no path"),
+    ],
+)
 def test_texts_that_travel_hold_no_absolute_path(text, expected):
     assert portable({"a": [text]}) == {"a": [expected]}

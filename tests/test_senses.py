@@ -50,9 +50,14 @@ def sample(i, text="Hooray, Ada!", video=None, audio=None, history=(), label="jo
 def samples(home) -> list[Sample]:
     """Both, vision alone, sound alone, an unreadable clip, no clip, both again."""
     a, b, c, long, broken = (home / f"{name}.mp4" for name in (0, 1, 2, "long", "broken"))
-    return [sample(0, video=a, audio=a), sample(1, "Help, Dan.", video=b), sample(2, "Stop it.", audio=long),
-            sample(3, video=broken, audio=broken), sample(4, "Okay."),
-            sample(5, "Well, well, Cleo put the kettle by the 7.", video=c, audio=b)]  # fmt: skip
+    return [
+        sample(0, video=a, audio=a),
+        sample(1, "Help, Dan.", video=b),
+        sample(2, "Stop it.", audio=long),
+        sample(3, video=broken, audio=broken),
+        sample(4, "Okay."),
+        sample(5, "Well, well, Cleo put the kettle by the 7.", video=c, audio=b),
+    ]
 
 
 TEMPLATE = "{{ audio }}<{{ vision }}>{{ target.text }}\nemotion:"
@@ -67,8 +72,17 @@ def collate(tiny_llama, media, tmp_path):
         path = tmp_path / f"{abs(hash(template))}.txt"
         path.write_text(template)
         base = {"media": media, "frames": 2, "size": 32, "vision_tokens": 2, "audio_tokens": 3}
-        return SensesCollator(llm.tokenizer, llm.pad_id, load_template(str(path), tmp_path), 0, (), None,
-                              options.pop("max_length", 64), training, **(base | options))  # fmt: skip
+        return SensesCollator(
+            llm.tokenizer,
+            llm.pad_id,
+            load_template(str(path), tmp_path),
+            0,
+            (),
+            None,
+            options.pop("max_length", 64),
+            training,
+            **(base | options),
+        )
 
     return collate
 
@@ -79,8 +93,16 @@ def make(home, tiny_llama):
 
     def make(**options) -> Merit:
         torch.manual_seed(0)
-        base = {"llm": str(tiny_llama), "vision": str(home / "eyes"), "audio": str(home / "ears"), "template": "plain",
-                "frames": 2, "audio_tokens": 3, "cache": home / "cache", "lora": None}  # fmt: skip
+        base = {
+            "llm": str(tiny_llama),
+            "vision": str(home / "eyes"),
+            "audio": str(home / "ears"),
+            "template": "plain",
+            "frames": 2,
+            "audio_tokens": 3,
+            "cache": home / "cache",
+            "lora": None,
+        }
         model = Merit(**(base | options))
         data = SimpleNamespace(run_seed=0, samples=lambda split: [])
         model._trainer = SimpleNamespace(ckpt_path=None, datamodule=data)
@@ -112,8 +134,14 @@ def test_slots_stand_where_the_template_says(collate, samples):
     collator = collate()
     batch = collator(samples, RNG)
     own = [shown(batch, i, collator.tokenizer).replace(" ", "") for i in range(6)]
-    said = ["aaa<vv>hooray,ada!", "<vv>help,dan.", "aaa<>stopit.", "<>hooray,ada!", "<>okay.",
-            "aaa<vv>well,well,cleoputthekettlebythe7."]  # fmt: skip
+    said = [
+        "aaa<vv>hooray,ada!",
+        "<vv>help,dan.",
+        "aaa<>stopit.",
+        "<>hooray,ada!",
+        "<>okay.",
+        "aaa<vv>well,well,cleoputthekettlebythe7.",
+    ]
     assert own == [f"{x}\nemotion:" for x in said]
     assert (batch["input_ids"][batch["slots"] > 0] == collator.pad_id).all()
     assert (batch["input_ids"] >= 0).all()
@@ -396,7 +424,12 @@ def test_sound_is_cut_to_its_middle(media, home):
 
 
 def test_parts_of_one_film_are_told_apart(film):
-    turns = [whole(film), whole(film, start=0.0, end=1.0), whole(film, start=1.0, end=2.0),
-             whole(film, start=0.0, end=1.0, crop="left"), whole(film, start=0.0, end=1.0, crop="right")]  # fmt: skip
+    turns = [
+        whole(film),
+        whole(film, start=0.0, end=1.0),
+        whole(film, start=1.0, end=2.0),
+        whole(film, start=0.0, end=1.0, crop="left"),
+        whole(film, start=0.0, end=1.0, crop="right"),
+    ]
     assert len({key_of(t, t.video) for t in turns}) == 5
     assert key_of(turns[0], film) == key_of(replace(turns[0], id="y", text="other"), film)

@@ -55,9 +55,17 @@ def home(tmp_path_factory):
 SYSTEMS = {
     "face": {"model": "FaceClassifier", "model__vision": "eyes", "model__size": 32},
     "voice": {"model": "VoiceClassifier", "model__audio": "ears"},
-    "merit": {"model": "Merit", "model__llm": "llm", "model__vision": "eyes", "model__audio": "ears",
-              "model__template": "plain", "model__frames": 2, "model__audio_tokens": 2, "model__lora__r": 4},
-}  # fmt: skip
+    "merit": {
+        "model": "Merit",
+        "model__llm": "llm",
+        "model__vision": "eyes",
+        "model__audio": "ears",
+        "model__template": "plain",
+        "model__frames": 2,
+        "model__audio_tokens": 2,
+        "model__lora__r": 4,
+    },
+}
 
 
 def options(home, system, **more):
@@ -89,8 +97,13 @@ test_corpus.__test__ = False  # a helper
 @pytest.mark.parametrize("system", SYSTEMS)
 @pytest.mark.parametrize("verb", ["test", "validate", "predict"])
 def test_without_a_single_clip_nothing_is_scored(runs, home, system, verb, tmp_path):
-    message = refused(verb, *QUIET, f"--ckpt_path={runs[system]}/checkpoints/last.ckpt", f"--data.root={home / 'text'}",
-                      f"--trainer.default_root_dir={tmp_path}")  # fmt: skip
+    message = refused(
+        verb,
+        *QUIET,
+        f"--ckpt_path={runs[system]}/checkpoints/last.ckpt",
+        f"--data.root={home / 'text'}",
+        f"--trainer.default_root_dir={tmp_path}",
+    )
     split = "dev" if verb == "validate" else "test"
     assert f"no {split} sample of MELD has a clip" in message and "would read nothing" in message
     assert str(home / "text") in message and "give the folder" not in message  # it was given
@@ -101,8 +114,13 @@ def test_without_a_single_readable_clip_nothing_is_scored(runs, home, system, tm
     broken = {f"dia0_utt{i}__mp4": b"no clip" * 9 for i in range(9)}
     corpus = test_corpus(home, tmp_path / "broken", **broken)
     for verb in ("test", "predict"):
-        message = refused(verb, *QUIET, f"--ckpt_path={runs[system]}/checkpoints/last.ckpt", f"--data.root={corpus}",
-                          f"--trainer.default_root_dir={tmp_path}")  # fmt: skip
+        message = refused(
+            verb,
+            *QUIET,
+            f"--ckpt_path={runs[system]}/checkpoints/last.ckpt",
+            f"--data.root={corpus}",
+            f"--trainer.default_root_dir={tmp_path}",
+        )
         assert "not one of the" in message and "could read" in message and "zoo prepare media" in message
     assert not list(tmp_path.rglob("metrics.json"))
 
@@ -112,13 +130,24 @@ def test_what_could_not_be_read_or_not_whole_is_listed(runs, home, workers, tmp_
     whole = clip(tmp_path / "whole.mp4", options={"movflags": "faststart"}).read_bytes()
     files = {"dia0_utt0__mp4": whole, "dia0_utt1__mp4": whole[: len(whole) // 2], "dia0_utt2__mp4": b"no clip" * 9}
     corpus = test_corpus(home, tmp_path / "some", **files)
-    zoo("test", *QUIET, f"--ckpt_path={runs['voice']}/checkpoints/last.ckpt", f"--data.root={corpus}",
-        f"--data.num_workers={workers}", f"--trainer.default_root_dir={tmp_path}")  # fmt: skip
-    (file,) = tmp_path.rglob("metrics.json") if not list(runs["voice"].glob("metrics.json")) else [
-        runs["voice"] / "metrics.json"]  # fmt: skip
+    zoo(
+        "test",
+        *QUIET,
+        f"--ckpt_path={runs['voice']}/checkpoints/last.ckpt",
+        f"--data.root={corpus}",
+        f"--data.num_workers={workers}",
+        f"--trainer.default_root_dir={tmp_path}",
+    )
+    (file,) = (
+        tmp_path.rglob("metrics.json")
+        if not list(runs["voice"].glob("metrics.json"))
+        else [runs["voice"] / "metrics.json"]
+    )
     scores = json.loads(file.read_text())
     assert {what: list(files) for what, files in scores["clips"].items()} == {
-        "damaged": ["dia0_utt1.mp4"], "unreadable": ["dia0_utt2.mp4"]}  # fmt: skip
+        "damaged": ["dia0_utt1.mp4"],
+        "unreadable": ["dia0_utt2.mp4"],
+    }
     assert "cut off after" in scores["clips"]["damaged"]["dia0_utt1.mp4"]
     assert scores["population"]["listed"]["clips missing"] == [f"dia0_utt{i}" for i in range(3, scores["n"])]
     assert scores["events"]["no readable voice"] == scores["n"] - 2
@@ -154,8 +183,9 @@ def test_meld_takes_clips_of_any_ending(home, tmp_path, ending):
     assert samples[0].target.video == corpus / CLIPS["test"] / f"dia0_utt0{ending}"
 
 
-@pytest.mark.parametrize("folder", [CLIPS["test"], "test_splits_wav", "test/test_wav", "wav/test", "audio/test",
-                                    f"{CLIPS['test']}_wav"])  # fmt: skip
+@pytest.mark.parametrize(
+    "folder", [CLIPS["test"], "test_splits_wav", "test/test_wav", "wav/test", "audio/test", f"{CLIPS['test']}_wav"]
+)
 def test_meld_takes_sound_that_was_extracted(home, tmp_path, folder):
     corpus = test_corpus(home, tmp_path / "m")
     (corpus / folder).mkdir(parents=True)
@@ -250,9 +280,19 @@ def test_prompts_end_where_the_positions_of_the_model_do(short, system, how, lim
 
 def test_prompts_that_were_cut_for_want_of_positions_are_counted(home, short, tmp_path, caplog):
     with caplog.at_level(logging.INFO, "lightning.pytorch"):
-        run = fit(tmp_path, *flags(model="CausalLM", model__llm=short, model__shots=4, data="MELD", data__batch_size=4,
-                                   data__root=home / "text", trainer__max_steps=1,
-                                   trainer__limit_val_batches=0))  # fmt: skip
+        run = fit(
+            tmp_path,
+            *flags(
+                model="CausalLM",
+                model__llm=short,
+                model__shots=4,
+                data="MELD",
+                data__batch_size=4,
+                data__root=home / "text",
+                trainer__max_steps=1,
+                trainer__limit_val_batches=0,
+            ),
+        )
     assert "has 64 positions: prompts of more than 48 tokens are cut" in caplog.text
     zoo("test", f"--ckpt_path={run}/checkpoints/last.ckpt")
     scores = metrics(run)
@@ -264,11 +304,21 @@ def test_prompts_that_were_cut_for_want_of_positions_are_counted(home, short, tm
 @pytest.mark.parametrize(
     ("option", "value"),
     [
-        ("limit", -1), ("limit", 0), ("num_workers", -1), ("batch_size", 0), ("batch_size", -4),
-        ("eval_batch_size", 0), ("seed", -1), ("predict_splits", []), ("predict_splits", ["test", "test"]),
-        ("predict_splits", ["all"]), ("limit", 1.5), ("limit", True), ("batch_size", float("nan")),
+        ("limit", -1),
+        ("limit", 0),
+        ("num_workers", -1),
+        ("batch_size", 0),
+        ("batch_size", -4),
+        ("eval_batch_size", 0),
+        ("seed", -1),
+        ("predict_splits", []),
+        ("predict_splits", ["test", "test"]),
+        ("predict_splits", ["all"]),
+        ("limit", 1.5),
+        ("limit", True),
+        ("batch_size", float("nan")),
     ],
-)  # fmt: skip
+)
 def test_numbers_of_a_corpus_that_mean_nothing_are_refused(home, option, value):
     with pytest.raises(ValueError, match="got"):
         MELD(root=home / "text", **{option: value})
@@ -277,17 +327,23 @@ def test_numbers_of_a_corpus_that_mean_nothing_are_refused(home, option, value):
 @pytest.mark.parametrize(
     "args",
     [
-        ["media", "--root", ".", "--frames", "0"], ["media", "--root", ".", "--workers", "-1"],
-        ["media", "--root", ".", "--size", "-3"], ["media", "--root", ".", "--timeout", "nan"],
-        ["media", "--root", ".", "--max_clip_seconds", "-1"], ["leaks", "--synthetic", "-1"],
+        ["media", "--root", ".", "--frames", "0"],
+        ["media", "--root", ".", "--workers", "-1"],
+        ["media", "--root", ".", "--size", "-3"],
+        ["media", "--root", ".", "--timeout", "nan"],
+        ["media", "--root", ".", "--max_clip_seconds", "-1"],
+        ["leaks", "--synthetic", "-1"],
         ["leaks", "--synthetic", "3", "--min_words", "-1"],
-        ["synthetic", "--out", "x", "--workers", "-1"], ["synthetic", "--out", "x", "--seed", "-1"],
-        ["synthetic", "--out", "x", "--inertia", "3"], ["tiny", "--out", "x", "--vocab_size", "-5"],
-        ["tiny", "--out", "x", "--layers", "0"], ["tiny", "--out", "x", "--synthetic", "-3"],
+        ["synthetic", "--out", "x", "--workers", "-1"],
+        ["synthetic", "--out", "x", "--seed", "-1"],
+        ["synthetic", "--out", "x", "--inertia", "3"],
+        ["tiny", "--out", "x", "--vocab_size", "-5"],
+        ["tiny", "--out", "x", "--layers", "0"],
+        ["tiny", "--out", "x", "--synthetic", "-3"],
         ["ver", "--collect", "--out", ".", "--min-rating", "-1"],
     ],
     ids=" ".join,
-)  # fmt: skip
+)
 def test_numbers_of_a_preparation_that_mean_nothing_are_refused(args, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     soundfile.write("a.wav", np.zeros(80, "f4"), 8000)
@@ -296,10 +352,18 @@ def test_numbers_of_a_preparation_that_mean_nothing_are_refused(args, tmp_path, 
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"temperature": float("nan")}, {"temperature": float("inf")}, {"window": -1}, {"max_length": 0},
-     {"max_new_tokens": -1}, {"answers": 0}, {"table_every": -1}, {"reward_weights": [float("inf")]}],
+    [
+        {"temperature": float("nan")},
+        {"temperature": float("inf")},
+        {"window": -1},
+        {"max_length": 0},
+        {"max_new_tokens": -1},
+        {"answers": 0},
+        {"table_every": -1},
+        {"reward_weights": [float("inf")]},
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_numbers_of_grpo_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):
         GRPO(llm="any", rewards=[Correct()], **wrong)

@@ -143,8 +143,10 @@ with locked(Path(sys.argv[1]), "it"):
 def test_a_lock_names_its_holder_and_dies_with_it(tmp_path):
     holder = child(HOLD, tmp_path / ".lock", "some", "words")
     worker = int(holder.stdout.readline())
-    with pytest.raises(InUse, match=f"the run is in use by process {holder.pid} on .*some words; wait"), \
-            locked(tmp_path / ".lock", "the run"):  # fmt: skip
+    with (
+        pytest.raises(InUse, match=f"the run is in use by process {holder.pid} on .*some words; wait"),
+        locked(tmp_path / ".lock", "the run"),
+    ):
         pass
     holder.kill()
     holder.wait()

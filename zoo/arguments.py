@@ -68,9 +68,17 @@ class SentenceParser(ArgumentParser):
 def leave(parser: ArgumentParser, message: str, meant: Iterable[str] = ()) -> NoReturn:
     """Exit code 2 after what jsonargparse says, in one sentence that names the flag or the file."""
     args = sys.argv[1:]
-    files = [value for i, arg in enumerate(args) for value in (
-        [args[i + 1]] if arg in ("--config", "-c") and i + 1 < len(args) else [arg[9:]] if arg.startswith("--config=")
-        else [])]  # fmt: skip
+    files = [
+        value
+        for i, arg in enumerate(args)
+        for value in (
+            [args[i + 1]]
+            if arg in ("--config", "-c") and i + 1 < len(args)
+            else [arg[9:]]
+            if arg.startswith("--config=")
+            else []
+        )
+    ]
     if 'Parser key "' in message or "does not accept option" in message:
         key, why = option_refusal(message)
         message = f"{place_of(key, args, files)} {why}"
@@ -107,8 +115,11 @@ def named(base: type) -> dict[str, type]:
 
 def options_of(name: str) -> list[str]:
     """Names of the options of a class, by its short name or import path; none if it is not known."""
-    kinds = {f"{k.__module__}.{k.__qualname__}": k for base in (*SECTIONS.values(), Callback, Logger)
-             for k in named(base).values()}  # fmt: skip
+    kinds = {
+        f"{k.__module__}.{k.__qualname__}": k
+        for base in (*SECTIONS.values(), Callback, Logger)
+        for k in named(base).values()
+    }
     short = name.rpartition(".")[2]
     kind = kinds.get(name) or next((k for path, k in kinds.items() if path.rpartition(".")[2] == short), None)
     if kind is None:
@@ -116,8 +127,11 @@ def options_of(name: str) -> list[str]:
     options: list[str] = []
     for one in kind.__mro__:
         if "__init__" in vars(one) and one is not object:
-            options += [n for n, p in inspect.signature(one.__init__).parameters.items()
-                        if n != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)]  # fmt: skip
+            options += [
+                n
+                for n, p in inspect.signature(one.__init__).parameters.items()
+                if n != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
+            ]
     return list(dict.fromkeys(options))
 
 

@@ -263,8 +263,11 @@ class LastCheckpoint(Checkpoint):
         if trainer.state.fn == "fit" and isinstance(exception, KeyboardInterrupt) and trainer.is_global_zero:
             command = " ".join(["zoo fit --ckpt_path", str(run_folder(trainer)), *import_flags()])
             there = self.file(trainer).is_file()
-            print(f"interrupted at step {trainer.global_step}; "
-                  + (f"go on with: {command}" if there else "nothing was saved yet"), flush=True)  # fmt: skip
+            print(
+                f"interrupted at step {trainer.global_step}; "
+                + (f"go on with: {command}" if there else "nothing was saved yet"),
+                flush=True,
+            )
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._region.close()
@@ -380,5 +383,7 @@ class ProgressLines(Callback):
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         score = trainer.callback_metrics.get(pl_module.monitor)
         if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None:
-            self._print(trainer, f"epoch {trainer.current_epoch}, step {trainer.global_step}: {pl_module.monitor} "
-                                 f"{float(score):.4f}")  # fmt: skip
+            self._print(
+                trainer,
+                f"epoch {trainer.current_epoch}, step {trainer.global_step}: {pl_module.monitor} {float(score):.4f}",
+            )

@@ -98,25 +98,43 @@ def _leave_interrupted(verb: str, error: BaseException) -> NoReturn:
 # What libraries say when a machine cannot do what was asked: exception, text -> sentence. Nothing of it is a fault of
 # the zoo, and none of it can be known before it happens.
 OF_THE_MACHINE = (
-    ("RuntimeError|OSError", r"killed by signal: Bus error|shared memory object|out of shared memory|/torch_\d+",
-     "the loader's processes could not get shared memory; give --data.num_workers 0, or make /dev/shm larger (docker "
-     "run --shm-size 8g)"),
-    ("RuntimeError", r"DataLoader worker \(pid.*\) (?:is killed by signal|exited unexpectedly)",
-     "a process of the loader was ended from outside, most often for want of memory ({message}); give "
-     "--data.num_workers 0 or a smaller --data.batch_size"),
-    ("OutOfMemoryError", r"",
-     "the accelerator's memory is full ({message}); give a smaller --data.batch_size with a larger "
-     "--trainer.accumulate_grad_batches, or --model.gradient_checkpointing true"),
-    ("RuntimeError", r"PytorchStreamWriter|inline_container|unexpected pos|Parent directory .* does not exist",
-     "a checkpoint could not be written whole ({message}); is the disk full?"),
-    ("SafetensorError", r"",
-     "a safetensors file could not be read or written ({message}); is it damaged, or the disk full?"),
+    (
+        "RuntimeError|OSError",
+        r"killed by signal: Bus error|shared memory object|out of shared memory|/torch_\d+",
+        "the loader's processes could not get shared memory; give --data.num_workers 0, or make /dev/shm larger "
+        "(docker run --shm-size 8g)",
+    ),
+    (
+        "RuntimeError",
+        r"DataLoader worker \(pid.*\) (?:is killed by signal|exited unexpectedly)",
+        "a process of the loader was ended from outside, most often for want of memory ({message}); give "
+        "--data.num_workers 0 or a smaller --data.batch_size",
+    ),
+    (
+        "OutOfMemoryError",
+        r"",
+        "the accelerator's memory is full ({message}); give a smaller --data.batch_size with a larger "
+        "--trainer.accumulate_grad_batches, or --model.gradient_checkpointing true",
+    ),
+    (
+        "RuntimeError",
+        r"PytorchStreamWriter|inline_container|unexpected pos|Parent directory .* does not exist",
+        "a checkpoint could not be written whole ({message}); is the disk full?",
+    ),
+    (
+        "SafetensorError",
+        r"",
+        "a safetensors file could not be read or written ({message}); is it damaged, or the disk full?",
+    ),
     ("UsageError|CommError", r"", "{message}"),  # wandb: no login
     ("MisconfigurationException|DeepSpeedError", r"", "{message}"),  # Lightning: options that do not go together
-    ("ModuleNotFoundError|ImportError", r"(?:No module named|Module not found:|Requirement) '([\w.-]+)",
-     "this needs the package {0}, which is not installed: pip install {0}, or leave the option out that asks for it"),
+    (
+        "ModuleNotFoundError|ImportError",
+        r"(?:No module named|Module not found:|Requirement) '([\w.-]+)",
+        "this needs the package {0}, which is not installed: pip install {0}, or leave the option out that asks for it",
+    ),
     ("MemoryError", r"", "the memory of this machine is full; give a smaller --data.batch_size, or a smaller model"),
-)  # fmt: skip
+)
 
 
 def explained(error: BaseException) -> str | None:
@@ -200,9 +218,14 @@ def _whose(error: BaseException) -> str:
     trace, users_file = error.__traceback__, None
     while trace is not None:
         place = Path(trace.tb_frame.f_code.co_filename)
-        if place.is_file() and not {"site-packages", "dist-packages"} & set(place.parts) and not any(
-            place.is_relative_to(home) for home in (Path(__file__).parent, *map(Path, {sys.base_prefix, sys.prefix}))
-        ):  # fmt: skip
+        if (
+            place.is_file()
+            and not {"site-packages", "dist-packages"} & set(place.parts)
+            and not any(
+                place.is_relative_to(home)
+                for home in (Path(__file__).parent, *map(Path, {sys.base_prefix, sys.prefix}))
+            )
+        ):
             users_file = place
         trace = trace.tb_next
     if users_file is not None:

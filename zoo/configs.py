@@ -74,8 +74,15 @@ def refuse_unreadable(files: Iterable[str | Path]) -> None:
 
 
 # ------------------------------------------------------------------------------------------------------ option values
-TYPES = {"int": "a whole number", "float": "a number", "str": "a text", "bool": "true or false", "NoneType": "null",
-         "dict": "a mapping", "list": "a list"}  # fmt: skip
+TYPES = {
+    "int": "a whole number",
+    "float": "a number",
+    "str": "a text",
+    "bool": "true or false",
+    "NoneType": "null",
+    "dict": "a mapping",
+    "list": "a list",
+}
 NO_REASON = re.compile(r"Does not validate|Subtypes:|Errors:|Given value type:|Expected a <class 'NoneType'>$|$")
 
 
@@ -137,9 +144,7 @@ def place_of(key: str, args: Sequence[str], files: Iterable[str | Path]) -> str:
     return f"--{key}"
 
 
-def instantiated(
-    section: str, base: type, content: Any, file: Path | None, changes: Iterable[str] = ()
-) -> Any:
+def instantiated(section: str, base: type, content: Any, file: Path | None, changes: Iterable[str] = ()) -> Any:
     """The object that a section of a run's config.yaml describes.
 
     Args:
@@ -187,13 +192,16 @@ def read_run_config(path: Path, data: bool = False) -> dict[str, Any]:
         if not isinstance(part, dict) or not isinstance(part.get("class_path"), str):
             raise ValueError(f"{path}: {section} is {part!r:.60}, expected class_path and init_args; restore the file")
         if not isinstance(part.get("init_args", {}), dict | None):
-            raise ValueError(f"{path}: the init_args of {section} are {part['init_args']!r:.60}, expected a mapping; "
-                             "restore the file")  # fmt: skip
+            raise ValueError(
+                f"{path}: the init_args of {section} are {part['init_args']!r:.60}, expected a mapping; "
+                "restore the file"
+            )
         config[section] = part | {"init_args": part.get("init_args") or {}}
     for section, kinds in {"trainer": dict, "checkpoint": dict, "seed_everything": int | bool | None}.items():
         if section in config and not isinstance(config[section], kinds | None):
-            raise ValueError(f"{path}: {section} is {config[section]!r:.60}, expected {_named(kinds)}; restore the "
-                             "file")  # fmt: skip
+            raise ValueError(
+                f"{path}: {section} is {config[section]!r:.60}, expected {_named(kinds)}; restore the file"
+            )
     check_imports(config, path)
     return config
 
@@ -302,11 +310,14 @@ def check_imports(config: Any, where: object) -> None:
     Raises:
         ValueError: naming the module that comes from elsewhere, and the flag that allows it.
     """
+
     def refuse_foreign(name: str) -> None:
         home = _foreign_home(name)
         if home is not None:
-            raise ValueError(f"{where} names {name}, which is {home} in truth; a checkpoint's config names classes of "
-                             "the zoo. Restore the file")  # fmt: skip
+            raise ValueError(
+                f"{where} names {name}, which is {home} in truth; a checkpoint's config names classes of "
+                "the zoo. Restore the file"
+            )
 
     base = where.parent if isinstance(where, Path) else Path()
     for name, is_class in _names(config, base):
@@ -333,8 +344,10 @@ def check_imports(config: Any, where: object) -> None:
             )
         if top in sys.stdlib_module_names or top in sys.builtin_module_names:
             if is_class or _exists(name):
-                raise ValueError(f"{where} names {name} of Python itself, which no part of a system is; a checkpoint's "
-                                 "config names classes of the zoo. Restore the file")  # fmt: skip
+                raise ValueError(
+                    f"{where} names {name} of Python itself, which no part of a system is; a checkpoint's "
+                    "config names classes of the zoo. Restore the file"
+                )
             continue
         if _installed(top):
             refuse_foreign(name)
@@ -358,9 +371,12 @@ def _foreign_home(name: str) -> str | None:
         home = str(home or type(target).__module__)
         top = home.partition(".")[0]
         allowed = (
-            top in OURS or top in imports.modules or _loaded_by_the_user(top) or _installed(top)
+            top in OURS
+            or top in imports.modules
+            or _loaded_by_the_user(top)
+            or _installed(top)
             or any(_lies_in(f, f"{top}.x") for f in imports.folders)
-        )  # fmt: skip
+        )
         if (callable(target) or inspect.ismodule(target)) and not allowed:
             return home
         if not hasattr(target, "func"):  # a partial is what it calls

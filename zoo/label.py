@@ -49,10 +49,19 @@ from zoo.storage import locked, parse_json, parse_yaml, write_whole
 STILL = (".jpg", ".jpeg", ".png")
 FILES = (*VIDEO, *SOUND, *STILL)
 HEADINGS = {  # of a table, in any case; MELD's own among them
-    "id": "id", "video": "video", "clip": "video", "audio": "audio", "text": "text", "utterance": "text",
-    "speaker": "speaker", "dialogue": "dialogue", "dialogue_id": "dialogue", "utterance_id": "number",
-    "label": "label", "emotion": "label",
-}  # fmt: skip
+    "id": "id",
+    "video": "video",
+    "clip": "video",
+    "audio": "audio",
+    "text": "text",
+    "utterance": "text",
+    "speaker": "speaker",
+    "dialogue": "dialogue",
+    "dialogue_id": "dialogue",
+    "utterance_id": "number",
+    "label": "label",
+    "emotion": "label",
+}
 WORDS = (".txt", ".jsonl", ".json", ".tsv", ".md", ".srt", ".vtt", ".xlsx", ".yaml", ".yml")
 KIND = re.compile(r"[a-z0-9_]+")
 DESCRIPTION = re.compile(rf"({KIND.pattern})_description")
@@ -147,13 +156,20 @@ def read_turns(
             raise ValueError(f"{where}: the id {key!r} is {'there twice' if key else 'empty'}; give each row its own")
         ids.add(key)
         if label is not None and label not in labels.names:
-            raise ValueError(f"{where}: unknown label {label!r}; this system's are {', '.join(labels.names)}. Correct "
-                             "the cell, or leave it empty")  # fmt: skip
+            raise ValueError(
+                f"{where}: unknown label {label!r}; this system's are {', '.join(labels.names)}. Correct "
+                "the cell, or leave it empty"
+            )
         sound = {"audio": file("audio")} if file("audio") else {}
         turn = turn_of(
-            key, file("video") if "video" in named else files.get(key), text=cell("text"), speaker=cell("speaker"),
-            label=label, descriptions={kind: cell(what) for kind, what in kinds.items() if cell(what)}, **sound,
-        )  # fmt: skip
+            key,
+            file("video") if "video" in named else files.get(key),
+            text=cell("text"),
+            speaker=cell("speaker"),
+            label=label,
+            descriptions={kind: cell(what) for kind, what in kinds.items() if cell(what)},
+            **sound,
+        )
         place = places.setdefault(dialogue, len(places))
         rows.append(((place, cells["number"] if "number" in named else len(rows)), dialogue, turn))
     return [(dialogue, turn) for _, dialogue, turn in sorted(rows, key=lambda row: row[0])]
@@ -199,8 +215,10 @@ def samples_of(options: argparse.Namespace, labels: Labels) -> list[Sample]:
         names = [shown(path.relative_to(clip)) for path in files]
         return [sample(turn_of(name, path), name) for name, path in zip(names, files, strict=True)]
     if clip is not None and clip.suffix.lower() in WORDS and clip.is_file():
-        raise ValueError(f"{clip} is a text and no clip; give its lines as a CSV table with columns like {TABLE}, or "
-                         "one line with --text")  # fmt: skip
+        raise ValueError(
+            f"{clip} is a text and no clip; give its lines as a CSV table with columns like {TABLE}, or "
+            "one line with --text"
+        )
     if clip is not None and not clip.is_file():
         raise FileNotFoundError(f"no file {clip}; expected a video, sound or picture, a folder of them, or a CSV table")
     text, descriptions = cleaned(options.text or "", "--text"), described(options.descriptions)
@@ -211,8 +229,13 @@ def samples_of(options: argparse.Namespace, labels: Labels) -> list[Sample]:
         history = read_turns(options.context, None, labels, options.encoding)
         if len({dialogue for dialogue, _ in history}) > 1:
             raise ValueError(f"{options.context} holds several dialogues; expected the earlier turns of one")
-    turn = turn_of(shown(Path(clip.name)) if clip is not None else "line", clip, text=text,
-                   speaker=cleaned(options.speaker, "--speaker"), descriptions=descriptions)  # fmt: skip
+    turn = turn_of(
+        shown(Path(clip.name)) if clip is not None else "line",
+        clip,
+        text=text,
+        speaker=cleaned(options.speaker, "--speaker"),
+        descriptions=descriptions,
+    )
     return [sample(turn, turn.id, said([turn for _, turn in history]))]
 
 
@@ -249,8 +272,10 @@ def without_each(sample: Sample) -> dict[str, Sample | None]:
     def without(**change: Any) -> Sample:
         return replace(sample, target=replace(target, **change))
 
-    kinds = {f"{kind} description": without(descriptions={k: v for k, v in target.descriptions.items() if k != kind})
-             for kind in target.descriptions}  # fmt: skip
+    kinds = {
+        f"{kind} description": without(descriptions={k: v for k, v in target.descriptions.items() if k != kind})
+        for kind in target.descriptions
+    }
     return {
         "words": without(text="") if target.text else None,
         "picture": without(video=None) if target.video is not None else None,
@@ -282,11 +307,15 @@ def without_discarded(used: Used, selection: Mapping[str, Any] | None) -> Used:
     if selection is None or selection.get("decision") != "discard":
         return used
     reason = f"discarded by the selector ({selection['system']}" + (
-        f": {selection['text']})" if selection.get("text") else ")")
-    return replace(used, unused={
-        part: reason if part.endswith(" description") and why != NOT_GIVEN else why
-        for part, why in used.unused.items()
-    })  # fmt: skip
+        f": {selection['text']})" if selection.get("text") else ")"
+    )
+    return replace(
+        used,
+        unused={
+            part: reason if part.endswith(" description") and why != NOT_GIVEN else why
+            for part, why in used.unused.items()
+        },
+    )
 
 
 def why_not(sample: Sample, part: str) -> str:
@@ -421,14 +450,18 @@ class System:
             found = find_checkpoint(path)
             file = newest_config(run_of(found) or found.parent)
         if not file.is_file():
-            raise FileNotFoundError(f"{path}: no config.yaml lies with it, so its labels are not known; give a run "
-                                    "folder or a published name")  # fmt: skip
+            raise FileNotFoundError(
+                f"{path}: no config.yaml lies with it, so its labels are not known; give a run "
+                "folder or a published name"
+            )
         config = read_run_config(file, data=True)
         self.name = config["model"]["class_path"].rpartition(".")[2]
         self.model: dict[str, Any] = {}
         if "data.encoding" in (changes or {}):
-            raise ValueError("--data.encoding is of the corpus that the system was trained with, of which zoo label "
-                             "reads no text; give --encoding for your tables")  # fmt: skip
+            raise ValueError(
+                "--data.encoding is of the corpus that the system was trained with, of which zoo label "
+                "reads no text; give --encoding for your tables"
+            )
         for key, value in (changes or {}).items():
             section, _, option = key.partition(".")
             if section == "model":
@@ -457,8 +490,10 @@ class System:
         corpora = self.corpus.corpora()
         met = "; ".join(f"{type(corpus).__name__} ({corpus.material})" for corpus in corpora)
         names = "; ".join(", ".join(labels.names) for labels in self.corpus.label_sets.values() if labels.names)
-        return f"{self.path} was trained on {met}; its labels are {names or 'none'}. How good its answers are about " \
-               "other material is not known."
+        return (
+            f"{self.path} was trained on {met}; its labels are {names or 'none'}. How good its answers are about "
+            "other material is not known."
+        )
 
     def answer(self, samples: Sequence[Sample], folder: Path, hand: Hand) -> dict[str, str]:
         """Answers samples, batch by batch; returns id -> why, of those without an answer.
@@ -470,10 +505,16 @@ class System:
         module = load(self.path, model=self.model)
         clips = Clips(samples, self.corpus, self.absent, self.seed)
         trainer = Trainer(
-            accelerator="cpu" if self.trained.get("accelerator") == "cpu" else "auto", devices=1,
-            precision=self.trained.get("precision"), logger=False, default_root_dir=folder, callbacks=[_Handed(hand)],
-            enable_progress_bar=False, enable_model_summary=False, enable_checkpointing=False,
-        )  # fmt: skip
+            accelerator="cpu" if self.trained.get("accelerator") == "cpu" else "auto",
+            devices=1,
+            precision=self.trained.get("precision"),
+            logger=False,
+            default_root_dir=folder,
+            callbacks=[_Handed(hand)],
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            enable_checkpointing=False,
+        )
         trainer.predict(module, datamodule=clips, return_predictions=False)
         return clips.failed
 
@@ -503,6 +544,7 @@ BEGINNING = '{"id": "'  # of every line
 def digest(sample: Sample) -> str:
     """Mark of all that a system may read of a sample: words, speaker, descriptions, earlier turns, and the size and
     time of its files."""
+
     def parts(turn: Turn) -> list[Any]:
         files = []
         for path in (turn.video, turn.audio):
@@ -554,11 +596,14 @@ class Sheet:
                 raise self._foreign(out, f"line {number}: {line[:60]!r}")
             other = {key: row.get(key) for key in ("id", *self.about)}
             if any(other[key] != value for key, value in self.about.items()):
-                raise ValueError(f"{out} holds lines of another command ({other}); expected {dict(self.about)}. Name "
-                                 "another file")  # fmt: skip
+                raise ValueError(
+                    f"{out} holds lines of another command ({other}); expected {dict(self.about)}. Name another file"
+                )
             if "error" not in row and not isinstance(row.get("sample"), str):
-                raise ValueError(f"{out} line {number} does not say which sample it answers (no 'sample'): an earlier "
-                                 "version of the zoo wrote it. Name another file")  # fmt: skip
+                raise ValueError(
+                    f"{out} line {number} does not say which sample it answers (no 'sample'): an earlier "
+                    "version of the zoo wrote it. Name another file"
+                )
             rows.append((line, row))
         return rows
 
@@ -574,8 +619,9 @@ class Sheet:
         return [sample for sample in samples if sample.target.id not in self.done]
 
     def _foreign(self, out: Path, what: str) -> ValueError:
-        return ValueError(f"--out {out} was not written by zoo label (it holds {what}), so it is not touched; name "
-                          "another file")  # fmt: skip
+        return ValueError(
+            f"--out {out} was not written by zoo label (it holds {what}), so it is not touched; name another file"
+        )
 
     def write(self, sample: Sample, row: Mapping[str, Any]) -> None:
         turn = sample.target
@@ -593,11 +639,17 @@ class Sheet:
     def answered(self, sample: Sample, p: Prediction, used: Used, seconds: float, **more: Any) -> None:
         scores = None if p.scores is None else dict(sorted(p.scores.items(), key=lambda item: -item[1]))
         said = {"scores": scores, "text": p.text, "details": p.details, **more}
-        self.write(sample, {
-            "label": p.predicted, **{key: value for key, value in said.items() if value is not None},
-            "used": list(used.used), "unused": dict(used.unused),
-            **({"damaged": list(used.damaged)} if used.damaged else {}), "seconds": round(seconds, 4),
-        })  # fmt: skip
+        self.write(
+            sample,
+            {
+                "label": p.predicted,
+                **{key: value for key, value in said.items() if value is not None},
+                "used": list(used.used),
+                "unused": dict(used.unused),
+                **({"damaged": list(used.damaged)} if used.damaged else {}),
+                "seconds": round(seconds, 4),
+            },
+        )
         for what in used.damaged:
             print(f"{sample.target.id}: a part of its file was used, {what}", file=sys.stderr)
 
@@ -611,16 +663,23 @@ class Sheet:
 def main(args: list[str]) -> None:
     """``zoo label CLIP --ckpt_path NAME``"""
     parser = argparse.ArgumentParser(
-        "zoo label", allow_abbrev=False,
+        "zoo label",
+        allow_abbrev=False,
         description="Names the emotion of a clip or line: one JSON line on stdout; exit code 1 if it got no label. Of "
         "a folder or table: a JSON line each, in --out FILE or on stdout; what got no label is a line with `error`, "
         "counted and listed on stderr, and the exit code is 1 only if nothing got one. Any --model.X V and --data.X V "
         "replaces an option of the run's config.yaml, e.g. --model.llm DIR, or --data.root DIR for a system with "
         "solved examples.",
-    )  # fmt: skip
+    )
     add = parser.add_argument
-    add("clip", nargs="?", type=Path, metavar="CLIP", help="a video, sound or picture, a folder of them, or a CSV "
-        f"table with columns like {TABLE}; may be left out if --text or --descriptions is given")  # fmt: skip
+    add(
+        "clip",
+        nargs="?",
+        type=Path,
+        metavar="CLIP",
+        help="a video, sound or picture, a folder of them, or a CSV "
+        f"table with columns like {TABLE}; may be left out if --text or --descriptions is given",
+    )
     add("--ckpt_path", required=True, metavar="NAME", help="run folder, checkpoint, or published name")
     add("--text", help="what is said")
     add("--speaker", default="", help="who says it")
@@ -629,11 +688,18 @@ def main(args: list[str]) -> None:
     add("--clips", type=Path, metavar="DIR", help="of a table without video: files named after the ids, dia0_utt0.mp4")
     add("--encoding", metavar="NAME", help="of the tables, e.g. cp1252 or gb18030; UTF-8 if not given")
     add("--labels", metavar="CORPUS", help="whose labels, for a run on several corpora")
-    add("--selector", metavar="RUN", help="a modality selector that decides first; the system gets its decisions as "
-        "--model.selection")  # fmt: skip
+    add(
+        "--selector",
+        metavar="RUN",
+        help="a modality selector that decides first; the system gets its decisions as --model.selection",
+    )
     add("--out", type=Path, metavar="FILE", help="JSON lines; those that are there already are kept, the rest is done")
-    add("--import", metavar="DIR", help="folder whose modules the config.yaml of the checkpoint may name; without it "
-        "nothing is imported but the zoo and installed packages")  # fmt: skip
+    add(
+        "--import",
+        metavar="DIR",
+        help="folder whose modules the config.yaml of the checkpoint may name; without it "
+        "nothing is imported but the zoo and installed packages",
+    )
     changes, rest = _changes(take_imports(args))
     options = parser.parse_args(rest)
     _quiet()

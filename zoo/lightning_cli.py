@@ -183,8 +183,10 @@ class ZooCLI(LightningCLI):
         for callback in callbacks if isinstance(callbacks, list) else [callbacks]:
             name = str(getattr(callback, "class_path", "")).rpartition(".")[2]
             if name in ("StochasticWeightAveraging", "WeightAveraging", "EMAWeightAveraging"):
-                raise ValueError(f"{name} averages weights beside the optimizer, which neither checkpoints nor resumed "
-                                 "runs of the zoo know; leave it out")  # fmt: skip
+                raise ValueError(
+                    f"{name} averages weights beside the optimizer, which neither checkpoints nor resumed "
+                    "runs of the zoo know; leave it out"
+                )
         for verb in ("test", "predict"):
             if self.subcommand == verb and config.trainer.get(f"limit_{verb}_batches") == 0:
                 raise ValueError(
@@ -195,8 +197,11 @@ class ZooCLI(LightningCLI):
         """ValueError naming the options that a resumed run could not apply to what is trained already."""
         before = read_run_config(newest_config(home))
         after = self._plain_config()
-        changed = [f"--{key} is {_get(after, key)!r}, was {_get(before, key)!r}"
-                   for key in FIXED if _get(before, key) != _get(after, key)]  # fmt: skip
+        changed = [
+            f"--{key} is {_get(after, key)!r}, was {_get(before, key)!r}"
+            for key in FIXED
+            if _get(before, key) != _get(after, key)
+        ]
         if changed:
             raise ValueError(
                 f"{home} cannot go on with other values of these options: {'; '.join(changed)}. Leave them as they "
@@ -324,8 +329,10 @@ def score_table(record: Mapping[str, Any]) -> str:
         if scores.get("unparsed"):
             lines.append(f"  {'unreadable':<14} {scores['unparsed']:.4f}  (answers without a label, counted as wrong)")
         for label, f1 in scores.get("per_class", {}).items():
-            lines.append(f"    {label:<12} F1 {f1:.4f}  recall {scores['per_class_recall'][label]:.4f}  "
-                         f"n {scores['support'][label]}")  # fmt: skip
+            lines.append(
+                f"    {label:<12} F1 {f1:.4f}  recall {scores['per_class_recall'][label]:.4f}  "
+                f"n {scores['support'][label]}"
+            )
     for event, count in {**record["population"]["notes"], **record["events"]}.items():
         lines.append(f"  {event}: {count}")
     return "\n".join(lines)
@@ -340,11 +347,17 @@ class _SignalConnector(SignalConnector):
 
 
 LEAST = {  # option -> its least value, where a library would divide by it, wait for ever, or take it for another
-    "trainer.accumulate_grad_batches": 1, "trainer.check_val_every_n_epoch": 1, "trainer.log_every_n_steps": 0,
-    "trainer.num_sanity_val_steps": -1, "trainer.max_steps": -1, "trainer.gradient_clip_val": 0, "save_last_every": 0,
+    "trainer.accumulate_grad_batches": 1,
+    "trainer.check_val_every_n_epoch": 1,
+    "trainer.log_every_n_steps": 0,
+    "trainer.num_sanity_val_steps": -1,
+    "trainer.max_steps": -1,
+    "trainer.gradient_clip_val": 0,
+    "save_last_every": 0,
     "save_last_minutes": 0,
-    "data.init_args.num_workers": 0, "data.init_args.limit": 1,
-}  # fmt: skip
+    "data.init_args.num_workers": 0,
+    "data.init_args.limit": 1,
+}
 
 
 def check_numbers(config: Mapping[str, Any]) -> None:

@@ -310,8 +310,7 @@ def _check_pixels(path: str | os.PathLike, width: int, height: int, max_pixels: 
     if width * height > max_pixels:
         raise Unreadable(
             path,
-            f"has pictures of {width}x{height}, over the limit of {max_pixels / 1e6:.1f} million pixels; "
-            "scale it down",
+            f"has pictures of {width}x{height}, over the limit of {max_pixels / 1e6:.1f} million pixels; scale it down",
         )
 
 
@@ -434,8 +433,11 @@ def _wav_seconds(fd: int) -> float:
 
 def _check_seconds(path: str | os.PathLike, seconds: float, max_seconds: float) -> None:
     if seconds > max_seconds:
-        raise Unreadable(path, f"is longer than {max_seconds:g} s; cut it into clips, or raise the limit "
-                         "(--model.max_clip_seconds; of zoo prepare: --max_clip_seconds)")  # fmt: skip
+        raise Unreadable(
+            path,
+            f"is longer than {max_seconds:g} s; cut it into clips, or raise the limit "
+            "(--model.max_clip_seconds; of zoo prepare: --max_clip_seconds)",
+        )
 
 
 def _shown(
@@ -740,8 +742,11 @@ class _Decoder:
             if message or code in (-signal.SIGKILL, -signal.SIGTERM):
                 raise ProcessLookupError(f"{path}: the decoding process was killed (is the memory full?); try again")
             if code == -signal.SIGALRM:
-                raise Unreadable(path, f"took longer than {timeout:g} s to decode; convert it, or raise the limit "
-                                 "(--model.timeout; of zoo prepare: --clip_timeout)")  # fmt: skip
+                raise Unreadable(
+                    path,
+                    f"took longer than {timeout:g} s to decode; convert it, or raise the limit "
+                    "(--model.timeout; of zoo prepare: --clip_timeout)",
+                )
             raise Unreadable(path, f"crashed the decoder (exit code {code}); replace or convert it")
         answer = json.loads(bytes(text))
         array = np.empty(answer.pop("shape"), np.dtype(answer.pop("dtype")))

@@ -422,7 +422,12 @@ def confusion_picture(
         image = axes.imshow(values, cmap=cmap, vmin=0, vmax=1, aspect="auto")
         for (i, j), count in np.ndenumerate(counts):
             axes.text(
-                j, i, f"{count}", ha="center", va="center", fontsize=9 if classes <= 12 else 6,
+                j,
+                i,
+                f"{count}",
+                ha="center",
+                va="center",
+                fontsize=9 if classes <= 12 else 6,
                 fontweight="bold" if i == j and len(columns) > 1 else "normal",
                 color="white" if values[i, j] > 0.5 else "#1f2933" if count else "#b8c2cc",
             )
@@ -539,4 +544,3 @@ def _known(metric: str) -> str:
     if metric not in (*HEADLINE, "unparsed"):
         raise ValueError(f"unknown metric {metric!r}; expected one of {', '.join((*HEADLINE, 'unparsed'))}")
     return metric
-

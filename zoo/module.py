@@ -806,9 +806,10 @@ def prompt_reads(
     without = {
         "text": replace(whole, target=replace(target, text="")),
         "turns": replace(whole, history=()),
-        "descriptions": replace(whole, target=replace(target, descriptions={}),
-                                history=(replace(earlier, descriptions={}),)),
-    }  # fmt: skip
+        "descriptions": replace(
+            whole, target=replace(target, descriptions={}), history=(replace(earlier, descriptions={}),)
+        ),
+    }
 
     def text(sample: Sample) -> str:
         return render(template, sample, window=window, kinds=kinds, said=sample.labels.names, shown=variables)
@@ -901,8 +902,9 @@ def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], system: str
         ValueError: the tokenizer has no chat format.
     """
     if not has_chat_format(tokenizer):
-        raise ValueError("chat needs a tokenizer with a chat format (chat_template); set --model.chat false, and "
-                         "--model.system null")  # fmt: skip
+        raise ValueError(
+            "chat needs a tokenizer with a chat format (chat_template); set --model.chat false, and --model.system null"
+        )
     first = [] if system is None else [{"role": "system", "content": system}]
     return tokenizer.apply_chat_template([*first, *messages], tokenize=False, add_generation_prompt=True)
 
@@ -923,8 +925,9 @@ class Prompted(EmotionModule):
     def __init__(self, chat: bool | None = None, system: str | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if system is not None and chat is False:
-            raise ValueError("a system message is part of a chat, but chat is false; set --model.chat true or "
-                             "--model.system null")  # fmt: skip
+            raise ValueError(
+                "a system message is part of a chat, but chat is false; set --model.chat true or --model.system null"
+            )
         self.chat, self.system = True if system is not None else chat, system
         self._unreadable: list[str] | None = []  # written answers so far, all unreadable; None once one was readable
 
@@ -984,8 +987,11 @@ class Prompted(EmotionModule):
             return
         self._unreadable += [p.text for p in written]
         if len(self._unreadable) >= FIRST_ANSWERS:
-            log.warning("none of the first %d answers could be read. %s", len(self._unreadable),
-                        self.two_answers(self._unreadable))  # fmt: skip
+            log.warning(
+                "none of the first %d answers could be read. %s",
+                len(self._unreadable),
+                self.two_answers(self._unreadable),
+            )
             self._unreadable = None
 
     def two_answers(self, answers: Sequence[str]) -> str:
@@ -1091,8 +1097,10 @@ class Supervised(Prompted):
     def build(self) -> None:
         self.llm = LLM(**self.llm_args)
         if self.llm.tokenizer is not None and self.llm.tokenizer.eos_token_id is None:
-            raise ValueError(f"the tokenizer in {self.llm.path} names no end-of-text token, so no answer could end; "
-                             "set eos_token in its tokenizer_config.json")  # fmt: skip
+            raise ValueError(
+                f"the tokenizer in {self.llm.path} names no end-of-text token, so no answer could end; "
+                "set eos_token in its tokenizer_config.json"
+            )
         self.max_length = fitting_length(self.llm, self.max_length, max(self.max_new_tokens, LABEL_TOKENS))
 
     def add_adapters(self) -> None:

@@ -28,8 +28,16 @@ from zoo.schema import Sample, Turn
 from zoo.templates import BadTemplate, bounded
 
 __all__ = [
-    "Example", "Shown", "count_control_tokens", "escape", "load_template", "parse_label", "render", "show", "words",
-]  # fmt: skip
+    "Example",
+    "Shown",
+    "count_control_tokens",
+    "escape",
+    "load_template",
+    "parse_label",
+    "render",
+    "show",
+    "words",
+]
 
 # Control tokens of the chat formats in use. Found in data they would be read as structure: they are written apart and
 # counted.
@@ -165,6 +173,5 @@ def render(
 
     solved = [Example(show(e.target, kinds), history(e), words(e.labels, verbalizer)[e.label]) for e in examples]
     return template.render(
-        labels=list(said), target=show(sample.target, kinds), history=history(sample), examples=solved,
-        **(shown or {}),
+        labels=list(said), target=show(sample.target, kinds), history=history(sample), examples=solved, **(shown or {})
     ).rstrip()

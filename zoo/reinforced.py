@@ -107,9 +107,12 @@ class Reinforced(Prompted):
                 f"{max_new_tokens}, {iterations}, {temperature}"
             )
         self.llm_args = {
-            "path": llm, "dtype": dtype, "revision": revision, "attention": attention,
+            "path": llm,
+            "dtype": dtype,
+            "revision": revision,
+            "attention": attention,
             "gradient_checkpointing": gradient_checkpointing,
-        }  # fmt: skip
+        }
         if objective.beta and lora is None:
             raise ValueError(
                 f"objective.beta is {objective.beta}, but without lora there is no reference to stay close to; "
@@ -181,9 +184,13 @@ class Reinforced(Prompted):
         with torch.no_grad():
             prompts = Prefix.join([self.encode(batch) for batch in window])
         return roll_out(
-            self.llm, prompts, self.n, max_new_tokens=self.max_new_tokens, temperature=self.temperature,
+            self.llm,
+            prompts,
+            self.n,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
             drop_truncated=self.drop_truncated,
-        )  # fmt: skip
+        )
 
     # ---- the loop
     def setup(self, stage: str) -> None:
@@ -247,9 +254,16 @@ class Reinforced(Prompted):
         # processes may skip different groups, so their numbers of passes differ: gradients are summed once, afterwards
         with self.trainer.strategy.block_backward_sync() if self.trainer.world_size > 1 else contextlib.nullcontext():
             sums = accumulate(
-                self.llm, parts, rollout, signal, weights, self.objective, temperature=self.temperature,
-                on_policy=on_policy, backward=self.manual_backward,
-            )  # fmt: skip
+                self.llm,
+                parts,
+                rollout,
+                signal,
+                weights,
+                self.objective,
+                temperature=self.temperature,
+                on_policy=on_policy,
+                backward=self.manual_backward,
+            )
         sums = dict(zip(sums, self._summed(torch.stack(list(sums.values()))), strict=True))
         self.check_finite(sums["loss"], {"samples": window[0]["samples"]})
         for p in trained:
@@ -262,9 +276,10 @@ class Reinforced(Prompted):
             scaler.unscale_(optimizer.optimizer)
         if self.trainer.gradient_clip_val:
             self.clip_gradients(
-                optimizer, gradient_clip_val=self.trainer.gradient_clip_val,
+                optimizer,
+                gradient_clip_val=self.trainer.gradient_clip_val,
                 gradient_clip_algorithm=self.trainer.gradient_clip_algorithm or "norm",
-            )  # fmt: skip
+            )
         optimizer.step()
         self.lr_schedulers().step()
         return sums
@@ -293,13 +308,16 @@ class Reinforced(Prompted):
         return [
             [
                 Answer(
-                    self.llm.tokenizer.decode(ids[: int(k)], skip_special_tokens=True), int(k), bool(f), sample,
+                    self.llm.tokenizer.decode(ids[: int(k)], skip_special_tokens=True),
+                    int(k),
+                    bool(f),
+                    sample,
                     label_words[sample.labels],
                 )
                 for ids, k, f in zip(rollout.ids[i], real[i], rollout.finished[i], strict=True)
             ]
             for i, sample in enumerate(samples)
-        ]  # fmt: skip
+        ]
 
     def lengths(self, rollout: Rollout) -> Tensor:
         """(B, n) int64 tokens of each answer, those left out of the loss included."""
@@ -317,8 +335,10 @@ class Reinforced(Prompted):
         elif self._first_steps == min(FIRST_STEPS, self.optimizer_steps() / self.iterations):
             (reward,) = self._earned
             self._earned = None
-            rank_zero_warn(f"every answer of the first {self._first_steps} steps earned {reward:g}, so nothing was "
-                           f"learnt. {self.two_answers([a.text for group in groups for a in group])}")  # fmt: skip
+            rank_zero_warn(
+                f"every answer of the first {self._first_steps} steps earned {reward:g}, so nothing was "
+                f"learnt. {self.two_answers([a.text for group in groups for a in group])}"
+            )
 
     # ---- evaluation
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
@@ -328,9 +348,16 @@ class Reinforced(Prompted):
         predictions = []
         for a in answers:
             said = {**self.worth(a), "tokens": a.tokens, "finished": a.finished}
-            predictions.append(Prediction(
-                a.sample.id, a.sample.dialogue, a.sample.target.label, self.read_answer(a.sample, a.text), text=a.text,
-                details=said))  # fmt: skip
+            predictions.append(
+                Prediction(
+                    a.sample.id,
+                    a.sample.dialogue,
+                    a.sample.target.label,
+                    self.read_answer(a.sample, a.text),
+                    text=a.text,
+                    details=said,
+                )
+            )
         return predictions
 
     def worth(self, answer: Answer) -> dict[str, Any]:
@@ -379,7 +406,7 @@ class Reinforced(Prompted):
             "completions/clipped_ratio": 1 - finished.float().mean(),
         }
         weighted: dict[str, tuple[Tensor, Tensor]] = {  # a sum and what it is divided by
-            "entropy": (rollout.entropy[rollout.sampled].sum(), rollout.sampled.sum()),
+            "entropy": (rollout.entropy[rollout.sampled].sum(), rollout.sampled.sum())
         }
         for name, values in gathered.parts.items():
             applies = values[~values.isnan()]

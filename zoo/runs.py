@@ -25,8 +25,13 @@ from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, Wand
 
 REPOSITORY = Path(__file__).resolve().parents[1]
 RESULTS = (
-    "metrics.json", "predictions.jsonl", "decisions.jsonl", "confusion*.png", "config.test.yaml", "config.predict.yaml",
-)  # fmt: skip
+    "metrics.json",
+    "predictions.jsonl",
+    "decisions.jsonl",
+    "confusion*.png",
+    "config.test.yaml",
+    "config.predict.yaml",
+)
 
 
 EVENTS = "events.out.tfevents.*"
@@ -57,8 +62,11 @@ def portable_path(path: str, ellipsis: str = "") -> str:
 def newest_run(root: Path) -> Path | None:
     """The run folder ``root/lightning_logs/version_N`` with the largest N that holds a last.ckpt. Says which newer runs
     hold none."""
-    numbers = {int(m[1]): p for p in (root / "lightning_logs").glob("version_*")
-               if (m := re.fullmatch(r"version_(\d+)", p.name))}  # fmt: skip
+    numbers = {
+        int(m[1]): p
+        for p in (root / "lightning_logs").glob("version_*")
+        if (m := re.fullmatch(r"version_(\d+)", p.name))
+    }
     without = []
     for number in sorted(numbers, reverse=True):
         run = numbers[number]
@@ -174,8 +182,11 @@ def run_folder(trainer: Trainer) -> Path:
 
 def newest_config(run: Path) -> Path:
     """The config that the run's training went by last: of its newest resume, else config.yaml."""
-    resumes = {int(m[1]): p for p in run.glob("config.resume-*.yaml")
-               if (m := re.fullmatch(r"config\.resume-(\d+)\.yaml", p.name))}  # fmt: skip
+    resumes = {
+        int(m[1]): p
+        for p in run.glob("config.resume-*.yaml")
+        if (m := re.fullmatch(r"config\.resume-(\d+)\.yaml", p.name))
+    }
     return resumes[max(resumes)] if resumes else run / "config.yaml"
 
 
@@ -222,9 +233,16 @@ class ResumingCSVLogger(CSVLogger):
         if resume_step is not None and file.is_file():
             with file.open(newline="") as f:
                 rows = [r for r in csv.DictReader(f) if (r["step"] or "").isdigit()]  # a kill may cut the last row
-                self._kept = [r for r in rows if int(r["step"]) < resume_step and not (
-                    validation_due and int(r["step"]) == resume_step - 1
-                    and any(value and name.startswith("val/") for name, value in r.items()))]  # fmt: skip
+                self._kept = [
+                    r
+                    for r in rows
+                    if int(r["step"]) < resume_step
+                    and not (
+                        validation_due
+                        and int(r["step"]) == resume_step - 1
+                        and any(value and name.startswith("val/") for name, value in r.items())
+                    )
+                ]
 
     @property
     def experiment(self):

@@ -174,8 +174,10 @@ class SensesCollator(PromptCollator):
         droppable = [i for i, x in enumerate(ids) if x >= 0 and i > first]
         over = len(ids) - self.max_length
         if over >= len(droppable):
-            raise ValueError(f"{len(ids) - len(droppable) - 1} positions of a clip leave no room for words within "
-                             f"--model.max_length {self.max_length}; raise it")  # fmt: skip
+            raise ValueError(
+                f"{len(ids) - len(droppable) - 1} positions of a clip leave no room for words within "
+                f"--model.max_length {self.max_length}; raise it"
+            )
         gone = set(droppable[:over])
         return [x for i, x in enumerate(ids) if i not in gone]
 
@@ -197,8 +199,10 @@ class SensesCollator(PromptCollator):
                 count = {VISION: self.vision_tokens, AUDIO: self.audio_tokens}[mark]
                 wanted = count * (mark in shown.values())
                 if ids.count(-number) != wanted:
-                    raise ValueError(f"the prompt template has {ids.count(-number)} of {wanted} positions for {mark}; "
-                                     "write {{ vision }} and {{ audio }} once each")  # fmt: skip
+                    raise ValueError(
+                        f"the prompt template has {ids.count(-number)} of {wanted} positions for {mark}; "
+                        "write {{ vision }} and {{ audio }} once each"
+                    )
             written.append((ids, short))
         content = self.batch(samples, written, rng)
         slots = (-content["input_ids"]).clamp(min=0)
@@ -348,11 +352,14 @@ class Senses(EmotionModule):
         """The arguments of `SensesCollator` beyond those of `PromptCollator`."""
         seeing, hearing = hasattr(self, "vision"), hasattr(self, "audio")
         return {
-            "media": self.media, "words": self.words,
-            "frames": self.frames * seeing, "size": (self.vision.size or 224) if seeing else 0,
-            "vision_tokens": self.frames * seeing, "audio_tokens": self.audio_tokens * hearing,
+            "media": self.media,
+            "words": self.words,
+            "frames": self.frames * seeing,
+            "size": (self.vision.size or 224) if seeing else 0,
+            "vision_tokens": self.frames * seeing,
+            "audio_tokens": self.audio_tokens * hearing,
             "max_seconds": self.max_seconds,
-        }  # fmt: skip
+        }
 
     def see(self, keys: Sequence[Hashable], frames: Tensor) -> Tensor:
         """(M, F, 3, S, S) uint8 -> (M, F, W) features, one per frame, each clip encoded once per run."""
@@ -378,9 +385,13 @@ class Senses(EmotionModule):
         embedded = super().embedded(batch)
         for number, has, features, projection in (
             (1, batch["frames"] is not None, lambda: self.see(batch["frame_keys"], batch["frames"]), "vision"),
-            (2, batch["waves"] is not None,
-             lambda: self.hear(batch["wave_keys"], batch["waves"], batch["wave_lengths"]), "audio"),
-        ):  # fmt: skip
+            (
+                2,
+                batch["waves"] is not None,
+                lambda: self.hear(batch["wave_keys"], batch["waves"], batch["wave_lengths"]),
+                "audio",
+            ),
+        ):
             if has:
                 layer = getattr(self, f"{projection}_projection")
                 vectors = layer(features().to(layer.weight.dtype)).flatten(0, 1)

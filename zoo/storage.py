@@ -45,7 +45,8 @@ class _StrictLoader(yaml.SafeLoader):
         event = self.peek_event()
         if isinstance(event, yaml.AliasEvent) and event.anchor in self._open:
             raise yaml.constructor.ConstructorError(
-                None, None, f"*{event.anchor} stands inside of what it stands for", event.start_mark)  # fmt: skip
+                None, None, f"*{event.anchor} stands inside of what it stands for", event.start_mark
+            )
         self._depth += 1
         self._open.append(event.anchor)
         node = super().compose_node(parent, index)
@@ -53,7 +54,8 @@ class _StrictLoader(yaml.SafeLoader):
         self._depth -= 1
         if self._size(node) > MAX_NODES:
             raise yaml.constructor.ConstructorError(
-                None, None, f"its aliases stand for more than {MAX_NODES} values", node.start_mark)  # fmt: skip
+                None, None, f"its aliases stand for more than {MAX_NODES} values", node.start_mark
+            )
         return node
 
     def _size(self, node: yaml.Node) -> int:
@@ -77,8 +79,11 @@ class _StrictLoader(yaml.SafeLoader):
                 raise yaml.constructor.ConstructorError(None, None, "a key is a list or mapping", key_node.start_mark)
             if key in first:
                 raise yaml.constructor.ConstructorError(
-                    None, None, f"the key {key!r} stands twice, first in line {first[key].line + 1}; keep one of them",
-                    key_node.start_mark)  # fmt: skip
+                    None,
+                    None,
+                    f"the key {key!r} stands twice, first in line {first[key].line + 1}; keep one of them",
+                    key_node.start_mark,
+                )
             first[key] = key_node.start_mark
         return super().construct_mapping(node, deep=deep)
 
@@ -167,6 +172,7 @@ def inside(folder: Path, name: object, where: object) -> Path:
     Raises:
         ValueError: the name leads out of the folder, also through a link, or no file can have it.
     """
+
     def refuse(why: str) -> ValueError:
         shortened = repr(name) if len(repr(name)) <= 120 else f"{repr(name)[:120]}..."
         return ValueError(f"{where} names {shortened}, which {why}; expected the name of a file inside {folder}")
@@ -207,8 +213,12 @@ def _utf8(path: Path) -> str:
 def _deeper(content: Any, depth: int) -> bool:
     level = [content]
     for _ in range(depth):
-        level = [part for value in level if isinstance(value, dict | list)
-                 for part in (value.values() if isinstance(value, dict) else value)]  # fmt: skip
+        level = [
+            part
+            for value in level
+            if isinstance(value, dict | list)
+            for part in (value.values() if isinstance(value, dict) else value)
+        ]
         if not level:
             return False
     return True

@@ -87,8 +87,10 @@ def _safetensors(path: Path, values: bool) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             names, metadata = list(file.keys()), file.metadata() or {}
-            state = {k: file.get_tensor(k) if values else torch.empty(file.get_slice(k).get_shape(), device="meta")
-                     for k in names}  # fmt: skip
+            state = {
+                k: file.get_tensor(k) if values else torch.empty(file.get_slice(k).get_shape(), device="meta")
+                for k in names
+            }
     except Exception as error:  # safetensors raises types of its own, and OSError; the cause stays chained
         raise _unreadable(path, error) from error
     if "zoo" not in metadata:
@@ -128,6 +130,7 @@ def _check_bytes(path: Path) -> None:
 
 def _checked(path: Path, content: Any) -> Checkpoint:
     """Every part of a checkpoint has its type. ValueError naming the first that has not."""
+
     def wrong(what: str) -> ValueError:
         return ValueError(f"{path} is not a checkpoint of the zoo: {what}")
 
@@ -152,6 +155,7 @@ def _checked(path: Path, content: Any) -> Checkpoint:
 
 def checked_contract(contract: Any, path: object) -> dict[str, Any]:
     """What a checkpoint says about itself, complete. ValueError naming the first field of another type."""
+
     def wrong(what: str) -> ValueError:
         return ValueError(f"{path} is not a checkpoint of the zoo: {what}")
 
@@ -166,9 +170,12 @@ def checked_contract(contract: Any, path: object) -> dict[str, Any]:
             raise wrong(f"the {key!r} of its contract is {contract.get(key)!r:.60}, expected a text")
     bases, adapters = contract.get("bases"), contract.get("adapters", {})
     if not isinstance(bases, dict) or not all(
-        isinstance(base, dict) and isinstance(base.get("path"), str) and isinstance(base.get("fingerprint"), str)
-        and isinstance(base.get("revision"), str | None) for base in bases.values()
-    ):  # fmt: skip
+        isinstance(base, dict)
+        and isinstance(base.get("path"), str)
+        and isinstance(base.get("fingerprint"), str)
+        and isinstance(base.get("revision"), str | None)
+        for base in bases.values()
+    ):
         raise wrong("the 'bases' of its contract are no mapping of backbones with path, revision and fingerprint")
     if not isinstance(adapters, dict) or not all(
         isinstance(one, dict) and one.keys() == LORA.keys() and all(type(one[k]) in kinds for k, kinds in LORA.items())
@@ -193,8 +200,11 @@ def require_resumable(checkpoint: Checkpoint, corpus: str | None = None) -> None
     """
     content = checkpoint.content
     fields = itertools.chain(_wrong_in_evaluation(content), _wrong_in_training(content, corpus))
-    _refuse_fields(checkpoint.path, fields, "it holds weights but not the whole state of a training run, so no run can "
-                   "go on from it")  # fmt: skip
+    _refuse_fields(
+        checkpoint.path,
+        fields,
+        "it holds weights but not the whole state of a training run, so no run can go on from it",
+    )
 
 
 def _refuse_fields(path: Path, wrong: Iterator[str], so: str) -> None:
@@ -270,7 +280,7 @@ def _wrong_in_training(content: Mapping[str, Any], corpus: str | None) -> Iterat
             continue
         # a schedule without settings of its own is the zoo's; a scheduler that the user chose may lack some of these
         for key, kinds in SCHEDULE.items():
-            if (state.keys() <= SCHEDULE.keys() if key not in state else not _fits(state[key], kinds)):
+            if state.keys() <= SCHEDULE.keys() if key not in state else not _fits(state[key], kinds):
                 yield f"the {key} in its lr_schedulers {_value(state, key)}, expected {_words(kinds)}"
         for key in ("base_lrs", "_last_lr"):
             if not all(_fits(rate, (int, float, Tensor)) for rate in state.get(key, ())):
@@ -282,27 +292,62 @@ def _wrong_in_training(content: Mapping[str, Any], corpus: str | None) -> Iterat
         else:
             for key, kinds in PLACE.items():
                 if key not in place or not _fits(place[key], kinds):
-                    yield (f"the {key} in {corpus}, its place in the data, {_value(place, key)}, expected "
-                           f"{_words(kinds)}")  # fmt: skip
+                    yield (
+                        f"the {key} in {corpus}, its place in the data, {_value(place, key)}, expected {_words(kinds)}"
+                    )
 
 
 SCORE = (Tensor, float, int, None)
 CALLBACKS: dict[str, dict[str, Any]] = {  # callback -> field of its state -> its types
-    "BestCheckpoint": {"best_model_path": str, "kth_best_model_path": str, "last_model_path": str, "dirpath": str,
-                       "best_k_models": {str: SCORE}, "best_model_score": SCORE, "current_score": SCORE,
-                       "kth_value": SCORE},
+    "BestCheckpoint": {
+        "best_model_path": str,
+        "kth_best_model_path": str,
+        "last_model_path": str,
+        "dirpath": str,
+        "best_k_models": {str: SCORE},
+        "best_model_score": SCORE,
+        "current_score": SCORE,
+        "kth_value": SCORE,
+    },
     "LastCheckpoint": {"metrics": {str: (float, int)}},
     "EarlyStopping": {"wait_count": int, "stopped_epoch": int, "patience": int, "best_score": (Tensor, float)},
-}  # fmt: skip
-LOOPS = ("epoch_progress", "epoch_loop.state_dict", "epoch_loop.batch_progress", "epoch_loop.scheduler_progress",
-         "epoch_loop.automatic_optimization.optim_progress", "epoch_loop.manual_optimization.optim_step_progress",
-         "epoch_loop.val_loop.batch_progress")  # fmt: skip
-SCHEDULE = {"last_epoch": int, "_step_count": int, "base_lrs": list, "_last_lr": list, "lr_lambdas": list,
-            "_is_initial": bool, "_get_lr_called_within_step": bool}  # fmt: skip
-PLACE = {"epoch": int, "batches_done": int, "seed": int, "batch_size": int, "bucket": bool, "training samples": int,
-         "processes": int}  # fmt: skip
-NAMES = {int: "a number from 0 on", float: "a number", str: "a text", bool: "true or false", list: "a list",
-         Tensor: "a tensor", None: "nothing"}  # fmt: skip
+}
+LOOPS = (
+    "epoch_progress",
+    "epoch_loop.state_dict",
+    "epoch_loop.batch_progress",
+    "epoch_loop.scheduler_progress",
+    "epoch_loop.automatic_optimization.optim_progress",
+    "epoch_loop.manual_optimization.optim_step_progress",
+    "epoch_loop.val_loop.batch_progress",
+)
+SCHEDULE = {
+    "last_epoch": int,
+    "_step_count": int,
+    "base_lrs": list,
+    "_last_lr": list,
+    "lr_lambdas": list,
+    "_is_initial": bool,
+    "_get_lr_called_within_step": bool,
+}
+PLACE = {
+    "epoch": int,
+    "batches_done": int,
+    "seed": int,
+    "batch_size": int,
+    "bucket": bool,
+    "training samples": int,
+    "processes": int,
+}
+NAMES = {
+    int: "a number from 0 on",
+    float: "a number",
+    str: "a text",
+    bool: "true or false",
+    list: "a list",
+    Tensor: "a tensor",
+    None: "nothing",
+}
 
 
 def _wrong_progress(key: str, state: Mapping[str, Any], ends: bool) -> Iterator[str]:
@@ -331,7 +376,8 @@ def _wrong_optimizer(state: Any) -> Iterator[str]:
         return
     groups = state["param_groups"]
     if not isinstance(groups, list) or not all(
-        isinstance(group, dict) and isinstance(group.get("params"), list)
+        isinstance(group, dict)
+        and isinstance(group.get("params"), list)
         and _fits(group.get("lr"), (float, int, Tensor))
         for group in groups
     ):
@@ -346,7 +392,7 @@ def _wrong_optimizer(state: Any) -> Iterator[str]:
 def _fits(value: Any, kinds: Any) -> bool:
     """Whether a value has one of some types; a number of type int is at least 0, and true is no number."""
     if isinstance(kinds, dict):
-        (key, inner), = kinds.items()  # fmt: skip
+        ((key, inner),) = kinds.items()
         return isinstance(value, dict) and all(isinstance(k, key) and _fits(v, inner) for k, v in value.items())
     if isinstance(kinds, tuple):
         return any(_fits(value, kind) for kind in kinds)

@@ -212,9 +212,23 @@ def test_torchaudios_own_state_dict(tmp_path, monkeypatch, ending):
     values |= {"hidden_size": 768, "num_attention_heads": 12, "num_hidden_layers": 1, "conv_dim": (8,) * 7}
     monkeypatch.setitem(AUDIO_SHAPES, "hubert-base", (values | NORMS["base"], True))  # the real one takes seconds
     model = torchaudio.models.wav2vec2_model(
-        "group_norm", [(8, k, s) for k, s in zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), strict=True)], False,
-        768, 0.0, 16, 4, 1, 12, 0.0, 48, 0.0, 0.0, False, 0.0, None,
-    ).eval()  # fmt: skip
+        "group_norm",
+        [(8, k, s) for k, s in zip((10, 3, 3, 3, 3, 2, 2), (5, 2, 2, 2, 2, 2, 2), strict=True)],
+        False,
+        768,
+        0.0,
+        16,
+        4,
+        1,
+        12,
+        0.0,
+        48,
+        0.0,
+        0.0,
+        False,
+        0.0,
+        None,
+    ).eval()
     file = tmp_path / f"hubert.{ending}"
     save_file(model.state_dict(), file) if ending == "safetensors" else torch.save(model.state_dict(), file)
     audio, x = Audio(str(file)).eval(), waves(torch.tensor([3000]))

@@ -229,7 +229,7 @@ def test_greedy_equals_generate(llm, plain, rows, steps):
     for b, row in enumerate(rows):
         alone = plain.generate(
             torch.tensor([row]), attention_mask=torch.ones(1, len(row)), do_sample=False, max_new_tokens=steps
-        )[0, len(row) :].tolist()  # fmt: skip
+        )[0, len(row) :].tolist()
         assert got.ids[b, 0][got.mask[b, 0]].tolist() == alone
     ids, mask = pad_left(rows)
     batch = plain.generate(ids, attention_mask=mask.long(), do_sample=False, max_new_tokens=steps)[:, ids.shape[1] :]
@@ -284,9 +284,12 @@ def chi_square(counts, probabilities):
 def test_sampling_is_a_fair_draw(llm, plain, rows, temperature):
     rows, n = rows[:2], 10_000
     got = llm.sample(
-        llm.encode(*pad_left(rows)), n, max_new_tokens=1, temperature=temperature,
+        llm.encode(*pad_left(rows)),
+        n,
+        max_new_tokens=1,
+        temperature=temperature,
         generator=torch.Generator().manual_seed(5),
-    ).ids[:, :, 0]  # fmt: skip
+    ).ids[:, :, 0]
     vocabulary = len(next_logprobs(plain, rows[0]))
     for b, row in enumerate(rows):
         counts = torch.bincount(got[b], minlength=vocabulary).double()
@@ -344,9 +347,13 @@ def test_beam(llm, plain, rows):
     assert texts == [llm.tokenizer.decode(row, skip_special_tokens=True) for row in greedy.ids[:, 0]]
     for b, row in enumerate(rows):  # alone and unpadded, from transformers itself
         out = plain.generate(
-            torch.tensor([row]), attention_mask=torch.ones(1, len(row)), num_beams=4, do_sample=False,
-            max_new_tokens=6, repetition_penalty=1.15,
-        )  # fmt: skip
+            torch.tensor([row]),
+            attention_mask=torch.ones(1, len(row)),
+            num_beams=4,
+            do_sample=False,
+            max_new_tokens=6,
+            repetition_penalty=1.15,
+        )
         wide = llm.beam(*pad_left([row]), beams=4, max_new_tokens=6, repetition_penalty=1.15)
         assert wide == [llm.tokenizer.decode(out[0, len(row) :], skip_special_tokens=True)]
         assert b > 0 or wide != texts[:1]

@@ -136,8 +136,16 @@ class Reference:
 
     def __init__(self, llm):
         own = llm.causal_lm.config
-        names = ("vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads",
-                 "num_key_value_heads", "max_position_embeddings", "rms_norm_eps")  # fmt: skip
+        names = (
+            "vocab_size",
+            "hidden_size",
+            "intermediate_size",
+            "num_hidden_layers",
+            "num_attention_heads",
+            "num_key_value_heads",
+            "max_position_embeddings",
+            "rms_norm_eps",
+        )
         rope = {"rope_type": "default", "rope_theta": own.rope_parameters["rope_theta"], "mrope_section": [*SECTIONS]}
         config = Qwen2_5_VLTextConfig(**{name: getattr(own, name) for name in names}, rope_parameters=rope)
         config._attn_implementation = "eager"

@@ -95,9 +95,7 @@ def test_what_padding_holds_does_not_matter(tiny_qwen2):
     ids, mask, answers, real = batch("ragged")
     with torch.no_grad():
         expected = model.logprobs(model.encode(ids, mask), answers, real)
-        other = model.logprobs(
-            model.encode(ids.masked_fill(~mask, 7), mask), answers.masked_fill(~real, 9), real
-        )
+        other = model.logprobs(model.encode(ids.masked_fill(~mask, 7), mask), answers.masked_fill(~real, 9), real)
     torch.testing.assert_close(other, expected, rtol=0, atol=0)
 
 
@@ -206,7 +204,8 @@ def test_models_that_cannot_share_say_why():
     assert shared_prefix.unsupported(config(model_type="qwen2", layer_types=["full_attention"] * 2)) is None
     assert shared_prefix.unsupported(config(model_type="llama")) is None
     assert "sliding_attention" in shared_prefix.unsupported(
-        config(model_type="qwen2", layer_types=["full_attention", "sliding_attention"]))  # fmt: skip
+        config(model_type="qwen2", layer_types=["full_attention", "sliding_attention"])
+    )
     assert "glm4" in shared_prefix.unsupported(config(model_type="glm4"))
 
 
@@ -228,10 +227,20 @@ def test_a_dropped_mask_would_be_noticed(tiny_llama, monkeypatch):
         with pytest.raises(RuntimeError, match="does not apply the attention mask"):
             shared.check_sharing()
     with monkeypatch.context() as patch:
-        patch.setattr(Packed, "__post_init__", lambda plan: setattr(plan, "_masks", (
-            torch.ones(plan.prompt.shape[1], plan.prompt.shape[1], dtype=torch.bool).tril(),
-            torch.ones(plan.answers[0].numel(), plan.prompt.shape[1] + plan.answers[0].numel(), dtype=torch.bool)
-            .tril(plan.prompt.shape[1]))))  # fmt: skip
+        patch.setattr(
+            Packed,
+            "__post_init__",
+            lambda plan: setattr(
+                plan,
+                "_masks",
+                (
+                    torch.ones(plan.prompt.shape[1], plan.prompt.shape[1], dtype=torch.bool).tril(),
+                    torch.ones(
+                        plan.answers[0].numel(), plan.prompt.shape[1] + plan.answers[0].numel(), dtype=torch.bool
+                    ).tril(plan.prompt.shape[1]),
+                ),
+            ),
+        )
         assert differs()
         with pytest.raises(RuntimeError, match="does not apply the attention mask"):
             shared.check_sharing()
@@ -258,8 +267,9 @@ def test_prompts_behind_a_kept_beginning_are_whole_prompts(tiny_llama, case, pla
     behind = model.encode(ids, mask, behind=model.keep(fixed))
     whole = model.encode(torch.cat([fixed.expand(b, -1), ids], 1), torch.cat([mask.new_ones(b, 4), mask], 1))
     assert behind.lengths.tolist() == whole.lengths.tolist() == [n + 4 for n in CASES[case][0]]
-    torch.testing.assert_close(model.logprobs(behind, answers, real), model.logprobs(whole, answers, real), atol=2e-5,
-                               rtol=0)  # fmt: skip
+    torch.testing.assert_close(
+        model.logprobs(behind, answers, real), model.logprobs(whole, answers, real), atol=2e-5, rtol=0
+    )
     labels = [[3, 4], [3, 5, 6], [8]]
     torch.testing.assert_close(model.score(behind, labels), model.score(whole, labels), atol=2e-5, rtol=0)
     drawn = [model.sample(p, 2, max_new_tokens=5, generator=torch.Generator().manual_seed(0)) for p in (behind, whole)]
@@ -293,8 +303,12 @@ def test_a_kept_beginning_follows_weights_and_adapter_switch(tiny_llama):
 
     def scores():
         whole = torch.cat([fixed.expand(len(ids), -1), ids], 1), torch.cat([mask.new_ones(len(ids), 4), mask], 1)
-        torch.testing.assert_close(model.score(model.encode(ids, mask, behind=kept), labels),
-                                   model.score(model.encode(*whole), labels), atol=2e-5, rtol=0)  # fmt: skip
+        torch.testing.assert_close(
+            model.score(model.encode(ids, mask, behind=kept), labels),
+            model.score(model.encode(*whole), labels),
+            atol=2e-5,
+            rtol=0,
+        )
         return kept.values[0][0]
 
     with torch.inference_mode():
@@ -323,8 +337,9 @@ def test_prompts_are_split_and_joined_without_a_trace(tiny_llama):
         assert parts[0].embeddings.shape[1] == 1  # the padding is gone
         again = Prefix.join(parts)
         order = torch.tensor([1, 2, 0])
-        torch.testing.assert_close(model.logprobs(again, answers[order], real[order]), expected[order], atol=2e-5,
-                                   rtol=0)  # fmt: skip
+        torch.testing.assert_close(
+            model.logprobs(again, answers[order], real[order]), expected[order], atol=2e-5, rtol=0
+        )
     with pytest.raises(ValueError, match="same fixed beginning"):
         Prefix.join([model.encode(ids, mask), model.encode(ids, mask, behind=kept)])
 

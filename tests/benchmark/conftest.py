@@ -40,10 +40,16 @@ def config(home: Path, name: str, **init_args: Any) -> str:
     file = home / f"{name}.yaml"
     model = {"class_path": LM, "init_args": {"llm": str(home / "llm"), "lr": 3e-3, "prompt_loss": 0.0} | init_args}
     trainer = {"max_epochs": 2, "accelerator": "cpu", "log_every_n_steps": 1}
-    file.write_text(yaml.safe_dump({
-        "seed_everything": 0, "trainer": trainer, "model": model,
-        "data": {"class_path": "zoo.data.Synthetic", "init_args": {"batch_size": 4, "corpus_seed": 3}},
-    }))  # fmt: skip
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "seed_everything": 0,
+                "trainer": trainer,
+                "model": model,
+                "data": {"class_path": "zoo.data.Synthetic", "init_args": {"batch_size": 4, "corpus_seed": 3}},
+            }
+        )
+    )
     return str(file)
 
 
@@ -60,12 +66,16 @@ def made(tmp_path_factory) -> Made:
         "further": {"what": "trained further", "config": [plain], "options": {"model.start_from": "run:plain"}},
         "last": {"what": "last epoch of plain", "checkpoint": "run:plain", "use": "last"},
         "untrained": {"what": "as it is", "config": [plain], "zero_shot": True},
-        "answers": {"what": "answers", "checkpoint": "run:plain", "verb": "predict",
-                    "test_options": {"data.predict_splits": ["dev"]}},
+        "answers": {
+            "what": "answers",
+            "checkpoint": "run:plain",
+            "verb": "predict",
+            "test_options": {"data.predict_splits": ["dev"]},
+        },
         "only": {"what": "only trained", "config": [plain], "verb": "fit"},
         "broken": {"what": "misspelt", "config": [plain], "options": {"model.lrr": 1}},
         "behind": {"what": "stands on it", "checkpoint": "run:broken"},
-    }  # fmt: skip
+    }
     file = home / "bench.yaml"
     data = {"class_path": "zoo.data.MELD", "init_args": {"root": str(home / "meld"), "captions": [str(home / "meld")]}}
     file.write_text(yaml.safe_dump({"title": "Miniature", "data": data, "rows": rows}, sort_keys=False))

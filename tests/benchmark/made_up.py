@@ -21,17 +21,45 @@ SYSTEMS = (
     ("text-llm", "Plain LLM, tuned on text", "zoo.models.causal_lm.model.CausalLM", ["text"], 0.56, 2_350_000, 0.021),
     ("vit", "Face alone (ViT)", "zoo.models.unimodal.model.FaceClassifier", ["face"], 0.52, 870_000, 0.006),
     ("hubert", "Voice alone (HuBERT)", "zoo.models.unimodal.model.VoiceClassifier", ["voice"], 0.44, 910_000, 0.008),
-    ("dialoguellm", "DialogueLLM", "zoo.models.dialoguellm.model.DialogueLLM", ["text", "descriptions"], 0.68,
-     2_400_000, 0.024),
+    (
+        "dialoguellm",
+        "DialogueLLM",
+        "zoo.models.dialoguellm.model.DialogueLLM",
+        ["text", "descriptions"],
+        0.68,
+        2_400_000,
+        0.024,
+    ),
     ("farcer", "FARCER", "zoo.models.farcer.model.FARCER", ["text", "face"], 0.705, 3_150_000, 0.031),
-    ("selector", "GRPO modality selector", "zoo.models.selector.model.SelectedClassifier", ["text", "descriptions"],
-     0.70, 4_700_000, 0.140),
+    (
+        "selector",
+        "GRPO modality selector",
+        "zoo.models.selector.model.SelectedClassifier",
+        ["text", "descriptions"],
+        0.70,
+        4_700_000,
+        0.140,
+    ),
     ("merit", "MERIT", "zoo.models.merit.model.Merit", ["text", "face", "voice"], 0.72, 3_420_000, 0.035),
-    ("merit-ttrl", "MERIT, adapted at test time", "zoo.models.merit.model.MeritTTRL", ["text", "face", "voice"], 0.74,
-     3_420_000, 0.035),
-    ("emotion-qwen", "Emotion-Qwen", "zoo.models.emotion_qwen.model.EmotionQwen", ["text", "face"], 0.66, 3_900_000,
-     0.055),
-)  # fmt: skip
+    (
+        "merit-ttrl",
+        "MERIT, adapted at test time",
+        "zoo.models.merit.model.MeritTTRL",
+        ["text", "face", "voice"],
+        0.74,
+        3_420_000,
+        0.035,
+    ),
+    (
+        "emotion-qwen",
+        "Emotion-Qwen",
+        "zoo.models.emotion_qwen.model.EmotionQwen",
+        ["text", "face"],
+        0.66,
+        3_900_000,
+        0.055,
+    ),
+)
 
 
 def made_up(n: int = 1200, dialogues: int = 120, seeds: int = 3, shown: int = 120, seed: int = 0) -> tuple[dict, list]:
@@ -69,31 +97,61 @@ def made_up(n: int = 1200, dialogues: int = 120, seeds: int = 3, shown: int = 12
         difference = r["scores"]["weighted_f1"]["mean"] - best["scores"]["weighted_f1"]["mean"]
         p = float(np.exp(-abs(difference) * 90))
         r["against_best"] = {
-            "difference": difference, "ci95": [difference - 0.021, difference + 0.02], "p_bootstrap": p / 9,
-            "p_mcnemar": p / 7, "p_bootstrap_holm": p, "p_mcnemar_holm": min(1.0, 1.3 * p),
+            "difference": difference,
+            "ci95": [difference - 0.021, difference + 0.02],
+            "p_bootstrap": p / 9,
+            "p_mcnemar": p / 7,
+            "p_bootstrap_holm": p,
+            "p_mcnemar_holm": min(1.0, 1.3 * p),
             "verdict": "worse" if 1.3 * p < 0.05 else "no clear difference",
-        }  # fmt: skip
+        }
     results = {
-        "title": "Systems and their baselines on the embedded sitcom", "corpus": "synthetic",
-        "labels": list(LABELS), "metric": "weighted_f1", "split": "test", "eval_protocol": "all_utterances",
-        "n": n, "dialogues": dialogues,
-        "seeds_note": "three seeds of every trained row", "command": "zoo bench --config configs/bench/made_up.yaml",
-        "git": "0123abc", "versions": {"python": "3.11", "torch": "2.11.0", "zoo": "0.1.0"},
+        "title": "Systems and their baselines on the embedded sitcom",
+        "corpus": "synthetic",
+        "labels": list(LABELS),
+        "metric": "weighted_f1",
+        "split": "test",
+        "eval_protocol": "all_utterances",
+        "n": n,
+        "dialogues": dialogues,
+        "seeds_note": "three seeds of every trained row",
+        "command": "zoo bench --config configs/bench/made_up.yaml",
+        "git": "0123abc",
+        "versions": {"python": "3.11", "torch": "2.11.0", "zoo": "0.1.0"},
         "data": {"class_path": "Synthetic", "init_args": {"root": "runs/sitcom", "seed": 0, "dialogues": dialogues}},
         "rows": rows,
-        "failed": [{"row": "emotion-qwen", "seed": 2, "reason": "ValueError: loss is nan at step 40",
-                    "log": "runs/emotion-qwen/seed-2/log.txt"}],
-        "matched": {"rows": ["text-llm", "dialoguellm", "farcer", "merit"], "llm": "tiny-llama",
-                    "data": "synthetic, seed 0", "steps": 600, "batch_size": 16},
+        "failed": [
+            {
+                "row": "emotion-qwen",
+                "seed": 2,
+                "reason": "ValueError: loss is nan at step 40",
+                "log": "runs/emotion-qwen/seed-2/log.txt",
+            }
+        ],
+        "matched": {
+            "rows": ["text-llm", "dialoguellm", "farcer", "merit"],
+            "llm": "tiny-llama",
+            "data": "synthetic, seed 0",
+            "steps": 600,
+            "batch_size": 16,
+        },
         "notes": ["Made up, to look at a report."],
-    }  # fmt: skip
+    }
     return results, [utterance(i, truth, dialogue, said, dice) for i in dice.permutation(n)[:shown]]
 
 
 def row(
-    name: str, what: str, model: str | None, reads: list[str], parameters: int, duration: float, answers: np.ndarray,
-    truth: np.ndarray, dialogue: np.ndarray, dice: np.random.Generator,
-) -> dict[str, Any]:  # fmt: skip
+    name: str,
+    what: str,
+    model: str | None,
+    reads: list[str],
+    parameters: int,
+    duration: float,
+    answers: np.ndarray,
+    truth: np.ndarray,
+    dialogue: np.ndarray,
+    dice: np.random.Generator,
+) -> dict[str, Any]:
     """One row; its scores and intervals are computed from its answers."""
     C = len(LABELS)
     groups = int(dialogue.max()) + 1
@@ -105,29 +163,44 @@ def row(
     samples = scores(np.einsum("bg,kgij->bkij", draws, cells))
     trained = parameters > 100_000 and name != "few-shot"
     return {
-        "name": name, "what": what, "model": model, "group": "transductive" if name == "merit-ttrl" else "ranked",
-        "eval_protocol": "all_utterances", "size": "small", "reads": reads,
-        "source": {"config": [f"configs/{name}/sitcom.yaml"], "options": {"model.lr": 0.001}} if trained
+        "name": name,
+        "what": what,
+        "model": model,
+        "group": "transductive" if name == "merit-ttrl" else "ranked",
+        "eval_protocol": "all_utterances",
+        "size": "small",
+        "reads": reads,
+        "source": {"config": [f"configs/{name}/sitcom.yaml"], "options": {"model.lr": 0.001}}
+        if trained
         else {"checkpoint": f"tiny-{name}-sitcom"},
         "seeds": list(range(len(answers))),
         "scores": {
-            m: {"mean": float(values[m].mean()), "values": [float(v) for v in values[m]],
-                "ci95": [float(v) for v in np.quantile(samples[m].mean(1), (0.025, 0.975))]}
+            m: {
+                "mean": float(values[m].mean()),
+                "values": [float(v) for v in values[m]],
+                "ci95": [float(v) for v in np.quantile(samples[m].mean(1), (0.025, 0.975))],
+            }
             for m in ("accuracy", "weighted_f1", "macro_f1", "uar", "unparsed")
         },
         "per_class": {label: float(v) for label, v in zip(LABELS, values["f1"].mean(0), strict=True)},
         "confusion": cells.sum((0, 1)).tolist(),
         "cost": {
-            "parameters": parameters, "trainable_parameters": parameters // 9, "train_seconds": 6000 * duration or None,
-            "train_peak_mib": 410.0 if trained else None, "test_seconds_per_sample": duration, "test_peak_mib": 288.5,
-            "tokens_per_sample": 148.2 if model else None, "interrupted": int(name == "farcer"),
+            "parameters": parameters,
+            "trainable_parameters": parameters // 9,
+            "train_seconds": 6000 * duration or None,
+            "train_peak_mib": 410.0 if trained else None,
+            "test_seconds_per_sample": duration,
+            "test_peak_mib": 288.5,
+            "tokens_per_sample": 148.2 if model else None,
+            "interrupted": int(name == "farcer"),
         },
         "reachable": {"accuracy": 0.874, "share": float(values["accuracy"].mean()) / 0.874} if parameters else None,
         "against_best": None,
         "curves": curves(name, dice) if trained else {},
-        "runs": [{"seed": k, "predictions": f"runs/{name}/seed-{k}/test/predictions.jsonl"}
-                 for k in range(len(answers))],
-    }  # fmt: skip
+        "runs": [
+            {"seed": k, "predictions": f"runs/{name}/seed-{k}/test/predictions.jsonl"} for k in range(len(answers))
+        ],
+    }
 
 
 def curves(name: str, dice: np.random.Generator) -> dict[str, list]:
@@ -181,14 +254,17 @@ def utterance(i: int, truth: np.ndarray, dialogue: np.ndarray, said: dict, dice:
             "why": "The words alone could be meant kindly or not: the face decides." if selector else None,
         }
     return {
-        "id": f"synthetic/test/dia{dialogue[i]}_utt{i}", "dialogue": f"synthetic/test/dia{dialogue[i]}",
-        "speaker": str(dice.choice(["Mia", "Noah", "Lena", "Tom"])), "text": words(4, 16),
+        "id": f"synthetic/test/dia{dialogue[i]}_utt{i}",
+        "dialogue": f"synthetic/test/dia{dialogue[i]}",
+        "speaker": str(dice.choice(["Mia", "Noah", "Lena", "Tom"])),
+        "text": words(4, 16),
         "history": [[str(dice.choice(["Mia", "Tom"])), words(3, 10)] for _ in range(int(dice.integers(0, 4)))],
-        "label": label, "face": face(label) if i % 7 else None,
+        "label": label,
+        "face": face(label) if i % 7 else None,
         "voice": [float(v) for v in envelope] if i % 5 else None,
         "descriptions": {"audio": "a raised, quick voice", "video": "she looks down and frowns"} if i % 3 else {},
         "systems": systems,
-    }  # fmt: skip
+    }
 
 
 def face(label: str) -> str:

@@ -35,11 +35,12 @@ def score(frame: pd.DataFrame, metric: str) -> float:
     return {
         "accuracy": lambda: accuracy_score(true, said),
         "weighted_f1": lambda: f1_score(true, said, labels=LABELS, average="weighted", zero_division=0),
-        "macro_f1": lambda: f1_score(true, said, average="macro", zero_division=0,
-                                     labels=sorted({*true, *said} - {"unreadable"})),
+        "macro_f1": lambda: f1_score(
+            true, said, average="macro", zero_division=0, labels=sorted({*true, *said} - {"unreadable"})
+        ),
         "uar": lambda: recall_score(true, said, labels=sorted(set(true)), average="macro", zero_division=0),
         "unparsed": lambda: float((said == "unreadable").mean()),
-    }[metric]()  # fmt: skip
+    }[metric]()
 
 
 def test_every_score_recomputes(made):
@@ -52,11 +53,18 @@ def test_every_score_recomputes(made):
             own = [score(f, metric) for f in frames]
             assert said["values"] == pytest.approx(own), (row["name"], metric)
             assert said["mean"] == pytest.approx(np.mean(own))
-        counts = sum(confusion_matrix(f["label"], f["predicted"].fillna("unreadable"), labels=[*LABELS, "unreadable"])
-                     for f in frames)[:-1]  # fmt: skip
+        counts = sum(
+            confusion_matrix(f["label"], f["predicted"].fillna("unreadable"), labels=[*LABELS, "unreadable"])
+            for f in frames
+        )[:-1]
         assert row["confusion"] == counts.tolist()
-        per_class = np.mean([f1_score(f["label"], f["predicted"].fillna("unreadable"), labels=LABELS, average=None,
-                                      zero_division=0) for f in frames], axis=0)  # fmt: skip
+        per_class = np.mean(
+            [
+                f1_score(f["label"], f["predicted"].fillna("unreadable"), labels=LABELS, average=None, zero_division=0)
+                for f in frames
+            ],
+            axis=0,
+        )
         assert list(row["per_class"].values()) == pytest.approx(per_class.tolist())
     assert found["dialogues"] == predictions(made, found["rows"][0])[0]["dialogue"].nunique()
 
@@ -143,14 +151,34 @@ def test_a_row_that_adapts_stands_apart(made, tmp_path):
 def adapting(made: Made, folder: Path) -> Path:
     """A config of MERIT at test time on words alone, two steps."""
     file = folder / "ttrl.yaml"
-    file.write_text(yaml.safe_dump({
-        "trainer": {"max_steps": 2, "accelerator": "cpu", "val_check_interval": 1, "check_val_every_n_epoch": None},
-        "model": {"class_path": "zoo.models.merit.MeritTTRL", "init_args": {
-            "llm": str(made.home / "llm"), "template": "plain", "answers": 2, "max_new_tokens": 2, "lora": {"r": 4},
-            "objective": {"kind": "reinforce_group", "normalize": "sum"}, "schedule": "constant"}},
-        "data": {"class_path": "zoo.data.Adaptation", "init_args": {
-            "corpus": {"class_path": "zoo.data.Synthetic"}, "batch_size": 4}},
-    }))  # fmt: skip
+    file.write_text(
+        yaml.safe_dump(
+            {
+                "trainer": {
+                    "max_steps": 2,
+                    "accelerator": "cpu",
+                    "val_check_interval": 1,
+                    "check_val_every_n_epoch": None,
+                },
+                "model": {
+                    "class_path": "zoo.models.merit.MeritTTRL",
+                    "init_args": {
+                        "llm": str(made.home / "llm"),
+                        "template": "plain",
+                        "answers": 2,
+                        "max_new_tokens": 2,
+                        "lora": {"r": 4},
+                        "objective": {"kind": "reinforce_group", "normalize": "sum"},
+                        "schedule": "constant",
+                    },
+                },
+                "data": {
+                    "class_path": "zoo.data.Adaptation",
+                    "init_args": {"corpus": {"class_path": "zoo.data.Synthetic"}, "batch_size": 4},
+                },
+            }
+        )
+    )
     return file
 
 
@@ -167,8 +195,11 @@ def test_the_share_of_the_reachable_is_that_of_the_exact_posterior():
 
 
 def test_no_file_that_travels_names_a_folder_of_this_machine(made):
-    travelling = [p for p in made.out.rglob("*") if p.name in (
-        "report.html", "report.md", "results.json", "metrics.json", "fit.json", "test.json")]  # fmt: skip
+    travelling = [
+        p
+        for p in made.out.rglob("*")
+        if p.name in ("report.html", "report.md", "results.json", "metrics.json", "fit.json", "test.json")
+    ]
     assert {p.name for p in travelling} >= {"report.html", "report.md", "results.json", "metrics.json"}
     for path in travelling:
         text = path.read_text(encoding="utf-8")

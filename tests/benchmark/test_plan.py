@@ -55,20 +55,36 @@ def test_shipped_files_are_whole():
         ({"a": {"config": ["CONFIG"], "options": {"data.class_path": "MELD"}}}, "class_path is the benchmark's own"),
         ({"a": {"config": ["CONFIG"], "options": {"trainer.logger": False}}}, "trainer.logger is the benchmark's own"),
         ({"a": {"config": ["CONFIG"], "options": {"model.start_from": "run:b"}}}, "run:b names no row; there are a"),
-        ({"a": {"checkpoint": "x"}, "b": {"config": ["CONFIG"], "options": {"model.start_from": "run:a"}}},
-         "row a is not trained"),
-        ({"a": {"config": ["CONFIG"], "options": {"model.start_from": "run:b"}},
-          "b": {"config": ["CONFIG"], "options": {"model.start_from": "run:a"}}}, "in a circle: a, b"),
-        ({"a": {"config": ["CONFIG"], "seeds": [0, 1]},
-          "b": {"config": ["CONFIG"], "seeds": [2], "options": {"model.start_from": "run:a"}}},
-         "needs row a, which has the seeds [0, 1]"),
+        (
+            {"a": {"checkpoint": "x"}, "b": {"config": ["CONFIG"], "options": {"model.start_from": "run:a"}}},
+            "row a is not trained",
+        ),
+        (
+            {
+                "a": {"config": ["CONFIG"], "options": {"model.start_from": "run:b"}},
+                "b": {"config": ["CONFIG"], "options": {"model.start_from": "run:a"}},
+            },
+            "in a circle: a, b",
+        ),
+        (
+            {
+                "a": {"config": ["CONFIG"], "seeds": [0, 1]},
+                "b": {"config": ["CONFIG"], "seeds": [2], "options": {"model.start_from": "run:a"}},
+            },
+            "needs row a, which has the seeds [0, 1]",
+        ),
         ({"a": {"config": ["CONFIG"], "hidden": True}}, "no row to rank"),
         ({"a": {"checkpoint": "x", "verb": "fit"}, "b": {"checkpoint": "x"}}, "verb fit only trains"),
-        ({"a": {"checkpoint": "x", "test_options": {"model.selection": "results:b"}},
-          "b": {"config": ["CONFIG"], "verb": "fit"}}, "row b is only trained (verb fit)"),
+        (
+            {
+                "a": {"checkpoint": "x", "test_options": {"model.selection": "results:b"}},
+                "b": {"config": ["CONFIG"], "verb": "fit"},
+            },
+            "row b is only trained (verb fit)",
+        ),
         ({"a": {"config": ["CONFIG"], "optoins": {}}}, "optoins"),
     ],
-)  # fmt: skip
+)
 def test_refused(rows, told, tmp_path):
     message = refused("bench", "--config", written(tmp_path, **rows), "--out", tmp_path / "out")
     assert told in message

@@ -369,17 +369,23 @@ def test_without_utterances_and_optional_parts(plain):
 
 
 # ---- what is refused
-@pytest.mark.parametrize("spoil, message", [
-    (lambda r, u: r["rows"][3]["scores"]["uar"].update(mean=math.nan), "text-llm.*uar must be finite"),
-    (lambda r, u: r["rows"][3]["scores"]["uar"]["values"].append(61.2), "text-llm.*uar must be finite numbers in 0..1"),
-    (lambda r, u: r["rows"][3]["scores"]["uar"].update(ci95=[None, 0.5]), "text-llm.*uar must be finite"),
-    (lambda r, u: r["rows"][0].update(name="farcer"), "names of their own, got 'farcer' 2 times"),
-    (lambda r, u: r["rows"][0].update(group="other"), "'majority'.*got 'other'"),
-    (lambda r, u: r["rows"][0]["against_best"].update(verdict="bad"), "one of worse.*got 'bad'"),
-    (lambda r, u: next(x for x in r["rows"] if x["against_best"]).update(against_best=None), "is not compared"),
-    (lambda r, u: r["matched"]["rows"].append("nobody"), "names 'nobody', which is not a row"),
-    (lambda r, u: u[0].update(face="https://example.org/face.jpg"), "must be an embedded picture"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "spoil, message",
+    [
+        (lambda r, u: r["rows"][3]["scores"]["uar"].update(mean=math.nan), "text-llm.*uar must be finite"),
+        (
+            lambda r, u: r["rows"][3]["scores"]["uar"]["values"].append(61.2),
+            "text-llm.*uar must be finite numbers in 0..1",
+        ),
+        (lambda r, u: r["rows"][3]["scores"]["uar"].update(ci95=[None, 0.5]), "text-llm.*uar must be finite"),
+        (lambda r, u: r["rows"][0].update(name="farcer"), "names of their own, got 'farcer' 2 times"),
+        (lambda r, u: r["rows"][0].update(group="other"), "'majority'.*got 'other'"),
+        (lambda r, u: r["rows"][0]["against_best"].update(verdict="bad"), "one of worse.*got 'bad'"),
+        (lambda r, u: next(x for x in r["rows"] if x["against_best"]).update(against_best=None), "is not compared"),
+        (lambda r, u: r["matched"]["rows"].append("nobody"), "names 'nobody', which is not a row"),
+        (lambda r, u: u[0].update(face="https://example.org/face.jpg"), "must be an embedded picture"),
+    ],
+)
 def test_refused(plain, tmp_path, spoil, message):
     results, utterances = copy.deepcopy(plain[0]), copy.deepcopy(plain[1])
     spoil(results, utterances)
@@ -461,14 +467,36 @@ def test_papers_beside_ours(plain):
 
 
 # ---- pieces
-@pytest.mark.parametrize("function, value, text", [
-    (percent, 0.6123, "61.2"), (percent, 1.0, "100.0"), (signed, -0.0312, "−3.1"), (signed, 0.0312, "+3.1"),
-    (pvalue, 0.0123, ".012"), (pvalue, 0.0009, "<.001"), (pvalue, 1.0, "1.000"), (pvalue, 0.0499, ".050"),
-    (amount, None, "–"), (amount, 0, "0"), (amount, 999, "999"), (amount, 2_310_000, "2.31 M"), (amount, 7e9, "7 B"),
-    (amount, 999_900, "1 M"), (amount, 148.24, "148"), (seconds, None, "–"), (seconds, 0.0123, "12.3 ms"),
-    (seconds, 75, "1.25 min"), (seconds, 7200, "2 h"), (seconds, 3e-6, "3 µs"), (seconds, 59.99, "1 min"),
-    (memory, None, "–"), (memory, 310.2, "310 MiB"), (memory, 2048, "2 GiB"), (memory, 1023.7, "1 GiB"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "function, value, text",
+    [
+        (percent, 0.6123, "61.2"),
+        (percent, 1.0, "100.0"),
+        (signed, -0.0312, "−3.1"),
+        (signed, 0.0312, "+3.1"),
+        (pvalue, 0.0123, ".012"),
+        (pvalue, 0.0009, "<.001"),
+        (pvalue, 1.0, "1.000"),
+        (pvalue, 0.0499, ".050"),
+        (amount, None, "–"),
+        (amount, 0, "0"),
+        (amount, 999, "999"),
+        (amount, 2_310_000, "2.31 M"),
+        (amount, 7e9, "7 B"),
+        (amount, 999_900, "1 M"),
+        (amount, 148.24, "148"),
+        (seconds, None, "–"),
+        (seconds, 0.0123, "12.3 ms"),
+        (seconds, 75, "1.25 min"),
+        (seconds, 7200, "2 h"),
+        (seconds, 3e-6, "3 µs"),
+        (seconds, 59.99, "1 min"),
+        (memory, None, "–"),
+        (memory, 310.2, "310 MiB"),
+        (memory, 2048, "2 GiB"),
+        (memory, 1023.7, "1 GiB"),
+    ],
+)
 def test_numbers_as_text(function, value, text):
     assert function(value) == text
 

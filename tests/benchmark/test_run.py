@@ -29,8 +29,14 @@ def test_a_row_is_what_its_commands_would_give(made, tmp_path):
     data.write_text(yaml.safe_dump({"data": yaml.safe_load(made.file.read_text())["data"]}))
     plain = made.home / "plain.yaml"
     quiet = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
-    zoo("fit", f"--config={plain}", f"--config={data}", "--seed_everything=1",
-        f"--trainer.default_root_dir={tmp_path}", *quiet)  # fmt: skip
+    zoo(
+        "fit",
+        f"--config={plain}",
+        f"--config={data}",
+        "--seed_everything=1",
+        f"--trainer.default_root_dir={tmp_path}",
+        *quiet,
+    )
     run = tmp_path / "lightning_logs" / "version_0"
     zoo("test", f"--ckpt_path={run}", *quiet)
     assert rows(run) == rows(results_of(made, "plain", 1)) != rows(results_of(made, "plain", 0))
@@ -60,8 +66,10 @@ def test_failures_are_told_and_stop_nothing_else(made):
 
 def test_costs_are_written_down(made):
     found = {r["name"]: r["cost"] for r in json.loads((made.out / "results.json").read_text())["rows"]}
-    fits = {name: json.loads((made.out / "runs" / name / "seed-0" / "fit.json").read_text()) for name in
-            ("plain", "further", "slower")}  # fmt: skip
+    fits = {
+        name: json.loads((made.out / "runs" / name / "seed-0" / "fit.json").read_text())
+        for name in ("plain", "further", "slower")
+    }
     assert 0.1 < fits["plain"]["seconds"] < 300 and 100 < fits["plain"]["peak_mib"] < 20_000
     assert found["further"]["train_seconds"] == pytest.approx(
         fits["further"]["seconds"] + fits["plain"]["seconds"]
@@ -77,8 +85,9 @@ def test_what_is_done_is_not_done_again(made, capfd):
     assert bench("--config", made.file, "--out", made.out) == 1  # broken is tried again
     assert "11 jobs, 9 done before" in capfd.readouterr().out
     after = {p: p.stat().st_mtime_ns for p in (made.out / "runs").rglob("*.json*")}
-    changed = {p.relative_to(made.out / "runs").parts[0] for p in after.keys() | before.keys()
-               if after.get(p) != before.get(p)}  # fmt: skip
+    changed = {
+        p.relative_to(made.out / "runs").parts[0] for p in after.keys() | before.keys() if after.get(p) != before.get(p)
+    }
     assert changed <= {"broken", "behind"}
 
 
@@ -134,8 +143,12 @@ def children(process: int) -> list[int]:
     """Ids of the processes below a process."""
     below, level = [], [process]
     while level:
-        level = [int(child) for parent in level for listing in Path(f"/proc/{parent}/task").glob("*/children")
-                 for child in listing.read_text().split()]  # fmt: skip
+        level = [
+            int(child)
+            for parent in level
+            for listing in Path(f"/proc/{parent}/task").glob("*/children")
+            for child in listing.read_text().split()
+        ]
         below += level
     return below
 
@@ -146,15 +159,19 @@ def started(made, tmp_path, name: str) -> tuple[subprocess.Popen, Path, Path]:
         "title": "t",
         "data": yaml.safe_load(made.file.read_text())["data"],
         "rows": {
-            "long": {"what": "long", "config": [config(made.home, "long", dropout=0.1)],
-                     "options": {"save_last_every": 3, "trainer.max_epochs": 25}}
+            "long": {
+                "what": "long",
+                "config": [config(made.home, "long", dropout=0.1)],
+                "options": {"save_last_every": 3, "trainer.max_epochs": 25},
+            }
         },
-    }  # fmt: skip
+    }
     file = tmp_path / "bench.yaml"
     file.write_text(yaml.safe_dump(content))
     env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command(file, tmp_path / name), env=env, stdout=subprocess.PIPE, text=True,
-                               stderr=subprocess.STDOUT)  # fmt: skip
+    process = subprocess.Popen(
+        command(file, tmp_path / name), env=env, stdout=subprocess.PIPE, text=True, stderr=subprocess.STDOUT
+    )
     home = tmp_path / name / "runs" / "long" / "seed-0"
     last = home / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
     while not last.is_file():

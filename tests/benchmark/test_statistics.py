@@ -86,8 +86,10 @@ def test_a_paired_test_sees_what_two_intervals_do_not():
 def test_holm_corrects_over_all_rows_and_a_verdict_needs_both_tests():
     rng = np.random.default_rng(2)
     true, dialogue = truth(rng, 800, 80)
-    runs = {name: [answers(rng, true, dialogue, p)] for name, p in zip("abcdef", (0.7, 0.69, 0.67, 0.64, 0.62, 0.5),
-                                                                       strict=True)}  # fmt: skip
+    runs = {
+        name: [answers(rng, true, dialogue, p)]
+        for name, p in zip("abcdef", (0.7, 0.69, 0.67, 0.64, 0.62, 0.5), strict=True)
+    }
     found = against(runs, "a", MELD, "weighted_f1")
     assert set(found) == set("bcdef")
     for kind in ("p_bootstrap", "p_mcnemar"):

@@ -22,17 +22,23 @@ import yaml
 
 BENCH = {
     "title": "killed",
-    "data": {"class_path": "zoo.data.Synthetic",
-             "init_args": {"corpus_seed": 6, "train_dialogues": 120, "dev_dialogues": 20, "test_dialogues": 60}},
+    "data": {
+        "class_path": "zoo.data.Synthetic",
+        "init_args": {"corpus_seed": 6, "train_dialogues": 120, "dev_dialogues": 20, "test_dialogues": 60},
+    },
     "seeds": [0, 1],
     "rows": {
         "words": {"what": "words", "config": ["configs/causal_lm/sitcom.yaml"]},
         "dialoguellm": {"what": "DialogueLLM", "config": ["configs/dialoguellm/sitcom.yaml"]},
-        "further": {"what": "trained further", "config": ["configs/causal_lm/sitcom.yaml"], "seeds": [0],
-                    "options": {"model.start_from": "run:words", "trainer.max_epochs": 1}},
+        "further": {
+            "what": "trained further",
+            "config": ["configs/causal_lm/sitcom.yaml"],
+            "seeds": [0],
+            "options": {"model.start_from": "run:words", "trainer.max_epochs": 1},
+        },
         "published": {"what": "as published", "checkpoint": "tiny-llama-sitcom", "seeds": [0]},
     },
-}  # fmt: skip
+}
 VARIES = ("cost", "runs", "command")  # times, and where it lies
 
 
@@ -84,8 +90,12 @@ def main() -> None:
     if start(file, killed).wait():
         sys.exit(f"the killed benchmark failed; see the logs in {killed}")
     a, b = found(whole), found(killed)
-    differ = [f"{part} {key}" for part in ("rows", "answers") for key in a[part].keys() | b[part].keys()
-              if a[part].get(key) != b[part].get(key)]  # fmt: skip
+    differ = [
+        f"{part} {key}"
+        for part in ("rows", "answers")
+        for key in a[part].keys() | b[part].keys()
+        if a[part].get(key) != b[part].get(key)
+    ]
     scores = {name: row["scores"]["weighted_f1"]["values"] for name, row in b["rows"].items()}
     print(f"n = {b['n']}, weighted F1 by seed: {scores}")
     if differ or a["failed"] or b["failed"]:

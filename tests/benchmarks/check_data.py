@@ -1,6 +1,6 @@
 """Reads the real MELD, EmoryNLP and GoEmotions, compares every count with what is known, exits 1 where one differs.
 
-    python tests/benchmarks/check_data.py --data-root ../shared/data
+python tests/benchmarks/check_data.py --data-root ../shared/data
 """
 
 import argparse

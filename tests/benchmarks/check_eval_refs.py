@@ -93,8 +93,10 @@ def check(root: Path) -> None:
         print(f"emer {name}: {unnamed} of {len(own)} references name no emotion by one of the listed words")
         shifted = [{"id": a["id"], "text": b["text"]} for a, b in zip(own, [*own[1:], own[0]], strict=True)]
         chance = reason_overlap(shifted, reasons)
-        print(f"emer {name}: F1 of another clip's explanation: clues {chance['clue_overlap/f1']:.3f}, "
-              f"labels {chance['label_overlap/f1']:.3f}")  # fmt: skip
+        print(
+            f"emer {name}: F1 of another clip's explanation: clues {chance['clue_overlap/f1']:.3f}, "
+            f"labels {chance['label_overlap/f1']:.3f}"
+        )
 
 
 if __name__ == "__main__":

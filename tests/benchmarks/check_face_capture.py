@@ -37,11 +37,30 @@ from zoo.models.emotion_qwen.faces import SYNONYMS, DlibFaces, Face, FaceAnalyze
 
 LEAST = 0.95
 FACELESS = (
-    "brick.png", "cell.png", "chelsea.png", "chessboard_GRAY.png", "chessboard_RGB.png", "clock_motion.png",
-    "coffee.png", "color.png", "grass.png", "gravel.png", "horse.png", "hubble_deep_field.jpg", "ihc.png", "logo.png",
-    "microaneurysms.png", "moon.png", "motorcycle_left.png", "motorcycle_right.png", "page.png", "phantom.png",
-    "retina.jpg", "rocket.jpg", "text.png",
-)  # fmt: skip
+    "brick.png",
+    "cell.png",
+    "chelsea.png",
+    "chessboard_GRAY.png",
+    "chessboard_RGB.png",
+    "clock_motion.png",
+    "coffee.png",
+    "color.png",
+    "grass.png",
+    "gravel.png",
+    "horse.png",
+    "hubble_deep_field.jpg",
+    "ihc.png",
+    "logo.png",
+    "microaneurysms.png",
+    "moon.png",
+    "motorcycle_left.png",
+    "motorcycle_right.png",
+    "page.png",
+    "phantom.png",
+    "retina.jpg",
+    "rocket.jpg",
+    "text.png",
+)
 # Left out: coins (portraits on them), lfw_subset (faces of 25 px, in an array), multipage*.tif and
 # no_time_for_that_tiny.gif (25 px and less). With a person, printed and not counted:
 PEOPLE = {"astronaut.png": "one face from the front", "camera.png": "a man in profile"}

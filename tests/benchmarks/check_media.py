@@ -1,6 +1,6 @@
 """Decodes every recording under speech/ and every picture under faces/; exits 1 if there are none or one fails.
 
-    python tests/benchmarks/check_media.py --data-root ../shared/data
+python tests/benchmarks/check_media.py --data-root ../shared/data
 """
 
 import argparse

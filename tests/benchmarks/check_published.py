@@ -1,6 +1,6 @@
 """Scores every published checkpoint on the data its card names and compares with the reported numbers, to four digits.
 
-    python tests/benchmarks/check_published.py --data-root ../shared/data
+python tests/benchmarks/check_published.py --data-root ../shared/data
 """
 
 import argparse
@@ -30,15 +30,27 @@ def main() -> None:
                 data = [f"--data.root={root / score['corpus']}"] if score["corpus"] != "synthetic" else []
                 if "prepare" in score:  # clips of the embedded corpus
                     made = Path(out) / "sitcom"
-                    subprocess.run([*zoo, "prepare", "synthetic", *score["prepare"], f"--out={made}"], check=True,
-                                   capture_output=True)  # fmt: skip
+                    subprocess.run(
+                        [*zoo, "prepare", "synthetic", *score["prepare"], f"--out={made}"],
+                        check=True,
+                        capture_output=True,
+                    )
                     data = [f"--data.root={made}"]
-                command = [*zoo, "test", f"--ckpt_path={name}", *data, *score.get("options", ()),
-                           f"--trainer.default_root_dir={out}", "--trainer.enable_progress_bar=false"]  # fmt: skip
+                command = [
+                    *zoo,
+                    "test",
+                    f"--ckpt_path={name}",
+                    *data,
+                    *score.get("options", ()),
+                    f"--trainer.default_root_dir={out}",
+                    "--trainer.enable_progress_bar=false",
+                ]
                 subprocess.run(command, check=True, capture_output=True)
                 measured = json.loads((Path(out) / "lightning_logs/version_0/metrics.json").read_text())
-            for key, got, said in (("n", measured["n"], score["n"]),
-                                   (score["metric"], round(measured[score["metric"]], 4), score["value"])):  # fmt: skip
+            for key, got, said in (
+                ("n", measured["n"], score["n"]),
+                (score["metric"], round(measured[score["metric"]], 4), score["value"]),
+            ):
                 print(f"{name} {score['corpus']} {score['split']} {key}: measured {got}, reported {said}")
                 if got != said:
                     problems.append(f"{key} differs")

@@ -46,11 +46,53 @@ HISTORY = (Turn("u0", "Ada", "Where's the ladder?", "neutral"), Turn("u1", "Bela
 TARGET = Turn("u2", "Ada", "Oh <|eot_id|> no </s> [PAD]!", "joy", SEEN)
 SAMPLE = Sample("meld/test/a", "meld/test/d", MELD.labels, TARGET, HISTORY)
 FARCERS = [  # the own part of a FARCER prompt with past labels; None is an image
-    271, 35, 33475, 2279, 512, 96447, 25, 220, None, 11208, 596, 279, 36865, 5380, 7, 96447, 596, 1510, 20356, 25,
-    21277, 340, 33, 8458, 25, 220, None, 43474, 220, 499, 1981, 3821, 704, 4999, 33, 8458, 596, 17329, 55101, 57974,
-    25, 128009,
-    128006, 78191, 128007, 271,
-]  # fmt: skip
+    271,
+    35,
+    33475,
+    2279,
+    512,
+    96447,
+    25,
+    220,
+    None,
+    11208,
+    596,
+    279,
+    36865,
+    5380,
+    7,
+    96447,
+    596,
+    1510,
+    20356,
+    25,
+    21277,
+    340,
+    33,
+    8458,
+    25,
+    220,
+    None,
+    43474,
+    220,
+    499,
+    1981,
+    3821,
+    704,
+    4999,
+    33,
+    8458,
+    596,
+    17329,
+    55101,
+    57974,
+    25,
+    128009,
+    128006,
+    78191,
+    128007,
+    271,
+]
 FARCERS_ANSWERS = [[60668], [20370, 9868], [69, 686], [83214, 2136], [4215], [4338, 70, 592], [4091]]
 
 
@@ -128,8 +170,11 @@ def check_farcer(folder: Path) -> None:
     )
     fixed, own = writer.encode(sample, [SLOT, SLOT], None)
     expect("FARCER own part", own, FARCERS)
-    expect("FARCER fixed part begins and ends", (fixed[:4], fixed[-4:]),
-           ([128000, 128006, 9125, 128007], [128009, 128006, 882, 128007]))  # fmt: skip
+    expect(
+        "FARCER fixed part begins and ends",
+        (fixed[:4], fixed[-4:]),
+        ([128000, 128006, 9125, 128007], [128009, 128006, 882, 128007]),
+    )
     expect("FARCER turns of seven solved dialogues", [fixed.count(i) for i in (128006, 128009)], [16, 15])
     expect("FARCER label words", writer.answers(MELD.labels), FARCERS_ANSWERS)
     expect("FARCER end of an answer", writer.end_id(MELD.labels), 128009)
@@ -167,8 +212,10 @@ def check_selector(tokenizer: PreTrainedTokenizerFast, meld: Path) -> None:
     collator = PromptCollator(tokenizer, 0, template, kinds=("speech",), **options | {"max_length": 10_000})
     lengths = [len(collator.prompt_ids(s, np.random.default_rng(0))[0]) for s in data.samples("dev")]
     long = sum(n > 1024 for n in lengths)
-    print(f"selector prompts of MELD's dev split with 12 turns and measured speech: {min(lengths)} to {max(lengths)} "
-          f"tokens, mean {np.mean(lengths):.0f}, {long} of {len(lengths)} above 1024")  # fmt: skip
+    print(
+        f"selector prompts of MELD's dev split with 12 turns and measured speech: {min(lengths)} to {max(lengths)} "
+        f"tokens, mean {np.mean(lengths):.0f}, {long} of {len(lengths)} above 1024"
+    )
 
 
 def main() -> None:

@@ -44,21 +44,27 @@ def main() -> None:
         ]
         simple = baselines(data)
         runs = [future.result() for future in futures]
-    print(f"| row | held-out weighted F1 | weighted F1, n = {n}, {data.protocol} [95 %] | seeds {options.seeds} | "
-          "against logistic regression [95 %] | macro F1 | accuracy |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        f"| row | held-out weighted F1 | weighted F1, n = {n}, {data.protocol} [95 %] | seeds {options.seeds} | "
+        "against logistic regression [95 %] | macro F1 | accuracy |\n|---|---|---|---|---|---|---|"
+    )
     for name, (dev, rows) in simple.items():
         e = evaluate(rows, labels)
         low, high = e["ci95"]["weighted_f1"]
-        print(f"| {name} | {dev:.3f} | {e['weighted_f1']:.3f} [{low:.3f}, {high:.3f}] | | | {e['macro_f1']:.3f} | "
-              f"{e['accuracy']:.3f} |")  # fmt: skip
+        print(
+            f"| {name} | {dev:.3f} | {e['weighted_f1']:.3f} [{low:.3f}, {high:.3f}] | | | {e['macro_f1']:.3f} | "
+            f"{e['accuracy']:.3f} |"
+        )
     group = [read_rows(run) for run in runs]
     m = mean_over_seeds(group, labels)
     d = paired_difference(group, [simple["TF-IDF + logistic regression"][1]], labels)
     others = [np.mean([evaluate(r, labels, draws=1)[k] for r in group]) for k in ("macro_f1", "accuracy")]
-    print(f"| DialogueLLM, tiny-llama, all weights | {np.mean([best_dev(run) for run in runs]):.3f} | "
-          f"{m['mean']:.3f} [{m['ci95'][0]:.3f}, {m['ci95'][1]:.3f}] | {' '.join(f'{v:.3f}' for v in m['values'])} | "
-          "{:+.3f} [{:+.3f}, {:+.3f}] | ".format(d["difference"], *d["ci95"])
-          + f"{others[0]:.3f} | {others[1]:.3f} |")  # fmt: skip
+    print(
+        f"| DialogueLLM, tiny-llama, all weights | {np.mean([best_dev(run) for run in runs]):.3f} | "
+        f"{m['mean']:.3f} [{m['ci95'][0]:.3f}, {m['ci95'][1]:.3f}] | {' '.join(f'{v:.3f}' for v in m['values'])} | "
+        "{:+.3f} [{:+.3f}, {:+.3f}] | ".format(d["difference"], *d["ci95"])
+        + f"{others[0]:.3f} | {others[1]:.3f} |"
+    )
 
 
 if __name__ == "__main__":

@@ -152,15 +152,27 @@ ROWS = {
     "fusion_3": Row("after the last stage, fusion", "fusion-3"),
 }
 PAIRS = (  # a against b, on what: the comparisons of the paper's Tables 6 to 8
-    ("hybrid", "mlp", "emotion"), ("hybrid", "fusion", "emotion"), ("faces", "hybrid", "emotion"),
-    ("multi", "hybrid", "emotion"), ("full", "hybrid", "emotion"), ("hybrid", "stage3", "emotion"),
-    ("emotion_gate", "hybrid", "emotion"), ("general_gate", "hybrid", "emotion"),
-    ("multi", "stage3", "general"), ("hybrid", "stage3", "general"), ("full", "stage3", "general"),
-    ("studio_on", "stage3", "general"), ("wild_on", "stage3", "general"),
-    ("slow", "stage3", "emotion"), ("slow", "stage3", "general"), ("studio_slow", "stage3", "general"),
+    ("hybrid", "mlp", "emotion"),
+    ("hybrid", "fusion", "emotion"),
+    ("faces", "hybrid", "emotion"),
+    ("multi", "hybrid", "emotion"),
+    ("full", "hybrid", "emotion"),
+    ("hybrid", "stage3", "emotion"),
+    ("emotion_gate", "hybrid", "emotion"),
+    ("general_gate", "hybrid", "emotion"),
+    ("multi", "stage3", "general"),
+    ("hybrid", "stage3", "general"),
+    ("full", "stage3", "general"),
+    ("studio_on", "stage3", "general"),
+    ("wild_on", "stage3", "general"),
+    ("slow", "stage3", "emotion"),
+    ("slow", "stage3", "general"),
+    ("studio_slow", "stage3", "general"),
     ("wild_slow", "stage3", "general"),
-    ("hybrid", "mlp", "general"), ("emotion_gate", "hybrid", "general"), ("general_gate", "hybrid", "general"),
-)  # fmt: skip
+    ("hybrid", "mlp", "general"),
+    ("emotion_gate", "hybrid", "general"),
+    ("general_gate", "hybrid", "general"),
+)
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
@@ -182,10 +194,15 @@ def corpus(options: argparse.Namespace, kind: str) -> dict:
 
     studio, wild, questions = emotion("studio"), emotion("wild"), asked("pretrain")
     parts = {
-        "told": [told, written], "pretrain": [emotion("pretrain"), asked("pretrain")], "questions": [questions],
-        "everything": [studio, questions], "studio": [studio], "wild": [wild], "both": [studio, wild],
+        "told": [told, written],
+        "pretrain": [emotion("pretrain"), asked("pretrain")],
+        "questions": [questions],
+        "everything": [studio, questions],
+        "studio": [studio],
+        "wild": [wild],
+        "both": [studio, wild],
         "test": [studio, wild, questions],
-    }[kind]  # fmt: skip
+    }[kind]
     own = {"root": None, "batch_size": 32, "eval_batch_size": 128, "parts": parts}  # a config before it gave a root
     return {"class_path": "zoo.data.Joint", "init_args": own}
 
@@ -201,8 +218,10 @@ def overlay(options: argparse.Namespace, kind: str) -> str:
 def zoo(*args: str) -> tuple[float, float]:
     """One command in a process of its own; its seconds and its peak memory in MiB."""
     env = os.environ | {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    code = ("import sys, resource; from zoo.cli import main; main(sys.argv[1:]); "
-            "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)")  # fmt: skip
+    code = (
+        "import sys, resource; from zoo.cli import main; main(sys.argv[1:]); "
+        "print('peak', resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    )
     started = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code, *args], env=env, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -236,8 +255,11 @@ def pretrain(options: argparse.Namespace) -> None:
 
 
 def quiet(options: argparse.Namespace) -> list[str]:
-    return [f"--model.cache={options.out / 'cache'}", "--trainer.enable_progress_bar=false",
-            "--trainer.enable_model_summary=false"]  # fmt: skip
+    return [
+        f"--model.cache={options.out / 'cache'}",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+    ]
 
 
 def train(options: argparse.Namespace, name: str, seed: int) -> None:
@@ -267,8 +289,15 @@ def test(options: argparse.Namespace, key: str, seed: int) -> None:
     shutil.rmtree(where, ignore_errors=True)
     args = [overlay(options, "test"), *quiet(options), *row.options]
     if row.of is None:
-        args = [f"--config={CONFIGS / 'sitcom_stage1.yaml'}", *args, *backbones(options), "--model.force_gate=none",
-                "--zero_shot=true", f"--seed_everything={seed}", f"--trainer.default_root_dir={where}"]  # fmt: skip
+        args = [
+            f"--config={CONFIGS / 'sitcom_stage1.yaml'}",
+            *args,
+            *backbones(options),
+            "--model.force_gate=none",
+            "--zero_shot=true",
+            f"--seed_everything={seed}",
+            f"--trainer.default_root_dir={where}",
+        ]
         found = where / "lightning_logs" / "version_0"
     elif not row.adapters:
         args = [f"--ckpt_path={home(options, row.of, seed)}", *args]
@@ -280,8 +309,14 @@ def test(options: argparse.Namespace, key: str, seed: int) -> None:
         said = yaml.safe_load((home(options, row.of, seed) / "config.yaml").read_text())["model"]["init_args"]
         said |= {"adapters": runs, "without": "base", "train": None, "start_from": None, "lora": None}
         path = options.out / "data" / f"{key}-{seed}.yaml"
-        path.write_text(yaml.safe_dump({"trainer": {"accelerator": "cpu"}, "model": {
-            "class_path": "zoo.models.emotion_qwen.EmotionQwenAdapters", "init_args": said}}))  # fmt: skip
+        path.write_text(
+            yaml.safe_dump(
+                {
+                    "trainer": {"accelerator": "cpu"},
+                    "model": {"class_path": "zoo.models.emotion_qwen.EmotionQwenAdapters", "init_args": said},
+                }
+            )
+        )
         args = [f"--config={path}", *args]
     seconds, peak = zoo("test", *args)
     result.parent.mkdir(parents=True, exist_ok=True)
@@ -335,16 +370,21 @@ def seconds_of(options: argparse.Namespace, key: str, seed: int) -> tuple[float,
 
 
 def gate(rows: list[dict], names: tuple[str, ...]) -> str:
-    own = [r["details"]["gate_emotion"] for r in rows
-           if r["id"].partition("/")[0] in names and "gate_emotion" in (r.get("details") or {})]  # fmt: skip
+    own = [
+        r["details"]["gate_emotion"]
+        for r in rows
+        if r["id"].partition("/")[0] in names and "gate_emotion" in (r.get("details") or {})
+    ]
     return f"{np.mean(own):.3f}" if own else ""
 
 
 def table(options: argparse.Namespace, kinds: dict[str, Labels]) -> list[str]:
     """Prints the tables; returns what misses a bound."""
     runs = {key: read(options, key) for key in options.rows}
-    print("\n| row | studio | wild | both emotion sets | general questions | gate: emotion | gate: general | "
-          "training s | peak MiB |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        "\n| row | studio | wild | both emotion sets | general questions | gate: emotion | gate: general | "
+        "training s | peak MiB |\n|---|---|---|---|---|---|---|---|---|"
+    )
     for key, by_seed in runs.items():
         if not by_seed:
             continue
@@ -373,11 +413,14 @@ def table(options: argparse.Namespace, kinds: dict[str, Labels]) -> list[str]:
             missed.append(f"{ROWS[a].what}: costs the questions {-100 * found['difference']:.1f} points")
         if of == "general" and (a, b) == ("multi", "stage3"):
             for s in seeds:  # no adapter is on for the questions
-                before, after = ({r["id"]: r["scores"] for r in runs[key][s] if r["id"].partition("/")[0] in kinds}
-                                 for key in (b, a))  # fmt: skip
+                before, after = (
+                    {r["id"]: r["scores"] for r in runs[key][s] if r["id"].partition("/")[0] in kinds} for key in (b, a)
+                )
                 worst = max(abs(before[i][c] - after[i][c]) for i in before for c in before[i])
-                off.append(f"Seed {s}: with the adapters off, scores of the questions differ by {worst:g} at most from "
-                           "those before tuning.")  # fmt: skip
+                off.append(
+                    f"Seed {s}: with the adapters off, scores of the questions differ by {worst:g} at most from "
+                    "those before tuning."
+                )
                 if worst > 1e-5:
                     missed.append(f"seed {s}: answers with the adapters off are not those before tuning")
     print("\n" + "\n".join(off))
@@ -412,8 +455,10 @@ def main() -> None:
                 train(options, name, seed)
         for key in options.rows:
             test(options, key, seed)
-    print(f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB",
-          file=sys.stderr)  # fmt: skip
+    print(
+        f"peak memory of this process: {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024:.0f} MiB",
+        file=sys.stderr,
+    )
     kinds = SyntheticQuestions(root=options.pretrain).label_sets
     assert not set(kinds) & set(EMOTIONS) and len(LABELS) == 7
     missed = table(options, kinds)

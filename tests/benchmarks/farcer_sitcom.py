@@ -78,9 +78,7 @@ ROWS = {
     "unseen": Row("LM without descriptions: base", UNSEEN, against="text_unseen"),
     "text_pl": Row("text only, frozen LM, past labels", (*TEXT, *PAST), against="text_pl"),
     "lora_text": Row("LoRA, text only", ("--model.faces=none",), overlay="small_lora"),
-    "three_layer_pl": Row(
-        "three layers, past labels", PAST, overlay="small_three_layer", against="text_pl"
-    ),
+    "three_layer_pl": Row("three layers, past labels", PAST, overlay="small_three_layer", against="text_pl"),
     "lora_pl": Row("LoRA, past labels", PAST, overlay="small_lora", against="text_pl"),
     "as_projected": Row(
         "base, features as the projection gives them", ("--model.standardise=false", "--model.scale=null"), every=False

@@ -30,13 +30,19 @@ import matplotlib.pyplot as plt  # noqa: E402
 OBJECTIVES = {
     "grpo_clip": ["--model.objective.kind=grpo_clip", "--model.objective.normalize=token"],
     "LoRA": ["--model.lora.r=8", "--model.lora.alpha=64", "--model.lora.targets=.*_proj", "--model.lr=0.01"],
-    "LoRA, beta .04": ["--model.objective.kind=grpo_clip", "--model.objective.beta=0.04", "--model.lora.r=8",
-                            "--model.lora.alpha=64", "--model.lora.targets=.*_proj", "--model.lr=0.01"],
+    "LoRA, beta .04": [
+        "--model.objective.kind=grpo_clip",
+        "--model.objective.beta=0.04",
+        "--model.lora.r=8",
+        "--model.lora.alpha=64",
+        "--model.lora.targets=.*_proj",
+        "--model.lr=0.01",
+    ],
     "reinforce_group": ["--model.objective.kind=reinforce_group", "--model.objective.normalize=sum"],
     "ppo_advantage": ["--model.objective.kind=ppo_advantage", "--model.objective.normalize=sum"],
     "ppo_reward": ["--model.objective.kind=ppo_reward", "--model.objective.normalize=sum"],
     "control": ["--model.rewards=[grpo_toy.blind]"],
-}  # fmt: skip
+}
 
 
 def says_yes(answer: Answer) -> float:
@@ -66,15 +72,32 @@ def curve(options: argparse.Namespace, name: str, seed: int) -> pd.Series:
     run = root / "lightning_logs" / "version_0"
     if not (run / "checkpoints" / "last.ckpt").is_file():
         arguments = [
-            "fit", "--model=GRPO", f"--model.llm={backbone(options.out / 'backbone')}", "--data=Synthetic",
-            "--model.rewards=[grpo_toy.says_yes]", "--model.answers=16", "--model.max_new_tokens=1",
-            "--model.temperature=1.5", "--model.lr=0.003", *OBJECTIVES[name],
-            "--model.schedule=constant", "--model.warmup=0",
-            "--model.table_every=0", "--data.batch_size=8", "--data.train_dialogues=100", "--data.dev_dialogues=1",
-            "--trainer.max_steps=60", "--trainer.limit_val_batches=0", "--trainer.accelerator=cpu",
-            "--trainer.gradient_clip_val=1", "--trainer.log_every_n_steps=1", "--trainer.enable_progress_bar=false",
-            "--trainer.enable_model_summary=false", f"--seed_everything={seed}", f"--trainer.default_root_dir={root}",
-        ]  # fmt: skip
+            "fit",
+            "--model=GRPO",
+            f"--model.llm={backbone(options.out / 'backbone')}",
+            "--data=Synthetic",
+            "--model.rewards=[grpo_toy.says_yes]",
+            "--model.answers=16",
+            "--model.max_new_tokens=1",
+            "--model.temperature=1.5",
+            "--model.lr=0.003",
+            *OBJECTIVES[name],
+            "--model.schedule=constant",
+            "--model.warmup=0",
+            "--model.table_every=0",
+            "--data.batch_size=8",
+            "--data.train_dialogues=100",
+            "--data.dev_dialogues=1",
+            "--trainer.max_steps=60",
+            "--trainer.limit_val_batches=0",
+            "--trainer.accelerator=cpu",
+            "--trainer.gradient_clip_val=1",
+            "--trainer.log_every_n_steps=1",
+            "--trainer.enable_progress_bar=false",
+            "--trainer.enable_model_summary=false",
+            f"--seed_everything={seed}",
+            f"--trainer.default_root_dir={root}",
+        ]
         with contextlib.redirect_stdout(io.StringIO()):
             zoo(arguments)
     return pd.read_csv(run / "metrics.csv")["train/reward"].dropna().reset_index(drop=True)

@@ -80,11 +80,23 @@ class Cell(NamedTuple):
 # ------------------------------------------------------------------------------------------------ the same for all arms
 def random_model() -> Qwen2ForCausalLM:
     torch.manual_seed(0)
-    return Qwen2ForCausalLM(Qwen2Config(
-        vocab_size=VOCABULARY, hidden_size=384, intermediate_size=2048, num_hidden_layers=8, num_attention_heads=6,
-        num_key_value_heads=2, max_position_embeddings=4096, tie_word_embeddings=False, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, initializer_range=0.05, attn_implementation="sdpa",
-    ))  # fmt: skip
+    return Qwen2ForCausalLM(
+        Qwen2Config(
+            vocab_size=VOCABULARY,
+            hidden_size=384,
+            intermediate_size=2048,
+            num_hidden_layers=8,
+            num_attention_heads=6,
+            num_key_value_heads=2,
+            max_position_embeddings=4096,
+            tie_word_embeddings=False,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            initializer_range=0.05,
+            attn_implementation="sdpa",
+        )
+    )
 
 
 def word_tokenizer() -> PreTrainedTokenizerFast:
@@ -174,13 +186,28 @@ def trl_arm(cell: Cell, steps: int) -> dict[str, Any]:
         processing_class=word_tokenizer(),
         peft_config=LoraConfig(r=8, lora_alpha=16, lora_dropout=0.0, target_modules=LINEARS, task_type="CAUSAL_LM"),
         args=GRPOConfig(
-            output_dir=tempfile.mkdtemp(), per_device_train_batch_size=cell.group, gradient_accumulation_steps=PROMPTS,
-            num_generations=cell.group, max_completion_length=cell.answer, beta=cell.beta, loss_type="grpo",
-            temperature=1.0, learning_rate=1e-5, max_steps=steps + 1, use_cpu=True, bf16=False,
-            gradient_checkpointing=False, generation_kwargs={"min_new_tokens": cell.answer}, shuffle_dataset=False,
-            dataloader_pin_memory=False, report_to="none", save_strategy="no", logging_steps=1000, disable_tqdm=True,
+            output_dir=tempfile.mkdtemp(),
+            per_device_train_batch_size=cell.group,
+            gradient_accumulation_steps=PROMPTS,
+            num_generations=cell.group,
+            max_completion_length=cell.answer,
+            beta=cell.beta,
+            loss_type="grpo",
+            temperature=1.0,
+            learning_rate=1e-5,
+            max_steps=steps + 1,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            generation_kwargs={"min_new_tokens": cell.answer},
+            shuffle_dataset=False,
+            dataloader_pin_memory=False,
+            report_to="none",
+            save_strategy="no",
+            logging_steps=1000,
+            disable_tqdm=True,
         ),
-    )  # fmt: skip
+    )
     fill_adapters(trainer.model)
     ids = torch.cat([torch.tensor(word_tokenizer()(random_prompts(cell, 1)[0])["input_ids"]), PROBE])[None]
     score = trainer._get_per_token_logps_and_entropies
@@ -197,7 +224,8 @@ def trl_arm(cell: Cell, steps: int) -> dict[str, Any]:
 
     trainer._generate_single_turn = clock.around(generate_and_look, "gen")
     trainer._get_per_token_logps_and_entropies = clock.around(
-        score, lambda: "fwd" if torch.is_grad_enabled() else "ref")  # fmt: skip
+        score, lambda: "fwd" if torch.is_grad_enabled() else "ref"
+    )
     trainer.accelerator.backward = clock.around(trainer.accelerator.backward, "bwd")
     timed, passes = clock.around(inner, "total"), 0
 
@@ -214,9 +242,12 @@ def trl_arm(cell: Cell, steps: int) -> dict[str, Any]:
     before = memory("VmRSS")
     trainer.train()
     return {
-        "seconds": clock.least(), "probe": probe, "lengths": sorted(lengths), "peak_step": memory("VmHWM") - before,
+        "seconds": clock.least(),
+        "probe": probe,
+        "lengths": sorted(lengths),
+        "peak_step": memory("VmHWM") - before,
         "versions": {"trl": trl.__version__},
-    }  # fmt: skip
+    }
 
 
 class Ours:
@@ -235,21 +266,24 @@ class Ours:
             random_model().save_pretrained(folder)
             word_tokenizer().save_pretrained(folder)
             self.llm = Endless(folder)
-        self.llm.add_lora(LoRA(r=8, alpha=16, dropout=0.0,
-                               targets=rf"model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(LINEARS)})"))  # fmt: skip
+        self.llm.add_lora(
+            LoRA(r=8, alpha=16, dropout=0.0, targets=rf"model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(LINEARS)})")
+        )
         fill_adapters(self.llm.model)
         self.cell, self.clock = cell, Clock()
         # as TRL's defaults; without divergence MERIT's objective
-        self.objective = Objective(normalize="sequence", beta=cell.beta, kl="k3_corrected") if cell.beta else (
-            Objective("reinforce_group", normalize="sum"))  # fmt: skip
+        self.objective = (
+            Objective(normalize="sequence", beta=cell.beta, kl="k3_corrected")
+            if cell.beta
+            else (Objective("reinforce_group", normalize="sum"))
+        )
         self.trained = [p for p in self.llm.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.trained, lr=1e-5)
         ids, mask = self.tokens(random_prompts(cell, 1)[:1])
         with torch.no_grad():
             one = torch.ones(1, 1, len(PROBE), dtype=torch.bool)
             self.probe = self.llm.logprobs(self.llm.encode(ids, mask), PROBE[None, None], one).sum().item()
-        self.llm.logprobs = self.clock.around(
-            self.llm.logprobs, lambda: "fwd" if torch.is_grad_enabled() else "ref")  # fmt: skip
+        self.llm.logprobs = self.clock.around(self.llm.logprobs, lambda: "fwd" if torch.is_grad_enabled() else "ref")
         self.backward = self.clock.around(torch.Tensor.backward, "bwd")
 
     def tokens(self, texts: list[str]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -314,9 +348,10 @@ def zoo_arm(cell: Cell, steps: int, plain: bool) -> dict[str, Any]:
         ours.step(texts[PROMPTS * i : PROMPTS * (i + 1)], sampled=not plain)
     seconds = ours.clock.least()
     return {
-        "seconds": {"train": seconds["train"]} if plain else seconds, "probe": ours.probe,
+        "seconds": {"train": seconds["train"]} if plain else seconds,
+        "probe": ours.probe,
         "growth": ours.growth(texts[-PROMPTS:]),
-    }  # fmt: skip
+    }
 
 
 def dead_arm(cell: Cell, share: float, repeats: int) -> dict[str, Any]:
@@ -343,9 +378,11 @@ def dead_arm(cell: Cell, share: float, repeats: int) -> dict[str, Any]:
     kind.idle = skips
     skipped, computed = gradients["dead, skipped"], gradients["dead, computed"]
     return {
-        "dead": dead, "seconds": {name: round(min(s[1:]), 4) for name, s in seconds.items()},
-        "gradient_norm": computed.norm().item(), "gradient_difference": (skipped - computed).norm().item(),
-    }  # fmt: skip
+        "dead": dead,
+        "seconds": {name: round(min(s[1:]), 4) for name, s in seconds.items()},
+        "gradient_norm": computed.norm().item(),
+        "gradient_difference": (skipped - computed).norm().item(),
+    }
 
 
 # -------------------------------------------------------------------------------------------------------------- command
@@ -353,8 +390,7 @@ def in_process(arm: str, cell: Cell, *options: object, **environment: str) -> di
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
         command = [sys.executable, __file__, "--arm", arm, "--cells", str(cell), "--json", out, *options]
-        done = subprocess.run(
-            list(map(str, command)), env=os.environ | environment, capture_output=True, text=True)  # fmt: skip
+        done = subprocess.run(list(map(str, command)), env=os.environ | environment, capture_output=True, text=True)
         if done.returncode:
             raise RuntimeError(f"the {arm} arm failed at {cell}:\n{done.stderr[-3000:]}")
         result = json.loads(out.read_text())
@@ -379,21 +415,30 @@ def compare(cell: Cell, steps: int, repeats: int) -> dict[str, Any]:
             raise RuntimeError(f"TRL's answers have {trls[-1]['lengths']} tokens, not {cell.answer}")
     a, b = least(trls), least(ours)
     growth = max(r["growth"] for r in ours)
-    live = {arm: in_process(arm, cell, "--steps", 0, MALLOC_MMAP_THRESHOLD_="65536")["growth"]
-            for arm in ("zoo", "plain")}  # fmt: skip
+    live = {
+        arm: in_process(arm, cell, "--steps", 0, MALLOC_MMAP_THRESHOLD_="65536")["growth"] for arm in ("zoo", "plain")
+    }
     return {
-        "P": cell.prompt, "C": cell.answer, "G": cell.group,
-        "ratio_total": round(a["total"] / b["total"], 3), "ratio_train": round(a["train"] / b["train"], 3),
-        "ratio_rollout": round(a["gen"] / b["gen"], 3), "memory": round(growth / plain["growth"], 3),
-        "beta": cell.beta, "prompts": PROMPTS, "repeats": repeats, "steps": steps,
+        "P": cell.prompt,
+        "C": cell.answer,
+        "G": cell.group,
+        "ratio_total": round(a["total"] / b["total"], 3),
+        "ratio_train": round(a["train"] / b["train"], 3),
+        "ratio_rollout": round(a["gen"] / b["gen"], 3),
+        "memory": round(growth / plain["growth"], 3),
+        "beta": cell.beta,
+        "prompts": PROMPTS,
+        "repeats": repeats,
+        "steps": steps,
         "seconds": {"trl": a, "zoo": b, "plain": plain["seconds"]},
         "totals": {"trl": [r["seconds"]["total"] for r in trls], "zoo": [r["seconds"]["total"] for r in ours]},
         "ratio_train_plain": round(plain["seconds"]["train"] / b["train"], 3),
         "growth_mib": {"zoo": round(growth), "plain": round(plain["growth"])},
-        "memory_live": round(live["zoo"] / live["plain"], 3), "live_mib": {arm: round(v) for arm, v in live.items()},
+        "memory_live": round(live["zoo"] / live["plain"], 3),
+        "live_mib": {arm: round(v) for arm, v in live.items()},
         "peak_step_mib_trl": round(min(r["peak_step"] for r in trls)),
         "versions": {"torch": torch.__version__} | trls[0]["versions"],
-    }  # fmt: skip
+    }
 
 
 def report(cells: list[dict[str, Any]]) -> list[str]:
@@ -430,8 +475,13 @@ def report(cells: list[dict[str, Any]]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--json", type=Path, help="where the results go")
-    parser.add_argument("--cells", type=Cell.parse, nargs="+", default=list(map(Cell.parse, map(
-        ",".join, ([str(x) for x in sizes] for sizes in GOALS)))), help="P,C,G or P,C,G,BETA")  # fmt: skip
+    parser.add_argument(
+        "--cells",
+        type=Cell.parse,
+        nargs="+",
+        default=list(map(Cell.parse, map(",".join, ([str(x) for x in sizes] for sizes in GOALS)))),
+        help="P,C,G or P,C,G,BETA",
+    )
     parser.add_argument("--repeats", type=int, default=3, help="processes of each arm")
     parser.add_argument("--steps", type=int, default=2, help="timed steps of each process, after one warm-up")
     parser.add_argument("--dead", type=float, metavar="SHARE", help="share of groups with equal rewards; ours only")
@@ -441,8 +491,11 @@ def main() -> None:
     if options.arm:
         warnings.filterwarnings("ignore")
         cell = options.cells[0]
-        made: Any = (trl_arm(cell, options.steps) if options.arm == "trl" else
-                     zoo_arm(cell, options.steps, plain=options.arm == "plain"))  # fmt: skip
+        made: Any = (
+            trl_arm(cell, options.steps)
+            if options.arm == "trl"
+            else zoo_arm(cell, options.steps, plain=options.arm == "plain")
+        )
     elif options.dead is not None:
         made = {"cells": [cell._asdict() | dead_arm(cell, options.dead, options.repeats) for cell in options.cells]}
         print(json.dumps(made, indent=2))

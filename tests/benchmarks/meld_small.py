@@ -47,8 +47,14 @@ def train_and_test(root: Path, configs: Sequence[Path], arguments: Sequence[str]
     if (run / "metrics.json").is_file():
         return run
     zoo = [sys.executable, "-m", "zoo"]
-    fit = [*zoo, "fit", *(f"--config={c}" for c in configs), *arguments,
-           f"--trainer.default_root_dir={root}", "--trainer.enable_progress_bar=false"]  # fmt: skip
+    fit = [
+        *zoo,
+        "fit",
+        *(f"--config={c}" for c in configs),
+        *arguments,
+        f"--trainer.default_root_dir={root}",
+        "--trainer.enable_progress_bar=false",
+    ]
     environment = os.environ | {"OMP_NUM_THREADS": str(threads)}
     for command in (fit, [*zoo, "test", f"--ckpt_path={run}", "--trainer.enable_progress_bar=false"]):
         done = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -83,23 +89,28 @@ def baselines(data: EmotionData) -> dict[str, tuple[float, list[dict]]]:
     gold = {s: [x.target.label for x in data.samples(s)] for s in ("train", "dev", "test")}
 
     def rows(answers) -> list[dict]:
-        return [Prediction(x.id, x.dialogue, x.target.label, str(a)).row()
-                for x, a in zip(data.samples("test"), answers, strict=True)]  # fmt: skip
+        return [
+            Prediction(x.id, x.dialogue, x.target.label, str(a)).row()
+            for x, a in zip(data.samples("test"), answers, strict=True)
+        ]
 
     best = (-1.0, None)
     for c in (0.3, 1, 3, 10):
         for balance in (None, "balanced"):
-            model = make_pipeline(TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True,
-                                                  token_pattern=r"\w+|[!?.]+"),
-                                  LogisticRegression(C=c, class_weight=balance, max_iter=2000))  # fmt: skip
+            model = make_pipeline(
+                TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True, token_pattern=r"\w+|[!?.]+"),
+                LogisticRegression(C=c, class_weight=balance, max_iter=2000),
+            )
             model.fit(texts["train"], gold["train"])
             dev = f1_score(gold["dev"], model.predict(texts["dev"]), average="weighted")
             best = max(best, (dev, model), key=lambda pair: pair[0])
-    (often, _), = Counter(gold["train"]).most_common(1)  # fmt: skip
+    ((often, _),) = Counter(gold["train"]).most_common(1)
     majority = [often] * len(texts["test"])
     dev_majority = f1_score(gold["dev"], [often] * len(gold["dev"]), average="weighted")
-    return {"majority class": (dev_majority, rows(majority)),
-            "TF-IDF + logistic regression": (best[0], rows(best[1].predict(texts["test"])))}  # fmt: skip
+    return {
+        "majority class": (dev_majority, rows(majority)),
+        "TF-IDF + logistic regression": (best[0], rows(best[1].predict(texts["test"]))),
+    }
 
 
 def main() -> None:
@@ -115,14 +126,18 @@ def main() -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         futures = {(n, s): pool.submit(run_row, n, s, options) for s in options.seeds for n in options.rows}
         runs = {key: future.result() for key, future in futures.items()}
-    print(f"| row | dev weighted F1 | test weighted F1, n = 2610 [95 %] | seeds {options.seeds} | "
-          "against full [95 %] | "
-          "macro F1 | accuracy |\n|---|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        f"| row | dev weighted F1 | test weighted F1, n = 2610 [95 %] | seeds {options.seeds} | "
+        "against full [95 %] | "
+        "macro F1 | accuracy |\n|---|---|---|---|---|---|---|"
+    )
     for name, (dev, rows) in baselines(MELD(root=options.data_root)).items():
         e = evaluate(rows, labels)
         low, high = e["ci95"]["weighted_f1"]
-        print(f"| {name} | {dev:.3f} | {e['weighted_f1']:.3f} [{low:.3f}, {high:.3f}] | | | {e['macro_f1']:.3f} | "
-              f"{e['accuracy']:.3f} |")  # fmt: skip
+        print(
+            f"| {name} | {dev:.3f} | {e['weighted_f1']:.3f} [{low:.3f}, {high:.3f}] | | | {e['macro_f1']:.3f} | "
+            f"{e['accuracy']:.3f} |"
+        )
     full = [read_rows(runs["full", s]) for s in options.seeds] if "full" in options.rows else None
     for name in options.rows:
         group = [read_rows(runs[name, s]) for s in options.seeds]
@@ -133,9 +148,11 @@ def main() -> None:
             d = paired_difference(group, full, labels)
             against = "{:+.3f} [{:+.3f}, {:+.3f}]".format(d["difference"], *d["ci95"])
         dev = np.mean([best_dev(runs[name, s]) for s in options.seeds])
-        print(f"| {name} | {dev:.3f} | {m['mean']:.3f} [{m['ci95'][0]:.3f}, {m['ci95'][1]:.3f}] | "
-              f"{' '.join(f'{v:.3f}' for v in m['values'])} | {against} | "
-              f"{others[0]:.3f} | {others[1]:.3f} |")  # fmt: skip
+        print(
+            f"| {name} | {dev:.3f} | {m['mean']:.3f} [{m['ci95'][0]:.3f}, {m['ci95'][1]:.3f}] | "
+            f"{' '.join(f'{v:.3f}' for v in m['values'])} | {against} | "
+            f"{others[0]:.3f} | {others[1]:.3f} |"
+        )
 
 
 if __name__ == "__main__":

@@ -49,8 +49,16 @@ def run(options: argparse.Namespace, seed: int) -> None:
     start = home / "lightning_logs/version_0"
     if not (home / "done").is_file():
         shutil.rmtree(home, ignore_errors=True)
-        zoo(["fit", f"--config={CONFIGS / 'goemotions_small.yaml'}", f"--data.root={options.goemotions}",
-             f"--seed_everything={seed}", f"--trainer.default_root_dir={home}", *QUIET])  # fmt: skip
+        zoo(
+            [
+                "fit",
+                f"--config={CONFIGS / 'goemotions_small.yaml'}",
+                f"--data.root={options.goemotions}",
+                f"--seed_everything={seed}",
+                f"--trainer.default_root_dir={home}",
+                *QUIET,
+            ]
+        )
         (home / "done").touch()
     meld = ("--data=MELD", f"--data.root={options.meld}", "--data.eval_batch_size=256")
     test(start, options.out / f"results/sft-{seed}.jsonl", *meld)
@@ -64,9 +72,19 @@ def run(options: argparse.Namespace, seed: int) -> None:
             home = options.out / f"runs/{name}"
             shutil.rmtree(home, ignore_errors=True)
             inductive = () if half is None else ("--data.protocol=inductive", f"--data.half={half}")
-            zoo(["fit", f"--config={CONFIGS / 'meld_small_ttrl.yaml'}", f"--data.corpus.root={options.meld}",
-                 f"--model.start_from={start}", f"--seed_everything={seed}", f"--trainer.default_root_dir={home}",
-                 *QUIET, *extra, *inductive])  # fmt: skip
+            zoo(
+                [
+                    "fit",
+                    f"--config={CONFIGS / 'meld_small_ttrl.yaml'}",
+                    f"--data.corpus.root={options.meld}",
+                    f"--model.start_from={start}",
+                    f"--seed_everything={seed}",
+                    f"--trainer.default_root_dir={home}",
+                    *QUIET,
+                    *extra,
+                    *inductive,
+                ]
+            )
             test(home / "lightning_logs/version_0", result)
 
 
@@ -91,8 +109,10 @@ def main() -> None:
         run(options, seed)
     labels, place = MELD.labels, {}
     for protocol, halves in (("transductive", (None,)), ("inductive", (0, 1))):
-        print(f"\n## {protocol}\n\n| row | n | accuracy [95 %] | weighted F1 [95 %] | each seed | macro F1 | "
-              "accuracy against supervised [95 %] | weighted F1 against it [95 %] | largest share |")  # fmt: skip
+        print(
+            f"\n## {protocol}\n\n| row | n | accuracy [95 %] | weighted F1 [95 %] | each seed | macro F1 | "
+            "accuracy against supervised [95 %] | weighted F1 against it [95 %] | largest share |"
+        )
         print("|" + "---|" * 9)
         base: list[list[dict[str, Any]]] = []
         for key, (what, extra) in ROWS.items():
@@ -115,8 +135,10 @@ def main() -> None:
                 cells.append(f"{100 * m['mean']:.1f} [{100 * m['ci95'][0]:.1f}, {100 * m['ci95'][1]:.1f}]")
             cells.append(" ".join(f"{100 * v:.1f}" for v in m["values"]))
             cells.append(f"{100 * mean_over_seeds(runs, labels, 'macro_f1')['mean']:.1f}")
-            cells += ["" if runs is base else points(paired_difference(runs, base, labels, metric))
-                      for metric in ("accuracy", "weighted_f1")]  # fmt: skip
+            cells += [
+                "" if runs is base else points(paired_difference(runs, base, labels, metric))
+                for metric in ("accuracy", "weighted_f1")
+            ]
             said = [Counter(r["predicted"] for r in rows) for rows in runs]
             top = np.mean([max(count.values()) / count.total() for count in said])
             print("|", " | ".join([*cells, f"{top:.2f}"]), "|")

@@ -162,8 +162,18 @@ def corpora(options: argparse.Namespace) -> dict[str, Path]:
 
 
 def write(folder: Path, seed: int, dialogues: int, domain: str, shares: tuple[float, ...]) -> None:
-    zoo_main(["prepare", "synthetic", f"--seed={seed}", f"--dialogues={dialogues}", f"--domain={domain}",
-              "--shares", *map(str, shares), f"--out={folder}"])  # fmt: skip
+    zoo_main(
+        [
+            "prepare",
+            "synthetic",
+            f"--seed={seed}",
+            f"--dialogues={dialogues}",
+            f"--domain={domain}",
+            "--shares",
+            *map(str, shares),
+            f"--out={folder}",
+        ]
+    )
 
 
 def sft(options: argparse.Namespace, seed: int) -> Path:
@@ -175,8 +185,17 @@ def train(options: argparse.Namespace, seed: int, data: Path) -> None:
         return
     home = options.out / f"sft/{seed}"
     shutil.rmtree(home, ignore_errors=True)
-    zoo_main(["fit", f"--config={CONFIGS / 'sitcom.yaml'}", f"--data.root={data}", f"--seed_everything={seed}",
-              f"--model.cache={options.out / 'cache'}", f"--trainer.default_root_dir={home}", *QUIET])  # fmt: skip
+    zoo_main(
+        [
+            "fit",
+            f"--config={CONFIGS / 'sitcom.yaml'}",
+            f"--data.root={data}",
+            f"--seed_everything={seed}",
+            f"--model.cache={options.out / 'cache'}",
+            f"--trainer.default_root_dir={home}",
+            *QUIET,
+        ]
+    )
     zoo_main(["test", f"--ckpt_path={sft(options, seed)}", "--trainer.enable_progress_bar=false"])
 
 
@@ -196,11 +215,24 @@ def adapt(options: argparse.Namespace, name: str, seed: int, data: Path, extra: 
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     started = time.process_time()
-    zoo_main(["fit", f"--config={CONFIGS / 'sitcom_ttrl.yaml'}", f"--data.corpus.root={data}",
-              f"--model.start_from={sft(options, seed)}", f"--model.cache={options.out / 'cache'}",
-              f"--trainer.default_root_dir={home}", f"--seed_everything={seed}", f"--trainer.max_steps={STEPS}",
-              f"--trainer.val_check_interval={EVERY}", "--trainer.check_val_every_n_epoch=null", "--model.guard=null",
-              *QUIET, *MAIN, *extra])  # fmt: skip
+    zoo_main(
+        [
+            "fit",
+            f"--config={CONFIGS / 'sitcom_ttrl.yaml'}",
+            f"--data.corpus.root={data}",
+            f"--model.start_from={sft(options, seed)}",
+            f"--model.cache={options.out / 'cache'}",
+            f"--trainer.default_root_dir={home}",
+            f"--seed_everything={seed}",
+            f"--trainer.max_steps={STEPS}",
+            f"--trainer.val_check_interval={EVERY}",
+            "--trainer.check_val_every_n_epoch=null",
+            "--model.guard=null",
+            *QUIET,
+            *MAIN,
+            *extra,
+        ]
+    )
     (home / "done").write_text(f"{time.process_time() - started:.0f} s\n")
 
 
@@ -212,15 +244,33 @@ def inductive(options: argparse.Namespace, name: str, seed: int, data: Path, row
             continue
         home = options.out / f"runs/inductive-{name}-{seed}-{half}"
         shutil.rmtree(home, ignore_errors=True)
-        guard = ["--model.guard=null"] if row.guard is None else [
-            f"--model.guard.{k}={v}" for k, v in vars(row.guard).items()]  # fmt: skip
+        guard = (
+            ["--model.guard=null"]
+            if row.guard is None
+            else [f"--model.guard.{k}={v}" for k, v in vars(row.guard).items()]
+        )
         extra = (ROWS[row.of].options or ()) if row.of else row.options
-        zoo_main(["fit", f"--config={CONFIGS / 'sitcom_ttrl.yaml'}", f"--data.corpus.root={data}",
-                  f"--model.start_from={sft(options, seed)}", f"--model.cache={options.out / 'cache'}",
-                  f"--trainer.default_root_dir={home}", f"--seed_everything={seed}", f"--trainer.max_steps={STEPS}",
-                  f"--trainer.val_check_interval={EVERY}", "--trainer.check_val_every_n_epoch=null",
-                  "--data.protocol=inductive", f"--data.half={half}", f"--model.keep={row.keep}",
-                  *guard, *QUIET, *MAIN, *extra])  # fmt: skip
+        zoo_main(
+            [
+                "fit",
+                f"--config={CONFIGS / 'sitcom_ttrl.yaml'}",
+                f"--data.corpus.root={data}",
+                f"--model.start_from={sft(options, seed)}",
+                f"--model.cache={options.out / 'cache'}",
+                f"--trainer.default_root_dir={home}",
+                f"--seed_everything={seed}",
+                f"--trainer.max_steps={STEPS}",
+                f"--trainer.val_check_interval={EVERY}",
+                "--trainer.check_val_every_n_epoch=null",
+                "--data.protocol=inductive",
+                f"--data.half={half}",
+                f"--model.keep={row.keep}",
+                *guard,
+                *QUIET,
+                *MAIN,
+                *extra,
+            ]
+        )
         run = home / "lightning_logs/version_0"
         zoo_main(["test", f"--ckpt_path={run}", "--trainer.enable_progress_bar=false"])
         result.parent.mkdir(parents=True, exist_ok=True)
@@ -233,9 +283,18 @@ def rlvr(options: argparse.Namespace, seed: int, data: dict[str, Path]) -> None:
         return
     home = options.out / f"runs/rlvr-{seed}"
     shutil.rmtree(home, ignore_errors=True)
-    zoo_main(["fit", f"--config={CONFIGS / 'sitcom_rlvr.yaml'}", f"--data.root={data['train']}",
-              f"--model.start_from={sft(options, seed)}", f"--model.cache={options.out / 'cache'}",
-              f"--trainer.default_root_dir={home}", f"--seed_everything={seed}", *QUIET])  # fmt: skip
+    zoo_main(
+        [
+            "fit",
+            f"--config={CONFIGS / 'sitcom_rlvr.yaml'}",
+            f"--data.root={data['train']}",
+            f"--model.start_from={sft(options, seed)}",
+            f"--model.cache={options.out / 'cache'}",
+            f"--trainer.default_root_dir={home}",
+            f"--seed_everything={seed}",
+            *QUIET,
+        ]
+    )
     score(options, home / "lightning_logs/version_0", data["wild"], result)
 
 
@@ -298,8 +357,16 @@ def table(options: argparse.Namespace) -> None:
     for protocol in ("transductive", "inductive"):
         base: dict[str, list[list[dict]]] = {}
         print(f"\n## `wild`, {protocol}\n")
-        head("row", "n", "accuracy [95 %]", "each seed", "weighted F1 [95 %]", "against supervised [95 %]",
-             "against majority of 5 [95 %]", "steps kept")  # fmt: skip
+        head(
+            "row",
+            "n",
+            "accuracy [95 %]",
+            "each seed",
+            "weighted F1 [95 %]",
+            "against supervised [95 %]",
+            "against majority of 5 [95 %]",
+            "steps kept",
+        )
         for key, row in ROWS.items():
             if protocol == "inductive" and key not in INDUCTIVE:
                 continue
@@ -322,20 +389,35 @@ def table(options: argparse.Namespace) -> None:
             if len(runs) != len(options.seeds):
                 continue
             base[key] = runs
-            against = [points(paired_difference(runs, base[b], SITCOM, "accuracy")) if b in base and b != key else ""
-                       for b in ("sft", "maj5")]  # fmt: skip
+            against = [
+                points(paired_difference(runs, base[b], SITCOM, "accuracy")) if b in base and b != key else ""
+                for b in ("sft", "maj5")
+            ]
             steps = " ".join(str(r[0]["step"]) for r in runs) if "step" in runs[0][0] else ""
             each = " ".join(f"{100 * v:.1f}" for v in mean_over_seeds(runs, SITCOM, "accuracy")["values"])
-            print("|", " | ".join([row.what, str(len(runs[0])), mean(runs), each, mean(runs, "weighted_f1"),
-                                   *against, steps]), "|")  # fmt: skip
+            print(
+                "|",
+                " | ".join([row.what, str(len(runs[0])), mean(runs), each, mean(runs, "weighted_f1"), *against, steps]),
+                "|",
+            )
 
 
 def draw_map(options: argparse.Namespace) -> bool:
     """Prints the map; True if the guard keeps every cell within one point of the supervised model or better."""
     held = True
     print(f"\n## What adaptation does after {STEPS} steps, and what the guard keeps of it\n")
-    head("domain", "reward", "lr", "supervised", "last step", "against supervised [95 %]", "largest label's share",
-         "guarded", "against supervised [95 %]", "steps kept")  # fmt: skip
+    head(
+        "domain",
+        "reward",
+        "lr",
+        "supervised",
+        "last step",
+        "against supervised [95 %]",
+        "largest label's share",
+        "guarded",
+        "against supervised [95 %]",
+        "steps kept",
+    )
     for domain in DOMAINS:
         for reward in ("soft", "binary"):
             for rate in RATES:
@@ -345,10 +427,12 @@ def draw_map(options: argparse.Namespace) -> bool:
                     continue
                 truth = [rows_of(f) for f in files]
                 found = [
-                    [read_adapted(options, name, seed, guard, keep, t)
-                     for seed, t in zip(options.seeds, truth, strict=True)]
+                    [
+                        read_adapted(options, name, seed, guard, keep, t)
+                        for seed, t in zip(options.seeds, truth, strict=True)
+                    ]
                     for guard, keep in ((None, "last"), (Guard(), "information"))
-                ]  # fmt: skip
+                ]
                 if any(r is None for runs in found for r in runs):
                     continue
                 checks = [rows_of(options.out / f"runs/{name}-{seed}/checks.jsonl") for seed in options.seeds]
@@ -359,19 +443,46 @@ def draw_map(options: argparse.Namespace) -> bool:
                     for run, t in zip(found[1], truth, strict=True)
                 )
                 held &= 100 * differences[1]["difference"] >= -1
-                print("|", " | ".join([
-                    domain, reward, rate, mean(truth), mean(found[0]), points(differences[0]), f"{top:.2f}",
-                    mean(found[1]), f"{points(differences[1])}; worst seed {100 * worst:+.1f}",
-                    " ".join(str(r[0].get("step")) for r in found[1])]), "|")  # fmt: skip
+                print(
+                    "|",
+                    " | ".join(
+                        [
+                            domain,
+                            reward,
+                            rate,
+                            mean(truth),
+                            mean(found[0]),
+                            points(differences[0]),
+                            f"{top:.2f}",
+                            mean(found[1]),
+                            f"{points(differences[1])}; worst seed {100 * worst:+.1f}",
+                            " ".join(str(r[0].get("step")) for r in found[1]),
+                        ]
+                    ),
+                    "|",
+                )
     print("\n## The recipe for `wild` in all domains\n")
     head("domain", "supervised", ROWS["ours"].what, "against supervised [95 %]", "steps kept")
     for domain in DOMAINS:
         truth = [rows_of(options.out / f"results/sft-{domain}-{seed}.jsonl") for seed in options.seeds]
-        runs = [read_adapted(options, f"{domain}-ours", seed, WIDER, "last", t)
-                for seed, t in zip(options.seeds, truth, strict=True)]  # fmt: skip
+        runs = [
+            read_adapted(options, f"{domain}-ours", seed, WIDER, "last", t)
+            for seed, t in zip(options.seeds, truth, strict=True)
+        ]
         if all(r is not None for r in runs):
-            print("|", " | ".join([domain, mean(truth), mean(runs), points(paired_difference(
-                runs, truth, SITCOM, "accuracy")), " ".join(str(r[0]["step"]) for r in runs)]), "|")  # fmt: skip
+            print(
+                "|",
+                " | ".join(
+                    [
+                        domain,
+                        mean(truth),
+                        mean(runs),
+                        points(paired_difference(runs, truth, SITCOM, "accuracy")),
+                        " ".join(str(r[0]["step"]) for r in runs),
+                    ]
+                ),
+                "|",
+            )
     return held
 
 
@@ -405,8 +516,14 @@ def run(options: argparse.Namespace) -> None:
         train(options, seed, data["train"])
         for domain in DOMAINS:
             score(options, sft(options, seed), data[domain], options.out / f"results/sft-{domain}-{seed}.jsonl")
-        score(options, sft(options, seed), data["wild"], options.out / f"results/maj5-wild-{seed}.jsonl",
-              "--model.decode=vote", "--model.votes=5")  # fmt: skip
+        score(
+            options,
+            sft(options, seed),
+            data["wild"],
+            options.out / f"results/maj5-wild-{seed}.jsonl",
+            "--model.decode=vote",
+            "--model.votes=5",
+        )
         shared.save()
     calls: list[tuple[argparse.Namespace, str, tuple]] = []
     for seed in options.seeds:

@@ -43,8 +43,14 @@ def step(llm: LLM, projections: torch.nn.ModuleList, ids: torch.Tensor, features
         rollout = roll_out(llm, encode(slice(None)), K, max_new_tokens=C)
     rewards = torch.rand(PROMPTS, K, generator=torch.Generator().manual_seed(1))
     weights = token_weights(rollout.mask, "sum", C)
-    accumulate(llm, [lambda i=i: encode(slice(i, i + 1)) for i in range(PROMPTS)], rollout,
-               objective.signal(rewards), weights, objective)  # fmt: skip
+    accumulate(
+        llm,
+        [lambda i=i: encode(slice(i, i + 1)) for i in range(PROMPTS)],
+        rollout,
+        objective.signal(rewards),
+        weights,
+        objective,
+    )
     trained = [p for p in llm.parameters() if p.requires_grad]
     gradient = torch.cat([p.grad.flatten() for p in trained])
     for p in trained:
@@ -58,10 +64,26 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     options = parser.parse_args()
     torch.set_num_threads(1)
-    SHAPES["benchmark"] = ("qwen2", {k: v for k, v in Qwen2Config(
-        vocab_size=32_000, hidden_size=384, intermediate_size=1024, num_hidden_layers=8, num_attention_heads=6,
-        num_key_value_heads=2, tie_word_embeddings=True, bos_token_id=None, eos_token_id=None).to_dict().items()
-        if k not in ("model_type", "transformers_version", "architectures")})  # fmt: skip
+    SHAPES["benchmark"] = (
+        "qwen2",
+        {
+            k: v
+            for k, v in Qwen2Config(
+                vocab_size=32_000,
+                hidden_size=384,
+                intermediate_size=1024,
+                num_hidden_layers=8,
+                num_attention_heads=6,
+                num_key_value_heads=2,
+                tie_word_embeddings=True,
+                bos_token_id=None,
+                eos_token_id=None,
+            )
+            .to_dict()
+            .items()
+            if k not in ("model_type", "transformers_version", "architectures")
+        },
+    )
     torch.manual_seed(0)
     llm = LLM("shape:benchmark")
     llm.add_lora(LoRA(16, 32.0, targets=r"model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"))
@@ -84,8 +106,10 @@ def main() -> None:
                 times[arm].append(time.process_time() - begun)
     difference = float((gradients["shared"] - gradients["plain"]).norm() / gradients["plain"].norm())
     shared, plain = (min(times[arm]) for arm in ("shared", "plain"))
-    print(f"shared {shared:.2f} s, plain {plain:.2f} s, ratio {plain / shared:.2f} (must {MUST}, stretch {STRETCH}); "
-          f"gradients differ by {difference:.1e} of their norm; {options.repeats} repeats")  # fmt: skip
+    print(
+        f"shared {shared:.2f} s, plain {plain:.2f} s, ratio {plain / shared:.2f} (must {MUST}, stretch {STRETCH}); "
+        f"gradients differ by {difference:.1e} of their norm; {options.repeats} repeats"
+    )
     if plain / shared < MUST or difference > 1e-3:
         sys.exit("missed")
 

@@ -153,8 +153,16 @@ def main() -> None:
         if not 1 <= options.table <= len(printed):
             sys.exit(f"{options.printed} holds {len(printed)} tables; --table {options.table} is not one of them")
         table = printed[options.table - 1]
-        write(options.place, table.header, table.rows, command=options.command, n=options.n, split=options.split,
-              seeds=options.seeds, about=options.about)  # fmt: skip
+        write(
+            options.place,
+            table.header,
+            table.rows,
+            command=options.command,
+            n=options.n,
+            split=options.split,
+            seeds=options.seeds,
+            about=options.about,
+        )
 
 
 if __name__ == "__main__":

@@ -41,9 +41,11 @@ def zoo(log: Path, *args: object) -> None:
     start = time.perf_counter()
     with log.open("w") as file:
         done = subprocess.run(
-            [sys.executable, "-m", "zoo", *map(str, args), "--trainer.enable_progress_bar=false"], stdout=file,
-            stderr=file, env={"OMP_NUM_THREADS": "1"} | os.environ,
-        )  # fmt: skip
+            [sys.executable, "-m", "zoo", *map(str, args), "--trainer.enable_progress_bar=false"],
+            stdout=file,
+            stderr=file,
+            env={"OMP_NUM_THREADS": "1"} | os.environ,
+        )
     if done.returncode:
         raise RuntimeError(f"zoo {' '.join(map(str, args))}\n{log.read_text()[-2000:]}")
     mark.touch()
@@ -80,14 +82,22 @@ class Seed:
 
     def __init__(self, seed: int, options: argparse.Namespace) -> None:
         self.home, self.seed = options.out / str(seed), seed
-        self.data = (f"--seed_everything={seed}", f"--data.root={options.data_root}",
-                     f"--data.captions={json.dumps([*map(str, options.captions or [options.data_root])])}")  # fmt: skip
+        self.data = (
+            f"--seed_everything={seed}",
+            f"--data.root={options.data_root}",
+            f"--data.captions={json.dumps([*map(str, options.captions or [options.data_root])])}",
+        )
         self.rates = options.rates
         run = self.fit("classifier", "meld_small_classifier.yaml")
         self.compared = self.home / "compared.jsonl"
         if not self.compared.is_file():
-            zoo(self.home / "compare.log", "predict", f"--ckpt_path={run}", "--model.compare=true",
-                "--data.predict_splits=[train,dev,test]")  # fmt: skip
+            zoo(
+                self.home / "compare.log",
+                "predict",
+                f"--ckpt_path={run}",
+                "--model.compare=true",
+                "--data.predict_splits=[train,dev,test]",
+            )
             shutil.copy(run / "predictions.jsonl", self.compared)
         self.rows = read(self.compared)
         self.table = {name: self.fixed(name) for name in ("never", "always", "random")}
@@ -101,8 +111,14 @@ class Seed:
         root = self.home / name
         if not (self.home / f"{name}.done").is_file():
             shutil.rmtree(root, ignore_errors=True)  # of a command that was stopped
-        zoo(self.home / f"{name}.log", "fit", f"--config={CONFIGS / config}", *self.data, *args,
-            f"--trainer.default_root_dir={root}")  # fmt: skip
+        zoo(
+            self.home / f"{name}.log",
+            "fit",
+            f"--config={CONFIGS / config}",
+            *self.data,
+            *args,
+            f"--trainer.default_root_dir={root}",
+        )
         return root / "lightning_logs" / "version_0"
 
     def fixed(self, name: str) -> tuple[float, Rows, Mapping[str, bool], float, str]:
@@ -115,10 +131,19 @@ class Seed:
         """dev weighted F1, test rows, decisions, unparsed share on test, and which setting dev chose."""
         found = []
         for rate in self.rates:
-            run = self.fit(f"{kind}-{rate}", "meld_small.yaml", f"--model.downstream={self.compared}",
-                           f"--model.downstream_kind={kind}", f"--model.lr={rate}")  # fmt: skip
-            zoo(self.home / f"{kind}-{rate}-decide.log", "predict", f"--ckpt_path={run}",
-                "--data.predict_splits=[dev,test]")  # fmt: skip
+            run = self.fit(
+                f"{kind}-{rate}",
+                "meld_small.yaml",
+                f"--model.downstream={self.compared}",
+                f"--model.downstream_kind={kind}",
+                f"--model.lr={rate}",
+            )
+            zoo(
+                self.home / f"{kind}-{rate}-decide.log",
+                "predict",
+                f"--ckpt_path={run}",
+                "--data.predict_splits=[dev,test]",
+            )
             rows = read(run / "decisions.jsonl")
             kept = {r["id"]: r["details"]["decision"] != "discard" for r in rows}
             found.append((wf1(answered(of(self.rows, "dev"), kept)), rate, run, kept, rows))
@@ -143,8 +168,10 @@ def show(seeds: Sequence[Seed]) -> None:
         for name in KINDS:
             print(f"seed {s.seed}: {name}: {s.table[name][4]}")
     n = len(of(seeds[0].rows, "test"))
-    print(f"\n| row | dev weighted F1 | test weighted F1, n = {n} [95 %] | each seed | against always [95 %] | "
-          "against never [95 %] | accuracy | keep rate | unparsed |\n" + "|---" * 9 + "|")  # fmt: skip
+    print(
+        f"\n| row | dev weighted F1 | test weighted F1, n = {n} [95 %] | each seed | against always [95 %] | "
+        "against never [95 %] | accuracy | keep rate | unparsed |\n" + "|---" * 9 + "|"
+    )
     for name in seeds[0].table:
         runs = [s.table[name][1] for s in seeds]
         m = mean_over_seeds(runs, labels)
@@ -155,9 +182,11 @@ def show(seeds: Sequence[Seed]) -> None:
         accuracy = np.mean([evaluate(r, labels, draws=1)["accuracy"] for r in runs])
         keep = np.mean([np.mean([s.table[name][2][r["id"]] for r in s.table[name][1]]) for s in seeds])
         dev, unparsed = np.mean([s.table[name][0] for s in seeds]), np.mean([s.table[name][3] for s in seeds])
-        print(f"| {name} | {'' if math.isnan(dev) else f'{dev:.3f}'} | {m['mean']:.3f} [{m['ci95'][0]:.3f}, "
-              f"{m['ci95'][1]:.3f}] | {' '.join(f'{v:.3f}' for v in m['values'])} | {' | '.join(against)} | "
-              f"{accuracy:.3f} | {keep:.2f} | {unparsed:.2f} |")  # fmt: skip
+        print(
+            f"| {name} | {'' if math.isnan(dev) else f'{dev:.3f}'} | {m['mean']:.3f} [{m['ci95'][0]:.3f}, "
+            f"{m['ci95'][1]:.3f}] | {' '.join(f'{v:.3f}' for v in m['values'])} | {' | '.join(against)} | "
+            f"{accuracy:.3f} | {keep:.2f} | {unparsed:.2f} |"
+        )
 
 
 def main() -> None:

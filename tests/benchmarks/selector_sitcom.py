@@ -74,20 +74,40 @@ def sizes(options: argparse.Namespace, *splits: str) -> list[str]:
 def classifier(options: argparse.Namespace, cell: str, seed: int, window: int, splits: Sequence[str]) -> Path:
     root = options.out / cell / str(seed) / (f"classifier-{window}" if window else "classifier")
     run = root / "lightning_logs" / "version_0"
-    fit = ["fit", f"--config={CONFIGS / 'sitcom_classifier.yaml'}", f"--seed_everything={seed}",
-           f"--data.descriptions={CELLS[cell]}", f"--model.window={window}", "--model.max_length=512",
-           *([f"--data.train_dialogues={max(4, 470 // options.shrink)}"]), *sizes(options, "dev"),
-           f"--trainer.default_root_dir={root}"]  # fmt: skip
-    compare = ["predict", f"--ckpt_path={run}", "--model.compare=true", "--data.descriptions=noisy",
-               f"--data.predict_splits=[{','.join(splits)}]", *sizes(options, "train", "dev", "test")]  # fmt: skip
+    fit = [
+        "fit",
+        f"--config={CONFIGS / 'sitcom_classifier.yaml'}",
+        f"--seed_everything={seed}",
+        f"--data.descriptions={CELLS[cell]}",
+        f"--model.window={window}",
+        "--model.max_length=512",
+        *([f"--data.train_dialogues={max(4, 470 // options.shrink)}"]),
+        *sizes(options, "dev"),
+        f"--trainer.default_root_dir={root}",
+    ]
+    compare = [
+        "predict",
+        f"--ckpt_path={run}",
+        "--model.compare=true",
+        "--data.descriptions=noisy",
+        f"--data.predict_splits=[{','.join(splits)}]",
+        *sizes(options, "train", "dev", "test"),
+    ]
     return once(root, "predictions.jsonl", fit, compare)
 
 
 def policy(options: argparse.Namespace, cell: str, seed: int, name: str, judge: Path) -> Path:
     root = options.out / cell / str(seed) / name.replace(" ", "-").strip("()").replace("(", "")
     run = root / "lightning_logs" / "version_0"
-    fit = ["fit", f"--config={CONFIGS / 'sitcom.yaml'}", f"--seed_everything={seed}", f"--model.downstream={judge}",
-           *POLICIES[name], *sizes(options, "train", "dev", "test"), f"--trainer.default_root_dir={root}"]  # fmt: skip
+    fit = [
+        "fit",
+        f"--config={CONFIGS / 'sitcom.yaml'}",
+        f"--seed_everything={seed}",
+        f"--model.downstream={judge}",
+        *POLICIES[name],
+        *sizes(options, "train", "dev", "test"),
+        f"--trainer.default_root_dir={root}",
+    ]
     decide = ["predict", f"--ckpt_path={run}/checkpoints/last.ckpt", "--data.predict_splits=[dev,test]"]
     return once(root, "decisions.jsonl", fit, decide)
 
@@ -96,25 +116,41 @@ def thinking(options: argparse.Namespace, seed: int, judge: Path, downstream: bo
     place = options.out / "shift" / str(seed)
     start, root = place / "start", place / ("think-downstream" if downstream else "think-paper")
     root = root if options.think_steps == 250 else root.with_name(f"{root.name}-{options.think_steps}")
-    begun = once(start, "checkpoints/last.ckpt", [
-        "fit", f"--config={CONFIGS / 'sitcom_start.yaml'}", f"--seed_everything={seed}", f"--model.comparisons={judge}",
-        *([f"--data.train_dialogues={max(2, 700 // options.shrink)}"]), *sizes(options, "dev", "test"),
-        f"--trainer.default_root_dir={start}"])  # fmt: skip
+    begun = once(
+        start,
+        "checkpoints/last.ckpt",
+        [
+            "fit",
+            f"--config={CONFIGS / 'sitcom_start.yaml'}",
+            f"--seed_everything={seed}",
+            f"--model.comparisons={judge}",
+            *([f"--data.train_dialogues={max(2, 700 // options.shrink)}"]),
+            *sizes(options, "dev", "test"),
+            f"--trainer.default_root_dir={start}",
+        ],
+    )
     run = root / "lightning_logs" / "version_0"
     overlay = CONFIGS / "ablations" / "sitcom_think_downstream.yaml"
-    fit = ["fit", f"--config={CONFIGS / 'sitcom_think.yaml'}",
-           *([f"--config={overlay}", f"--model.downstream={judge}"] if downstream else []),
-           f"--seed_everything={seed}", f"--model.start_from={begun}/checkpoints/last.ckpt",
-           f"--trainer.max_steps={max(2, options.think_steps // options.shrink)}", f"--model.lr={options.think_lr}",
-           *sizes(options, "train", "dev", "test"),
-           f"--trainer.default_root_dir={root}"]  # fmt: skip
+    fit = [
+        "fit",
+        f"--config={CONFIGS / 'sitcom_think.yaml'}",
+        *([f"--config={overlay}", f"--model.downstream={judge}"] if downstream else []),
+        f"--seed_everything={seed}",
+        f"--model.start_from={begun}/checkpoints/last.ckpt",
+        f"--trainer.max_steps={max(2, options.think_steps // options.shrink)}",
+        f"--model.lr={options.think_lr}",
+        *sizes(options, "train", "dev", "test"),
+        f"--trainer.default_root_dir={root}",
+    ]
     decide = ["predict", f"--ckpt_path={run}/checkpoints/last.ckpt", "--data.predict_splits=[test]"]
     return once(root, "decisions.jsonl", fit, decide)
 
 
 def think(options: argparse.Namespace, data: Synthetic) -> None:
-    print("\n| thinking policy | seed | sampled keep rate, first and last 10 steps | unparsed | greedy: accuracy | "
-          "kept | unparsed | always | never |\n|---|---|---|---|---|---|---|---|---|")  # fmt: skip
+    print(
+        "\n| thinking policy | seed | sampled keep rate, first and last 10 steps | unparsed | greedy: accuracy | "
+        "kept | unparsed | always | never |\n|---|---|---|---|---|---|---|---|---|"
+    )
     for seed in options.seeds:
         judge = classifier(options, "shift", seed, 0, ("train", "dev", "test"))
         rows = answers(judge, "test")
@@ -129,10 +165,12 @@ def think(options: argparse.Namespace, data: Synthetic) -> None:
             log = pd.read_csv(run / "metrics.csv")
             rates, unparsed = (log[f"train/{name}"].dropna() for name in ("yes_rate", "unparsed"))
             keep = [d is not False for d in said]
-            print(f"| {'downstream, forced pairs' if downstream else 'paper'} | {seed} | {rates.head(2).mean():.2f} to "
-                  f"{rates.tail(2).mean():.2f} | {unparsed.tail(2).mean():.3f} | {accuracy(keep)} | "
-                  f"{np.mean(keep):.2f} | {said.count(None) / len(said):.3f} | "
-                  f"{accuracy([True] * len(rows))} | {accuracy([False] * len(rows))} |")  # fmt: skip
+            print(
+                f"| {'downstream, forced pairs' if downstream else 'paper'} | {seed} | {rates.head(2).mean():.2f} to "
+                f"{rates.tail(2).mean():.2f} | {unparsed.tail(2).mean():.3f} | {accuracy(keep)} | "
+                f"{np.mean(keep):.2f} | {said.count(None) / len(said):.3f} | "
+                f"{accuracy([True] * len(rows))} | {accuracy([False] * len(rows))} |"
+            )
 
 
 def answers(judge: Path, split: str) -> list[dict]:
@@ -182,16 +220,20 @@ def table(options: argparse.Namespace, cell: str, data: Synthetic) -> None:
     with ThreadPoolExecutor(options.jobs) as pool:
         found = list(pool.map(lambda seed: selections(options, cell, seed, data), options.seeds))
     n = len(found[0]["never"][0])
-    print(f"\n**{cell}**: classifier trained on `{CELLS[cell]}`, deployed on `noisy`; n = {n} test utterances, corpus "
-          f"seed {data.corpus_seed}, seeds {options.seeds}\n\n| selection | accuracy [95 %] | seeds | weighted F1 "
-          "[95 %] | against always [95 %] | against never [95 %] | kept | unparsed |\n|---|---|---|---|---|---|---|---|"
-          )  # fmt: skip
+    print(
+        f"\n**{cell}**: classifier trained on `{CELLS[cell]}`, deployed on `noisy`; n = {n} test utterances, corpus "
+        f"seed {data.corpus_seed}, seeds {options.seeds}\n\n| selection | accuracy [95 %] | seeds | weighted F1 "
+        "[95 %] | against always [95 %] | against never [95 %] | kept | unparsed |\n|---|---|---|---|---|---|---|---|"
+    )
     labels = data.labels
     for name in found[0]:
         runs = [f[name][0] for f in found]
         acc, f1 = (mean_over_seeds(runs, labels, metric) for metric in ("accuracy", "weighted_f1"))
-        cells = [f"{100 * acc['mean']:.1f} {_interval(acc['ci95'])}", " ".join(f"{100 * v:.1f}" for v in acc["values"]),
-                 f"{100 * f1['mean']:.1f} {_interval(f1['ci95'])}"]  # fmt: skip
+        cells = [
+            f"{100 * acc['mean']:.1f} {_interval(acc['ci95'])}",
+            " ".join(f"{100 * v:.1f}" for v in acc["values"]),
+            f"{100 * f1['mean']:.1f} {_interval(f1['ci95'])}",
+        ]
         for other in ("always", "never"):
             d = paired_difference(runs, [f[other][0] for f in found], labels, "accuracy")
             cells.append("" if name == other else f"{100 * d['difference']:+.1f} {_interval(d['ci95'], '+')}")
@@ -200,14 +242,20 @@ def table(options: argparse.Namespace, cell: str, data: Synthetic) -> None:
 
 
 def sweep(options: argparse.Namespace, data: Synthetic) -> None:
-    print("\n| earlier turns | uniform: weighted F1 [95 %] | selective [95 %] | gap [95 %] | kept |\n"
-          "|---|---|---|---|---|")  # fmt: skip
+    print(
+        "\n| earlier turns | uniform: weighted F1 [95 %] | selective [95 %] | gap [95 %] | kept |\n"
+        "|---|---|---|---|---|"
+    )
     labels = data.labels
     for window in WINDOWS:
         uniform, selective, kept = [], [], []
         for seed in options.seeds:
-            rows = answers(classifier(options, "shift", seed, window, ("dev", "test")) if window else
-                           classifier(options, "shift", seed, 0, ("train", "dev", "test")), "test")  # fmt: skip
+            rows = answers(
+                classifier(options, "shift", seed, window, ("dev", "test"))
+                if window
+                else classifier(options, "shift", seed, 0, ("train", "dev", "test")),
+                "test",
+            )
             judge = classifier(options, "shift", seed, 0, ("train", "dev", "test"))
             decided = read_decisions(policy(options, "shift", seed, "adaptive (labels)", judge))
             keep = [decided[r["id"]] is not False for r in rows]
@@ -216,9 +264,11 @@ def sweep(options: argparse.Namespace, data: Synthetic) -> None:
             kept.append(np.mean(keep))
         a, b = (mean_over_seeds(runs, labels) for runs in (uniform, selective))
         gap = paired_difference(selective, uniform, labels)
-        print(f"| {window} | {100 * a['mean']:.1f} {_interval(a['ci95'])} | "
-              f"{100 * b['mean']:.1f} {_interval(b['ci95'])} | {100 * gap['difference']:+.1f} "
-              f"{_interval(gap['ci95'], '+')} | {np.mean(kept):.2f} |")  # fmt: skip
+        print(
+            f"| {window} | {100 * a['mean']:.1f} {_interval(a['ci95'])} | "
+            f"{100 * b['mean']:.1f} {_interval(b['ci95'])} | {100 * gap['difference']:+.1f} "
+            f"{_interval(gap['ci95'], '+')} | {np.mean(kept):.2f} |"
+        )
 
 
 def _interval(ci95: Sequence[float], sign: str = "") -> str:
@@ -239,7 +289,8 @@ def main() -> None:
     data = Synthetic(corpus_seed=81, descriptions="noisy", test_dialogues=max(2, SIZES["test"] // options.shrink))
     for part in options.parts:
         {"sweep": sweep, "think": think}[part](options, data) if part in ("sweep", "think") else table(
-            options, part, data)  # fmt: skip
+            options, part, data
+        )
 
 
 if __name__ == "__main__":

@@ -122,8 +122,16 @@ def rows(file: Path) -> list[dict]:
 def commands(home: Path) -> dict[str, Command]:
     """Every verb, on a miniature corpus and language model that are made in a folder."""
     llm, corpus = make_llm(home / "llm"), make_corpus(home / "meld", (8, 2, 6))
-    model = ["--model=CausalLM", f"--model.llm={llm}", "--model.lr=3e-3", "--model.dropout=0.1", "--data=MELD",
-             f"--data.root={corpus}", "--data.batch_size=4", *QUIET]  # fmt: skip
+    model = [
+        "--model=CausalLM",
+        f"--model.llm={llm}",
+        "--model.lr=3e-3",
+        "--model.dropout=0.1",
+        "--data=MELD",
+        f"--data.root={corpus}",
+        "--data.batch_size=4",
+        *QUIET,
+    ]
     training = [*model, "--trainer.max_epochs=12", "--save_last_every=5", "--trainer.log_every_n_steps=1"]
     done = forked(["fit", *model, "--trainer.max_epochs=1"], home)
     if ended([done]) != [0]:
@@ -133,18 +141,32 @@ def commands(home: Path) -> dict[str, Command]:
     table.write_text("id,text\n" + "".join(f"u{i},{i} what is it\n" for i in range(60)), encoding="utf-8")
     bench = home / "bench.yaml"
     rows_of_bench = {
-        "a": {"what": "a", "config": [str(home / "row.yaml")],
-              "options": {"trainer.max_epochs": 6, "save_last_every": 5}},
+        "a": {
+            "what": "a",
+            "config": [str(home / "row.yaml")],
+            "options": {"trainer.max_epochs": 6, "save_last_every": 5},
+        },
         "b": {"what": "b", "config": [str(home / "row.yaml")], "options": {"model.start_from": "run:a"}},
-    }  # fmt: skip
+    }
     init = {"llm": str(llm), "lr": 3e-3, "dropout": 0.1}
-    (home / "row.yaml").write_text(yaml.safe_dump({
-        "model": {"class_path": "zoo.models.causal_lm.CausalLM", "init_args": init},
-        "data": {"class_path": "zoo.data.MELD", "init_args": {"batch_size": 4}},
-        "trainer": {"max_epochs": 2, "accelerator": "cpu"}}))  # fmt: skip
-    bench.write_text(yaml.safe_dump({
-        "title": "t", "rows": rows_of_bench,
-        "data": {"class_path": "zoo.data.MELD", "init_args": {"root": str(corpus)}}}))  # fmt: skip
+    (home / "row.yaml").write_text(
+        yaml.safe_dump(
+            {
+                "model": {"class_path": "zoo.models.causal_lm.CausalLM", "init_args": init},
+                "data": {"class_path": "zoo.data.MELD", "init_args": {"batch_size": 4}},
+                "trainer": {"max_epochs": 2, "accelerator": "cpu"},
+            }
+        )
+    )
+    bench.write_text(
+        yaml.safe_dump(
+            {
+                "title": "t",
+                "rows": rows_of_bench,
+                "data": {"class_path": "zoo.data.MELD", "init_args": {"root": str(corpus)}},
+            }
+        )
+    )
 
     def one(args: Callable[[Path], list[str]]) -> Callable[[Path], list[int]]:
         return lambda folder: [forked(args(folder), folder)]
@@ -154,8 +176,16 @@ def commands(home: Path) -> dict[str, Command]:
             with socket.socket() as free:
                 free.bind(("127.0.0.1", 0))
                 port = free.getsockname()[1]
-            ranks = ({"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": f"{port}", "WORLD_SIZE": "2", "NODE_RANK": "0",
-                      "LOCAL_RANK": f"{rank}"} for rank in (0, 1))  # fmt: skip
+            ranks = (
+                {
+                    "MASTER_ADDR": "127.0.0.1",
+                    "MASTER_PORT": f"{port}",
+                    "WORLD_SIZE": "2",
+                    "NODE_RANK": "0",
+                    "LOCAL_RANK": f"{rank}",
+                }
+                for rank in (0, 1)
+            )
             return [forked(args(folder), folder, env) for env in ranks]
 
         return start
@@ -168,8 +198,14 @@ def commands(home: Path) -> dict[str, Command]:
         return args
 
     def test(*more: str) -> Callable[[Path], list[str]]:
-        return lambda folder: ["test", f"--ckpt_path={run}", "--data.eval_batch_size=1", "--trainer.logger=false",
-                               f"--trainer.default_root_dir={folder}", *more]  # fmt: skip
+        return lambda folder: [
+            "test",
+            f"--ckpt_path={run}",
+            "--data.eval_batch_size=1",
+            "--trainer.logger=false",
+            f"--trainer.default_root_dir={folder}",
+            *more,
+        ]
 
     def start_bench(folder: Path) -> list[int]:
         log = (folder / "log.txt").open("a")
@@ -190,14 +226,29 @@ def commands(home: Path) -> dict[str, Command]:
         "test, two processes": Command(two(test(*pair)), answers),
         "label": Command(
             one(lambda folder: ["label", str(table), f"--ckpt_path={run}", f"--out={folder / 'labels.jsonl'}"]),
-            lambda folder: {row["id"]: (row["label"], row["scores"]) for row in rows(folder / "labels.jsonl")}),
+            lambda folder: {row["id"]: (row["label"], row["scores"]) for row in rows(folder / "labels.jsonl")},
+        ),
         "prepare": Command(
-            one(lambda folder: ["prepare", "synthetic", "--seed=3", "--dialogues=12", "--workers=1",
-                                f"--out={folder / 'out'}"]), written),
-        "bench": Command(start_bench, lambda folder: {
-            str(p.parent.relative_to(folder)): rows(p)
-            for p in sorted(folder.glob("out/runs/*/*/results/predictions.jsonl"))}),
-    }  # fmt: skip
+            one(
+                lambda folder: [
+                    "prepare",
+                    "synthetic",
+                    "--seed=3",
+                    "--dialogues=12",
+                    "--workers=1",
+                    f"--out={folder / 'out'}",
+                ]
+            ),
+            written,
+        ),
+        "bench": Command(
+            start_bench,
+            lambda folder: {
+                str(p.parent.relative_to(folder)): rows(p)
+                for p in sorted(folder.glob("out/runs/*/*/results/predictions.jsonl"))
+            },
+        ),
+    }
 
 
 # -------------------------------------------------------------------------------------------------------- one moment
@@ -217,8 +268,7 @@ def processes_of(pids: list[int]) -> list[int]:
 
 
 def disturb(command: Command, name: str, moment: float, to_all: bool, folder: Path) -> tuple[str, str | None]:
-    """How a command ended that got a signal (``stopped`` or ``had ended``), and what is wrong about it (None: nothing).
-    """
+    """How a command that got a signal ended (``stopped`` or ``had ended``), and what is wrong about it, or None."""
     number = SIGNALS[name]
     folder.mkdir(parents=True)
     pids = command.start(folder)
@@ -277,14 +327,24 @@ def main() -> None:
                 count[how] += 1
                 if problem:
                     receivers = "all its processes" if to_all else "its first process"
-                    wrong.append(f"{verb}: {name} after {moment:.2f} of {took:.2f} s to {receivers}: {problem}; see "
-                                 f"{folder / 'log.txt'}")  # fmt: skip
+                    wrong.append(
+                        f"{verb}: {name} after {moment:.2f} of {took:.2f} s to {receivers}: {problem}; see "
+                        f"{folder / 'log.txt'}"
+                    )
                     print(wrong[-1], flush=True)
                 else:
                     shutil.rmtree(folder)
-            table.append({"verb": verb, "signal": name, "seconds": round(took, 2), "moments": options.moments,
-                          "stopped": count["stopped"], "had_ended": count["had ended"],
-                          "wrong": sum(w.startswith(f"{verb}: {name} ") for w in wrong)})  # fmt: skip
+            table.append(
+                {
+                    "verb": verb,
+                    "signal": name,
+                    "seconds": round(took, 2),
+                    "moments": options.moments,
+                    "stopped": count["stopped"],
+                    "had_ended": count["had ended"],
+                    "wrong": sum(w.startswith(f"{verb}: {name} ") for w in wrong),
+                }
+            )
             print(table[-1], flush=True)
     record = {"seed": options.seed, "rows": table, "wrong": wrong}
     (out / "signals.json").write_text(json.dumps(record, indent=1) + "\n")

@@ -43,8 +43,20 @@ def corpus(options: argparse.Namespace, domain: str, train: int, test: int) -> S
         total = train + test + 1
         shares = [str(n / total) for n in (train, 1, test)]
         start = time.perf_counter()
-        run("prepare", "synthetic", "--seed", options.seed, "--domain", domain, "--dialogues", total,
-            "--shares", *shares, "--out", root)  # fmt: skip
+        run(
+            "prepare",
+            "synthetic",
+            "--seed",
+            options.seed,
+            "--domain",
+            domain,
+            "--dialogues",
+            total,
+            "--shares",
+            *shares,
+            "--out",
+            root,
+        )
         print(f"made {root} in {time.perf_counter() - start:.0f} s", file=sys.stderr)
     return Synthetic(root=root)
 
@@ -80,9 +92,15 @@ class Table:
         half = 196 * right.std(ddof=1) / np.sqrt(len(right))
         ok = mean <= 3 * error and (least is None or mean >= least)
         bound = "no more than 3 s.e. above" + (f", at least {least:+g}" if least is not None else "")
-        cells = (what, len(right), f"{100 * right.mean():.1f} ± {half:.1f}", f"{100 * wf1:.1f}",
-                 f"{100 * best.mean():.1f}", f"{mean:+.1f} ± {error:.1f}",
-                 f"{bound}: {'holds' if ok else 'MISSED'}")  # fmt: skip
+        cells = (
+            what,
+            len(right),
+            f"{100 * right.mean():.1f} ± {half:.1f}",
+            f"{100 * wf1:.1f}",
+            f"{100 * best.mean():.1f}",
+            f"{mean:+.1f} ± {error:.1f}",
+            f"{bound}: {'holds' if ok else 'MISSED'}",
+        )
         print("|", " | ".join(map(str, cells)), "|", flush=True)
         if not ok:
             self.missed.append(what)
@@ -126,24 +144,25 @@ def face_probe(train: Synthetic, test: Synthetic, media: Media, epochs: int = 14
     """A CNN of four convolutions on the middle frame, with mirrored and shifted copies."""
 
     def frames(data: Synthetic, split: str) -> torch.Tensor:
-        return torch.from_numpy(np.concatenate([media.frames(s.target.video, n=1, at="middle")
-                                                for s in data.samples(split)]))  # fmt: skip
+        return torch.from_numpy(
+            np.concatenate([media.frames(s.target.video, n=1, at="middle") for s in data.samples(split)])
+        )
 
     torch.manual_seed(0)
     x, y, held = frames(train, "train"), torch.from_numpy(truth(train, "train")), frames(test, "test")
     layers: list[nn.Module] = []
     for before, after in ((3, 24), (24, 48), (48, 64), (64, 96)):
         layers += [nn.Conv2d(before, after, 3, 2, 1), nn.BatchNorm2d(after), nn.ReLU()]
-    model = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(.3), nn.Linear(96 * 36, len(LABELS)))
-    optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=.02)
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Dropout(0.3), nn.Linear(96 * 36, len(LABELS)))
+    optimiser = torch.optim.AdamW(model.parameters(), 2e-3, weight_decay=0.02)
     steps = epochs * (len(x) // 64)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, 2e-3, total_steps=steps)
     for step in range(steps):
         rows = torch.randint(len(x), (64,))
         batch = x[rows].float() / 127.5 - 1
-        batch = torch.where(torch.rand(64, 1, 1, 1) < .5, batch.flip(-1), batch)
+        batch = torch.where(torch.rand(64, 1, 1, 1) < 0.5, batch.flip(-1), batch)
         batch = torch.roll(batch, tuple(torch.randint(-4, 5, (2,)).tolist()), (2, 3))
-        loss = nn.functional.cross_entropy(model(batch), y[rows], label_smoothing=.05)
+        loss = nn.functional.cross_entropy(model(batch), y[rows], label_smoothing=0.05)
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
@@ -162,28 +181,42 @@ def prosody(wave: np.ndarray) -> np.ndarray:
     mel = torchaudio.functional.melscale_fbanks(513, 60.0, 7600.0, 24, RATE)
     log_mel = 10 * torch.log10(power.T @ mel + 1e-6)  # (T, 24)
     level = 10 * torch.log10(power.sum(0) + 1e-6)
-    voiced = level > level.quantile(.95) - 15
-    f0 = torchaudio.functional.detect_pitch_frequency(x, RATE, frame_time=.01, freq_low=70, freq_high=500)
+    voiced = level > level.quantile(0.95) - 15
+    f0 = torchaudio.functional.detect_pitch_frequency(x, RATE, frame_time=0.01, freq_low=70, freq_high=500)
     n = min(len(f0), len(level))
     f0, heard = torch.log2(f0[:n]), voiced[:n]
     f0 = f0[heard] if heard.sum() > 5 else f0
-    time_ = torch.linspace(-.5, .5, len(f0))
+    time_ = torch.linspace(-0.5, 0.5, len(f0))
     middle = f0.median()
-    kept = (f0 - middle).abs() < .7  # octave errors
-    slope = ((time_ * (f0 - f0[kept].mean()))[kept].sum() / (time_[kept] ** 2).sum().clamp(min=1e-3))
+    kept = (f0 - middle).abs() < 0.7  # octave errors
+    slope = (time_ * (f0 - f0[kept].mean()))[kept].sum() / (time_[kept] ** 2).sum().clamp(min=1e-3)
     spread = (f0 - slope * time_)[kept].std()
-    beat = (level - level.mean())[voiced.nonzero().min():voiced.nonzero().max() + 1].clamp(min=-15)
+    beat = (level - level.mean())[voiced.nonzero().min() : voiced.nonzero().max() + 1].clamp(min=-15)
     rhythm = torch.fft.rfft(beat * torch.hann_window(len(beat)), 1024).abs()[15:130] ** 2  # 1.5 to 12.7 Hz
     rhythm = rhythm.unflatten(0, (23, 5)).sum(1)
     rate = (torch.arange(23) * rhythm).sum() / rhythm.sum()
     edges = ((4, 26), (26, 64), (64, 128), (128, 320))  # bins of 15.6 Hz
     bands = [10 * torch.log10(power[a:b][:, voiced].mean() + 1e-9) for a, b in edges]
-    numbers = torch.stack([
-        middle, f0[kept].mean(), spread, torch.log(spread + .01), slope, f0[kept].quantile(.9) - f0[kept].quantile(.1),
-        level.quantile(.95), level.quantile(.95) - level.min(), level[voiced].std(), rate, *bands,
-        bands[0] - bands[2], bands[0] - bands[3], bands[1] - bands[3], kept.float().mean(),
-        torch.tensor(len(wave) / RATE),
-    ])  # fmt: skip
+    numbers = torch.stack(
+        [
+            middle,
+            f0[kept].mean(),
+            spread,
+            torch.log(spread + 0.01),
+            slope,
+            f0[kept].quantile(0.9) - f0[kept].quantile(0.1),
+            level.quantile(0.95),
+            level.quantile(0.95) - level.min(),
+            level[voiced].std(),
+            rate,
+            *bands,
+            bands[0] - bands[2],
+            bands[0] - bands[3],
+            bands[1] - bands[3],
+            kept.float().mean(),
+            torch.tensor(len(wave) / RATE),
+        ]
+    )
     shape = torch.cat([log_mel[voiced].mean(0), log_mel[voiced].std(0), log_mel.amin(0)[::4]])
     return torch.cat([numbers, shape, 10 * torch.log10(rhythm / rhythm.sum() + 1e-4)]).numpy()
 
@@ -194,7 +227,7 @@ def voice_probe(train: Synthetic, test: Synthetic, media: Media) -> np.ndarray:
     def features(data: Synthetic, split: str) -> np.ndarray:
         return np.stack([prosody(media.waveform(s.target.audio)) for s in data.samples(split)])
 
-    model = make_pipeline(StandardScaler(), LogisticRegression(C=.1, max_iter=1000))
+    model = make_pipeline(StandardScaler(), LogisticRegression(C=0.1, max_iter=1000))
     return model.fit(features(train, "train"), truth(train, "train")).predict(features(test, "test"))
 
 
@@ -221,8 +254,14 @@ def tested(options: argparse.Namespace, name: str, *args: object) -> Path:
     root = options.out / "runs" / name
     folder = root / "lightning_logs" / "version_0"
     if not (folder / "metrics.json").is_file():
-        run("test", *args, "--trainer.default_root_dir", root, "--trainer.enable_progress_bar=false",
-            "--trainer.accelerator=cpu")  # fmt: skip
+        run(
+            "test",
+            *args,
+            "--trainer.default_root_dir",
+            root,
+            "--trainer.enable_progress_bar=false",
+            "--trainer.accelerator=cpu",
+        )
     return folder
 
 
@@ -231,28 +270,56 @@ def encoders(options: argparse.Namespace, table: Table) -> None:
     for name, modality in (("tiny-vit-sitcom", "face"), ("tiny-hubert-sitcom", "voice")):
         accuracy = {}
         for domain, d in data.items():
-            folder = tested(options, f"{name}-{domain}", "--ckpt_path", name, "--data.root", d.root,
-                            "--model.cache", options.out / "cache")  # fmt: skip
+            folder = tested(
+                options,
+                f"{name}-{domain}",
+                "--ckpt_path",
+                name,
+                "--data.root",
+                d.root,
+                "--model.cache",
+                options.out / "cache",
+            )
             predicted, y = read_predictions(folder), truth(d)
             accuracy[domain] = 100 * (predicted == y).mean()
-            table.add(f"{name}, {domain} {modality}", predicted == y, bayes(d, (modality,)), weighted_f1(predicted, y),
-                      -8 if domain == "studio" else None)  # fmt: skip
+            table.add(
+                f"{name}, {domain} {modality}",
+                predicted == y,
+                bayes(d, (modality,)),
+                weighted_f1(predicted, y),
+                -8 if domain == "studio" else None,
+            )
         table.require(f"{name}: what wild costs", accuracy["studio"] - accuracy["wild"], 10)
 
 
 def lm(options: argparse.Namespace, table: Table) -> None:
     for domain in ("studio", "wild"):
-        data = Synthetic(corpus_seed=options.seed, domain=domain, train_dialogues=1, dev_dialogues=1,
-                         test_dialogues=options.test)  # fmt: skip
+        data = Synthetic(
+            corpus_seed=options.seed, domain=domain, train_dialogues=1, dev_dialogues=1, test_dialogues=options.test
+        )
         for given, kinds in ((("text",), "[]"), (("text", "descriptions"), "[audio, video]")):
             folder = tested(
-                options, f"lm-{domain}-{len(given)}", "--ckpt_path", "tiny-llama-sitcom", "--data", "Synthetic",
-                f"--data.corpus_seed={options.seed}", f"--data.domain={domain}", "--data.train_dialogues=1",
-                "--data.dev_dialogues=1", f"--data.test_dialogues={options.test}", f"--model.descriptions={kinds}",
-            )  # fmt: skip
+                options,
+                f"lm-{domain}-{len(given)}",
+                "--ckpt_path",
+                "tiny-llama-sitcom",
+                "--data",
+                "Synthetic",
+                f"--data.corpus_seed={options.seed}",
+                f"--data.domain={domain}",
+                "--data.train_dialogues=1",
+                "--data.dev_dialogues=1",
+                f"--data.test_dialogues={options.test}",
+                f"--model.descriptions={kinds}",
+            )
             predicted, y = read_predictions(folder), truth(data)
-            table.add(f"tiny-llama-sitcom, {domain}, {' + '.join(given)}", predicted == y, bayes(data, given),
-                      weighted_f1(predicted, y), -4 if domain == "studio" else None)  # fmt: skip
+            table.add(
+                f"tiny-llama-sitcom, {domain}, {' + '.join(given)}",
+                predicted == y,
+                bayes(data, given),
+                weighted_f1(predicted, y),
+                -4 if domain == "studio" else None,
+            )
 
 
 def main() -> None:

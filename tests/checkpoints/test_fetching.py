@@ -80,10 +80,18 @@ def entry(address, tmp_path, monkeypatch):
 
     def entry(**fields: object) -> None:
         usual = {
-            "what": "some eyes", "paper": "none", "source": "url", "url": f"{address}/weights.bin", "licence": "MIT",
-            "gated": False, "commercial": True, "converter": None, "use": "--model.vision {folder}", "reported": [],
+            "what": "some eyes",
+            "paper": "none",
+            "source": "url",
+            "url": f"{address}/weights.bin",
+            "licence": "MIT",
+            "gated": False,
+            "commercial": True,
+            "converter": None,
+            "use": "--model.vision {folder}",
+            "reported": [],
             "files": {"weights.bin": hashlib.sha256(CONTENT).hexdigest()},
-        }  # fmt: skip
+        }
         listing.INDEX.write_text(yaml.safe_dump({"eyes": usual | fields}))
 
     entry()
@@ -200,8 +208,14 @@ def test_a_fetched_encoder_answers_its_probe(entry, tmp_path):
 
 # ---- what is said
 def test_list_and_show(entry, capsys):
-    score = {"corpus": "meld", "split": "test", "n": 2610, "protocol": "all_utterances", "metric": "weighted_f1",
-             "value": 0.51234}  # fmt: skip
+    score = {
+        "corpus": "meld",
+        "split": "test",
+        "n": 2610,
+        "protocol": "all_utterances",
+        "metric": "weighted_f1",
+        "value": 0.51234,
+    }
     entry(reported=[score], revision=None, bytes=10_240_000)
     for args in ((), ("list",)):
         zoo("checkpoints", *args)
@@ -210,8 +224,15 @@ def test_list_and_show(entry, capsys):
         assert "weighted_f1 0.5123 on meld/test, n=2610 (all_utterances)" in said
     zoo("checkpoints", "show", "eyes")
     said = capsys.readouterr().out
-    lines = ("licence: MIT", "commercial use: allowed", "gated: no", "revision: not known", "converter: none needed",
-             "size: 10.2 MB", f"{hashlib.sha256(CONTENT).hexdigest()}  weights.bin")  # fmt: skip
+    lines = (
+        "licence: MIT",
+        "commercial use: allowed",
+        "gated: no",
+        "revision: not known",
+        "converter: none needed",
+        "size: 10.2 MB",
+        f"{hashlib.sha256(CONTENT).hexdigest()}  weights.bin",
+    )
     assert all(line in said for line in lines), said
 
 
@@ -267,6 +288,7 @@ def test_convert_reads_emotion_qwens_archive(entry, tmp_path):
 
 def test_convert_refuses(entry):
     assert "eyes needs no conversion; use it as --model.vision FOLDER" in refused(
-        "checkpoints", "convert", "eyes", "--from", "a", "--out", "b")  # fmt: skip
+        "checkpoints", "convert", "eyes", "--from", "a", "--out", "b"
+    )
     for name in ("nosuch", "merit"):  # no paper of this name; a paper without weights of others
         assert f"nothing converts '{name}'" in refused("checkpoints", "convert", name, "--from", "a", "--out", "b")

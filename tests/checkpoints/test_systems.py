@@ -27,15 +27,35 @@ from zoo.module import read_checkpoint
 ROOT = Path(__file__).parents[2]
 ADAPTERS = ("--model.lora.r=4", "--model.lora.alpha=16")
 SYSTEMS = {  # options beyond data
-    "words": ("--model=DialogueLLM", "--model.llm=tiny-llama", "--model.template=short", "--model.window=1",
-              "--model.descriptions=[audio]", *ADAPTERS),
-    "merit": ("--model=Merit", "--model.llm=tiny-llama-sitcom", "--model.vision=tiny-vit-sitcom", *ADAPTERS,
-              "--model.audio=tiny-hubert-sitcom", "--model.template=plain", "--model.frames=2",
-              "--model.audio_tokens=2"),
-    "qwen": ("--model=EmotionQwen", "--model.llm=tiny-llama", "--model.vision=shape:tiny-patch-vision",
-             "--model.template=plain", r"--model.train=['vision\..*','compressor\..*']", "--model.frames=1",
-             "--model.min_pixels=256", "--model.video_max_pixels=1024"),
-}  # fmt: skip
+    "words": (
+        "--model=DialogueLLM",
+        "--model.llm=tiny-llama",
+        "--model.template=short",
+        "--model.window=1",
+        "--model.descriptions=[audio]",
+        *ADAPTERS,
+    ),
+    "merit": (
+        "--model=Merit",
+        "--model.llm=tiny-llama-sitcom",
+        "--model.vision=tiny-vit-sitcom",
+        *ADAPTERS,
+        "--model.audio=tiny-hubert-sitcom",
+        "--model.template=plain",
+        "--model.frames=2",
+        "--model.audio_tokens=2",
+    ),
+    "qwen": (
+        "--model=EmotionQwen",
+        "--model.llm=tiny-llama",
+        "--model.vision=shape:tiny-patch-vision",
+        "--model.template=plain",
+        r"--model.train=['vision\..*','compressor\..*']",
+        "--model.frames=1",
+        "--model.min_pixels=256",
+        "--model.video_max_pixels=1024",
+    ),
+}
 CLIPS = ("merit", "qwen")
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -79,8 +99,16 @@ def published(home, runs):
         if not folder.is_dir():
             zoo("export", f"--ckpt_path={runs(name)}", "--system", f"--out={folder}", "--dtype=float16")
             index = yaml.safe_load((home / "checkpoints" / "index.yaml").read_text()) or {}
-            entry = {"what": name, "paper": "none", "source": "shipped", "licence": "Apache-2.0", "gated": False,
-                     "commercial": True, "reported": [], "files": listing.files_entry(folder)}  # fmt: skip
+            entry = {
+                "what": name,
+                "paper": "none",
+                "source": "shipped",
+                "licence": "Apache-2.0",
+                "gated": False,
+                "commercial": True,
+                "reported": [],
+                "files": listing.files_entry(folder),
+            }
             (home / "checkpoints" / "index.yaml").write_text(yaml.safe_dump(index | {name: entry}))
         return folder
 
@@ -150,8 +178,15 @@ def test_every_verb_and_the_next_stage_take_the_name(published, data, tmp_path):
     for verb in ("validate", "predict"):
         zoo(verb, "--ckpt_path=words", *data[1:], f"--trainer.default_root_dir={tmp_path}")
     assert len(rows(newest(tmp_path))) == 7
-    stage = fit(tmp_path / "next", *SYSTEMS["words"], *data, "--model.start_from=words", "--model.lr=0",
-                "--trainer.max_steps=1", "--trainer.limit_val_batches=0")  # fmt: skip
+    stage = fit(
+        tmp_path / "next",
+        *SYSTEMS["words"],
+        *data,
+        "--model.start_from=words",
+        "--model.lr=0",
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+    )
     begun, stored = checkpoint(stage)["state_dict"], tensors(published("words") / "weights.safetensors")
     assert begun.keys() == stored.keys() and all(torch.equal(begun[k], v.float()) for k, v in stored.items())
     module = load("words")
@@ -165,8 +200,14 @@ def test_a_run_does_not_go_on_from_weights_alone(published):
 
 
 def test_tied_tensors_are_stored_once(data, tmp_path):
-    run = fit(tmp_path, "--model=CausalLM", "--model.llm=tiny-llama", *data, "--trainer.max_steps=1",
-              "--trainer.limit_val_batches=0")  # fmt: skip
+    run = fit(
+        tmp_path,
+        "--model=CausalLM",
+        "--model.llm=tiny-llama",
+        *data,
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+    )
     zoo("export", f"--ckpt_path={run}", "--system", f"--out={tmp_path / 'whole'}", "--dtype=bfloat16")
     stored = tensors(tmp_path / "whole" / "weights.safetensors")
     back = read_checkpoint(tmp_path / "whole" / "weights.safetensors")["state_dict"]
@@ -177,17 +218,30 @@ def test_tied_tensors_are_stored_once(data, tmp_path):
 
 def test_nothing_of_this_machine_is_written(home, runs, data, tmp_path):
     make_llm(tmp_path / "llm")
-    run = fit(tmp_path, "--model=CausalLM", f"--model.llm={tmp_path / 'llm'}", *data, "--trainer.max_steps=1",
-              "--trainer.limit_val_batches=0")  # fmt: skip
+    run = fit(
+        tmp_path,
+        "--model=CausalLM",
+        f"--model.llm={tmp_path / 'llm'}",
+        *data,
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+    )
     said = refused("export", f"--ckpt_path={run}", "--system", f"--out={tmp_path / 'x'}")
     assert "model option llm is" in said and "Publish that first" in said
     assert not (tmp_path / "x").exists() and not (tmp_path / "x.partial").exists()
     assert "no such model option" in refused(
-        "export", f"--ckpt_path={run}", "--system", f"--out={tmp_path / 'x'}", "--set", "nosuch=1")  # fmt: skip
+        "export", f"--ckpt_path={run}", "--system", f"--out={tmp_path / 'x'}", "--set", "nosuch=1"
+    )
     assert "leave out --part" in refused(
-        "export", f"--ckpt_path={run}", "--system", "--merge", f"--out={tmp_path / 'x'}")  # fmt: skip
-    assert "is a backbone" in refused("export", "--ckpt_path", listing.REPOSITORY / "checkpoints" / "tiny-llama",
-                                      "--system", f"--out={tmp_path / 'x'}")  # fmt: skip
+        "export", f"--ckpt_path={run}", "--system", "--merge", f"--out={tmp_path / 'x'}"
+    )
+    assert "is a backbone" in refused(
+        "export",
+        "--ckpt_path",
+        listing.REPOSITORY / "checkpoints" / "tiny-llama",
+        "--system",
+        f"--out={tmp_path / 'x'}",
+    )
     zoo("export", f"--ckpt_path={runs('words')}", "--system", f"--out={tmp_path / 'set'}", "--set", "window=0")
     assert yaml.safe_load((tmp_path / "set" / "config.yaml").read_text())["model"]["init_args"]["window"] == 0
 
@@ -198,8 +252,15 @@ def test_whole_weights_may_stand_on_another_base(runs, data, tmp_path):
     state = tensors(local / "model.safetensors")
     (local / "model.safetensors").unlink()
     save_file({k: v * 1.01 for k, v in state.items()}, local / "model.safetensors", {"format": "pt"})
-    run = fit(tmp_path, "--model=CausalLM", f"--model.llm={local}", *data, "--trainer.max_steps=1",
-              "--model.lora=null", "--trainer.limit_val_batches=0")  # fmt: skip
+    run = fit(
+        tmp_path,
+        "--model=CausalLM",
+        f"--model.llm={local}",
+        *data,
+        "--trainer.max_steps=1",
+        "--model.lora=null",
+        "--trainer.limit_val_batches=0",
+    )
     zoo("test", f"--ckpt_path={run}")
     out = ("--system", f"--out={tmp_path / 'moved'}", "--set", "llm=tiny-llama")
     zoo("export", f"--ckpt_path={run}", *out)
@@ -207,16 +268,30 @@ def test_whole_weights_may_stand_on_another_base(runs, data, tmp_path):
     assert Path(said["bases"]["llm"]["path"]).name == "tiny-llama"
     zoo("test", f"--ckpt_path={tmp_path / 'moved'}", *data[1:], f"--trainer.default_root_dir={tmp_path / 'again'}")
     assert rows(newest(tmp_path / "again")) == rows(run)
-    said = refused("export", f"--ckpt_path={runs('words')}", "--system", f"--out={tmp_path / 'x'}", "--set",
-                   "llm=tiny-llama-sitcom")  # fmt: skip
+    said = refused(
+        "export",
+        f"--ckpt_path={runs('words')}",
+        "--system",
+        f"--out={tmp_path / 'x'}",
+        "--set",
+        "llm=tiny-llama-sitcom",
+    )
     assert "stored all but" in said and not (tmp_path / "x").exists()
 
 
 @pytest.mark.parametrize(
     ("value", "place"),
-    [("/models/x", True), ("~/x", True), ("./x", True), ("runs/x", True), (".*_proj", False), ("default", False),
-     (r"model\.layers\.\d+", False), ("meta-llama/Llama-2-7b-hf", False)],
-)  # fmt: skip
+    [
+        ("/models/x", True),
+        ("~/x", True),
+        ("./x", True),
+        ("runs/x", True),
+        (".*_proj", False),
+        ("default", False),
+        (r"model\.layers\.\d+", False),
+        ("meta-llama/Llama-2-7b-hf", False),
+    ],
+)
 def test_what_is_a_place_on_this_machine(value, place):
     assert _is_place(value) is place
 
@@ -240,8 +315,12 @@ def test_one_flipped_byte(home, published, data):
     file.write_bytes(content)
     try:
         start = ("fit", *SYSTEMS["words"], *data, "--model.start_from=words")
-        for args in (("test", "--ckpt_path=words"), start, ("checkpoints", "verify", "words"),
-                     ("export", "--ckpt_path=words", "--out=x")):  # fmt: skip
+        for args in (
+            ("test", "--ckpt_path=words"),
+            start,
+            ("checkpoints", "verify", "words"),
+            ("export", "--ckpt_path=words", "--out=x"),
+        ):
             said = refused(*args)
             assert "words/weights.safetensors is not the published file: sha256" in said, said
         with pytest.raises(ValueError, match="is not the published file"):

@@ -10,8 +10,19 @@ from pathlib import Path
 
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 SPLITS = ("train", "dev", "test")
-COLUMNS = ("Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID",
-           "Season", "Episode", "StartTime", "EndTime")  # fmt: skip
+COLUMNS = (
+    "Sr No.",
+    "Utterance",
+    "Speaker",
+    "Emotion",
+    "Sentiment",
+    "Dialogue_ID",
+    "Utterance_ID",
+    "Season",
+    "Episode",
+    "StartTime",
+    "EndTime",
+)
 CUES = {  # the words that give a label away
     "neutral": ("okay", "well", "then"),
     "surprise": ("wow", "really", "unbelievable"),
@@ -35,10 +46,27 @@ def line(rng: random.Random, label: str) -> str:
 def dialogue(number: int, turns: Sequence[tuple[str, str]]) -> list[dict[str, str]]:
     """MELD rows of one dialogue from (text, label) pairs."""
     return [
-        dict(zip(COLUMNS, (str(i + 1), text, SPEAKERS[i % 4], label, "neutral", str(number), str(i), "1", "2",
-                           "00:00:01,000", "00:00:02,000"), strict=True))
+        dict(
+            zip(
+                COLUMNS,
+                (
+                    str(i + 1),
+                    text,
+                    SPEAKERS[i % 4],
+                    label,
+                    "neutral",
+                    str(number),
+                    str(i),
+                    "1",
+                    "2",
+                    "00:00:01,000",
+                    "00:00:02,000",
+                ),
+                strict=True,
+            )
+        )
         for i, (text, label) in enumerate(turns)
-    ]  # fmt: skip
+    ]
 
 
 def write_csv(path: Path, rows: Sequence[Mapping[str, str]], encoding: str = "utf-8") -> Path:
@@ -98,11 +126,19 @@ HINTS = dict(zip(EMORYNLP, ("joy", "anger", "disgust", "neutral", "sadness", "su
 def scene(number: int, turns: Sequence[tuple[str, str]], episode: int = 2) -> list[dict[str, str]]:
     """EmoryNLP rows of one scene from (text, label) pairs; the second utterance is said by two people."""
     return [
-        {"Utterance": text, "Speaker": str(list(SPEAKERS[:2]) if i == 1 else [SPEAKERS[i % 4]]),
-         "Emotion": label.capitalize(), "Scene_ID": str(number), "Utterance_ID": str(i + 1), "Season": "1",
-         "Episode": str(episode), "Start_Time": "00:00:01.000", "End_Time": "00:00:02.000"}
+        {
+            "Utterance": text,
+            "Speaker": str(list(SPEAKERS[:2]) if i == 1 else [SPEAKERS[i % 4]]),
+            "Emotion": label.capitalize(),
+            "Scene_ID": str(number),
+            "Utterance_ID": str(i + 1),
+            "Season": "1",
+            "Episode": str(episode),
+            "Start_Time": "00:00:01.000",
+            "End_Time": "00:00:02.000",
+        }
         for i, (text, label) in enumerate(turns)
-    ]  # fmt: skip
+    ]
 
 
 def write_emorynlp(folder: Path, seed: int = 0, scenes: tuple[int, int, int] = (8, 3, 3)) -> Path:

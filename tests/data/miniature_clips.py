@@ -17,9 +17,16 @@ from zoo.data import MER2024, EmoSet
 
 SIX = ("happy", "sad", "anger", "surprise", "disgust", "fear")  # MOSEI's order of intensities
 CUES = {
-    "happy": "hooray", "sad": "alone", "anger": "furious", "angry": "furious", "surprise": "wow", "disgust": "yuck",
-    "fear": "help", "neutral": "okay", "worried": "careful",
-}  # fmt: skip
+    "happy": "hooray",
+    "sad": "alone",
+    "anger": "furious",
+    "angry": "furious",
+    "surprise": "wow",
+    "disgust": "yuck",
+    "fear": "help",
+    "neutral": "okay",
+    "worried": "careful",
+}
 
 
 def said(rng: random.Random, label: str) -> str:
@@ -118,13 +125,25 @@ def write_mer2024(folder: Path, sizes: tuple[int, int, int] = (30, 6, 6), clips:
 
 
 EMER_ROWS = [
-    {"names": "sample_00000001", "emotions": "angry", "subtitles": "Who took my ladder?",
-     "reasons": "In the video, a man shouts about a ladder. He is angry."},
-    {"names": "sample_00000002", "emotions": "happy", "subtitles": "The tent is up!",
-     "reasons": "She laughs, with a bright voice; she feels joy and is proud."},
-    {"names": "sample_00000003", "emotions": "worried", "subtitles": "",
-     "reasons": "He looks around and asks where everybody went."},
-]  # fmt: skip
+    {
+        "names": "sample_00000001",
+        "emotions": "angry",
+        "subtitles": "Who took my ladder?",
+        "reasons": "In the video, a man shouts about a ladder. He is angry.",
+    },
+    {
+        "names": "sample_00000002",
+        "emotions": "happy",
+        "subtitles": "The tent is up!",
+        "reasons": "She laughs, with a bright voice; she feels joy and is proud.",
+    },
+    {
+        "names": "sample_00000003",
+        "emotions": "worried",
+        "subtitles": "",
+        "reasons": "He looks around and asks where everybody went.",
+    },
+]
 
 
 def write_emer(folder: Path, more: int = 2) -> Path:

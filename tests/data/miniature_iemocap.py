@@ -12,11 +12,18 @@ from tests.data.miniature import line
 from tests.media_files import sine, write_clip
 
 CODES = {  # the release's code -> an annotator's word, and the label of the miniature corpora whose cues the text has
-    "ang": ("Anger", "anger"), "hap": ("Happiness", "joy"), "exc": ("Excited", "surprise"),
-    "dis": ("Disgust", "disgust"), "sad": ("Sadness", "sadness"), "fru": ("Frustration", "disgust"),
-    "fea": ("Fear", "fear"), "sur": ("Surprise", "surprise"), "neu": ("Neutral", "neutral"),
-    "oth": ("Other", "neutral"), "xxx": ("", "neutral"),
-}  # fmt: skip
+    "ang": ("Anger", "anger"),
+    "hap": ("Happiness", "joy"),
+    "exc": ("Excited", "surprise"),
+    "dis": ("Disgust", "disgust"),
+    "sad": ("Sadness", "sadness"),
+    "fru": ("Frustration", "disgust"),
+    "fea": ("Fear", "fear"),
+    "sur": ("Surprise", "surprise"),
+    "neu": ("Neutral", "neutral"),
+    "oth": ("Other", "neutral"),
+    "xxx": ("", "neutral"),
+}
 TURN = [("F", "neu"), ("M", "ang"), ("F", "sad"), ("M", "hap"), ("F", "exc"), ("M", "fru"), ("F", "xxx"), ("M", "sur")]
 NAMES = ("impro01", "impro02", "script01_1")
 FPS, SIZE = 5, (48, 96)  # frames a second; height, width
@@ -55,9 +62,7 @@ def write(path: Path, lines: Sequence[str], encoding: str = "utf-8") -> Path:
 
 
 def write_iemocap(
-    root: Path,
-    dialogues: Sequence[str] = NAMES,
-    turns: Mapping[str, Sequence[tuple[str, str]]] | None = None,
+    root: Path, dialogues: Sequence[str] = NAMES, turns: Mapping[str, Sequence[tuple[str, str]]] | None = None
 ) -> Path:
     """Five sessions with these dialogues each, the actress wearing the markers in all.
 

@@ -104,7 +104,7 @@ def test_a_limit_counts_dialogues(root):
 
 def test_what_the_corpus_left_out_is_said(root):
     path = root / "test_sent_emo.csv"
-    path.write_bytes(path.read_bytes() + b"99,,Ada,joy,neutral,77,0,1,2,\"00:00:01,000\",\"00:00:02,000\"\r\n")
+    path.write_bytes(path.read_bytes() + b'99,,Ada,joy,neutral,77,0,1,2,"00:00:01,000","00:00:02,000"\r\n')
     corpus, data = meld(root), Adaptation(meld(root))
     for split in ("train", "test"):
         assert data.reading(split).excluded == corpus.reading("test").excluded != {}

@@ -7,8 +7,13 @@ from zoo.data.captions import load_captions
 
 KEYS = [f"dia{d}_utt{u}" for d in range(20) for u in range(10)]
 SPEECH = {"split": "train", "id": "dia0_utt0", "duration": "2.5", "avg_pitch": "", "description": "high volume"}
-STAGE = {"split": "train", "id": "dia0_utt0", "scene": "[Scene: a yard]", "before": ["(knocks)"],
-         "after": ["(sits)", "(laughs)"]}  # fmt: skip
+STAGE = {
+    "split": "train",
+    "id": "dia0_utt0",
+    "scene": "[Scene: a yard]",
+    "before": ["(knocks)"],
+    "after": ["(sits)", "(laughs)"],
+}
 
 
 def write_json(path, content):
@@ -44,9 +49,13 @@ def test_folder_and_disjoint_kinds(tmp_path):
     (tmp_path / "train_sent_emo.csv").touch()
     found, _ = load_captions([tmp_path, tmp_path / "audio_description_train.json"], "train", KEYS)
     assert found["dia0_utt0"] == {
-        "audio": "audio", "video": "video", "body_pose": "body_pose", "speech": "high volume",
-        "stage": "(knocks) (sits) (laughs)", "scene": "[Scene: a yard]",
-    }  # fmt: skip
+        "audio": "audio",
+        "video": "video",
+        "body_pose": "body_pose",
+        "speech": "high volume",
+        "stage": "(knocks) (sits) (laughs)",
+        "scene": "[Scene: a yard]",
+    }
 
 
 def test_two_files_of_one_kind(tmp_path):
@@ -74,15 +83,18 @@ def test_missing_file_and_empty_folder(tmp_path):
     assert str(tmp_path) in str(error.value)
 
 
-@pytest.mark.parametrize("content, words", [
-    ('{"dia0_utt0": "x"', ["not valid JSON", "line 1 column"]),
-    ("", ["not valid JSON"]),
-    ('["x"]', ["holds a list", '{"dia0_utt0": "a calm voice"}']),
-    ('{"dia0_utt0": null}', ["value of dia0_utt0 is None", "expected a text"]),
-    ('{"dia0_utt0": ["x"]}', ["value of dia0_utt0 is ['x']"]),
-    ('{"dia0_utt0": {"a": "b"}}', ["value of dia0_utt0 is"]),
-    ('{"dia0_utt0": "x", "dia0_utt0": "y"}', ["different contents for dia0_utt0"]),
-])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        ('{"dia0_utt0": "x"', ["not valid JSON", "line 1 column"]),
+        ("", ["not valid JSON"]),
+        ('["x"]', ["holds a list", '{"dia0_utt0": "a calm voice"}']),
+        ('{"dia0_utt0": null}', ["value of dia0_utt0 is None", "expected a text"]),
+        ('{"dia0_utt0": ["x"]}', ["value of dia0_utt0 is ['x']"]),
+        ('{"dia0_utt0": {"a": "b"}}', ["value of dia0_utt0 is"]),
+        ('{"dia0_utt0": "x", "dia0_utt0": "y"}', ["different contents for dia0_utt0"]),
+    ],
+)
 def test_bad_json(tmp_path, content, words):
     path = tmp_path / "video_description_train.json"
     path.write_text(content, encoding="utf-8")
@@ -123,11 +135,14 @@ def test_speech_leaves_out_broken_durations(tmp_path):
     assert notes["speech descriptions missing"] == 199
 
 
-@pytest.mark.parametrize("change, words", [
-    ({"duration": "long"}, "row 2 .dia0_utt0.: duration is 'long'; expected seconds"),
-    ({"duration": ""}, "row 2 .dia0_utt0.: duration is ''"),
-    ({"split": "Train"}, "row 2: split is 'Train'; expected train, dev or test"),
-])
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        ({"duration": "long"}, "row 2 .dia0_utt0.: duration is 'long'; expected seconds"),
+        ({"duration": ""}, "row 2 .dia0_utt0.: duration is ''"),
+        ({"split": "Train"}, "row 2: split is 'Train'; expected train, dev or test"),
+    ],
+)
 def test_bad_speech(tmp_path, change, words):
     with pytest.raises(ValueError, match=f"meld_audio_features.csv {words}"):
         load_captions([write_csv(tmp_path / "meld_audio_features.csv", [SPEECH | change])], "train", KEYS)
@@ -148,15 +163,18 @@ def test_stage_and_scene_are_apart(tmp_path):
     assert (notes["stage descriptions missing"], notes["scene descriptions missing"]) == (198, 198)
 
 
-@pytest.mark.parametrize("line, words", [
-    ("{", "line 2 cannot be read .JSONDecodeError"),
-    ('{"split": "train", "id": "dia0_utt1"}', "line 2 cannot be read .KeyError: 'before'"),
-    (json.dumps(STAGE | {"before": "(knocks)"}), "line 2 .*before and after are not lists"),
-    (json.dumps(STAGE | {"after": [1]}), "line 2 cannot be read .TypeError"),
-    (json.dumps(STAGE | {"split": "validation"}), "row 2: split is 'validation'"),
-    (json.dumps(STAGE | {"scene": "[Scene: a hall]"}), "different contents for dia0_utt0"),
-    ("[]", "line 2 cannot be read .TypeError"),
-])
+@pytest.mark.parametrize(
+    "line, words",
+    [
+        ("{", "line 2 cannot be read .JSONDecodeError"),
+        ('{"split": "train", "id": "dia0_utt1"}', "line 2 cannot be read .KeyError: 'before'"),
+        (json.dumps(STAGE | {"before": "(knocks)"}), "line 2 .*before and after are not lists"),
+        (json.dumps(STAGE | {"after": [1]}), "line 2 cannot be read .TypeError"),
+        (json.dumps(STAGE | {"split": "validation"}), "row 2: split is 'validation'"),
+        (json.dumps(STAGE | {"scene": "[Scene: a hall]"}), "different contents for dia0_utt0"),
+        ("[]", "line 2 cannot be read .TypeError"),
+    ],
+)
 def test_bad_stage_directions(tmp_path, line, words):
     path = tmp_path / "meld_stage_directions.jsonl"
     path.write_text(json.dumps(STAGE) + "\n" + line + "\n", encoding="utf-8")

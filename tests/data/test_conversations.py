@@ -49,7 +49,9 @@ def test_every_answer_is_a_sample(home):
     assert first.target.video == home / "files" / "a.png" and first.target.text == "" and first.label == -1
     assert (second.question, second.answer, second.target.video) == ("Which colour?", "Red.", None)
     assert [(t.speaker, t.text, t.video) for t in second.history] == [
-        ("user", "<image>\nWhat is it?", home / "files" / "a.png"), ("assistant", "A bus.", None)]  # fmt: skip
+        ("user", "<image>\nWhat is it?", home / "files" / "a.png"),
+        ("assistant", "A bus.", None),
+    ]
     # several pictures in one message are turns of one picture each, in order
     assert [(t.text, t.video) for t in compared.history] == [("Compare <image>", home / "files" / "a.png")]
     assert (compared.question, compared.target.video) == (" with <image> please", home / "files" / "deep" / "b.png")
@@ -81,7 +83,7 @@ def test_every_answer_is_a_sample(home):
 )
 def test_malformed_rows_are_left_out_by_name(home, bad, reason):
     reading = made(home, [*GOOD, bad]).reading("train")
-    (name, why), = reading.excluded.items()
+    ((name, why),) = reading.excluded.items()
     assert len(reading.samples) == 5 and name in ("talk_x", "talk_row4", "talk_a")
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(why)
@@ -119,8 +121,10 @@ def test_dev_is_a_share_of_train_where_there_is_none(home):
 @pytest.mark.parametrize(
     "mixture, reason",
     [
-        (["talk.json"], "must have train, dev or test"), ({"valid": []}, "must have train, dev or test"),
-        ({"train": []}, "must be a list of files"), ({"train": [{"file": "talk.json"}]}, "expected path"),
+        (["talk.json"], "must have train, dev or test"),
+        ({"valid": []}, "must have train, dev or test"),
+        ({"train": []}, "must be a list of files"),
+        ({"train": [{"file": "talk.json"}]}, "expected path"),
         ({"train": [{"path": "talk.json", "weight": 0}]}, "expected a number over 0"),
         ({"train": [{"path": "talk.json", "weight": True}]}, "expected a number over 0"),
         ({"test": [{"path": "talk.json", "weight": 2}]}, "weights belong to train"),
@@ -128,7 +132,7 @@ def test_dev_is_a_share_of_train_where_there_is_none(home):
         ({"train": [{"path": "/talk.json"}]}, "is absolute"),
         ({"train": [{"path": "talk.json"}] * 2}, "two files called"),
     ],
-)  # fmt: skip
+)
 def test_mixtures_that_are_refused(home, mixture, reason):
     with pytest.raises(ValueError, match=reason):
         made(home, mixture=mixture).samples("train")

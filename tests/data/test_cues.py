@@ -51,8 +51,9 @@ def test_posterior_is_calibrated(model):
     p /= p.sum(1, keepdims=True)
     right, top = (p.argmax(1) == drawn).mean(), p.max(1)
     assert abs(right - top.mean()) < 3 * np.sqrt((top * (1 - top)).sum()) / n
-    wrong = PRIOR * np.stack([replace(model, misleading=.3).likelihood(x) for x in
-                              (model.sample(rng, LABELS[y])[2] for y in drawn)])  # fmt: skip
+    wrong = PRIOR * np.stack(
+        [replace(model, misleading=0.3).likelihood(x) for x in (model.sample(rng, LABELS[y])[2] for y in drawn)]
+    )
     wrong /= wrong.sum(1, keepdims=True)  # another model is not calibrated: the test can fail
     top = wrong.max(1)
     assert abs((wrong.argmax(1) == drawn).mean() - top.mean()) > 3 * np.sqrt((top * (1 - top)).sum()) / n
@@ -71,8 +72,9 @@ def test_states(model):
             assert (state == "misleading") == (what in DISGUISE[label] and state != "absent")
         for what, p in zip(LABELS, model.shown[LABELS.index(label)], strict=True):
             assert abs(shown[what] - n * p) <= 4 * np.sqrt(n * p * (1 - p)) + 1e-9, (label, what)
-        assert set(states) == ({"clear", "misleading"} if label == "neutral" else
-                               {"clear", "faint", "absent", "misleading"})  # fmt: skip
+        assert set(states) == (
+            {"clear", "misleading"} if label == "neutral" else {"clear", "faint", "absent", "misleading"}
+        )
 
 
 def test_every_label_takes_as_many_draws():
@@ -86,25 +88,38 @@ def test_every_label_takes_as_many_draws():
 
 
 def test_far_away_values_still_have_a_likelihood():
-    p = EXPRESSION.likelihood((50.,) * 8)
+    p = EXPRESSION.likelihood((50.0,) * 8)
     assert np.isfinite(p).all() and p.max() > 0
 
 
-@pytest.mark.parametrize("change, said", [
-    ({"absent": -.1}, "at most 1"), ({"absent": .7, "misleading": .4}, "at most 1"),
-    ({"noise": (.1,) * 7}, "8 positive"), ({"noise": (.0,) * 8}, "8 positive"),
-    ({"directions": {**EXPRESSION.directions, "joy": (1.,)}}, "joy needs 8"),
-    ({"masks": {**DISGUISE, "joy": ("joy",)}}, "no mask of its own"),
-])
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"absent": -0.1}, "at most 1"),
+        ({"absent": 0.7, "misleading": 0.4}, "at most 1"),
+        ({"noise": (0.1,) * 7}, "8 positive"),
+        ({"noise": (0.0,) * 8}, "8 positive"),
+        ({"directions": {**EXPRESSION.directions, "joy": (1.0,)}}, "joy needs 8"),
+        ({"masks": {**DISGUISE, "joy": ("joy",)}}, "no mask of its own"),
+    ],
+)
 def test_what_is_refused(change, said):
     with pytest.raises(ValueError, match=said):
         replace(EXPRESSION, **change)
 
 
 def test_of_one_parameter_by_hand():
-    model = CueModel(("neutral", "joy"), ("smile",), {"neutral": (0.,), "joy": (1.,)}, (1.,), .2, .0,
-                     {"neutral": ("joy",), "joy": ("neutral",)}, intensities=(1.,))  # fmt: skip
-    normal = [np.exp(-.5 * (.5 - centre) ** 2) for centre in (0, 1)]
-    expected = np.array([normal[0], .2 * normal[0] + .8 * normal[1]])
-    got = model.likelihood((.5,))
+    model = CueModel(
+        ("neutral", "joy"),
+        ("smile",),
+        {"neutral": (0.0,), "joy": (1.0,)},
+        (1.0,),
+        0.2,
+        0.0,
+        {"neutral": ("joy",), "joy": ("neutral",)},
+        intensities=(1.0,),
+    )
+    normal = [np.exp(-0.5 * (0.5 - centre) ** 2) for centre in (0, 1)]
+    expected = np.array([normal[0], 0.2 * normal[0] + 0.8 * normal[1]])
+    got = model.likelihood((0.5,))
     np.testing.assert_allclose(got / got.sum(), expected / expected.sum())

@@ -56,8 +56,10 @@ def test_clips_with_and_without_leading_zeros(tmp_path, place):
     reading = DFEW(root=corpus).reading("test")
     assert [s.target.video is not None for s in reading.samples] == [False, True]
     assert {k: v for k, v in reading.notes.items() if v} == {
-        "clips missing": 1, "clips in no list of this fold, not used": 1, "clips whose name is no number, not used": 1,
-    }  # fmt: skip
+        "clips missing": 1,
+        "clips in no list of this fold, not used": 1,
+        "clips whose name is no number, not used": 1,
+    }
     clip(corpus / place / ("part_2/01002.mp4" if place == "Clip/original" else "1002.avi"), 0)
     with pytest.raises(ValueError, match="are clip 1002; expected one"):
         DFEW(root=corpus).reading("test")
@@ -111,11 +113,22 @@ def test_a_face_model_learns_the_clips_and_counts_the_unreadable(tmp_path):
     (corpus / "Clip/original/1002.mp4").unlink()
     (corpus / "Clip/original/1003.mp4").write_bytes(b"no clip")
     make_vit_folder(tmp_path / "vit", ("a", "b"), 32, 8, width=32, layers=2, heads=2, intermediate_size=64)
-    run = fit(tmp_path, *flags(
-        model="FaceClassifier", model__vision=tmp_path / "vit", model__new_head=list(DFEW.labels.names),
-        model__frames=1, model__size=32, model__lr=3e-3, model__cache=tmp_path / "cache", trainer__max_epochs=14,
-        data="DFEW", data__root=corpus, data__batch_size=8,
-    ))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *flags(
+            model="FaceClassifier",
+            model__vision=tmp_path / "vit",
+            model__new_head=list(DFEW.labels.names),
+            model__frames=1,
+            model__size=32,
+            model__lr=3e-3,
+            model__cache=tmp_path / "cache",
+            trainer__max_epochs=14,
+            data="DFEW",
+            data__root=corpus,
+            data__batch_size=8,
+        ),
+    )
     zoo("test", f"--ckpt_path={run}")
     said = metrics(run)
     assert said["eval_protocol"] == "fold_1_of_5" and said["n"] == 14 == len(rows(run))

@@ -33,8 +33,10 @@ def test_second_version_takes_words_and_labels_where_there_are_any(corpus):
     assert (reading.official, reading.notes["without an emotion word"]) == (332, 2)
     (corpus / "gt-eng.csv").unlink()
     assert [s.target.label for s in EMER(root=corpus).samples("test")] == [None] * 4
-    write_csv(corpus / "label-disdim.csv", [{"name": "sample_00000100", "discrete": "neutral"},
-                                            {"name": "sample_00000001", "discrete": "sad"}])  # fmt: skip
+    write_csv(
+        corpus / "label-disdim.csv",
+        [{"name": "sample_00000100", "discrete": "neutral"}, {"name": "sample_00000001", "discrete": "sad"}],
+    )
     write_csv(corpus / "label-transcription.csv", [{"name": "sample_00000100", "chinese": "", "english": "So be it."}])
     samples = EMER(root=corpus).samples("test")
     assert [s.target.label for s in samples] == ["sad", None, "neutral", None]
@@ -75,8 +77,9 @@ def test_empty_explanation_and_repeated_row_are_named(corpus):
     write_csv(corpus / "gt-eng.csv", [*EMER_ROWS, EMER_ROWS[1], EMER_ROWS[0] | {"names": "z", "reasons": " "}])
     data = EMER(root=corpus, version="v1")
     assert data.reading("test").excluded == {
-        "sample_00000002 (row 5)": "repeats an earlier row word for word", "z": "empty explanation",
-    }  # fmt: skip
+        "sample_00000002 (row 5)": "repeats an earlier row word for word",
+        "z": "empty explanation",
+    }
     assert len(data.reasons()) == 3
     (corpus / "final-EMER-reason.csv").unlink()
     with pytest.raises(FileNotFoundError, match="EMER: no final-EMER-reason.csv .*dataset-v2/final-EMER-reason.csv"):
@@ -87,16 +90,27 @@ def test_empty_explanation_and_repeated_row_are_named(corpus):
 def test_a_model_of_mer2024_is_scored_by_word_and_by_explanation(tmp_path):
     make_llm(tmp_path / "llm")
     mer, emer = write_mer2024(tmp_path / "mer"), write_emer(tmp_path / "emer")
-    run = fit(tmp_path, *flags(model="CausalLM", model__llm=tmp_path / "llm", model__lr=3e-3, data="MER2024",
-                               data__root=mer, data__batch_size=6, trainer__max_epochs=1))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *flags(
+            model="CausalLM",
+            model__llm=tmp_path / "llm",
+            model__lr=3e-3,
+            data="MER2024",
+            data__root=mer,
+            data__batch_size=6,
+            trainer__max_epochs=1,
+        ),
+    )
     overlay = tmp_path / "emer.yaml"
     overlay.write_text(f"data: {{class_path: zoo.data.EMER, init_args: {{root: {emer}, version: v1}}}}\n")
     zoo("test", f"--ckpt_path={run}", "--config", overlay)
     said = metrics(run)
     assert (said["corpus"], said["eval_protocol"], said["n"]) == ("emer", "emer_v1", 3)
     assert said["population"]["n_official"] == 100
-    assert "have no label to score against" in refused("test", f"--ckpt_path={run}", "--config", overlay,
-                                                       "--data.version=v2")  # fmt: skip
+    assert "have no label to score against" in refused(
+        "test", f"--ckpt_path={run}", "--config", overlay, "--data.version=v2"
+    )
     zoo("predict", f"--ckpt_path={run}", "--config", overlay, "--data.version=v2")
     scores = reason_overlap(rows(run), EMER(root=emer).reasons())
     assert scores["n"] == 4 and 0 <= scores["clue_overlap/f1"] <= 1

@@ -59,7 +59,7 @@ def test_speakers_must_be_a_list_of_names(tmp_path, table, cell):
 
 
 def test_speakers_with_apostrophes(tmp_path, table):
-    table[0]["Speaker"] = '["Ada\'s Aunt", \'Dan \']'
+    table[0]["Speaker"] = "[\"Ada's Aunt\", 'Dan ']"
     assert read(tmp_path, table).samples[0].target.speaker == "Ada's Aunt and Dan"
 
 
@@ -132,8 +132,11 @@ def test_scenes_with_lines_of_meld_are_dropped(tmp_path):
         [("Not me.", "mad"), ("The ladder -- it isn't here, you know!", "sad")],  # too short; and in dev
         [("Hello there, Ada, how is it?", "joyful"), ("Not me.", "neutral")],  # in train: no harm
     ]
-    meld = {"train": "Hello there, Ada, how is it?", "dev": "the ladder, it isn’t here you know", "test":
-            "WHO LEFT THE LADDER -- in the yard"}  # fmt: skip
+    meld = {
+        "train": "Hello there, Ada, how is it?",
+        "dev": "the ladder, it isn’t here you know",
+        "test": "WHO LEFT THE LADDER -- in the yard",
+    }
     for split, text in meld.items():
         write_csv(tmp_path / "meld" / f"{split}_sent_emo.csv", dialogue(0, [(text, "joy"), ("Not me.", "joy")]))
     table = [row for i, turns in enumerate(lines) for row in scene(i + 1, turns)]
@@ -154,8 +157,12 @@ def test_captions(tmp_path, table):
 def test_options_reach_the_command_line(tmp_path):
     parser = ArgumentParser()
     parser.add_subclass_arguments(EmotionData, "data")
-    given = ["--data=zoo.data.emorynlp.EmoryNLP", f"--data.root={write_emorynlp(tmp_path / 'e')}",
-             f"--data.drop_leaks_to={write_meld(tmp_path / 'm')}", "--data.splits_are=dev_as_test"]  # fmt: skip
+    given = [
+        "--data=zoo.data.emorynlp.EmoryNLP",
+        f"--data.root={write_emorynlp(tmp_path / 'e')}",
+        f"--data.drop_leaks_to={write_meld(tmp_path / 'm')}",
+        "--data.splits_are=dev_as_test",
+    ]
     data = parser.instantiate(parser.parse_args(given)).data
     assert len(data.samples("test")) == 21 and data.drop_leaks_to == tmp_path / "m"
 
@@ -163,8 +170,13 @@ def test_options_reach_the_command_line(tmp_path):
 @pytest.mark.usefixtures("elsewhere")
 def test_fit_and_test(tmp_path):
     corpus = write_emorynlp(tmp_path / "emorynlp", scenes=(3, 2, 2))
-    model = ["--model=DialogueLLM", f"--model.llm={make_llm(tmp_path / 'llm')}", "--model.template=short",
-             "--model.window=1", "--model.lr=0.01"]  # fmt: skip
+    model = [
+        "--model=DialogueLLM",
+        f"--model.llm={make_llm(tmp_path / 'llm')}",
+        "--model.template=short",
+        "--model.window=1",
+        "--model.lr=0.01",
+    ]
     data = ["--data=EmoryNLP", f"--data.root={corpus}", "--data.batch_size=4"]
     run = fit(tmp_path, *model, *data, "--trainer.max_epochs=1")
     zoo("test", f"--ckpt_path={run}")

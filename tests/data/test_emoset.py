@@ -68,11 +68,21 @@ def test_missing_list(tmp_path):
 def test_a_face_model_learns_the_pictures(tmp_path):
     corpus = write_emoset(tmp_path / "emoset", (64, 8, 16))
     make_vit_folder(tmp_path / "vit", ("a", "b"), 32, 8, width=32, layers=2, heads=2, intermediate_size=64)
-    run = fit(tmp_path, *flags(
-        model="FaceClassifier", model__vision=tmp_path / "vit", model__new_head=list(EmoSet.labels.names),
-        model__frames=1, model__size=32, model__lr=3e-3, trainer__max_epochs=8, data="EmoSet", data__root=corpus,
-        data__batch_size=8,
-    ))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *flags(
+            model="FaceClassifier",
+            model__vision=tmp_path / "vit",
+            model__new_head=list(EmoSet.labels.names),
+            model__frames=1,
+            model__size=32,
+            model__lr=3e-3,
+            trainer__max_epochs=8,
+            data="EmoSet",
+            data__root=corpus,
+            data__batch_size=8,
+        ),
+    )
     zoo("test", f"--ckpt_path={run}")
     said = metrics(run)
     assert (said["n"], said["unparsed"], said["corpus"]) == (16, 0, "emoset") and said["accuracy"] >= 0.5  # chance: 1/8

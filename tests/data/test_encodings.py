@@ -45,9 +45,17 @@ def test_what_is_not_refused_is_what_was_written(tmp_path, text, encoding, known
 
 
 @pytest.mark.parametrize(
-    "text", ["it’s", "“Fine”, she said – really…", "they’re here, I’d say", "the end…", "wait—now", "parents’ house",
-             "I’m “it’s”"]
-)  # fmt: skip
+    "text",
+    [
+        "it’s",
+        "“Fine”, she said – really…",
+        "they’re here, I’d say",
+        "the end…",
+        "wait—now",
+        "parents’ house",
+        "I’m “it’s”",
+    ],
+)
 def test_windows_punctuation_in_ascii_is_read_as_before(tmp_path, text):
     path = tmp_path / "t.csv"
     path.write_bytes(f'a,b\n1,"{text}"\n'.encode("cp1252"))
@@ -89,8 +97,15 @@ def test_mer2024_reads_chinese_of_a_chinese_windows(tmp_path):
 
 
 MELD_ROW = {"Utterance": "", "Speaker": "Ada", "Emotion": "joy", "Dialogue_ID": "0", "Utterance_ID": "0"}
-EMORY_ROW = {"Utterance": "", "Speaker": "['Ada']", "Emotion": "Joyful", "Scene_ID": "1", "Utterance_ID": "1",
-             "Season": "1", "Episode": "1"}  # fmt: skip
+EMORY_ROW = {
+    "Utterance": "",
+    "Speaker": "['Ada']",
+    "Emotion": "Joyful",
+    "Scene_ID": "1",
+    "Utterance_ID": "1",
+    "Season": "1",
+    "Episode": "1",
+}
 
 
 @pytest.mark.parametrize(

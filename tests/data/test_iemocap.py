@@ -54,8 +54,9 @@ def test_samples(root):
     assert [turn.id for turn in second.history] == [f"{FIRST}_F000"]
     assert (second.target.video, second.target.audio, second.target.start, second.target.crop) == (None,) * 4
     assert reading.report()["notes"] == FEWER | {
-        "xxx is none of the 6 classes, context only": 3, "sur is none of the 6 classes, context only": 3,
-    }  # fmt: skip
+        "xxx is none of the 6 classes, context only": 3,
+        "sur is none of the 6 classes, context only": 3,
+    }
     assert (reading.official, IEMOCAP.labels.names) == (1623, tuple(CLASSES[6]))
 
 
@@ -80,8 +81,19 @@ def test_class_sets(root):
 
 def test_class_sets_are_the_papers():
     """The release's counts per code, as its users state them, add up to what is published per class set."""
-    counts = {"xxx": 2507, "fru": 1849, "neu": 1708, "ang": 1103, "sad": 1084, "exc": 1041, "hap": 595, "sur": 107,
-              "fea": 40, "oth": 3, "dis": 2}  # fmt: skip
+    counts = {
+        "xxx": 2507,
+        "fru": 1849,
+        "neu": 1708,
+        "ang": 1103,
+        "sad": 1084,
+        "exc": 1041,
+        "hap": 595,
+        "sur": 107,
+        "fea": 40,
+        "oth": 3,
+        "dis": 2,
+    }
     sums = {n: sum(counts[code] for codes in words.values() for code in codes) for n, words in CLASSES.items()}
     assert sum(counts.values()) == 10039 and sums == {4: 5531, 6: 7380, 8: 7527, 10: 7532}
     assert sums[6] + len(HAPPY_IN_THE_PAPERS) == sum(OFFICIAL.values()) == 5163 + 647 + 1623 == 7433
@@ -182,11 +194,18 @@ def test_the_last_utterance_is_the_last_with_a_label(tmp_path):
     assert sample.target.label == "frustrated" and len(sample.history) == 5
 
 
-@pytest.mark.parametrize("option, value, message", [
-    ("classes", 7, "classes is 4 or 6 or 8 or 10, got 7"), ("no_agreement", "happy", "no_agreement is unlabelled or"),
-    ("pieces", (9, 5), "shortest and the longest length"), ("speakers", {"F": "Eve"}, "speakers names F and M"),
-    ("test_session", 6, "test_session is 1 or"), ("unscored", "no", "unscored is"), ("protocol", "last", "protocol is"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "option, value, message",
+    [
+        ("classes", 7, "classes is 4 or 6 or 8 or 10, got 7"),
+        ("no_agreement", "happy", "no_agreement is unlabelled or"),
+        ("pieces", (9, 5), "shortest and the longest length"),
+        ("speakers", {"F": "Eve"}, "speakers names F and M"),
+        ("test_session", 6, "test_session is 1 or"),
+        ("unscored", "no", "unscored is"),
+        ("protocol", "last", "protocol is"),
+    ],
+)
 def test_options_are_checked(option, value, message):
     with pytest.raises(ValueError, match=message):
         IEMOCAP(**{option: value})
@@ -241,8 +260,10 @@ def test_extra_files_and_folders(root):
     (root / "Session5/dialog/EmoEvaluation/Categorical").mkdir()
     (root / "Session6").mkdir()
     data = IEMOCAP(root=root)
-    extra = [f"Session5/dialog/EmoEvaluation/{n} is not of the release, ignored"
-             for n in ("Ses02F_impro01.txt", "Ses05F_impro01 (copy).txt", "notes.txt")]  # fmt: skip
+    extra = [
+        f"Session5/dialog/EmoEvaluation/{n} is not of the release, ignored"
+        for n in ("Ses02F_impro01.txt", "Ses05F_impro01 (copy).txt", "notes.txt")
+    ]
     assert said(data.reading("test")) == dict.fromkeys(extra, 1)
     assert data.reading("train").notes["Session6 is not of the release, ignored"] == 1
 
@@ -262,8 +283,9 @@ def test_utterance_without_label_and_label_without_utterance(root):
     replaced(root, RATED, f"[0.5000 - 1.5000]\t{FIRST}_F000\tneu", f"[0.5000 - 1.5000]\t{FIRST}_F009\tneu")
     reading = IEMOCAP(root=root).reading("test")
     assert reading.excluded == {
-        f"{FIRST}_F009": "label, but no line in the transcription", f"{FIRST}_F000": "no label: context only",
-    }  # fmt: skip
+        f"{FIRST}_F009": "label, but no line in the transcription",
+        f"{FIRST}_F000": "no label: context only",
+    }
     first = reading.samples[0]
     assert (first.target.id, [t.id for t in first.history]) == (f"{FIRST}_M000", [f"{FIRST}_F000"])
 
@@ -285,15 +307,33 @@ def test_film_without_sound_and_sound_without_film(root):
     assert "Session5 has sentences/wav, but no dialog/avi/DivX" in said(IEMOCAP(root=root).reading("test"))
 
 
-@pytest.mark.parametrize("path, old, new, message", [
-    (SPOKEN, " [000.5000-001.5000]:", ",0.5,1.5,", r"impro01.txt line 1 is .*F000,0.5,1.5,.*; expected lines of"),
-    (SPOKEN, f"{FIRST}_M000", "Ses05F_impro02_M000", r"line 2 is .Ses05F_impro02_M.*expected lines of Ses05F_impro01"),
-    (SPOKEN, "[000.5000-001.5000]", "[002.5000-001.5000]", r"_F000 ends at 001.5000, but starts at 002.5000"),
-    (SPOKEN, f"{FIRST}_F001", f"{FIRST}_F000", r"line 3: Ses05F_impro01_F000 stood before with another text or time"),
-    (RATED, "[0.5000 - 1.5000]\t", "0.5000\t1.5000\t", r"EmoEvaluation/Ses05F_impro01.txt line 3 is .*expected lines"),
-    (RATED, "\tneu\t", "\tbor\t", r"unknown label 'bor' \(Ses05F_impro01_F000\); expected one of ang, hap"),
-    (RATED, f"{FIRST}_F001\tsad", f"{FIRST}_F000\tsad", r"Ses05F_impro01_F000 is sad, but neu before"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "path, old, new, message",
+    [
+        (SPOKEN, " [000.5000-001.5000]:", ",0.5,1.5,", r"impro01.txt line 1 is .*F000,0.5,1.5,.*; expected lines of"),
+        (
+            SPOKEN,
+            f"{FIRST}_M000",
+            "Ses05F_impro02_M000",
+            r"line 2 is .Ses05F_impro02_M.*expected lines of Ses05F_impro01",
+        ),
+        (SPOKEN, "[000.5000-001.5000]", "[002.5000-001.5000]", r"_F000 ends at 001.5000, but starts at 002.5000"),
+        (
+            SPOKEN,
+            f"{FIRST}_F001",
+            f"{FIRST}_F000",
+            r"line 3: Ses05F_impro01_F000 stood before with another text or time",
+        ),
+        (
+            RATED,
+            "[0.5000 - 1.5000]\t",
+            "0.5000\t1.5000\t",
+            r"EmoEvaluation/Ses05F_impro01.txt line 3 is .*expected lines",
+        ),
+        (RATED, "\tneu\t", "\tbor\t", r"unknown label 'bor' \(Ses05F_impro01_F000\); expected one of ang, hap"),
+        (RATED, f"{FIRST}_F001\tsad", f"{FIRST}_F000\tsad", r"Ses05F_impro01_F000 is sad, but neu before"),
+    ],
+)
 def test_changed_lines(root, path, old, new, message):
     replaced(root, path, old, new)
     with pytest.raises(ValueError, match=message):
@@ -322,8 +362,14 @@ def test_encodings(root):
 def test_peculiarities_of_the_release(root):
     """Remarks without a name, utterances that were never segmented, lines out of order, empty and repeated ones."""
     lines = (root / SPOKEN).read_text().splitlines()
-    extra = ["M: [LAUGHTER]", "", f"{FIRST}_MXX0 [003.6000-003.7000]: Hm.", f"{FIRST}_FXX1: (breathes)",
-             f"{FIRST}_F020 [013.0000-013.5000]:  ", lines[0]]  # fmt: skip
+    extra = [
+        "M: [LAUGHTER]",
+        "",
+        f"{FIRST}_MXX0 [003.6000-003.7000]: Hm.",
+        f"{FIRST}_FXX1: (breathes)",
+        f"{FIRST}_F020 [013.0000-013.5000]:  ",
+        lines[0],
+    ]
     write(root / SPOKEN, [lines[1], lines[0], *lines[2:], *extra])
     reading = IEMOCAP(root=root).reading("test")
     plain = IEMOCAP(root=write_iemocap(root.parent / "plain")).reading("test")
@@ -331,12 +377,15 @@ def test_peculiarities_of_the_release(root):
     assert [t.text for t in reading.samples[2].history] == [t.text for t in plain.samples[2].history]
     assert "Hm." in [t.text for t in reading.samples[3].history]
     assert reading.excluded == {
-        f"{FIRST}_F020": "empty utterance", f"{FIRST}_F000 (line 14)": "repeats an earlier line word for word",
-    }  # fmt: skip
+        f"{FIRST}_F020": "empty utterance",
+        f"{FIRST}_F000 (line 14)": "repeats an earlier line word for word",
+    }
     assert said(reading, "no label, context only") == {
-        "lines without an utterance's name, not used": 2, "lines of XX utterances in another form, not used": 1,
-        "utterances out of order in time, sorted": 8, "utterances the release has no rating of (XX in their names)": 1,
-    }  # fmt: skip
+        "lines without an utterance's name, not used": 2,
+        "lines of XX utterances in another form, not used": 1,
+        "utterances out of order in time, sorted": 8,
+        "utterances the release has no rating of (XX in their names)": 1,
+    }
 
 
 def test_one_file_of_descriptions_for_all_sessions(root, tmp_path):
@@ -356,8 +405,14 @@ def test_one_file_of_descriptions_for_all_sessions(root, tmp_path):
 def test_options_reach_the_command_line(root):
     parser = ArgumentParser()
     parser.add_subclass_arguments(EmotionData, "data")
-    given = ["--data=zoo.data.iemocap.IEMOCAP", f"--data.root={root}", "--data.classes=10", "--data.pieces=[5, 14]",
-             "--data.speakers={F: Person A, M: Person B}", "--data.protocol=last_utterance"]  # fmt: skip
+    given = [
+        "--data=zoo.data.iemocap.IEMOCAP",
+        f"--data.root={root}",
+        "--data.classes=10",
+        "--data.pieces=[5, 14]",
+        "--data.speakers={F: Person A, M: Person B}",
+        "--data.protocol=last_utterance",
+    ]
     data = parser.instantiate(parser.parse_args(given)).data
     assert data.labels.corpus == "iemocap10" and data.speakers["M"] == "Person B"
     assert len(data.samples("test")) == 3
@@ -365,10 +420,20 @@ def test_options_reach_the_command_line(root):
 
 @pytest.mark.usefixtures("elsewhere")
 def test_fit_and_test(root, tmp_path):
-    model = ["--model=DialogueLLM", f"--model.llm={make_llm(tmp_path / 'llm')}", "--model.template=short",
-             "--model.window=1", "--model.lr=0.01"]  # fmt: skip
-    data = ["--data=IEMOCAP", f"--data.root={root}", "--data.classes=8", "--data.speakers={F: Eve, M: Sam}",
-            "--data.batch_size=8"]  # fmt: skip
+    model = [
+        "--model=DialogueLLM",
+        f"--model.llm={make_llm(tmp_path / 'llm')}",
+        "--model.template=short",
+        "--model.window=1",
+        "--model.lr=0.01",
+    ]
+    data = [
+        "--data=IEMOCAP",
+        f"--data.root={root}",
+        "--data.classes=8",
+        "--data.speakers={F: Eve, M: Sam}",
+        "--data.batch_size=8",
+    ]
     run = fit(tmp_path, *model, *data, "--trainer.max_epochs=1")
     zoo("test", f"--ckpt_path={run}")
     answers, result = rows(run), metrics(run)

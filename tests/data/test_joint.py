@@ -19,8 +19,11 @@ def test_parts_follow_each_other_with_their_own_labels(roots):
     assert [s.labels.corpus for s in reading.samples] == ["meld"] * 21 + ["goemotions"] * 21
     assert joint.label_sets == {"meld": MELD.labels, "goemotions": GoEmotions.labels}
     assert reading.report() == {
-        "n_used": 42, "n_official": 1109 + 5426, "excluded": {}, "notes": {"meld: used": 21, "goemotions: used": 21},
-    }  # fmt: skip
+        "n_used": 42,
+        "n_official": 1109 + 5426,
+        "excluded": {},
+        "notes": {"meld: used": 21, "goemotions: used": 21},
+    }
     assert joint.protocol == "all_utterances" and joint.splits() == ("train", "dev", "test")
 
 
@@ -30,9 +33,11 @@ def test_what_the_parts_left_out_is_said_with_their_names(roots):
     reading = Joint([MELD(root=roots[0], limit=1), GoEmotions(root=roots[1])]).reading("train")
     assert reading.excluded == {"goemotions/blank": "empty text"}
     assert reading.report()["notes"] == {
-        "meld: used": 7, "meld: left out by --data.limit": 49,
-        "goemotions: used": 70, "goemotions: sentences with several labels, left out": 1,
-    }  # fmt: skip
+        "meld: used": 7,
+        "meld: left out by --data.limit": 49,
+        "goemotions: used": 70,
+        "goemotions: sentences with several labels, left out": 1,
+    }
 
 
 def test_a_split_that_only_some_parts_have(roots):
@@ -62,8 +67,10 @@ def test_refusals(roots):
 def test_from_a_config(roots):
     parser = ArgumentParser()
     parser.add_subclass_arguments(EmotionData, "data")
-    parts = [{"class_path": "zoo.data.meld.MELD", "init_args": {"root": str(roots[0]), "limit": 2}},
-             {"class_path": "zoo.data.goemotions.GoEmotions", "init_args": {"root": str(roots[1])}}]  # fmt: skip
+    parts = [
+        {"class_path": "zoo.data.meld.MELD", "init_args": {"root": str(roots[0]), "limit": 2}},
+        {"class_path": "zoo.data.goemotions.GoEmotions", "init_args": {"root": str(roots[1])}},
+    ]
     config = {"data": {"class_path": "zoo.data.joint.Joint", "init_args": {"parts": parts, "batch_size": 8}}}
     data = parser.instantiate(parser.parse_object(config)).data
     assert data.batch_size == 8 and len(data.samples("train")) == 14 + 70

@@ -16,9 +16,9 @@ def data(tmp_path):
     return MELD(root=tmp_path)
 
 
-@pytest.mark.parametrize("text, same", [
-    ("No -- I DON’T!", "no i dont"), ("  it's_him ", "its him"), ("“Zoë”?", "zoë"), ("...", ""),
-])
+@pytest.mark.parametrize(
+    "text, same", [("No -- I DON’T!", "no i dont"), ("  it's_him ", "its him"), ("“Zoë”?", "zoë"), ("...", "")]
+)
 def test_normalise(text, same):
     assert normalise(text) == same
 

@@ -38,8 +38,11 @@ def test_samples(tmp_path, rows):
 def test_official_counts_and_known_faults_are_data():
     assert OFFICIAL == {"train": (9989, 1038), "dev": (1109, 114), "test": (2610, 280)}
     assert sorted(map("/".join, KNOWN_BAD)) == [
-        "dev/dia110_utt7", "test/dia220_utt0", "test/dia38_utt4", "train/dia125_utt3",
-    ]  # fmt: skip
+        "dev/dia110_utt7",
+        "test/dia220_utt0",
+        "test/dia38_utt4",
+        "train/dia125_utt3",
+    ]
 
 
 def test_last_utterance_protocol(tmp_path, rows):
@@ -222,8 +225,13 @@ def test_limit_and_nothing_left(tmp_path, rows):
 def test_options_reach_the_command_line(tmp_path, capsys):
     parser = ArgumentParser()
     parser.add_subclass_arguments(EmotionData, "data")
-    given = ["--data=zoo.data.meld.MELD", f"--data.root={tmp_path}", "--data.captions=[a.json, b]",
-             "--data.protocol=last_utterance", "--data.batch_size=4"]  # fmt: skip
+    given = [
+        "--data=zoo.data.meld.MELD",
+        f"--data.root={tmp_path}",
+        "--data.captions=[a.json, b]",
+        "--data.protocol=last_utterance",
+        "--data.batch_size=4",
+    ]
     data = parser.instantiate(parser.parse_args(given)).data
     assert (data.root, data.protocol, data.batch_size) == (tmp_path, "last_utterance", 4)
     assert [path.name for path in data.captions] == ["a.json", "b"]

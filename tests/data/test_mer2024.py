@@ -39,8 +39,11 @@ def test_missing_words_and_clips_are_counted(corpus):
     reading = MER2024(root=corpus).reading("test")
     assert len(reading.samples) == 6  # nothing is left out
     assert {k: v for k, v in reading.notes.items() if v} == {
-        "clips missing": 5, "without words": 6, "neither clip nor words": 5, "clips without a row, not used": 1,
-    }  # fmt: skip
+        "clips missing": 5,
+        "without words": 6,
+        "neither clip nor words": 5,
+        "clips without a row, not used": 1,
+    }
     assert [s.target.video for s in reading.samples][:2] == [None, corpus / "MER2024_semi/samplenew3_00100001.avi"]
 
 
@@ -126,8 +129,18 @@ def test_a_language_model_reads_the_words_and_answers_in_the_corpus_labels(tmp_p
     (corpus / "video-unlabeled").mkdir()
     (corpus / "video-unlabeled" / "one.mp4").touch()
     make_llm(tmp_path / "llm")
-    run = fit(tmp_path, *flags(model="CausalLM", model__llm=tmp_path / "llm", model__lr=3e-3, data="MER2024",
-                               data__root=corpus, data__batch_size=6, trainer__max_epochs=6))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *flags(
+            model="CausalLM",
+            model__llm=tmp_path / "llm",
+            model__lr=3e-3,
+            data="MER2024",
+            data__root=corpus,
+            data__batch_size=6,
+            trainer__max_epochs=6,
+        ),
+    )
     zoo("test", f"--ckpt_path={run}")
     said = metrics(run)
     assert (said["corpus"], said["eval_protocol"], said["n"]) == ("mer2024", "mer2024_semi", 12)

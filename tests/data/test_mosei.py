@@ -42,17 +42,32 @@ RULE = [
 @pytest.mark.parametrize(
     ("options", "labels", "counted"),
     [
-        ({}, ["sadness", "anger", "disgust", "surprise"],
-         {"clips with several emotions, most intense taken": 2, "of these with several equally intense, first taken": 1,
-          "clips with no emotion, left out": 1}),
-        ({"several": "exclude"}, ["disgust", "surprise"],
-         {"clips with several emotions, left out": 2, "clips with no emotion, left out": 1}),
-        ({"none": "neutral"}, ["sadness", "anger", "neutral", "disgust", "surprise"],
-         {"clips with several emotions, most intense taken": 2, "of these with several equally intense, first taken": 1,
-          "clips with no emotion, neutral": 1}),
+        (
+            {},
+            ["sadness", "anger", "disgust", "surprise"],
+            {
+                "clips with several emotions, most intense taken": 2,
+                "of these with several equally intense, first taken": 1,
+                "clips with no emotion, left out": 1,
+            },
+        ),
+        (
+            {"several": "exclude"},
+            ["disgust", "surprise"],
+            {"clips with several emotions, left out": 2, "clips with no emotion, left out": 1},
+        ),
+        (
+            {"none": "neutral"},
+            ["sadness", "anger", "neutral", "disgust", "surprise"],
+            {
+                "clips with several emotions, most intense taken": 2,
+                "of these with several equally intense, first taken": 1,
+                "clips with no emotion, neutral": 1,
+            },
+        ),
         ({"present": 1}, ["sadness", "surprise"], {"clips with no emotion, left out": 3}),
     ],
-)  # fmt: skip
+)
 def test_one_emotion_per_clip(tmp_path, options, labels, counted):
     reading = read(tmp_path, RULE, **options)
     assert [s.target.label for s in reading.samples] == labels
@@ -191,8 +206,9 @@ def test_own_folds(tmp_path, form):
     write_csv(tmp_path / "mine.csv", [{"video_id": "gH_66", "split": "train"}, {"video_id": "-eF55", "split": "test"}])
     data = MOSEI(root=tmp_path, folds=tmp_path / "mine.csv")
     assert {s.dialogue for split in ("train", "test") for s in data.samples(split)} == {
-        "mosei/train/gH_66", "mosei/test/-eF55",
-    }  # fmt: skip
+        "mosei/train/gH_66",
+        "mosei/test/-eF55",
+    }
     assert data.reading("train").notes["whole corpus: labelled clips in no fold, left out"] == 12
 
 
@@ -210,9 +226,20 @@ def test_dialoguellm_reads_the_monologue_and_answers_in_the_corpus_labels(tmp_pa
     videos = {"train": [f"tr{i}" for i in range(30)], "valid": ["va0", "va1"], "test": ["te0", "te1"]}
     corpus = write_mosei_sdk(tmp_path / "mosei", mosei_rows(6, videos))
     make_llm(tmp_path / "llm")
-    run = fit(tmp_path, *flags(model="DialogueLLM", model__llm=tmp_path / "llm", model__template="short",
-                               model__window=1, model__lr=3e-3, data="MOSEI", data__root=corpus, data__batch_size=6,
-                               trainer__max_epochs=6))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *flags(
+            model="DialogueLLM",
+            model__llm=tmp_path / "llm",
+            model__template="short",
+            model__window=1,
+            model__lr=3e-3,
+            data="MOSEI",
+            data__root=corpus,
+            data__batch_size=6,
+            trainer__max_epochs=6,
+        ),
+    )
     zoo("test", f"--ckpt_path={run}")
     said = metrics(run)
     assert (said["corpus"], said["eval_protocol"], said["n"]) == ("mosei", "single_most_intense", 12)

@@ -47,9 +47,11 @@ class _Here:
 def test_every_kind_is_a_corpus_with_its_choices(root):
     data = SyntheticQuestions(root=root)
     assert {c: labels.names for c, labels in data.label_sets.items()} == {
-        "people": ("none", "one", "two"), "wall": ("red", "yellow", "green", "blue", "purple", "white"),
-        "object": ("lamp", "plant", "clock", "window", "picture"), "side": ("left", "right"),
-    }  # fmt: skip
+        "people": ("none", "one", "two"),
+        "wall": ("red", "yellow", "green", "blue", "purple", "white"),
+        "object": ("lamp", "plant", "clock", "window", "picture"),
+        "side": ("left", "right"),
+    }
     samples, sitcom = data.samples("train"), Synthetic(root=root).samples("train")
     asked = [json.loads(x) for x in (root / "questions.jsonl").read_text().splitlines()]
     asked = [row for row in asked if row["id"].startswith("synthetic/train/")]
@@ -75,7 +77,8 @@ def test_some_kinds_per_dialogue_under_a_name(root):
     assert list(data.label_sets) == ["wild_side", "wild_wall"]
     assert len(data.samples("train")) == 4  # two scenes of three
     assert [s.id for s in data.samples("test")] == [
-        f"wild_{kind}/test/dia{d}_utt0" for d in range(2) for kind in ("side", "wall")]  # fmt: skip
+        f"wild_{kind}/test/dia{d}_utt0" for d in range(2) for kind in ("side", "wall")
+    ]
 
 
 def test_explanations_end_with_the_label_and_stand_in_no_prompt(root):
@@ -87,8 +90,12 @@ def test_explanations_end_with_the_label_and_stand_in_no_prompt(root):
 
 
 def test_emotions_of_two_domains_and_questions_together(root):
-    parts = [NamedSynthetic("studio", root=root), NamedSynthetic("wild", root=root), SyntheticQuestions(root=root),
-             SyntheticReasons(root=root)]  # fmt: skip
+    parts = [
+        NamedSynthetic("studio", root=root),
+        NamedSynthetic("wild", root=root),
+        SyntheticQuestions(root=root),
+        SyntheticReasons(root=root),
+    ]
     joint = Joint(parts)
     assert list(joint.label_sets) == ["studio", "wild", "people", "wall", "object", "side", "reasons"]
     samples = joint.samples("test")

@@ -63,8 +63,19 @@ def test_wild_keeps_the_plot_and_changes_what_is_seen_and_heard(written, tmp_pat
 def test_layout(written):
     for split in SIZES:
         table = pd.read_csv(written / f"{split}_sent_emo.csv")
-        assert list(table) == ["Sr No.", "Utterance", "Speaker", "Emotion", "Sentiment", "Dialogue_ID", "Utterance_ID",
-                               "Season", "Episode", "StartTime", "EndTime"]  # fmt: skip
+        assert list(table) == [
+            "Sr No.",
+            "Utterance",
+            "Speaker",
+            "Emotion",
+            "Sentiment",
+            "Dialogue_ID",
+            "Utterance_ID",
+            "Season",
+            "Episode",
+            "StartTime",
+            "EndTime",
+        ]
         assert table["StartTime"].str.fullmatch(r"\d\d:\d\d:\d\d,\d{3}").all()
         keys = {f"dia{d}_utt{u}" for d, u in zip(table["Dialogue_ID"], table["Utterance_ID"], strict=True)}
         assert {p.name for p in (written / CLIPS[split]).iterdir()} == {f"{k}.mp4" for k in keys}
@@ -85,14 +96,14 @@ def test_clips_show_what_was_rendered(written):
         assert difference.mean() < 4
         others = [np.abs(frames[0].transpose(1, 2, 0).astype(float) - p).mean() for p in picture]
         assert int(np.argmin(others)) == 0
-        assert abs(len(sound) - len(wave)) <= 1024 and np.corrcoef(sound[: len(wave)], wave[: len(sound)])[0, 1] > .97
+        assert abs(len(sound) - len(wave)) <= 1024 and np.corrcoef(sound[: len(wave)], wave[: len(sound)])[0, 1] > 0.97
 
 
 def test_the_picture_does_not_show_the_prosody(written):
     """Lips move to a voice at rest, so that the face alone has the ceiling that is stated."""
     dialogue = Synthetic(root=written).dialogues("test")[0]
     u = dialogue.utterances[0]
-    other = type(u)(**vars(u) | {"choices": {**u.choices, "voice": (("prosody", (1.,) * 6),)}})
+    other = type(u)(**vars(u) | {"choices": {**u.choices, "voice": (("prosody", (1.0,) * 6),)}})
     pictures, waves = zip(*(release.render(x, dialogue.place, "seed") for x in (u, other)), strict=True)
     assert (pictures[0] == pictures[1]).all() and (waves[0] != waves[1]).any()
 
@@ -130,13 +141,16 @@ def test_rationales_say_what_is_true():
 def test_questions(written):
     rows = [json.loads(line) for line in (written / "questions.jsonl").read_text().splitlines()]
     assert all(r["answer"] in r["choices"] and r["question"].endswith("?") for r in rows)
-    places = {f"synthetic/{split}/{u.id}": d.place for split in SIZES for d in Synthetic(root=written).dialogues(split)
-              for u in d.utterances}  # fmt: skip
+    places = {
+        f"synthetic/{split}/{u.id}": d.place
+        for split in SIZES
+        for d in Synthetic(root=written).dialogues(split)
+        for u in d.utterances
+    }
     by_id = {}
     for r in rows:
         by_id.setdefault(r["id"], []).append(r["answer"])
-    assert by_id == {
-        key: [release.NUMBERS[p.people], p.wall, p.object, p.place] for key, p in places.items()}
+    assert by_id == {key: [release.NUMBERS[p.people], p.wall, p.object, p.place] for key, p in places.items()}
 
 
 # ---- the readers
@@ -149,7 +163,11 @@ def test_both_readers_read_it(written):
         assert [dict(s.target.descriptions) for s in samples] == [dict(u.descriptions) for u in utterances]
         assert all(s.target.video.is_file() and s.target.audio == s.target.video for s in samples)
     assert Synthetic(root=written).reading("train").report() == {
-        "n_used": len(utterances), "n_official": len(utterances), "excluded": {}, "notes": {}}
+        "n_used": len(utterances),
+        "n_official": len(utterances),
+        "excluded": {},
+        "notes": {},
+    }
 
 
 def test_written_and_in_memory_are_one_corpus(written):
@@ -157,7 +175,8 @@ def test_written_and_in_memory_are_one_corpus(written):
     for split in SIZES:
         assert memory.dialogues(split) == Synthetic(root=written).dialogues(split)
         assert [s.target.text for s in memory.samples(split)] == [
-            s.target.text for s in Synthetic(root=written).samples(split)]
+            s.target.text for s in Synthetic(root=written).samples(split)
+        ]
 
 
 def test_a_missing_clip_is_counted(written, tmp_path):
@@ -171,8 +190,11 @@ def test_a_missing_clip_is_counted(written, tmp_path):
 # ---- what is refused
 def test_root_and_options_must_agree(written):
     assert Synthetic(root=written, corpus_seed=3, train_dialogues=2, domain="studio").corpus_seed == 3
-    for options, said in (({"corpus_seed": 0}, "corpus_seed 3, not 0"), ({"domain": "wild"}, "domain studio, not wild"),
-                          ({"test_dialogues": 9}, "test_dialogues 1, not 9")):  # fmt: skip
+    for options, said in (
+        ({"corpus_seed": 0}, "corpus_seed 3, not 0"),
+        ({"domain": "wild"}, "domain studio, not wild"),
+        ({"test_dialogues": 9}, "test_dialogues 1, not 9"),
+    ):
         with pytest.raises(ValueError, match=said):
             Synthetic(root=written, **options)
 
@@ -198,8 +220,10 @@ def test_nothing_is_overwritten(written, tmp_path):
 
 def test_a_stopped_run_goes_on(written, tmp_path):
     """Killed in the middle of the clips: started again it makes what is missing, and the result is the same."""
-    code = ("import sys; from pathlib import Path; from zoo.data.synthetic import release\n"
-            f"release.write(Path(sys.argv[1]), {SIZES}, corpus_seed=3, workers=1)")  # fmt: skip
+    code = (
+        "import sys; from pathlib import Path; from zoo.data.synthetic import release\n"
+        f"release.write(Path(sys.argv[1]), {SIZES}, corpus_seed=3, workers=1)"
+    )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], cwd=Path(__file__).parents[2])
     partial = tmp_path / "out.partial"
     while len(list(partial.rglob("*.mp4"))) < 3 and process.poll() is None:
@@ -216,10 +240,15 @@ def test_a_stopped_run_goes_on(written, tmp_path):
     assert kept == made  # not made again
 
 
-@pytest.mark.parametrize("dialogues, shares, sizes", [
-    (100, (.7, .1, .2), {"train": 70, "dev": 10, "test": 20}), (3, (.7, .1, .2), {"train": 1, "dev": 1, "test": 1}),
-    (5, (.1, .1, .8), {"train": 1, "dev": 1, "test": 3}), (10, (7, 1, 2), {"train": 7, "dev": 1, "test": 2}),
-])
+@pytest.mark.parametrize(
+    "dialogues, shares, sizes",
+    [
+        (100, (0.7, 0.1, 0.2), {"train": 70, "dev": 10, "test": 20}),
+        (3, (0.7, 0.1, 0.2), {"train": 1, "dev": 1, "test": 1}),
+        (5, (0.1, 0.1, 0.8), {"train": 1, "dev": 1, "test": 3}),
+        (10, (7, 1, 2), {"train": 7, "dev": 1, "test": 2}),
+    ],
+)
 def test_share_out(dialogues, shares, sizes):
     assert share_out(dialogues, shares) == sizes
 
@@ -231,6 +260,7 @@ def test_command(tmp_path, capsys):
     assert re.search(r"train \d+ \(2 dialogues\), dev \d+ \(1 dialogues\), test \d+ \(1 dialogues\)", said)
     assert re.search(r"text \+ descriptions \+ face \+ voice +│ +\d", said) and "Best reachable" in said
     from PIL import Image
+
     sheet = Image.open(tmp_path / "s" / "contact_sheet.png")
     assert sheet.width > 1000 and len(set(sheet.convert("L").resize((50, 50)).get_flattened_data())) > 20
     assert "not empty" in refused("prepare", "synthetic", "--dialogues", "4", "--out", tmp_path / "s")

@@ -28,8 +28,16 @@ from zoo.data.synthetic.script import (
     with_history,
 )
 
-SETS = [("text",), ("descriptions",), ("text", "descriptions"), ("face",), ("voice",), ("face", "voice"),
-        ("text", "face", "voice"), ("text", "descriptions", "face", "voice")]
+SETS = [
+    ("text",),
+    ("descriptions",),
+    ("text", "descriptions"),
+    ("face",),
+    ("voice",),
+    ("face", "voice"),
+    ("text", "face", "voice"),
+    ("text", "descriptions", "face", "voice"),
+]
 WORDS = SETS[:3]  # sets without a picture or a sound
 PRIOR = np.array(SHARES) / sum(SHARES)
 
@@ -130,20 +138,24 @@ def test_shares(corpus):
     counts = np.array([sum(u.label == label for u in every) for label in LABELS])
     assert np.abs(counts / len(every) - PRIOR).max() < 0.03  # labels of one dialogue are alike: wider than binomial
     modes = Counter(u.truth.text_mode for u in every)
-    assert [modes[m] / len(every) for m in TEXT_MODES] == pytest.approx([.50, .32, .18], abs=0.025)
+    assert [modes[m] / len(every) for m in TEXT_MODES] == pytest.approx([0.50, 0.32, 0.18], abs=0.025)
 
 
 def test_labels_keep_their_shares_in_a_dialogue():
     """posterior() without past labels is exact only if every position has the prior."""
     np.testing.assert_allclose(PRIOR @ odds(Settings()).follows, PRIOR, atol=1e-12)
     for own, previous in ((True, True), (True, False), (False, True)):
-        p = sum(PRIOR[a] * next_label(Settings(), LABELS[a] if own else None, LABELS[a] if previous else None)
-                for a in range(7))
+        p = sum(
+            PRIOR[a] * next_label(Settings(), LABELS[a] if own else None, LABELS[a] if previous else None)
+            for a in range(7)
+        )
         np.testing.assert_allclose(p, PRIOR, atol=1e-12)
 
 
-@pytest.mark.parametrize("captioner, wrong", [
-    ("clean", (.06, .06, .06)), ("noisy", (.55, .10, .10)), ("noisy_independent", (.35, .35, .35))])
+@pytest.mark.parametrize(
+    "captioner, wrong",
+    [("clean", (0.06, 0.06, 0.06)), ("noisy", (0.55, 0.10, 0.10)), ("noisy_independent", (0.35, 0.35, 0.35))],
+)
 def test_captioners(captioner, wrong):
     states = defaultdict(Counter)
     for u in utterances(sitcom(captioner)):
@@ -217,7 +229,7 @@ def sentences(text, grammar):
     yield [], text
     for rule in grammar:
         if match := rule.pattern.match(text):
-            for more, rest in sentences(text[match.end():], grammar):
+            for more, rest in sentences(text[match.end() :], grammar):
                 yield [(rule, match), *more], rest
 
 
@@ -231,25 +243,36 @@ def derivations(text, words, grammar):
     for start, shown in starts.items():
         if not text.startswith(start):
             continue
-        for found, rest in sentences(text[len(start):], grammar):
+        for found, rest in sentences(text[len(start) :], grammar):
             form = " ".join(rule.kind for rule, _ in found)
-            topics = {rule.topic or topic_of[match["thing"].lower()] for rule, match in found
-                      if rule.topic or "thing" in match.groupdict()}
+            topics = {
+                rule.topic or topic_of[match["thing"].lower()]
+                for rule, match in found
+                if rule.topic or "thing" in match.groupdict()
+            }
             if form not in forms or len(topics) > 1 or rest not in {"", *trailing}:
                 continue
             if shown[0] == "tell" and rest:
                 continue  # one tell only
             tell = [] if shown[0] == "tell" else [("tell", rest)]
-            yield Counter([
-                shown, *tell, ("form", form), *(("topic", t) for t in topics), *(rule.choice for rule, _ in found),
-                *((rule.mark, match["mark"]) for rule, match in found)])
+            yield Counter(
+                [
+                    shown,
+                    *tell,
+                    ("form", form),
+                    *(("topic", t) for t in topics),
+                    *(rule.choice for rule, _ in found),
+                    *((rule.mark, match["mark"]) for rule, match in found),
+                ]
+            )
 
 
 @domains
 def test_a_text_shows_its_choices_and_no_others(domain):
     words = WORDINGS[domain]
     assert len({thing for topic in words.topics.values() for thing in topic.things}) == sum(
-        len(topic.things) for topic in words.topics.values())
+        len(topic.things) for topic in words.topics.values()
+    )
     grammar = list(rules(words))
     for u in utterances(generate(4, 30, domain=domain)):
         assert list(derivations(u.text, words, grammar)) == [Counter(u.choices["text"])], u.text
@@ -272,10 +295,14 @@ def test_captions_show_their_choices(domain):
     for u in utterances(generate(4, 60, domain=domain)):
         voice, face, unsure = (value for _, value in u.choices["descriptions"])
         for kind, (word, detail), names in (
-            ("audio", voice, words.sure), ("video", face, words.unsure if unsure else words.sure),
+            ("audio", voice, words.sure),
+            ("video", face, words.unsure if unsure else words.sure),
         ):
-            readable = {t.format(subject=n.format(name=u.speaker), word=word, detail=detail).lower() + "."
-                        for t in getattr(words, kind) for n in names}
+            readable = {
+                t.format(subject=n.format(name=u.speaker), word=word, detail=detail).lower() + "."
+                for t in getattr(words, kind)
+                for n in names
+            }
             assert u.descriptions[kind].lower() in readable
     # no word has the mark that ends it in a caption, so a caption can be read in one way only
     for bank in (words.voice, words.face):
@@ -285,7 +312,7 @@ def test_captions_show_their_choices(domain):
 
 # ---- likelihoods: by hand and by brute force
 def test_tables_are_distributions():
-    for settings in (Settings(), Settings(domain="wild", descriptions="noisy", text_modes=(.2, .3, .5))):
+    for settings in (Settings(), Settings(domain="wild", descriptions="noisy", text_modes=(0.2, 0.3, 0.5))):
         for name, table in odds(settings).tables.items():
             if name in ("expression", "prosody"):  # densities, see test_cues.py
                 continue
@@ -306,25 +333,25 @@ def test_draws_follow_the_odds():
 def test_cue_by_hand():
     """P(cue | mode, label), written out for two phrases."""
     words, table = WORDINGS["studio"], odds(Settings()).tables["cue"]
-    first = {label: 1 / sum(r ** -.7 for r in range(1, len(words.cues[label]) + 1)) for label in LABELS}
+    first = {label: 1 / sum(r**-0.7 for r in range(1, len(words.cues[label]) + 1)) for label in LABELS}
     explicit, _, misleading = table.likelihood("I love it")[0, :, 0]  # the first of joy
-    assert explicit[index("joy")] == pytest.approx(.82 * first["joy"])
-    assert explicit[index("surprise")] == pytest.approx(.18 / 3 * first["joy"])
+    assert explicit[index("joy")] == pytest.approx(0.82 * first["joy"])
+    assert explicit[index("surprise")] == pytest.approx(0.18 / 3 * first["joy"])
     assert explicit[index("anger")] == 0
     assert misleading[index("joy")] == 0
     assert misleading[index("sadness")] == pytest.approx(1 / 2 * first["joy"])
     second = table.likelihood("shut up")[0, 0, 0]
-    assert second[index("anger")] == pytest.approx(.82 * first["anger"] * 2 ** -.7)
+    assert second[index("anger")] == pytest.approx(0.82 * first["anger"] * 2**-0.7)
 
 
 def test_caption_by_brute_force():
     """P(pair | shown) summed over the bank it may come from."""
     words, table = WORDINGS["studio"], odds(Settings()).tables["voice"]
     pair = ("calm", "in an even tone")
-    neutral = 1.
+    neutral = 1.0
     for bank, value in zip(words.voice["neutral"], pair, strict=True):
-        neutral *= (bank.index(value) + 1) ** -.7 / sum(r ** -.7 for r in range(1, len(bank) + 1))
-    for shown, share in (("neutral", .70), ("joy", .15), ("sadness", .15), ("disgust", .15), ("anger", 0)):
+        neutral *= (bank.index(value) + 1) ** -0.7 / sum(r**-0.7 for r in range(1, len(bank) + 1))
+    for shown, share in (("neutral", 0.70), ("joy", 0.15), ("sadness", 0.15), ("disgust", 0.15), ("anger", 0)):
         assert table.likelihood(pair)[0, 0, index(shown), 0] == pytest.approx(share * neutral)
 
 
@@ -351,7 +378,7 @@ def test_history_by_enumeration():
     evidence = [script._likelihood(u.settings, u.choices, ("text",)) for u in dialogue.utterances]
     sums = np.zeros((4, 7))
     for labels in itertools.product(range(7), repeat=4):
-        p, last, per_theme = 1., {}, np.ones(len(evidence[0]))
+        p, last, per_theme = 1.0, {}, np.ones(len(evidence[0]))
         for t, (u, y) in enumerate(zip(dialogue.utterances, labels, strict=True)):
             p *= next_label(u.settings, last.get(u.speaker), LABELS[labels[t - 1]] if t else None)[y]
             per_theme = per_theme * evidence[t][:, y]
@@ -379,15 +406,15 @@ def test_posteriors_are_calibrated(captioner):
         top = p.max(1)
         error = np.sqrt((top * (1 - top)).sum()) / n
         assert abs((p.argmax(1) == truth).mean() - top.mean()) < 2.5 * error, name
-        right, expected = p[np.arange(n), truth], (p ** 2).sum(1)  # E[p(true label)] = E[sum of p^2]
-        error = np.sqrt(((p ** 3).sum(1) - expected ** 2).sum()) / n
+        right, expected = p[np.arange(n), truth], (p**2).sum(1)  # E[p(true label)] = E[sum of p^2]
+        error = np.sqrt(((p**3).sum(1) - expected**2).sum()) / n
         assert abs((right - expected).mean()) < 2.5 * error, name
 
 
 def score(p, truth, g):
     """Score test: if ``p`` is exact, sum(g(true label) - E g) / sqrt(sum Var g) is N(0, 1) whatever g is."""
     mean = (p * g).sum(1)
-    return (g[np.arange(len(p)), truth] - mean).sum() / np.sqrt(((p * g ** 2).sum(1) - mean ** 2).sum())
+    return (g[np.arange(len(p)), truth] - mean).sum() / np.sqrt(((p * g**2).sum(1) - mean**2).sum())
 
 
 TEXT_TABLES = ("cue", "opener", "tell", "topic", "asks", "cue mark", "statement mark", "question mark", "form")
@@ -417,16 +444,22 @@ def test_every_factor_counts_as_it_should():
     every, z = utterances(sitcom("noisy")[:460]), {}
     for modality, tables in (("text", TEXT_TABLES), ("descriptions", DESCRIPTION_TABLES)):
         assert set(tables) == {table for u in every for table, _ in u.choices[modality]}
-        z |= {(*name, table): score(p, truth, adds(modality, table))
-              for name, p in posteriors.items() if modality in name[0] for table in tables}
+        z |= {
+            (*name, table): score(p, truth, adds(modality, table))
+            for name, p in posteriors.items()
+            if modality in name[0]
+            for table in tables
+        }
     past = np.log([next_label(u.settings, u.own_last, u.previous) for u in every]) - np.log(PRIOR)
     z |= {(given, "past"): score(posteriors[given, "past labels"], truth, past) for given in SETS}
     assert len(z) == 9 * (3 * 4 + 1) + 3 * 3 * 3 + len(SETS)
     assert max(map(abs, z.values())) < 3.7, max(z.items(), key=lambda item: abs(item[1]))
 
 
-@pytest.mark.parametrize("modality, table", [
-    *(("text", table) for table in TEXT_TABLES), *(("descriptions", table) for table in DESCRIPTION_TABLES)])
+@pytest.mark.parametrize(
+    "modality, table",
+    [*(("text", table) for table in TEXT_TABLES), *(("descriptions", table) for table in DESCRIPTION_TABLES)],
+)
 def test_a_forgotten_factor_is_found(modality, table):
     """The test above can fail: leave a table out of the likelihood, and its score is far off."""
     p = PRIOR * likelihood_without(modality, table)
@@ -448,8 +481,9 @@ def test_more_information_never_hurts(captioner):
                 assert accuracy[more, extra] > accuracy[less, extra] - slack, (less, more)
 
 
-@pytest.mark.parametrize("captioner, design", [
-    ("clean", (67, 80, 87)), ("noisy", (67, 60, 79)), ("noisy_independent", (67, 60, 75))])
+@pytest.mark.parametrize(
+    "captioner, design", [("clean", (67, 80, 87)), ("noisy", (67, 60, 79)), ("noisy_independent", (67, 60, 75))]
+)
 def test_ceilings_are_as_designed(captioner, design):
     """Accuracy in percent from text, descriptions and both; true past labels add about 4.5 to text."""
     posteriors, truth = all_posteriors(captioner)
@@ -480,7 +514,7 @@ def test_ceilings():
 
 def test_ceilings_of_every_set():
     scores = ceilings(sitcom("noisy")[:5])
-    assert len(scores) == 4 * (2 ** 4 - 1) and "text + descriptions + face + voice + history + past labels" in scores
+    assert len(scores) == 4 * (2**4 - 1) and "text + descriptions + face + voice + history + past labels" in scores
 
 
 def test_effect_of_descriptions(corpus):
@@ -494,6 +528,7 @@ def test_effect_of_descriptions(corpus):
 def test_scores_agree_with_torchmetrics():
     from torch import from_numpy
     from torchmetrics.functional import accuracy, f1_score
+
     rng = np.random.default_rng(0)
     truth, predicted = rng.integers(0, 7, 300), rng.integers(0, 6, 300)
     ours, to = script._scores(predicted, truth), {"task": "multiclass", "num_classes": 7}
@@ -528,7 +563,11 @@ def test_corpus():
     assert set(first.target.descriptions) == {"audio", "video"} and first.label in range(7)
     assert first.target.video is None and first.target.audio is None
     assert data.reading("train").report() == {
-        "n_used": len(data.samples("train")), "n_official": None, "excluded": {}, "notes": {}}
+        "n_used": len(data.samples("train")),
+        "n_official": None,
+        "excluded": {},
+        "notes": {},
+    }
 
 
 def test_splits_share_no_dialogue():
@@ -544,21 +583,35 @@ def test_arguments():
     assert Synthetic(seed=7, test_dialogues=2).samples("test") == Synthetic(test_dialogues=2).samples("test")
 
 
-@pytest.mark.parametrize("options, said", [
-    ({"corpus_seed": -1}, "corpus_seed"), ({"dev_dialogues": 0}, "dev_dialogues"),
-    ({"descriptions": "perfect"}, "clean, noisy"), ({"domain": "moon"}, "studio, wild"), ({"batch_size": 0}, "batch"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"corpus_seed": -1}, "corpus_seed"),
+        ({"dev_dialogues": 0}, "dev_dialogues"),
+        ({"descriptions": "perfect"}, "clean, noisy"),
+        ({"domain": "moon"}, "studio, wild"),
+        ({"batch_size": 0}, "batch"),
+    ],
+)
 def test_corpus_says_what_is_wrong(options, said):
     with pytest.raises(ValueError, match=said):
         Synthetic(**options)
 
 
-@pytest.mark.parametrize("options, said", [
-    ({"dialogues": 0}, "dialogues"), ({"descriptions": "perfect"}, "descriptions"), ({"domain": "moon"}, "domain"),
-    ({"shares": (1, 2)}, "7 positive"), ({"shares": (0, 1, 1, 1, 1, 1, 1)}, "positive"),
-    ({"text_modes": (.5, .5, .5)}, "sum to 1"), ({"text_modes": (1.5, -.5, 0.)}, "sum to 1"),
-    ({"inertia": .8, "contagion": .3}, "together"), ({"inertia": -.1}, "at least 0"),
-])
+@pytest.mark.parametrize(
+    "options, said",
+    [
+        ({"dialogues": 0}, "dialogues"),
+        ({"descriptions": "perfect"}, "descriptions"),
+        ({"domain": "moon"}, "domain"),
+        ({"shares": (1, 2)}, "7 positive"),
+        ({"shares": (0, 1, 1, 1, 1, 1, 1)}, "positive"),
+        ({"text_modes": (0.5, 0.5, 0.5)}, "sum to 1"),
+        ({"text_modes": (1.5, -0.5, 0.0)}, "sum to 1"),
+        ({"inertia": 0.8, "contagion": 0.3}, "together"),
+        ({"inertia": -0.1}, "at least 0"),
+    ],
+)
 def test_generate_says_what_is_wrong(options, said):
     with pytest.raises(ValueError, match=said):
         generate(**{"seed": 0, "dialogues": 1} | options)

@@ -3,28 +3,31 @@ import pytest
 from zoo.data.text import clean_text, drop_repeats, find_file, read_table, read_text
 
 
-@pytest.mark.parametrize("raw, clean", [
-    ("I didn\x92t", "I didn't"),
-    ("\x91so\x92", "'so'"),
-    ("\x93Stop\x94", '"Stop"'),
-    ("wait\x85", "wait..."),
-    ("no\x96wait\x97what", "no-wait-what"),
-    ("caf\x80", "caf€"),
-    ("it’s “fine” — really…", "it’s “fine” — really…"),
-    ("itâ€™s â€œfineâ€\x9d", "it’s “fine”"),
-    ("it\xe2\x80\x99s", "it’s"),  # the same bytes decoded as latin-1
-    ("cafÃ©Â\xa0noir", "café noir"),
-    ("good ðŸ˜€", "good 😀"),
-    ("my fiancé…” said Zoë", "my fiancé…” said Zoë"),  # looks like a broken three-byte sequence, is none
-    ("châteaux â la carte, À vous, ÂME", "châteaux â la carte, À vous, ÂME"),
-    ("a\xa0b", "a b"),
-    ("\ufeffa", "a"),
-    (" a \r\n\t b ", "a b"),
-    ("a\x00b\x1fc", "a b c"),
-    (" \xa0\x81 ", ""),
-    ("<|eot_id|> [INST] <image>", "<|eot_id|> [INST] <image>"),  # the prompt's business, not the reader's
-    ("", ""),
-])
+@pytest.mark.parametrize(
+    "raw, clean",
+    [
+        ("I didn\x92t", "I didn't"),
+        ("\x91so\x92", "'so'"),
+        ("\x93Stop\x94", '"Stop"'),
+        ("wait\x85", "wait..."),
+        ("no\x96wait\x97what", "no-wait-what"),
+        ("caf\x80", "caf€"),
+        ("it’s “fine” — really…", "it’s “fine” — really…"),
+        ("itâ€™s â€œfineâ€\x9d", "it’s “fine”"),
+        ("it\xe2\x80\x99s", "it’s"),  # the same bytes decoded as latin-1
+        ("cafÃ©Â\xa0noir", "café noir"),
+        ("good ðŸ˜€", "good 😀"),
+        ("my fiancé…” said Zoë", "my fiancé…” said Zoë"),  # looks like a broken three-byte sequence, is none
+        ("châteaux â la carte, À vous, ÂME", "châteaux â la carte, À vous, ÂME"),
+        ("a\xa0b", "a b"),
+        ("\ufeffa", "a"),
+        (" a \r\n\t b ", "a b"),
+        ("a\x00b\x1fc", "a b c"),
+        (" \xa0\x81 ", ""),
+        ("<|eot_id|> [INST] <image>", "<|eot_id|> [INST] <image>"),  # the prompt's business, not the reader's
+        ("", ""),
+    ],
+)
 def test_clean_text(raw, clean):
     assert clean_text(raw) == clean
     assert clean_text(clean) == clean
@@ -32,7 +35,7 @@ def test_clean_text(raw, clean):
 
 def test_table_cells_are_text_and_rows_are_numbered(tmp_path):
     path = tmp_path / "t.csv"
-    path.write_bytes(b"\xef\xbb\xbf a , b\r\n\r\n01,NA\r\n,\"x, y\"\r\n,\r\n")
+    path.write_bytes(b'\xef\xbb\xbf a , b\r\n\r\n01,NA\r\n,"x, y"\r\n,\r\n')
     table = read_table(path, ("a", "b"))
     assert table.to_dict("records") == [{"a": "01", "b": "NA"}, {"a": "", "b": "x, y"}]
     assert list(table.index) == [3, 4]  # as a text editor or spreadsheet counts them
@@ -49,20 +52,26 @@ def test_cp1252_file_is_read_and_counted(tmp_path):
     assert [clean_text(cell) for cell in read_table(path, ("a", "b"))["b"]] == ["it’s", "didn’t"]
 
 
-@pytest.mark.parametrize("data, words", [
-    (b"a,b\n1,\x81\x92\n", ["t.csv", "byte 6 is 0x81", "UTF-8 again"]),
-    ("a,b\n1,x\n".encode("utf-16"), ["t.csv", "UTF-16", "UTF-8 again"]),
-    (b"", ["t.csv", "is empty", "a, b", "download"]),
-    (b"\xef\xbb\xbf\r\n", ["t.csv", "is empty"]),
-    (b"a,b\n", ["t.csv", "is empty"]),
-    (b"a,bb\n1,2\n", ["t.csv", "has the columns a, bb", "expected each of a, b once", "closest to b: bb", "Rename"]),
-    (b"A,b\n1,2\n", ["closest to a: A"]),
-    (b"a;b\n1;2\n", ["has the columns a;b"]),
-    (b"a,b,a\n1,2,3\n", ["expected each of a, b once, and a is not"]),
-    (b"a,b\n1,2\n1,2,3\n", ["t.csv row 3 has 3 cells, expected 2", "quote"]),
-    (b"a,b\n1\n", ["t.csv row 2 has 1 cells"]),
-    (b"a,b\n1,\"open\n", ["t.csv line", "unexpected end of data", "quotes"]),
-])
+@pytest.mark.parametrize(
+    "data, words",
+    [
+        (b"a,b\n1,\x81\x92\n", ["t.csv", "byte 6 is 0x81", "UTF-8 again"]),
+        ("a,b\n1,x\n".encode("utf-16"), ["t.csv", "UTF-16", "UTF-8 again"]),
+        (b"", ["t.csv", "is empty", "a, b", "download"]),
+        (b"\xef\xbb\xbf\r\n", ["t.csv", "is empty"]),
+        (b"a,b\n", ["t.csv", "is empty"]),
+        (
+            b"a,bb\n1,2\n",
+            ["t.csv", "has the columns a, bb", "expected each of a, b once", "closest to b: bb", "Rename"],
+        ),
+        (b"A,b\n1,2\n", ["closest to a: A"]),
+        (b"a;b\n1;2\n", ["has the columns a;b"]),
+        (b"a,b,a\n1,2,3\n", ["expected each of a, b once, and a is not"]),
+        (b"a,b\n1,2\n1,2,3\n", ["t.csv row 3 has 3 cells, expected 2", "quote"]),
+        (b"a,b\n1\n", ["t.csv row 2 has 1 cells"]),
+        (b'a,b\n1,"open\n', ["t.csv line", "unexpected end of data", "quotes"]),
+    ],
+)
 def test_unreadable_tables_say_why(tmp_path, data, words):
     (tmp_path / "t.csv").write_bytes(data)
     with pytest.raises(ValueError) as error:
@@ -83,8 +92,12 @@ def test_find_file(tmp_path):
     (tmp_path / "train" / "x.csv").touch()
     (tmp_path / "other.txt").touch()
     assert find_file(tmp_path, ["x.csv", "train/x.csv"], "C", "Advice.") == tmp_path / "train" / "x.csv"
-    for root, got in [(tmp_path, "which holds other.txt, train"), (tmp_path / "no", "which does not exist"),
-                      (tmp_path / "other.txt", "which is a file"), (None, "C needs its folder")]:  # fmt: skip
+    for root, got in [
+        (tmp_path, "which holds other.txt, train"),
+        (tmp_path / "no", "which does not exist"),
+        (tmp_path / "other.txt", "which is a file"),
+        (None, "C needs its folder"),
+    ]:
         with pytest.raises(FileNotFoundError, match="y.csv") as error:
             find_file(root, ["y.csv"], "C", "Advice.")
         assert got in str(error.value) and "Advice." in str(error.value)

@@ -31,7 +31,7 @@ from tests.runs_helper import (
     same,
     trace,
     zoo,
-)  # fmt: skip
+)
 from zoo.backbones.sentence import SentenceEncoder
 from zoo.data import MELD, Synthetic
 from zoo.models.baselines import Majority, SentenceClassifier, TfidfLogistic
@@ -180,15 +180,18 @@ def test_labels_that_training_lacks():
         lacking = [i for i, name in enumerate(data.labels.names) if name not in kept]
         assert p[:, lacking].max() == 0 and np.allclose(p.sum(1), 1)
         assert all(math.isfinite(v) for v in fitted["intercept"])
-        right = [data.labels.names[i] == s.target.label for s, i in zip(train, model.probabilities(
-            data.labels, train).argmax(1), strict=True)]  # fmt: skip
+        right = [
+            data.labels.names[i] == s.target.label
+            for s, i in zip(train, model.probabilities(data.labels, train).argmax(1), strict=True)
+        ]
         assert np.mean(right) > 0.8
 
 
 def test_bad_input_is_refused(options, tmp_path):
     assert "C > 0" in refused("fit", *TFIDF, *options(model__C=0))
     assert "no train sample has a description of kind 'video'" in refused(
-        "fit", *TFIDF, *options(model__descriptions="[video]"))  # fmt: skip
+        "fit", *TFIDF, *options(model__descriptions="[video]")
+    )
 
 
 # ---- the sentence encoder
@@ -245,8 +248,16 @@ def test_dropout_of_the_encoder_is_on_where_it_is_trained(trained, sentence, opt
 
 def test_sentence_learns_by_heart(sentence, corpus, tmp_path):
     seven = make_corpus(tmp_path / "seven", (1, 1, 1), test_is="train")
-    arguments = flags(data="MELD", data__root=seven, data__batch_size=7, trainer__max_epochs=40, model__lr=0.01,
-                      model__dropout=0, model__schedule="constant", trainer__limit_val_batches=0)  # fmt: skip
+    arguments = flags(
+        data="MELD",
+        data__root=seven,
+        data__batch_size=7,
+        trainer__max_epochs=40,
+        model__lr=0.01,
+        model__dropout=0,
+        model__schedule="constant",
+        trainer__limit_val_batches=0,
+    )
     run = fit(tmp_path, *sentence, *arguments)
     answers(run)
     assert metrics(run)["accuracy"] == 1.0
@@ -285,8 +296,14 @@ def make_encoder(folder: Path) -> Path:
     vocabulary = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *dict.fromkeys(pieces + words)]
     tokenizer = BertTokenizerFast(vocab={word: i for i, word in enumerate(vocabulary)}, model_max_length=64)
     tokenizer.save_pretrained(folder)
-    config = BertConfig(vocab_size=len(vocabulary), hidden_size=32, num_hidden_layers=2, num_attention_heads=2,
-                        intermediate_size=64, max_position_embeddings=64)  # fmt: skip
+    config = BertConfig(
+        vocab_size=len(vocabulary),
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        max_position_embeddings=64,
+    )
     with torch.random.fork_rng():
         torch.manual_seed(0)
         model = BertModel(config, add_pooling_layer=False)

@@ -64,50 +64,106 @@ class System:
         return row["scores"] if self.scores else row["text"]
 
 
-DIALOGUELLM = ("--model=zoo.models.dialoguellm.DialogueLLM", "--model.template=short", "--model.window=1",
-               "--model.descriptions=[audio]", "--model.dropout=0.1", "--model.word_dropout=0.1")  # fmt: skip
+DIALOGUELLM = (
+    "--model=zoo.models.dialoguellm.DialogueLLM",
+    "--model.template=short",
+    "--model.window=1",
+    "--model.descriptions=[audio]",
+    "--model.dropout=0.1",
+    "--model.word_dropout=0.1",
+)
 SYSTEMS = {
     "causal_lm": System(("--model=zoo.models.causal_lm.CausalLM",)),
     "dialoguellm": System(DIALOGUELLM),
     "dialoguellm_lora": System(
-        (*DIALOGUELLM, "--model.lora.r=4", "--model.lora.dropout=0.05"), adapters=True,
+        (*DIALOGUELLM, "--model.lora.r=4", "--model.lora.dropout=0.05"),
+        adapters=True,
         overfits=("--model.lora.r=16", "--model.lora.alpha=16", r"--model.lora.targets=model\.layers\.\d+\..*"),
     ),
     "face": System(
         ("--model=zoo.models.unimodal.FaceClassifier", "--model.size=32", "--model.shift=2", "--model.light=0.1"),
-        "vision", calm=("--model.shift=0", "--model.light=0"), overfits=("--model.lr=0.001",),
+        "vision",
+        calm=("--model.shift=0", "--model.light=0"),
+        overfits=("--model.lr=0.001",),
     ),
     "grpo": System(
-        ("--model=zoo.models.grpo.GRPO", "--model.rewards+=tests.runs_helper.checksum", "--model.max_new_tokens=4",
-         "--model.lora.r=4", "--model.lora.dropout=0.05", "--model.objective.beta=0.04"),
-        adapters=True, overfits=None, scores=False, monitor="val/reward",
+        (
+            "--model=zoo.models.grpo.GRPO",
+            "--model.rewards+=tests.runs_helper.checksum",
+            "--model.max_new_tokens=4",
+            "--model.lora.r=4",
+            "--model.lora.dropout=0.05",
+            "--model.objective.beta=0.04",
+        ),
+        adapters=True,
+        overfits=None,
+        scores=False,
+        monitor="val/reward",
     ),
     "voice": System(
-        ("--model=zoo.models.unimodal.VoiceClassifier", "--model.gain=3"), "audio", calm=("--model.gain=0",),
+        ("--model=zoo.models.unimodal.VoiceClassifier", "--model.gain=3"),
+        "audio",
+        calm=("--model.gain=0",),
         overfits=("--trainer.max_epochs=80", "--model.lr=0.005"),
     ),
     "emotion_qwen": System(
-        ("--model=EmotionQwen", "--model.vision=shape:tiny-patch-vision", "--model.template=plain", "--model.window=1",
-         r"--model.train=['vision\..*','compressor\..*','llm\..*']", "--model.frames=1", "--model.min_pixels=256",
-         "--model.mrope=[2,3,3]"),
+        (
+            "--model=EmotionQwen",
+            "--model.vision=shape:tiny-patch-vision",
+            "--model.template=plain",
+            "--model.window=1",
+            r"--model.train=['vision\..*','compressor\..*','llm\..*']",
+            "--model.frames=1",
+            "--model.min_pixels=256",
+            "--model.mrope=[2,3,3]",
+        ),
         overfits=("--model.lr=0.003",),
     ),
     "farcer": System(
-        ("--model=FARCER", "--model.template=plain", "--model.window=1", "--model.layers=3", "--model.standardise=true",
-         "--model.train_shots=1", "--model.shots=1", "--model.shot_window=0", "--model.decode=score"),
-        others=("vision",), calm=(),
-        overfits=("--model.train_shots=0", "--model.shots=0", "--model.lora.r=16", "--model.lora.alpha=16",
-                  r"--model.lora.targets=model\.layers\.\d+\..*"),
+        (
+            "--model=FARCER",
+            "--model.template=plain",
+            "--model.window=1",
+            "--model.layers=3",
+            "--model.standardise=true",
+            "--model.train_shots=1",
+            "--model.shots=1",
+            "--model.shot_window=0",
+            "--model.decode=score",
+        ),
+        others=("vision",),
+        calm=(),
+        overfits=(
+            "--model.train_shots=0",
+            "--model.shots=0",
+            "--model.lora.r=16",
+            "--model.lora.alpha=16",
+            r"--model.lora.targets=model\.layers\.\d+\..*",
+        ),
     ),
     "merit": System(
-        ("--model=Merit", "--model.template=plain", "--model.window=1", "--model.frames=2", "--model.audio_tokens=2",
-         "--model.lora.r=4", "--model.lora.dropout=0.05", "--model.word_dropout=0.1"),
-        others=("vision", "audio"), adapters=True, beside=("vision_projection.", "audio_projection."),
+        (
+            "--model=Merit",
+            "--model.template=plain",
+            "--model.window=1",
+            "--model.frames=2",
+            "--model.audio_tokens=2",
+            "--model.lora.r=4",
+            "--model.lora.dropout=0.05",
+            "--model.word_dropout=0.1",
+        ),
+        others=("vision", "audio"),
+        adapters=True,
+        beside=("vision_projection.", "audio_projection."),
         calm=("--model.word_dropout=0",),
-        overfits=("--model.lora.r=16", "--model.lora.alpha=16", r"--model.lora.targets=model\.layers\.\d+\..*",
-                  "--model.cache=cache"),
+        overfits=(
+            "--model.lora.r=16",
+            "--model.lora.alpha=16",
+            r"--model.lora.targets=model\.layers\.\d+\..*",
+            "--model.cache=cache",
+        ),
     ),
-}  # fmt: skip
+}
 
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -187,8 +243,10 @@ def test_the_run_folder_alone_reproduces_the_best_validated_model(run, system, o
     expected = {r["id"].replace("/dev/", "/test/"): system.said(r) for r in best["rows"]}
     assert {r["id"]: system.said(r) for r in rows(run)} == expected
     assert [system.said(r) for r in other["rows"]] != [system.said(r) for r in best["rows"]]  # nor the other epoch
-    tested = {"val/wf1": lambda: metrics(run)["weighted_f1"],
-              "val/reward": lambda: sum(r["details"]["reward"] for r in rows(run)) / len(rows(run))}  # fmt: skip
+    tested = {
+        "val/wf1": lambda: metrics(run)["weighted_f1"],
+        "val/reward": lambda: sum(r["details"]["reward"] for r in rows(run)) / len(rows(run)),
+    }
     assert tested[system.monitor]() == pytest.approx(max(scores), abs=1e-6)
 
 

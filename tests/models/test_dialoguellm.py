@@ -218,9 +218,13 @@ def test_what_a_batch_holds(meld, tokenizer):
     samples = ragged(meld)
     batch = collator(tokenizer, kinds=("video",))(samples, np.random.default_rng(0))
     assert {k: getattr(v, "dtype", type(v).__name__) for k, v in batch.items()} == {
-        "samples": "Rows", "truncated": "int", "input_ids": torch.int64, "mask": torch.bool,
-        "target_ids": torch.int64, "answer": torch.bool,
-    }  # fmt: skip
+        "samples": "Rows",
+        "truncated": "int",
+        "input_ids": torch.int64,
+        "mask": torch.bool,
+        "target_ids": torch.int64,
+        "answer": torch.bool,
+    }
     assert list(batch["samples"]) == samples and batch["truncated"] == 0
     longest = 0
     for i, s in enumerate(samples):

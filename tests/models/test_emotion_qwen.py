@@ -58,8 +58,9 @@ class Other(MELD):
 def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("emotion_qwen")
     make_llm(home / "llm")
-    small_patch_vision(home / "vision", depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16,
-                       full_attention=(1,))  # fmt: skip
+    small_patch_vision(
+        home / "vision", depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16, full_attention=(1,)
+    )
     make_corpus(home / "meld", (1, 1, 1), clips=True)
     return home
 
@@ -71,7 +72,8 @@ def made(home, train=None, **options) -> EmotionQwen:
     options = {"llm": str(home / "llm"), "template": "plain"} | sizes | options
     model = EmotionQwen(vision=str(home / "vision"), train=train, **options)
     model._trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(run_seed=0), ckpt_path=None, state=SimpleNamespace(fn="test"))  # fmt: skip
+        datamodule=SimpleNamespace(run_seed=0), ckpt_path=None, state=SimpleNamespace(fn="test")
+    )
     model.configure_model()
     return model.eval()
 
@@ -97,12 +99,19 @@ def test_pictures_of_all_sizes_in_one_batch_equal_one_by_one(home, tmp_path):
     model = made(home, mrope=(2, 3, 3))
     clip = tmp_path / "clip.mp4"
     clip.write_bytes(encode(np.random.default_rng(0).integers(0, 256, (10, 48, 64, 3), np.uint8), np.zeros(8000, "f4")))
-    samples = [sample("a", picture(tmp_path / "a.png", 24, 80)), sample("b", picture(tmp_path / "b.png", 70, 30)),
-               sample("c", text="no clip at all"), sample("d", clip),
-               sample("e", picture(tmp_path / "e.jpg", 9, 9))]  # fmt: skip
+    samples = [
+        sample("a", picture(tmp_path / "a.png", 24, 80)),
+        sample("b", picture(tmp_path / "b.png", 70, 30)),
+        sample("c", text="no clip at all"),
+        sample("d", clip),
+        sample("e", picture(tmp_path / "e.jpg", 9, 9)),
+    ]
     batch = collated(model, samples)
-    assert batch["rows"] == (0, 1, 3, 4) and batch["no_clip"] == 1 and batch["grid"].tolist() == [
-        [1, 6, 20], [1, 18, 8], [1, 6, 8], [1, 2, 2]]  # fmt: skip
+    assert (
+        batch["rows"] == (0, 1, 3, 4)
+        and batch["no_clip"] == 1
+        and batch["grid"].tolist() == [[1, 6, 20], [1, 18, 8], [1, 6, 8], [1, 2, 2]]
+    )
     assert batch["slots"].sum(1).tolist() == [30, 36, 0, 12, 1]
     assert batch["positions"].shape == (3, *batch["mask"].shape)
     together = model.predict(batch)
@@ -131,8 +140,9 @@ def test_a_wrong_order_of_tokens_would_be_noticed(home, tmp_path, monkeypatch):
 
 def test_positions_of_a_prompt_and_its_answer(home, tmp_path):
     model = made(home, mrope=(2, 3, 3))
-    batch = collated(model, [sample("a", picture(tmp_path / "a.png", 16, 32)), sample("longer", text="a b c d e f g")],
-                     training=True)  # fmt: skip
+    batch = collated(
+        model, [sample("a", picture(tmp_path / "a.png", 16, 32)), sample("longer", text="a b c d e f g")], training=True
+    )
     real, slots = batch["mask"][0], batch["slots"][0]
     before = int(slots[real].int().argmax())
     after = int(real.sum()) - before - 8
@@ -157,8 +167,10 @@ def test_frozen_eyes_look_once_trained_ones_each_time(home, tmp_path, monkeypatc
         assert sum(seen) == expected
 
 
-CHAT = ("{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
-        "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}")  # fmt: skip
+CHAT = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
 SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 
 
@@ -170,16 +182,25 @@ def test_the_chat_of_a_conversation(home, tmp_path):
     tokenizer.chat_template = CHAT
     first = Turn("0", "user", "<image>\nWhat is this?", video=picture(tmp_path / "a.png", 16, 24))
     told = Turn("1", "assistant", "A bus.<|im_end|><|clip:0:9|>")
-    s = sample("a", picture(tmp_path / "b.png", 16, 16), text="", label=None, history=(first, told),
-               question="And <image>?", answer="A car.")  # fmt: skip
+    s = sample(
+        "a",
+        picture(tmp_path / "b.png", 16, 16),
+        text="",
+        label=None,
+        history=(first, told),
+        question="And <image>?",
+        answer="A car.",
+    )
     batch = collated(model, [s], training=True)
     assert batch["slots"].sum() == 6 + 4 and len(batch["grid"]) == 2
     text = tokenizer.decode(batch["input_ids"][0])
     pads = ["<|vision_start|>" + "<|image_pad|>" * n + "<|vision_end|>" for n in (6, 4)]
     squeezed = text.replace(" ", "")
-    expected = (f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{pads[0]}\nWhat is this?<|im_end|>\n"
-                f"<|im_start|>assistant\nA bus.< |im_end| >< |clip:0:9| ><|im_end|>\n<|im_start|>user\nAnd {pads[1]}?"
-                f"<|im_end|>\n<|im_start|>assistant\nA car.")  # fmt: skip
+    expected = (
+        f"<|im_start|>system\nBe brief.<|im_end|>\n<|im_start|>user\n{pads[0]}\nWhat is this?<|im_end|>\n"
+        f"<|im_start|>assistant\nA bus.< |im_end| >< |clip:0:9| ><|im_end|>\n<|im_start|>user\nAnd {pads[1]}?"
+        f"<|im_end|>\n<|im_start|>assistant\nA car."
+    )
     assert squeezed.startswith(expected.replace(" ", "").lower()), text  # the small tokenizer lowers
     learnt = batch["input_ids"][0][batch["answer"][0]]
     assert tokenizer.decode(learnt[:-1]).replace(" ", "") == "acar." and learnt[-1] == tokenizer.eos_token_id
@@ -215,13 +236,21 @@ def test_hostile_pictures(home, tmp_path):
     (tmp_path / "text.png").write_text("no picture")
     Image.new("L", (8000, 8000)).save(tmp_path / "huge.png", compress_level=1)
     seen = {
-        "grey": picture(tmp_path / "grey.png", 20, 20, "L"), "alpha": picture(tmp_path / "alpha.png", 20, 20, "RGBA"),
-        "dot": picture(tmp_path / "dot.png", 1, 1), "huge": tmp_path / "huge.png", "black": tmp_path / "black.mp4",
+        "grey": picture(tmp_path / "grey.png", 20, 20, "L"),
+        "alpha": picture(tmp_path / "alpha.png", 20, 20, "RGBA"),
+        "dot": picture(tmp_path / "dot.png", 1, 1),
+        "huge": tmp_path / "huge.png",
+        "black": tmp_path / "black.mp4",
         "long": picture(tmp_path / "long.png", 2, 400),
-    }  # fmt: skip
-    unseen = {"missing": tmp_path / "missing.mp4", "missing_picture": tmp_path / "missing.jpg", "none": None,
-              "broken": tmp_path / "broken.mp4", "text": tmp_path / "text.png",
-              "too_long": picture(tmp_path / "too_long.png", 2, 402)}  # fmt: skip
+    }
+    unseen = {
+        "missing": tmp_path / "missing.mp4",
+        "missing_picture": tmp_path / "missing.jpg",
+        "none": None,
+        "broken": tmp_path / "broken.mp4",
+        "text": tmp_path / "text.png",
+        "too_long": picture(tmp_path / "too_long.png", 2, 402),
+    }
     batch = collated(model, [sample(name, path) for name, path in {**seen, **unseen}.items()])
     assert set(batch["rows"]) == set(range(len(seen))) and batch["no_clip"] == len(unseen) and batch["nothing"] == 0
     assert batch["grid"].prod(1).max() <= 4096 // 16 and batch["slots"].any(1).sum() == len(seen)
@@ -266,14 +295,17 @@ def trained_by(config: str) -> tuple[list[str], str]:
 @pytest.mark.parametrize(
     "config, parts",
     [
-        ("stage1.yaml", ["vision", "compressor.general"]), ("sitcom_stage1.yaml", ["vision", "compressor.general"]),
+        ("stage1.yaml", ["vision", "compressor.general"]),
+        ("sitcom_stage1.yaml", ["vision", "compressor.general"]),
         ("stage2.yaml", ["vision", "compressor.emotion", "compressor.gate"]),
         ("sitcom_stage2.yaml", ["vision", "compressor.emotion", "compressor.gate"]),
-        ("stage3.yaml", ["llm"]), ("sitcom_stage3.yaml", ["llm"]), ("tune_full.yaml", ["llm"]),
+        ("stage3.yaml", ["llm"]),
+        ("sitcom_stage3.yaml", ["llm"]),
+        ("tune_full.yaml", ["llm"]),
         ("ablations/stage1_free_gate.yaml", ["vision", "compressor.general", "compressor.gate"]),
         ("ablations/tune_full_authors.yaml", ["llm", "compressor.emotion"]),
     ],
-)  # fmt: skip
+)
 def test_each_stage_trains_exactly_the_named_parts(home, tmp_path, config, parts):
     """By name, and by what one step of AdamW changes."""
     train, gate = trained_by(config)
@@ -289,11 +321,20 @@ def test_each_stage_trains_exactly_the_named_parts(home, tmp_path, config, parts
 
 def options(home, data="MELD", **more) -> list[str]:
     base = {
-        "model": "EmotionQwen", "model__llm": home / "llm", "model__vision": home / "vision",
+        "model": "EmotionQwen",
+        "model__llm": home / "llm",
+        "model__vision": home / "vision",
         "model__template": "plain",
-        "model__min_pixels": 64, "model__video_max_pixels": 256, "model__frames": 1, "model__lr": 0.01, "data": data,
-        "data__root": home / "meld", "data__batch_size": 4, "trainer__max_steps": 2, "model__cache": home / "cache",
-    }  # fmt: skip
+        "model__min_pixels": 64,
+        "model__video_max_pixels": 256,
+        "model__frames": 1,
+        "model__lr": 0.01,
+        "data": data,
+        "data__root": home / "meld",
+        "data__batch_size": 4,
+        "trainer__max_steps": 2,
+        "model__cache": home / "cache",
+    }
     return [v for v in flags(**base | more) if not v.endswith("=None")]
 
 
@@ -303,12 +344,17 @@ def chain(home, tmp_path_factory):
     folder, runs, start = tmp_path_factory.mktemp("chain"), {}, None
     for stage in (1, 2, 3):
         train, gate = trained_by(f"sitcom_stage{stage}.yaml")
-        runs[stage] = fit(folder / f"{stage}", TRACE, *options(home, model__train=json.dumps(train),
-                          model__force_gate=gate, model__start_from=start))  # fmt: skip
+        runs[stage] = fit(
+            folder / f"{stage}",
+            TRACE,
+            *options(home, model__train=json.dumps(train), model__force_gate=gate, model__start_from=start),
+        )
         start = runs[stage]
     for seed, (name, data) in enumerate((("meld", "MELD"), ("other", f"{__name__}.Other"))):
-        runs[name] = fit(folder / name, *options(home, data, model__lora__r=2, model__start_from=start, model__lr=0.1,
-                         seed_everything=seed))  # fmt: skip
+        runs[name] = fit(
+            folder / name,
+            *options(home, data, model__lora__r=2, model__start_from=start, model__lr=0.1, seed_everything=seed),
+        )
         zoo("test", f"--ckpt_path={runs[name]}", "--data.eval_batch_size=1")
     return runs
 
@@ -364,8 +410,10 @@ def _rank(rank: int, home: Path, folder: Path, samples: list[Sample]) -> None:
 def test_fsdp2_on_two_processes_equals_one(home, tmp_path):
     """Each process holds half of every block; two steps on a sample each are two steps on both."""
     untied(home / "llm", tmp_path / "llm")
-    samples = [sample("a", picture(tmp_path / "a.png", 16, 24)),
-               sample("b", picture(tmp_path / "b.png", 24, 24, seed=1))]  # fmt: skip
+    samples = [
+        sample("a", picture(tmp_path / "a.png", 16, 24)),
+        sample("b", picture(tmp_path / "b.png", 24, 24, seed=1)),
+    ]
     torch.multiprocessing.start_processes(_rank, (home, tmp_path, samples), nprocs=2, start_method="fork")
     one = made(home, [".*"], llm=str(tmp_path / "llm"))
     before = {k: v.clone() for k, v in one.state_dict().items()}
@@ -406,8 +454,9 @@ def test_what_cannot_be_divided_is_refused(home, chain):
 
 # ---- one adapter per data set
 def joint(home, tmp_path) -> str:
-    parts = [{"class_path": f"{c.__module__}.{c.__name__}", "init_args": {"root": str(home / "meld")}}
-             for c in (MELD, Other)]  # fmt: skip
+    parts = [
+        {"class_path": f"{c.__module__}.{c.__name__}", "init_args": {"root": str(home / "meld")}} for c in (MELD, Other)
+    ]
     path = tmp_path / "joint.yaml"
     path.write_text(yaml.safe_dump({"data": {"class_path": "zoo.data.Joint", "init_args": {"parts": parts}}}))
     return f"--config={path}"
@@ -442,7 +491,8 @@ def test_one_of_several_adapters_is_merged_on_export(chain, home, tmp_path, caps
     zoo("test", joint(home, tmp_path), *switched(home, chain))
     config = newest(tmp_path) / "config.test.yaml"
     assert "several adapters; give --adapter, one of meld, other" in refused(
-        "export", f"--ckpt_path={config}", f"--out={tmp_path / 'x'}", "--merge")  # fmt: skip
+        "export", f"--ckpt_path={config}", f"--out={tmp_path / 'x'}", "--merge"
+    )
     assert "none of this name" in refused("export", f"--ckpt_path={config}", "--out=y", "--adapter=wild")
     capsys.readouterr()
     zoo("export", f"--ckpt_path={config}", f"--out={tmp_path / 'merged'}", "--adapter=other", "--merge")
@@ -479,15 +529,36 @@ def test_conversations_are_trained_and_scored(home, tmp_path):
     talk = []
     for i in range(6):
         picture(tmp_path / "pictures" / f"{i}.png", 16, 16 + 8 * i, seed=i)
-        talk.append({"id": i, "image": f"{i}.png", "conversations": [
-            {"role": "user", "content": "<image>\nWhat is there?"}, {"role": "assistant", "content": "calm joy"},
-            {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "yes"}]})  # fmt: skip
+        talk.append(
+            {
+                "id": i,
+                "image": f"{i}.png",
+                "conversations": [
+                    {"role": "user", "content": "<image>\nWhat is there?"},
+                    {"role": "assistant", "content": "calm joy"},
+                    {"role": "user", "content": "Sure?"},
+                    {"role": "assistant", "content": "yes"},
+                ],
+            }
+        )
     (tmp_path / "talk.json").write_text(json.dumps(talk))
     files = [{"path": "talk.json", "root": "pictures"}]
     (tmp_path / "mix.yaml").write_text(yaml.safe_dump({"train": files, "dev": files, "test": files}))
-    run = fit(tmp_path, *options(home, "Conversations", data__root=None, data__mixture=tmp_path / "mix.yaml",
-              model__train=r"['compressor\..*','llm\..*']", checkpoint__monitor="val/answer", trainer__max_steps=None,
-              trainer__max_epochs=12, model__max_new_tokens=6, model__cache=None))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *options(
+            home,
+            "Conversations",
+            data__root=None,
+            data__mixture=tmp_path / "mix.yaml",
+            model__train=r"['compressor\..*','llm\..*']",
+            checkpoint__monitor="val/answer",
+            trainer__max_steps=None,
+            trainer__max_epochs=12,
+            model__max_new_tokens=6,
+            model__cache=None,
+        ),
+    )
     zoo("test", f"--ckpt_path={run}")
     said = metrics(run)
     assert said["n"] == 12 and said["reasons"]["n"] == 12 and said["reasons"]["clue_overlap/f1"] > 0.4
@@ -520,6 +591,7 @@ def test_mixed_answers_in_one_batch(home, tmp_path):
     noted = model.predict(collated(model, samples))[1]
     prefix = model.llm.encode(model.embedded(batch := collated(model, samples[1:2])), batch["mask"])
     assert noted.details["answer_logprob"] == pytest.approx(
-        model._reference(prefix, Rows(samples[1:2]))[0].details["answer_logprob"], abs=1e-5)  # fmt: skip
+        model._reference(prefix, Rows(samples[1:2]))[0].details["answer_logprob"], abs=1e-5
+    )
     training = collated(model, samples[1:2], training=True)
     assert noted.details["answer_logprob"] == pytest.approx(-model.loss(training).item(), abs=1e-4)

@@ -78,9 +78,9 @@ def test_face_needs_an_area(box):
         face(box)
 
 
-@pytest.mark.parametrize("changed", [
-    {"happy": 0.5}, {"happy": float("nan")}, {"happy": 1.9, "sad": -0.9}, {"joy": 0.0},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "changed", [{"happy": 0.5}, {"happy": float("nan")}, {"happy": 1.9, "sad": -0.9}, {"joy": 0.0}]
+)
 def test_face_needs_a_distribution(changed):
     with pytest.raises(ValueError, match="expected probabilities"):
         Face((0, 0, 1, 1), probabilities("happy", 1.0) | changed)
@@ -88,13 +88,16 @@ def test_face_needs_a_distribution(changed):
         Face((0, 0, 1, 1), {"happy": 1.0})
 
 
-@pytest.mark.parametrize("box, expected", [
-    ((2, 3, 5, 7), (2, 3, 5, 7)),
-    ((-5, -5, 99, 99), (0, 0, 16, 12)),
-    ((1.2, 1.8, 3.2, 3.0), (1, 1, 4, 3)),  # every pixel that is touched
-    ((16, 0, 20, 5), None),
-    ((-4, 2, 0, 5), None),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "box, expected",
+    [
+        ((2, 3, 5, 7), (2, 3, 5, 7)),
+        ((-5, -5, 99, 99), (0, 0, 16, 12)),
+        ((1.2, 1.8, 3.2, 3.0), (1, 1, 4, 3)),  # every pixel that is touched
+        ((16, 0, 20, 5), None),
+        ((-4, 2, 0, 5), None),
+    ],
+)
 def test_clip_box(box, expected):
     assert clip_box(box, 12, 16) == expected
 
@@ -195,10 +198,16 @@ def test_named_clips_are_analysed_once():
     assert len(fake.asked) == 8 and not forgetful.found
 
 
-@pytest.mark.parametrize("frames", [
-    torch.zeros(1, 3, 4, 4), torch.zeros(3, 4, 4).byte(), torch.zeros(1, 1, 4, 4).byte(),
-    torch.zeros(0, 3, 4, 4).byte(), np.zeros((1, 3, 4, 4), np.uint8),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "frames",
+    [
+        torch.zeros(1, 3, 4, 4),
+        torch.zeros(3, 4, 4).byte(),
+        torch.zeros(1, 1, 4, 4).byte(),
+        torch.zeros(0, 3, 4, 4).byte(),
+        np.zeros((1, 3, 4, 4), np.uint8),
+    ],
+)
 def test_other_frames_are_refused(frames):
     with pytest.raises(ValueError, match=r"expected frames as a tensor, uint8 \(F, 3, H, W\)"):
         FaceCapture(Fake([]))(frames)
@@ -415,21 +424,30 @@ def test_deepface_says_the_whole_picture_when_there_is_no_face(deepface, less):
     assert len(DeepFaceFaces().analyse(noise())[0]) == 1
 
 
-@pytest.mark.parametrize("answer", [
-    percent(1, 1, 4, 4), [[percent(1, 1, 4, 4)]], [{"region": {"x": 1}}], [percent(1, 1, 4, 4) | {"emotion": None}],
-    [percent(1, 1, 4, 4) | {"emotion": dict.fromkeys(EMOTIONS, 1 / 7)}],  # not in percent
-    None,
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "answer",
+    [
+        percent(1, 1, 4, 4),
+        [[percent(1, 1, 4, 4)]],
+        [{"region": {"x": 1}}],
+        [percent(1, 1, 4, 4) | {"emotion": None}],
+        [percent(1, 1, 4, 4) | {"emotion": dict.fromkeys(EMOTIONS, 1 / 7)}],  # not in percent
+        None,
+    ],
+)
 def test_other_deepface_formats_are_refused(deepface, answer):
     deepface.answer = answer
     with pytest.raises(ValueError, match="expected of DeepFace.analyze a list of dictionaries"):
         DeepFaceFaces().analyse(noise())
 
 
-@pytest.mark.parametrize("package, make, message", [
-    ("dlib", lambda head: DlibFaces(head), r"dlib is not installed .* pip install 'emotion-zoo\[faces\]'"),
-    ("deepface", lambda head: DeepFaceFaces(), "DeepFace is not installed .* pip install deepface tf-keras"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "package, make, message",
+    [
+        ("dlib", lambda head: DlibFaces(head), r"dlib is not installed .* pip install 'emotion-zoo\[faces\]'"),
+        ("deepface", lambda head: DeepFaceFaces(), "DeepFace is not installed .* pip install deepface tf-keras"),
+    ],
+)
 def test_absent_packages_say_how_to_install_them(monkeypatch, head, package, make, message):
     monkeypatch.setitem(sys.modules, package, None)  # as Python does it: importing then raises ImportError
     with pytest.raises(ImportError, match=message):

@@ -8,14 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from zoo.backbones.patches import PatchVision, small_patch_vision
-from zoo.models.emotion_qwen.parts import (
-    Expert,
-    FusionProjector,
-    Gate,
-    HybridCompressor,
-    MLPProjector,
-    inner_to_match,
-)
+from zoo.models.emotion_qwen.parts import Expert, FusionProjector, Gate, HybridCompressor, MLPProjector, inner_to_match
 
 WIDTH, TO, HEADS = 16, 12, 4
 GRID = torch.tensor([[1, 4, 6], [2, 2, 8], [1, 2, 2]])
@@ -53,8 +46,10 @@ def written_expert(expert, group):
 
 def written_attention(attention, x):
     """Multi-head self-attention over (n, D), head by head, row by row."""
-    q, k, v = (F.linear(x, w, b) for w, b in
-               zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True))  # fmt: skip
+    q, k, v = (
+        F.linear(x, w, b)
+        for w, b in zip(attention.in_proj_weight.chunk(3), attention.in_proj_bias.chunk(3), strict=True)
+    )
     out, size = torch.zeros_like(x), WIDTH // HEADS
     for head in range(HEADS):
         at = slice(head * size, (head + 1) * size)
@@ -298,6 +293,10 @@ def test_gate_alone():
     gate = Gate(WIDTH, HEADS)
     assert gate((torch.randn(5, WIDTH),)).shape == (1, 2)
     assert set(gate.state_dict()) == {
-        "attention.in_proj_weight", "attention.in_proj_bias", "attention.out_proj.weight", "attention.out_proj.bias",
-        "linear.weight", "linear.bias",
-    }  # fmt: skip
+        "attention.in_proj_weight",
+        "attention.in_proj_bias",
+        "attention.out_proj.weight",
+        "attention.out_proj.bias",
+        "linear.weight",
+        "linear.bias",
+    }

@@ -106,8 +106,13 @@ def test_every_style_gives_our_names(own, tmp_path, style):
 def test_round_trip_through_files(own, tmp_path):
     published = to_published(own)
     assert {k.split(".")[0] for k in published} == {
-        "vpm", "llm", "lm_head", "generalcompressor", "emotioncompressor", "gatenet",
-    }  # fmt: skip
+        "vpm",
+        "llm",
+        "lm_head",
+        "generalcompressor",
+        "emotioncompressor",
+        "gatenet",
+    }
     assert "llm.layers.0.self_attn.q_proj.weight" in published and "vpm.blocks.1.attn.qkv.bias" in published
     assert same(read_published(shards(tmp_path / "again", published, 1)), own)
     assert same(to_published(from_published(published)), published)

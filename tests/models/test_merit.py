@@ -177,8 +177,10 @@ def test_rewards_written_out(alpha, rewards):
     assert vote_reward(votes, None, plutchik(SEVEN), alpha) == [0.0] * 6
 
 
-@pytest.mark.parametrize("text, finished, worth", [(" joy", True, 1), ("JOY ", True, 1), ("joy", False, 0),
-                                                   ("joy.", True, 0), ("glad", True, 0), ("", True, 0)])  # fmt: skip
+@pytest.mark.parametrize(
+    "text, finished, worth",
+    [(" joy", True, 1), ("JOY ", True, 1), ("joy", False, 0), ("joy.", True, 0), ("glad", True, 0), ("", True, 0)],
+)
 def test_the_form_of_an_answer(text, finished, worth):
     sample = Sample("meld/test/a", "meld/test/d", SEVEN, Turn("a", "", "hi", "joy"))
     assert LabelOnly()(Answer(text, 2, finished, sample)) == worth
@@ -211,8 +213,10 @@ def objectives(reward):
     }
 
 
-@pytest.mark.parametrize("kind, gain", [("ppo_reward", 0.6614974), ("ppo_advantage", -0.0128342),
-                                        ("reinforce_group", 0.40650), ("grpo_clip", 0.32322)])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind, gain",
+    [("ppo_reward", 0.6614974), ("ppo_advantage", -0.0128342), ("reinforce_group", 0.40650), ("grpo_clip", 0.32322)],
+)
 @pytest.mark.parametrize("alpha", [None, 0.5, 1.0, 2.0])
 def test_votes_to_loss(kind, gain, alpha):
     """Two for joy, one neutral, one unreadable: with alpha 1 the rewards are 1, 1, 2/3 and 0."""
@@ -401,8 +405,9 @@ def test_labelled_reinforcement_needs_rewards():
 # ----------------------------------------------------------------------------------------------------------- paper size
 def test_paper_size():
     """Qwen2.5-32B, CLIP-ViT-L/14 and HuBERT-base on the meta device: r 16 on q, k, v, o, and the two projections."""
-    model = Merit(llm="shape:qwen2.5-32b", vision="shape:clip-vit-large-patch14", audio="shape:hubert-base",
-                  dtype="bfloat16")  # fmt: skip
+    model = Merit(
+        llm="shape:qwen2.5-32b", vision="shape:clip-vit-large-patch14", audio="shape:hubert-base", dtype="bfloat16"
+    )
     for args in (model.llm_args, model.vision_args, model.audio_args):
         args["device"] = "meta"
     model.configure_model()
@@ -457,10 +462,20 @@ def options(home):
 
     def options(model="Merit", **more: object) -> list[str]:
         base = {f"model__{part}": home / part for part in ("llm", "vision", "audio")}
-        base |= {"model__template": "plain", "model__window": 1, "model__frames": 2, "model__audio_tokens": 2,
-                 "model__lora__r": 8, "model__lora__alpha": 8, "model__lora__targets": ALL, "model__max_new_tokens": 3,
-                 "model__cache": home / "cache", "model__schedule": "constant", "model__warmup": 0,
-                 "data__batch_size": 7}  # fmt: skip
+        base |= {
+            "model__template": "plain",
+            "model__window": 1,
+            "model__frames": 2,
+            "model__audio_tokens": 2,
+            "model__lora__r": 8,
+            "model__lora__alpha": 8,
+            "model__lora__targets": ALL,
+            "model__max_new_tokens": 3,
+            "model__cache": home / "cache",
+            "model__schedule": "constant",
+            "model__warmup": 0,
+            "data__batch_size": 7,
+        }
         return [f"--model={model}", *flags(**{k: v for k, v in (base | more).items() if v is not None})]
 
     return options
@@ -474,8 +489,12 @@ def labelled(home):
 @pytest.fixture(scope="module")
 def sft(options, labelled, home) -> Path:
     """A supervised run that knows its fourteen training samples, of which the test split is a copy."""
-    return fit(home / "sft", *options(**labelled | {"data__batch_size": 14}, model__lr=0.02, trainer__max_epochs=40,
-                                      trainer__limit_val_batches=0))  # fmt: skip
+    return fit(
+        home / "sft",
+        *options(
+            **labelled | {"data__batch_size": 14}, model__lr=0.02, trainer__max_epochs=40, trainer__limit_val_batches=0
+        ),
+    )
 
 
 @pytest.fixture(scope="module")
@@ -483,9 +502,17 @@ def adapt(options, sft, home):
     """Options -> a finished adaptation under a folder."""
 
     def adapt(root: Path, *args: str, corpus: str = "meld", model: str = "MeritTTRL", **more: object) -> Path:
-        base = {"data": "Adaptation", "data__corpus": "MELD", "data__corpus__root": home / corpus,
-                "model__start_from": sft, "model__lr": 3e-3, "model__answers": 5, "model__temperature": 0.8,
-                "model__guard": "null", "trainer__max_epochs": 2}  # fmt: skip
+        base = {
+            "data": "Adaptation",
+            "data__corpus": "MELD",
+            "data__corpus__root": home / corpus,
+            "model__start_from": sft,
+            "model__lr": 3e-3,
+            "model__answers": 5,
+            "model__temperature": 0.8,
+            "model__guard": "null",
+            "trainer__max_epochs": 2,
+        }
         return fit(root, *args, *options(model, **(base | more)))
 
     return adapt
@@ -580,8 +607,9 @@ def test_the_reference_is_the_supervised_model(adapt, sft, tmp_path):
     zoo("fit", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", "--trainer.max_epochs=2", "--data.seed=0")
     assert checkpoint(run)["global_step"] == 4 and not torch.equal(compare(), first)
     # a further stage begins with what this one learnt, which then is the reference
-    then = adapt(tmp_path / "then", model__start_from=run, model__objective__beta=0.5, model__lr=0,
-                 trainer__max_steps=1)  # fmt: skip
+    then = adapt(
+        tmp_path / "then", model__start_from=run, model__objective__beta=0.5, model__lr=0, trainer__max_steps=1
+    )
     module = checkpoints.load(str(then)).eval()
     with module.llm.reference():
         again = probabilities(module)
@@ -633,8 +661,14 @@ class Blind(Callback):
 
 def test_poisoned_labels_change_nothing_but_what_is_said_about_them(adapt, adapted, tmp_path):
     Blind.seen.clear()
-    run = adapt(tmp_path, TRACE, "--trainer.callbacks+=tests.models.test_merit.Blind", corpus="poisoned",
-                model__balance=1, save_last_every=1)  # fmt: skip
+    run = adapt(
+        tmp_path,
+        TRACE,
+        "--trainer.callbacks+=tests.models.test_merit.Blind",
+        corpus="poisoned",
+        model__balance=1,
+        save_last_every=1,
+    )
     assert {label for _, label in Blind.seen} == {None} and len({i for i, _ in Blind.seen}) == 14
     assert len(Blind.seen) > 14 * 5 * 2  # targets and history, in training, the start and every check
     for name in ("last", "best"):
@@ -733,8 +767,14 @@ def apart(a, b):
 
 def test_answers_by_vote(sft):
     """The same draw with the same seed and batches; every number follows from predictions.jsonl."""
-    args = (f"--ckpt_path={sft}", "--model.decode=vote", "--model.votes=6", "--model.vote_temperature=0.5",
-            "--model.words=false", "--model.window=0")  # fmt: skip
+    args = (
+        f"--ckpt_path={sft}",
+        "--model.decode=vote",
+        "--model.votes=6",
+        "--model.vote_temperature=0.5",
+        "--model.words=false",
+        "--model.window=0",
+    )
     zoo("test", *args)
     first, told = rows(sft), metrics(sft)
     zoo("test", *args)
@@ -753,9 +793,15 @@ def test_answers_by_vote(sft):
         found.append(r["label"] in votes)
     assert any(len(set(r["details"]["answers"]) - {None}) > 1 for r in first) and 0 < np.mean(found) < 1
     assert any(r["predicted"] is None or None in r["details"]["answers"] for r in first)
-    want = {"consistency_self": own, "consistency_gold": gold, "majority_ratio": agree, "pass@k": found,
-            "accuracy": [r["predicted"] == r["label"] for r in first], "votes": [6],
-            "unparsed": [r["predicted"] is None for r in first]}  # fmt: skip
+    want = {
+        "consistency_self": own,
+        "consistency_gold": gold,
+        "majority_ratio": agree,
+        "pass@k": found,
+        "accuracy": [r["predicted"] == r["label"] for r in first],
+        "votes": [6],
+        "unparsed": [r["predicted"] is None for r in first],
+    }
     assert {k: told[k] for k in want} == pytest.approx({k: np.mean(v) for k, v in want.items()})
 
 

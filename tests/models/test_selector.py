@@ -18,28 +18,10 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 
 from tests.data.miniature import LABELS, write_meld
-from tests.runs_helper import (
-    checkpoint,
-    fit,
-    flags,
-    logged,
-    make_corpus,
-    make_llm,
-    metrics,
-    refused,
-    rows,
-    zoo,
-)
+from tests.runs_helper import checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, refused, rows, zoo
 from zoo.backbones import LLM, LoRA
 from zoo.data.meld import MELD
-from zoo.models.selector import (
-    Downstream,
-    Format,
-    ModalitySelector,
-    Response,
-    SelectedClassifier,
-    SelectorStart,
-)
+from zoo.models.selector import Downstream, Format, ModalitySelector, Response, SelectedClassifier, SelectorStart
 from zoo.models.selector.parts import DISCARD, KEEP, gain, read_decision, read_decisions, read_rows
 from zoo.prompts import load_template, render
 from zoo.rl import Answer, Objective, Rollout
@@ -143,10 +125,13 @@ def write_rows(path: Path, made: list[dict]) -> Path:
 
 
 def compared(path: Path, sides=SIDES) -> Path:
-    return write_rows(path, [
-        {"id": f"meld/train/{name}", "label": label, "details": {"with": kept, "without": bare}}
-        for name, (label, kept, bare) in sides.items()
-    ])  # fmt: skip
+    return write_rows(
+        path,
+        [
+            {"id": f"meld/train/{name}", "label": label, "details": {"with": kept, "without": bare}}
+            for name, (label, kept, bare) in sides.items()
+        ],
+    )
 
 
 @pytest.mark.parametrize("kind", GAINS)
@@ -368,12 +353,7 @@ FORCED = {"reasoning": "none", "exploration": "forced", "objective": Objective("
 
 @pytest.mark.parametrize(
     "options",
-    [
-        {"answers": 3},
-        {"objective": Objective()},
-        {"objective": Objective("ppo_advantage", "sum")},
-        {"iterations": 2},
-    ],
+    [{"answers": 3}, {"objective": Objective()}, {"objective": Objective("ppo_advantage", "sum")}, {"iterations": 2}],
 )
 def test_forced_exploration_refuses_what_has_a_ratio_or_no_halves(options):
     with pytest.raises(ValueError, match="needs an even number of answers, .* got "):
@@ -439,23 +419,46 @@ def test_gradient_of_a_forced_step(tiny_llama, meld, tmp_path, positive_only):
         s.id: [dict.fromkeys(LABELS, v / 6) | {s.target.label: 1 - v} for v in random[i]]
         for i, s in enumerate(everything)
     }
-    file = write_rows(tmp_path / "c.jsonl", [
-        {"id": s.id, "label": s.target.label, "details": dict(zip(("with", "without"), both[s.id], strict=True))}
-        for s in everything
-    ])  # fmt: skip
+    file = write_rows(
+        tmp_path / "c.jsonl",
+        [
+            {"id": s.id, "label": s.target.label, "details": dict(zip(("with", "without"), both[s.id], strict=True))}
+            for s in everything
+        ],
+    )
     data = MELD(root=meld.root, captions=[meld.root], seed=7, batch_size=3)
     model = ModalitySelector(
-        str(tiny_llama), "decision", window=1, descriptions=["audio"], reasoning="none", exploration="forced",
-        answers=4, objective=Objective("reinforce_group", "sum", positive_only=positive_only), scale="none",
-        response="none", overlength="none", downstream=str(file), downstream_kind="probability", lr=0.0,
-        lora=LoRA(r=4, targets=r".*_proj"), table_every=0,
-    )  # fmt: skip
+        str(tiny_llama),
+        "decision",
+        window=1,
+        descriptions=["audio"],
+        reasoning="none",
+        exploration="forced",
+        answers=4,
+        objective=Objective("reinforce_group", "sum", positive_only=positive_only),
+        scale="none",
+        response="none",
+        overlength="none",
+        downstream=str(file),
+        downstream_kind="probability",
+        lr=0.0,
+        lora=LoRA(r=4, targets=r".*_proj"),
+        table_every=0,
+    )
     grab = Grab()
     Trainer(
-        max_steps=1, accumulate_grad_batches=2, limit_val_batches=0, logger=False, enable_checkpointing=False,
-        enable_progress_bar=False, enable_model_summary=False, callbacks=[grab], accelerator="cpu",
-        default_root_dir=tmp_path, use_distributed_sampler=False,
-    ).fit(model, data)  # fmt: skip
+        max_steps=1,
+        accumulate_grad_batches=2,
+        limit_val_batches=0,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        callbacks=[grab],
+        accelerator="cpu",
+        default_root_dir=tmp_path,
+        use_distributed_sampler=False,
+    ).fit(model, data)
     trained = {n: p for n, p in model.named_parameters() if p.requires_grad}
     assert len(grab.samples) == 6 and set(grab.gradients) == set(trained)
 
@@ -573,11 +576,22 @@ def one(home) -> list[str]:
 
 
 CLASSIFIER = ("--model=SelectedClassifier", "--model.template=causal_lm/default", "--model.window=0")
-DECIDER = ("--model=ModalitySelector", "--model.template=decision", "--model.window=0", "--model.reasoning=none",
-           "--model.exploration=forced", "--model.answers=2", "--model.objective.kind=reinforce_group",
-           "--model.objective.normalize=sum", "--model.objective.positive_only=true", "--model.scale=none",
-           "--model.response=none", "--model.overlength=none", "--model.lora.r=4",
-           "--model.lora.targets=.*_proj")  # fmt: skip
+DECIDER = (
+    "--model=ModalitySelector",
+    "--model.template=decision",
+    "--model.window=0",
+    "--model.reasoning=none",
+    "--model.exploration=forced",
+    "--model.answers=2",
+    "--model.objective.kind=reinforce_group",
+    "--model.objective.normalize=sum",
+    "--model.objective.positive_only=true",
+    "--model.scale=none",
+    "--model.response=none",
+    "--model.overlength=none",
+    "--model.lora.r=4",
+    "--model.lora.targets=.*_proj",
+)
 ALL = "--data.predict_splits=[train,dev,test]"
 
 
@@ -592,8 +606,14 @@ def decider(home, one, judge) -> Path:
     """A selector, rewarded by that classifier, that decided about every split."""
     zoo("predict", f"--ckpt_path={judge}", "--model.compare=true", ALL)
     shutil.copy(judge / "predictions.jsonl", home / "compared.jsonl")
-    run = fit(home / "decider", *DECIDER, *one, f"--model.downstream={judge}", "--model.lr=0.02",
-              "--model.downstream_kind=probability")  # fmt: skip
+    run = fit(
+        home / "decider",
+        *DECIDER,
+        *one,
+        f"--model.downstream={judge}",
+        "--model.lr=0.02",
+        "--model.downstream_kind=probability",
+    )
     zoo("predict", f"--ckpt_path={run}", ALL)
     return run
 
@@ -603,8 +623,12 @@ pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
 def test_the_whole_chain(home, one, judge, decider, tmp_path):
     """Classifier -> comparisons -> selector -> decisions -> classifier."""
-    every = [f"meld/{split}/dia{d}_utt{u}" for split, n in (("train", 4), ("dev", 2), ("test", 2)) for d in range(n)
-             for u in range(7)]  # fmt: skip
+    every = [
+        f"meld/{split}/dia{d}_utt{u}"
+        for split, n in (("train", 4), ("dev", 2), ("test", 2))
+        for d in range(n)
+        for u in range(7)
+    ]
     made = read_rows(decider, "decisions.jsonl")
     assert [r["id"] for r in made] == every and not (decider / "predictions.jsonl").exists()
     both = read_rows(home / "compared.jsonl", "predictions.jsonl")
@@ -655,15 +679,42 @@ def test_decisions_follow_the_run_as_options_or_file(judge, decider):
 
 def test_thinking_with_the_papers_rewards(home, one, tmp_path):
     """A model that cannot write the form: what is logged, written and tested nevertheless."""
-    run = fit(tmp_path, "--model=ModalitySelector", *one, "--model.max_new_tokens=6", "--model.desired=2",
-              "--model.longest=4", "--model.objective.beta=0.04", "--model.lora.r=4", "--model.temperature=0.9",
-              "--model.table_every=1", "--trainer.max_steps=2", "--trainer.accumulate_grad_batches=2",
-              "--model.scale=std", "--trainer.gradient_clip_val=0.1")  # fmt: skip
+    run = fit(
+        tmp_path,
+        "--model=ModalitySelector",
+        *one,
+        "--model.max_new_tokens=6",
+        "--model.desired=2",
+        "--model.longest=4",
+        "--model.objective.beta=0.04",
+        "--model.lora.r=4",
+        "--model.temperature=0.9",
+        "--model.table_every=1",
+        "--trainer.max_steps=2",
+        "--trainer.accumulate_grad_batches=2",
+        "--model.scale=std",
+        "--trainer.gradient_clip_val=0.1",
+    )
     row, *_ = (r for r in logged(run) if r["train/reward"])
-    names = ("loss", "reward", "reward_std", "frac_reward_zero_std", "kl", "entropy", "clip_ratio/low_mean",
-             "clip_ratio/high_mean", "completions/mean_length", "completions/min_length", "completions/max_length",
-             "completions/clipped_ratio", "rewards/format/mean", "rewards/format/std", "rewards/response/mean",
-             "rewards/overlength/mean", "unparsed")  # fmt: skip
+    names = (
+        "loss",
+        "reward",
+        "reward_std",
+        "frac_reward_zero_std",
+        "kl",
+        "entropy",
+        "clip_ratio/low_mean",
+        "clip_ratio/high_mean",
+        "completions/mean_length",
+        "completions/min_length",
+        "completions/max_length",
+        "completions/clipped_ratio",
+        "rewards/format/mean",
+        "rewards/format/std",
+        "rewards/response/mean",
+        "rewards/overlength/mean",
+        "unparsed",
+    )
     assert all(math.isfinite(float(row[f"train/{name}"])) for name in names)
     assert float(row["train/unparsed"]) == 1 and float(row["train/yes_rate"]) == 0  # nothing was decided
     assert float(row["train/rewards/response/mean"]) == -0.5 and float(row["train/rewards/format/mean"]) == 0
@@ -716,13 +767,22 @@ def test_the_supervised_start_has_the_form_and_no_preference(home, one, decider,
     """Its targets earn the paper's form and response in full, say both of the classifier's answers, and keep about
     half; the thinking selector goes on from its weights."""
     both = read_rows(home / "compared.jsonl", "predictions.jsonl")
-    start = fit(tmp_path / "start", "--model=SelectorStart", "--model.template=decision", "--model.window=0", *one,
-                f"--model.comparisons={home / 'compared.jsonl'}", "--model.lr=0.003", "--model.max_new_tokens=8",
-                "--trainer.max_steps=3")  # fmt: skip
+    start = fit(
+        tmp_path / "start",
+        "--model=SelectorStart",
+        "--model.template=decision",
+        "--model.window=0",
+        *one,
+        f"--model.comparisons={home / 'compared.jsonl'}",
+        "--model.lr=0.003",
+        "--model.max_new_tokens=8",
+        "--trainer.max_steps=3",
+    )
     assert len(logged(start, "train/loss")) == 3
     data = MELD(root=home / "meld", captions=[home / "meld"])
-    collator = system(SelectorStart, home / "llm", data, template="decision",
-                      comparisons=str(home / "compared.jsonl")).collator(True)  # fmt: skip
+    collator = system(
+        SelectorStart, home / "llm", data, template="decision", comparisons=str(home / "compared.jsonl")
+    ).collator(True)
     rng, kept = np.random.default_rng(0), []
     answers = {
         r["id"]: [max(r["details"][side], key=r["details"][side].get) for side in ("without", "with")] for r in both
@@ -736,10 +796,19 @@ def test_the_supervised_start_has_the_form_and_no_preference(home, one, decider,
         assert "words: {}, captions: {}".format(*answers[s.id]) in text
         kept.append(read_decision(text))
     assert 0.45 < np.mean(kept) < 0.55
-    selector = fit(tmp_path / "selector", "--model=ModalitySelector", "--model.template=decision", "--model.window=0",
-                   *one, f"--model.start_from={start}/checkpoints/last.ckpt", "--model.lora.r=4",
-                   "--model.max_new_tokens=8",
-                   "--model.objective.beta=0.04", "--trainer.max_steps=1", "--trainer.limit_val_batches=0")  # fmt: skip
+    selector = fit(
+        tmp_path / "selector",
+        "--model=ModalitySelector",
+        "--model.template=decision",
+        "--model.window=0",
+        *one,
+        f"--model.start_from={start}/checkpoints/last.ckpt",
+        "--model.lora.r=4",
+        "--model.max_new_tokens=8",
+        "--model.objective.beta=0.04",
+        "--trainer.max_steps=1",
+        "--trainer.limit_val_batches=0",
+    )
     merged, own = checkpoint(start)["state_dict"], checkpoint(selector)["state_dict"]
     base = {k: v for k, v in own.items() if ".lora_" not in k}  # differs from the folder's, so it is stored
     assert len(base) == len(merged) and all(

@@ -27,8 +27,15 @@ def home(tmp_path_factory):
 
 
 def face(home, **more):
-    base = {"model": "FaceClassifier", "model__vision": home / "eyes", "model__size": 32, "data": "MELD",
-            "data__root": home / "meld", "data__batch_size": 4, "trainer__max_steps": 2}  # fmt: skip
+    base = {
+        "model": "FaceClassifier",
+        "model__vision": home / "eyes",
+        "model__size": 32,
+        "data": "MELD",
+        "data__root": home / "meld",
+        "data__batch_size": 4,
+        "trainer__max_steps": 2,
+    }
     return flags(**(base | more))
 
 
@@ -46,9 +53,9 @@ def test_evaluation_takes_the_middle_frames_and_training_one_of_them(home):
     path = clips(home)[0]
     every = Media().frames(path, n=4, size=32)
     rng = np.random.default_rng(0)
-    seen = FaceCollator(Media(), 2, .5, 32, training=False)([sample(path)], rng)["frames"]
+    seen = FaceCollator(Media(), 2, 0.5, 32, training=False)([sample(path)], rng)["frames"]
     assert seen.shape == (1, 2, 3, 32, 32) and (seen[0].numpy() == every[1:3]).all()
-    training = FaceCollator(Media(), 2, .5, 32, training=True)
+    training = FaceCollator(Media(), 2, 0.5, 32, training=True)
     picked = [training([sample(path)], rng)["frames"][0].numpy() for _ in range(20)]
     assert {bool((p == every[1:2]).all()) for p in picked} == {True, False}
     assert all((p == every[1:2]).all() or (p == every[2:3]).all() for p in picked)
@@ -60,7 +67,7 @@ def test_a_wide_picture_loses_its_sides(home, tmp_path):
     frames = np.zeros((4, 32, 64, 3), np.uint8)
     frames[:, :, 16:48] = 255  # white in the middle square
     write_clip(tmp_path / "wide.mp4", frames)
-    seen = FaceCollator(Media(), 1, 1., 32, training=False)([sample(tmp_path / "wide.mp4")], np.random.default_rng(0))
+    seen = FaceCollator(Media(), 1, 1.0, 32, training=False)([sample(tmp_path / "wide.mp4")], np.random.default_rng(0))
     assert seen["frames"].shape[-2:] == (32, 32) and seen["frames"].float().mean() > 240
 
 
@@ -73,33 +80,33 @@ def test_a_film_gives_the_seconds_and_the_half_of_the_speaker(tmp_path):
     pictures[:, :, 64:] = 150 + np.arange(40)[:, None, None, None] * 2
     write_clip(tmp_path / "film.mp4", pictures, fps=10)
     for crop, base in (("left", 0), ("right", 150)):
-        turn = Turn("x", "", "hi", "joy", video=tmp_path / "film.mp4", start=2., end=3., crop=crop)
+        turn = Turn("x", "", "hi", "joy", video=tmp_path / "film.mp4", start=2.0, end=3.0, crop=crop)
         film = Sample("iemocap/test/x", "iemocap/test/d", Labels("iemocap", LABELS), turn)
-        seen = FaceCollator(Media(), 2, .5, 32, training=False)([film], np.random.default_rng(0))["frames"]
+        seen = FaceCollator(Media(), 2, 0.5, 32, training=False)([film], np.random.default_rng(0))["frames"]
         assert seen.shape == (1, 2, 3, 32, 32)
         level = (seen.float().mean((0, 2, 3, 4)) - base) / 2  # number of the frame, 0.1 s each
-        np.testing.assert_allclose(level, [23, 26], atol=2.)  # at 2.375 and 2.625 s
+        np.testing.assert_allclose(level, [23, 26], atol=2.0)  # at 2.375 and 2.625 s
 
 
 def test_what_training_varies(home):
     path = clips(home)[0]
-    still = FaceCollator(Media(), 1, 1., 32, training=True)
+    still = FaceCollator(Media(), 1, 1.0, 32, training=True)
 
     def one(collator, seed=0):
         return collator([sample(path)], np.random.default_rng(seed))["frames"].float()
 
     assert (one(still, 0) == one(still, 1)).all()
-    for change in ({"shift": 4}, {"light": .3}, {"flip": True}):
-        moving = FaceCollator(Media(), 1, 1., 32, True, **change)
+    for change in ({"shift": 4}, {"light": 0.3}, {"flip": True}):
+        moving = FaceCollator(Media(), 1, 1.0, 32, True, **change)
         assert any((one(moving, s) != one(still)).any() for s in range(4)), change
         assert (one(moving, 3) == one(moving, 3)).all()
-    mirrored = {tuple(one(FaceCollator(Media(), 1, 1., 32, True, flip=True), s).flatten().tolist()) for s in range(8)}
+    mirrored = {tuple(one(FaceCollator(Media(), 1, 1.0, 32, True, flip=True), s).flatten().tolist()) for s in range(8)}
     assert mirrored == {tuple(x.flatten().tolist()) for x in (one(still), one(still).flip(-1))}
 
 
 def test_a_missing_clip_changes_nothing_for_the_others(home):
     paths = clips(home)[:3]
-    for collator in (FaceCollator(Media(), 2, .5, 32, True, 3, .2, True), VoiceCollator(Media(), 9., True, 6.)):
+    for collator in (FaceCollator(Media(), 2, 0.5, 32, True, 3, 0.2, True), VoiceCollator(Media(), 9.0, True, 6.0)):
         whole = collator([sample(p) for p in paths], np.random.default_rng(0))
         torn = collator([sample(paths[0]), sample(None), sample(paths[2])], np.random.default_rng(0))
         key = "frames" if "frames" in whole else "waves"
@@ -110,7 +117,7 @@ def test_a_missing_clip_changes_nothing_for_the_others(home):
 def test_a_long_waveform_keeps_its_middle(home):
     path = clips(home)[0]
     wave = Media().waveform(path)
-    batch = VoiceCollator(Media(), .1, training=False)([sample(path)], np.random.default_rng(0))
+    batch = VoiceCollator(Media(), 0.1, training=False)([sample(path)], np.random.default_rng(0))
     start = (len(wave) - 1600) // 2
     assert batch["cut"] == 1 and batch["lengths"].tolist() == [1600]
     np.testing.assert_array_equal(batch["waves"][0].numpy(), wave[start : start + 1600])
@@ -157,8 +164,16 @@ def test_missing_and_broken_clips_are_counted_and_never_guessed(home, tmp_path):
     for name, option in (("FaceClassifier", "vision"), ("VoiceClassifier", "audio")):
         more = ["--model.size=32"] if option == "vision" else []
         part = {"vision": "eyes", "audio": "ears"}[option]
-        zoo("test", f"--model={name}", f"--model.{option}={home / part}", *more, "--data=MELD", "--zero_shot=true",
-            f"--data.root={tmp_path / 'meld'}", f"--trainer.default_root_dir={tmp_path / name}")  # fmt: skip
+        zoo(
+            "test",
+            f"--model={name}",
+            f"--model.{option}={home / part}",
+            *more,
+            "--data=MELD",
+            "--zero_shot=true",
+            f"--data.root={tmp_path / 'meld'}",
+            f"--trainer.default_root_dir={tmp_path / name}",
+        )
         run = tmp_path / name / "lightning_logs" / "version_0"
         answers = {r["id"].rsplit("/")[-1]: r["predicted"] for r in rows(run)}
         assert [k for k, v in answers.items() if v is None] == [p.stem for p in held[:2]]
@@ -186,15 +201,25 @@ def test_export_is_an_ordinary_encoder(home, tmp_path):
 
 
 def test_export_of_a_voice(home, tmp_path):
-    run = fit(tmp_path, *flags(model="VoiceClassifier", model__audio=home / "ears", data="MELD", trainer__max_steps=1,
-                               data__root=home / "meld"))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *flags(
+            model="VoiceClassifier",
+            model__audio=home / "ears",
+            data="MELD",
+            trainer__max_steps=1,
+            data__root=home / "meld",
+        ),
+    )
     zoo("export", "--ckpt_path", run, "--dtype", "float16", "--out", tmp_path / "ears")
     wave = torch.randn(1, 8000)
     assert Audio(str(tmp_path / "ears")).logits(wave, torch.tensor([8000])).shape == (1, 7)
 
 
-@pytest.mark.parametrize("options, said", [
-    ({"frames": 0}, "frames >= 1"), ({"middle": 0.}, "middle"), ({"light": 1.}, "light"), ({"shift": -1}, "shift")])
+@pytest.mark.parametrize(
+    "options, said",
+    [({"frames": 0}, "frames >= 1"), ({"middle": 0.0}, "middle"), ({"light": 1.0}, "light"), ({"shift": -1}, "shift")],
+)
 def test_what_is_refused(options, said):
     with pytest.raises(ValueError, match=said):
         FaceClassifier("anything", **options)

@@ -24,11 +24,13 @@ few = settings(max_examples=40, deadline=None)
 # ----------------------------------------------------------------------------------------------------------- advantages
 def test_advantages_written_out():
     rewards = torch.tensor([[1, 0, 0, 1], [2, 4, 6, 8], [3, 3, 3, 3]])
-    expected = torch.tensor([  # (r - mean) / (std + 1e-4), std over n - 1: 0.5773503 and 2.5819889
-        [0.8658754, -0.8658754, -0.8658754, 0.8658754],
-        [-1.1618500, -0.3872833, 0.3872833, 1.1618500],
-        [0, 0, 0, 0],
-    ])  # fmt: skip
+    expected = torch.tensor(
+        [  # (r - mean) / (std + 1e-4), std over n - 1: 0.5773503 and 2.5819889
+            [0.8658754, -0.8658754, -0.8658754, 0.8658754],
+            [-1.1618500, -0.3872833, 0.3872833, 1.1618500],
+            [0, 0, 0, 0],
+        ]
+    )
     torch.testing.assert_close(advantages(rewards), expected, rtol=0, atol=3e-7)
     centred = torch.tensor([[0.5, -0.5, -0.5, 0.5], [-3, -1, 1, 3], [0, 0, 0, 0]])
     assert torch.equal(advantages(rewards, "none"), centred)
@@ -114,8 +116,11 @@ def test_expected_gradients_of_estimates_as_losses():
     reverse, forward = toy.gradient(toy.reverse()), toy.gradient(toy.forward())
     assert (reverse - forward).norm() > 0.1
     for kind, expected in (
-        ("k1", torch.zeros(7, dtype=torch.float64)), ("k2", reverse), ("k3", forward), ("k3_corrected", reverse),
-    ):  # fmt: skip
+        ("k1", torch.zeros(7, dtype=torch.float64)),
+        ("k2", reverse),
+        ("k3", forward),
+        ("k3_corrected", reverse),
+    ):
         torch.testing.assert_close(found[kind], expected, rtol=0, atol=1e-12)
 
 
@@ -160,8 +165,12 @@ def test_no_tokens_at_all():
 
 
 @few
-@given(st.integers(1, 4).flatmap(lambda n: st.lists(st.lists(st.integers(0, 6), min_size=n, max_size=n), min_size=2,
-                                                    max_size=5)), st.data())  # fmt: skip
+@given(
+    st.integers(1, 4).flatmap(
+        lambda n: st.lists(st.lists(st.integers(0, 6), min_size=n, max_size=n), min_size=2, max_size=5)
+    ),
+    st.data(),
+)
 def test_weights_of_the_parts_of_a_step(lengths, data):
     """Processes that know the totals weigh their tokens as one process does."""
     mask = mask_of(lengths, 6)
@@ -173,9 +182,11 @@ def test_weights_of_the_parts_of_a_step(lengths, data):
         torch.testing.assert_close(torch.cat(parts), whole)
         assert (whole[~mask] == 0).all() and (whole[mask] > 0).all()
         expected = {
-            "sequence": int((mask.sum(2) > 0).sum()) / answers, "token": float(tokens > 0),
-            "constant": tokens / answers / 6, "sum": tokens / answers,
-        }[normalize]  # fmt: skip
+            "sequence": int((mask.sum(2) > 0).sum()) / answers,
+            "token": float(tokens > 0),
+            "constant": tokens / answers / 6,
+            "sum": tokens / answers,
+        }[normalize]
         assert whole.sum().item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -185,8 +196,9 @@ def case(seed=0, lengths=LENGTHS, spread=0.5):
     generator = torch.Generator().manual_seed(seed)
     mask = mask_of(lengths)
     policy = torch.randn(mask.shape, generator=generator, dtype=torch.float64) - 2
-    old, reference = (policy + spread * torch.randn(mask.shape, generator=generator, dtype=torch.float64)
-                      for _ in range(2))  # fmt: skip
+    old, reference = (
+        policy + spread * torch.randn(mask.shape, generator=generator, dtype=torch.float64) for _ in range(2)
+    )
     rewards = torch.randn(mask.shape[:2], generator=generator)
     policy, old, reference = (x.masked_fill(~mask, 0.0) for x in (policy, old, reference))
     return SimpleNamespace(mask=mask, policy=policy.requires_grad_(), old=old, reference=reference, rewards=rewards)
@@ -194,9 +206,11 @@ def case(seed=0, lengths=LENGTHS, spread=0.5):
 
 def by_loops(objective, policy, old, reference, signal, mask):
     """The loss, the divergence and the clipped shares of answers (lists of numbers), as the docstrings say them."""
-    answers = [(a, [t for t, real in enumerate(row) if real], p, o, r)
-               for signals, rows, ps, os, rs in zip(signal, mask, policy, old, reference, strict=True)
-               for a, row, p, o, r in zip(signals, rows, ps, os, rs, strict=True)]  # fmt: skip
+    answers = [
+        (a, [t for t, real in enumerate(row) if real], p, o, r)
+        for signals, rows, ps, os, rs in zip(signal, mask, policy, old, reference, strict=True)
+        for a, row, p, o, r in zip(signals, rows, ps, os, rs, strict=True)
+    ]
     tokens = sum(len(steps) for _, steps, *_ in answers)
     gain, kl, low, high = 0.0, 0.0, 0.0, 0.0
 
@@ -209,9 +223,11 @@ def by_loops(objective, policy, old, reference, signal, mask):
 
     for a, steps, p, o, r in answers:
         weight = {
-            "sequence": 1 / max(len(steps), 1) / len(answers), "token": 1 / tokens,
-            "constant": 1 / 10 / len(answers), "sum": 1 / len(answers),
-        }[objective.normalize]  # fmt: skip
+            "sequence": 1 / max(len(steps), 1) / len(answers),
+            "token": 1 / tokens,
+            "constant": 1 / 10 / len(answers),
+            "sum": 1 / len(answers),
+        }[objective.normalize]
         if objective.kind == "reinforce_group":
             gain += sum(weight * a * p[t] for t in steps)
         elif objective.kind == "grpo_clip":
@@ -235,15 +251,24 @@ def by_loops(objective, policy, old, reference, signal, mask):
 PPO_REWARD, PPO_ADVANTAGE = ({"kind": kind, "normalize": "sum"} for kind in ("ppo_reward", "ppo_advantage"))
 VARIANTS = [
     *({"kind": kind, "normalize": normalize} for kind in ("grpo_clip", "reinforce_group") for normalize in NORMALIZE),
-    *({"kind": kind, "normalize": normalize} for kind in ("ppo_reward", "ppo_advantage")
-      for normalize in ("sequence", "sum")),
-    {"clip_low": 0.1, "clip_high": 0.4}, {"clip_low": 0.3, "clip_high": 0.0}, {"clip_low": 0.0, "clip_high": 0.2},
-    {"dual_clip": 1.5}, {"dual_clip": 1.5, "clip_high": 0.9}, PPO_ADVANTAGE | {"dual_clip": 1.5},
-    {"positive_only": True}, PPO_REWARD | {"positive_only": True},
+    *(
+        {"kind": kind, "normalize": normalize}
+        for kind in ("ppo_reward", "ppo_advantage")
+        for normalize in ("sequence", "sum")
+    ),
+    {"clip_low": 0.1, "clip_high": 0.4},
+    {"clip_low": 0.3, "clip_high": 0.0},
+    {"clip_low": 0.0, "clip_high": 0.2},
+    {"dual_clip": 1.5},
+    {"dual_clip": 1.5, "clip_high": 0.9},
+    PPO_ADVANTAGE | {"dual_clip": 1.5},
+    {"positive_only": True},
+    PPO_REWARD | {"positive_only": True},
     *({"beta": 0.3, "kl": kl} for kl in ("k1", "k2", "k3", "k3_corrected")),
-    {"kind": "reinforce_group", "normalize": "sum", "beta": 0.3}, PPO_REWARD | {"beta": 0.3},
+    {"kind": "reinforce_group", "normalize": "sum", "beta": 0.3},
+    PPO_REWARD | {"beta": 0.3},
     {"kind": "ppo_advantage", "normalize": "sequence", "beta": 0.3, "clip_low": 0.1, "clip_high": 0.3},
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("variant", VARIANTS, ids=lambda v: "-".join(map(str, v.values())))
@@ -298,8 +323,11 @@ def test_where_the_ratio_is_bounded(ratio, signal, loss, gradient):
 @pytest.mark.parametrize("normalize", ["sequence", "sum"])
 def test_the_first_update_is_the_policy_gradient(kind, normalize):
     """Ratio exactly 1: nothing is clipped, and each log-probability is pulled by weight times signal."""
-    objective = Objective(kind, normalize, clip_low=0.0, clip_high=0.0) if kind != "reinforce_group" else (
-        Objective(kind, normalize))  # fmt: skip
+    objective = (
+        Objective(kind, normalize, clip_low=0.0, clip_high=0.0)
+        if kind != "reinforce_group"
+        else (Objective(kind, normalize))
+    )
     x = case()
     signal, weights = objective.signal(x.rewards), token_weights(x.mask, normalize, 10).double()
     loss, counted = objective.loss(x.policy, x.policy.detach(), None, signal, weights)
@@ -315,8 +343,9 @@ def test_rewards_in_place_of_advantages_push_everything_up():
     for kind, all_up in (("ppo_reward", True), ("ppo_advantage", False)):
         objective = Objective(kind, "sum")
         signal = objective.signal(rewards)
-        gradient, = torch.autograd.grad(
-            objective.loss(x.policy, x.old, None, signal, token_weights(x.mask, "sum", 10))[0], x.policy)  # fmt: skip
+        (gradient,) = torch.autograd.grad(
+            objective.loss(x.policy, x.old, None, signal, token_weights(x.mask, "sum", 10))[0], x.policy
+        )
         assert (gradient[x.mask] < 0).all() == all_up
     assert torch.equal(Objective("ppo_reward", "sum").signal(rewards), rewards)
 
@@ -343,8 +372,10 @@ def test_what_masked_places_hold_does_not_matter():
     signal, weights = objective.signal(x.rewards), token_weights(x.mask, "token", 10)
     losses = []
     for junk in (0.0, 5.0):
-        policy, old, reference = (v.detach().masked_fill(~x.mask, f * junk).requires_grad_()
-                                  for v, f in ((x.policy, 1), (x.old, -9), (x.reference, 9)))  # fmt: skip
+        policy, old, reference = (
+            v.detach().masked_fill(~x.mask, f * junk).requires_grad_()
+            for v, f in ((x.policy, 1), (x.old, -9), (x.reference, 9))
+        )
         loss, _ = objective.loss(policy, old, reference, signal, weights)
         loss.backward()
         assert (policy.grad[~x.mask] == 0).all()
@@ -361,11 +392,14 @@ def test_groups_that_need_no_pass():
 
 def test_settings_that_make_no_sense():
     for wrong, message in (
-        ({"clip_low": 1.1}, "clip_low"), ({"clip_low": -0.1}, "clip_low"), ({"clip_high": -0.1}, "clip_high"),
-        ({"beta": -1.0}, "beta"), ({"dual_clip": 1.0}, "above 1"),
+        ({"clip_low": 1.1}, "clip_low"),
+        ({"clip_low": -0.1}, "clip_low"),
+        ({"clip_high": -0.1}, "clip_high"),
+        ({"beta": -1.0}, "beta"),
+        ({"dual_clip": 1.0}, "above 1"),
         ({"kind": "ppo_reward"}, "sum or sequence, not token"),
         ({"kind": "ppo_advantage", "normalize": "constant"}, "sum or sequence, not constant"),
-    ):  # fmt: skip
+    ):
         with pytest.raises(ValueError, match=message):
             Objective(**wrong)
     x = case()
@@ -398,14 +432,24 @@ def both(tiny_qwen2, tmp_path_factory):
     trainer = GRPOTrainer(
         model=AutoModelForCausalLM.from_pretrained(tiny_qwen2, dtype=torch.float32),
         reward_funcs=lambda completion_ids, **_: [float(sum(ids) % 5) for ids in completion_ids],
-        train_dataset=Dataset.from_list([{"prompt": "x"}]), processing_class=ours.tokenizer,
+        train_dataset=Dataset.from_list([{"prompt": "x"}]),
+        processing_class=ours.tokenizer,
         peft_config=LoraConfig(r=4, lora_alpha=8, lora_dropout=0.0, target_modules=LINEARS, task_type="CAUSAL_LM"),
         args=GRPOConfig(
-            output_dir=str(folder), per_device_train_batch_size=GROUP, gradient_accumulation_steps=STEPS,
-            num_generations=GROUP, max_completion_length=TOKENS, beta=0.04, use_cpu=True, bf16=False,
-            gradient_checkpointing=False, report_to="none", save_strategy="no", disable_tqdm=True,
+            output_dir=str(folder),
+            per_device_train_batch_size=GROUP,
+            gradient_accumulation_steps=STEPS,
+            num_generations=GROUP,
+            max_completion_length=TOKENS,
+            beta=0.04,
+            use_cpu=True,
+            bf16=False,
+            gradient_checkpointing=False,
+            report_to="none",
+            save_strategy="no",
+            disable_tqdm=True,
         ),
-    )  # fmt: skip
+    )
     fill(trainer.model)
     trainer.model.train()
     trainer.current_gradient_accumulation_steps = STEPS
@@ -445,8 +489,15 @@ def step_of_ours(llm, whole, objective, on_policy):
     old = whole["old_per_token_logps"].view(real.shape) if "old_per_token_logps" in whole else torch.zeros(real.shape)
     rollout = Rollout(answers, real.bool(), old, real.bool().any(2), torch.zeros(real.shape))
     weights = token_weights(rollout.mask, objective.normalize, TOKENS)
-    sums = accumulate(llm, [lambda i=i: llm.encode(ids[i : i + 1], mask[i : i + 1]) for i in range(STEPS)], rollout,
-                      whole["advantages"].view(STEPS, GROUP), weights, objective, on_policy=on_policy)  # fmt: skip
+    sums = accumulate(
+        llm,
+        [lambda i=i: llm.encode(ids[i : i + 1], mask[i : i + 1]) for i in range(STEPS)],
+        rollout,
+        whole["advantages"].view(STEPS, GROUP),
+        weights,
+        objective,
+        on_policy=on_policy,
+    )
     return sums, gradients(llm.model)
 
 
@@ -457,11 +508,12 @@ def inputs_of_trl(trainer, off_policy):
     prompts = torch.randint(5, 400, (STEPS, 7), generator=generator).repeat_interleave(GROUP, 0)
     lengths = torch.tensor([7, 4]).repeat_interleave(GROUP)
     inputs = {
-        "prompt_ids": prompts, "prompt_mask": (torch.arange(7) >= 7 - lengths[:, None]).long(),
+        "prompt_ids": prompts,
+        "prompt_mask": (torch.arange(7) >= 7 - lengths[:, None]).long(),
         "completion_ids": torch.randint(5, 400, (STEPS * GROUP, TOKENS), generator=generator),
         "completion_mask": mask_of([3, 6, 1, 5, 0, 2, 4, 6]).long(),
         "advantages": advantages(torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 1.0, 3.0, -1.0]])).flatten(),
-    }  # fmt: skip
+    }
     inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
     rows = [torch.cat([inputs[f"prompt_{k}"], inputs[f"completion_{k}"]], 1) for k in ("ids", "mask")]
     with torch.no_grad():
@@ -519,15 +571,20 @@ def test_a_whole_step_is_that_of_trl(both, monkeypatch):
     mask = end.cumsum(2) - end.int() == 0  # up to the first end
     lengths, finished = mask.sum(2), end.any(2)
     assert 0 < finished.sum() < finished.numel() and lengths.unique().numel() > 2
-    drawn = SimpleNamespace(ids=ids, mask=mask, logprobs=torch.zeros(ids.shape), finished=finished,
-                            entropy=torch.zeros(ids.shape))  # fmt: skip
-    rollout = roll_out(SimpleNamespace(sample=lambda *a, **k: drawn), None, GROUP, max_new_tokens=TOKENS,
-                       drop_truncated=True)  # fmt: skip
+    drawn = SimpleNamespace(
+        ids=ids, mask=mask, logprobs=torch.zeros(ids.shape), finished=finished, entropy=torch.zeros(ids.shape)
+    )
+    rollout = roll_out(
+        SimpleNamespace(sample=lambda *a, **k: drawn), None, GROUP, max_new_tokens=TOKENS, drop_truncated=True
+    )
     assert torch.equal(rollout.mask.long(), whole["completion_mask"].view(mask.shape))
-    objective = Objective(normalize="token", beta=0.04, kl="k3_corrected", clip_low=trainer.epsilon_low,
-                          clip_high=trainer.epsilon_high)  # fmt: skip
-    rewards = [[float(sum(row[:n]) % 5) for row, n in zip(*group, strict=True)]
-               for group in zip(ids.tolist(), lengths.tolist(), strict=True)]  # fmt: skip
+    objective = Objective(
+        normalize="token", beta=0.04, kl="k3_corrected", clip_low=trainer.epsilon_low, clip_high=trainer.epsilon_high
+    )
+    rewards = [
+        [float(sum(row[:n]) % 5) for row, n in zip(*group, strict=True)]
+        for group in zip(ids.tolist(), lengths.tolist(), strict=True)
+    ]
     signal = objective.signal(torch.tensor(rewards))
     assert signal.abs().min(1).values.max() > 0
     torch.testing.assert_close(signal.flatten(), whole["advantages"], rtol=1e-5, atol=1e-6)
@@ -538,6 +595,6 @@ def test_a_whole_step_is_that_of_trl(both, monkeypatch):
 
 @pytest.mark.parametrize("wrong", [{"kind": "grpo"}, {"normalize": "mean"}, {"kl": "k4"}])
 def test_unknown_words_are_refused(wrong):
-    (name, value), = wrong.items()
+    ((name, value),) = wrong.items()
     with pytest.raises(ValueError, match=f"unknown {name} '{value}'; expected one of"):
         Objective(**wrong)

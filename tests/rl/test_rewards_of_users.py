@@ -29,9 +29,18 @@ def returns(value):
 
 @pytest.mark.parametrize(
     ("value", "number"),
-    [(1, 1.0), (0.5, 0.5), (-2.0, -2.0), (np.float32(0.5), 0.5), (np.int64(3), 3.0), (torch.tensor(0.5), 0.5),
-     (torch.tensor([0.5]), 0.5), (np.array([2.0]), 2.0), (torch.tensor(1.0, requires_grad=True), 1.0)],
-)  # fmt: skip
+    [
+        (1, 1.0),
+        (0.5, 0.5),
+        (-2.0, -2.0),
+        (np.float32(0.5), 0.5),
+        (np.int64(3), 3.0),
+        (torch.tensor(0.5), 0.5),
+        (torch.tensor([0.5]), 0.5),
+        (np.array([2.0]), 2.0),
+        (torch.tensor(1.0, requires_grad=True), 1.0),
+    ],
+)
 def test_one_finite_number_is_a_reward(value, number):
     assert earned(returns(value), ANSWER) == number
 
@@ -148,9 +157,17 @@ def home(tmp_path_factory):
 
 
 def options(home, **more):
-    base = {"model": "GRPO", "model__llm": home / "llm", "data": "MELD", "data__root": home / "meld",
-            "model__max_new_tokens": 3, "model__temperature": 2.0, "trainer__max_steps": 1, "data__batch_size": 7,
-            "trainer__limit_val_batches": 0}  # fmt: skip
+    base = {
+        "model": "GRPO",
+        "model__llm": home / "llm",
+        "data": "MELD",
+        "data__root": home / "meld",
+        "model__max_new_tokens": 3,
+        "model__temperature": 2.0,
+        "trainer__max_steps": 1,
+        "data__batch_size": 7,
+        "trainer__limit_val_batches": 0,
+    }
     return flags(**base | more)
 
 
@@ -158,14 +175,23 @@ HERE = "tests.rl.test_rewards_of_users"
 
 
 def test_means_leave_abstentions_out_and_an_answer_without_any_reward_is_worth_zero(home, tmp_path):
-    run = fit(tmp_path, *options(home, model__rewards=f"[{HERE}.sometimes, {HERE}.abstains]", model__table_every=1,
-                                 trainer__default_root_dir=tmp_path))  # fmt: skip
+    run = fit(
+        tmp_path,
+        *options(
+            home,
+            model__rewards=f"[{HERE}.sometimes, {HERE}.abstains]",
+            model__table_every=1,
+            trainer__default_root_dir=tmp_path,
+        ),
+    )
     assert logged(run, "train/rewards/sometimes/mean") == [3.0]
     assert "train/rewards/abstains/mean" not in logged(run)[0]
     rows = [json.loads(line) for line in (run / "answers.jsonl").read_text().split("\n") if line]
     assert len({len(r["answer"]) % 2 for r in rows}) == 2
     assert {(len(r["answer"]) % 2, r["rewards"]["sometimes"], r["rewards"]["abstains"], r["reward"]) for r in rows} <= {
-        (1, None, None, 0.0), (0, 3.0, None, 3.0)}  # fmt: skip
+        (1, None, None, 0.0),
+        (0, 3.0, None, 3.0),
+    }
     zoo("test", f"--ckpt_path={run}/checkpoints/last.ckpt")
     assert metrics(run)["n"] == 7  # predictions.jsonl holds the abstentions as null
     tested = [json.loads(line) for line in (run / "predictions.jsonl").read_text().split("\n") if line]
@@ -193,8 +219,7 @@ def test_one_rollout_has_one_entropy_whether_cut_answers_are_dropped_or_not(home
 
 
 def test_a_reward_of_a_run_is_refused_by_name(home, tmp_path):
-    message = refused("fit", *QUIET, *options(home, model__rewards=f"[{HERE}.two]",
-                                              trainer__default_root_dir=tmp_path))  # fmt: skip
+    message = refused("fit", *QUIET, *options(home, model__rewards=f"[{HERE}.two]", trainer__default_root_dir=tmp_path))
     assert "reward two takes (answer, sample); expected one argument, the Answer" in message
 
 

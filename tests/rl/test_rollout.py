@@ -27,8 +27,11 @@ OBJECTIVES = {
 def llm(tiny_qwen2):
     """With adapters far from zero."""
     model = LLM(str(tiny_qwen2))
-    model.add_lora(LoRA(r=4, alpha=8, dropout=0.0,
-                        targets=r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"))  # fmt: skip
+    model.add_lora(
+        LoRA(
+            r=4, alpha=8, dropout=0.0, targets=r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
+        )
+    )
     generator = torch.Generator().manual_seed(1)
     for name, p in sorted(model.named_parameters()):
         if ".lora_" in name:
@@ -105,8 +108,7 @@ def test_later_updates_look_at_the_sampler(llm, name):
     sums, expected = at_once(llm, objective, ids, real, rollout, signal, on_policy=False, temperature=0.7)
     assert sums["clip_ratio/low"] > 0 and sums["clip_ratio/high"] > 0
     for sizes in ([1, 1, 1, 1], [1, 3]):
-        found, gradient = in_passes(
-            llm, objective, ids, real, rollout, signal, sizes, on_policy=False, temperature=0.7)  # fmt: skip
+        found, gradient = in_passes(llm, objective, ids, real, rollout, signal, sizes, on_policy=False, temperature=0.7)
         agree(gradient, expected)
         assert found == pytest.approx(sums, rel=1e-5, abs=1e-7)
 
@@ -114,12 +116,15 @@ def test_later_updates_look_at_the_sampler(llm, name):
 def test_the_first_update_after_sampling(llm):
     """What decoding says of its own tokens is what training says: looking at the sampler changes nothing yet."""
     ids, real, _ = step_of()
-    rollout = roll_out(llm, llm.encode(ids, real), 3, max_new_tokens=6, temperature=0.8,
-                       generator=torch.Generator().manual_seed(0))  # fmt: skip
+    rollout = roll_out(
+        llm, llm.encode(ids, real), 3, max_new_tokens=6, temperature=0.8, generator=torch.Generator().manual_seed(0)
+    )
     objective = Objective(beta=0.04, clip_low=0.5)
     signal = objective.signal(REWARDS)
-    runs = [in_passes(llm, objective, ids, real, rollout, signal, [2, 2], on_policy=on, temperature=0.8)
-            for on in (True, False)]  # fmt: skip
+    runs = [
+        in_passes(llm, objective, ids, real, rollout, signal, [2, 2], on_policy=on, temperature=0.8)
+        for on in (True, False)
+    ]
     agree(runs[1][1], runs[0][1], 1e-4)
     assert runs[0][0]["clip_ratio/low"] == runs[0][0]["clip_ratio/high"] == 0
     assert runs[1][0] == pytest.approx(runs[0][0], rel=1e-3, abs=1e-6)
@@ -151,8 +156,9 @@ def test_a_dead_group_costs_nothing_and_changes_nothing(llm, monkeypatch, sizes,
     _, computed = at_once(llm, objective, ids, real, rollout, signal)
     seen = watched(llm, monkeypatch)
     backwards = []
-    _, skipped = in_passes(llm, objective, ids, real, rollout, signal, sizes,
-                           backward=lambda loss: backwards.append(1) or loss.backward())  # fmt: skip
+    _, skipped = in_passes(
+        llm, objective, ids, real, rollout, signal, sizes, backward=lambda loss: backwards.append(1) or loss.backward()
+    )
     assert seen == [(n, True) for n in expected] and len(backwards) == len(expected)
     agree(skipped, computed)
 
@@ -190,8 +196,9 @@ def test_another_number_of_prompts(llm, sizes):
 
 # ------------------------------------------------------------------------------------------------ answers that were cut
 def drawn_by(rollout, finished):
-    completions = SimpleNamespace(ids=rollout.ids, mask=rollout.mask, logprobs=rollout.mask * -1.5, finished=finished,
-                                  entropy=rollout.entropy)  # fmt: skip
+    completions = SimpleNamespace(
+        ids=rollout.ids, mask=rollout.mask, logprobs=rollout.mask * -1.5, finished=finished, entropy=rollout.entropy
+    )
     return SimpleNamespace(sample=lambda prefix, n, **options: completions)
 
 
@@ -240,8 +247,9 @@ def one_process(rank, folder, llm, name):
     ids, real, rollout = ids[mine], real[mine], rollout.rows(mine)
     totals = torch.tensor([float(rollout.mask[..., 0].numel()), float(rollout.mask.sum())])
     dist.all_reduce(totals)
-    _, found = in_passes(llm, objective, ids, real, rollout, objective.signal(REWARDS)[mine], [1] * len(mine),
-                         tuple(totals.tolist()))  # fmt: skip
+    _, found = in_passes(
+        llm, objective, ids, real, rollout, objective.signal(REWARDS)[mine], [1] * len(mine), tuple(totals.tolist())
+    )
     for _, gradient in sorted(found.items()):
         dist.all_reduce(gradient)
     torch.save(found, folder / f"{name}.{rank}")

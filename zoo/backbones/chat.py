@@ -18,9 +18,14 @@ def with_limits(tokenizer: Any, path: str) -> Any:
 
 
 def _applied(
-    tokenizer: Any, path: str, conversation: Sequence[Mapping[str, Any]], *, add_generation_prompt: bool = False,
-    tokenize: bool = False, **options: Any,
-) -> Any:  # fmt: skip
+    tokenizer: Any,
+    path: str,
+    conversation: Sequence[Mapping[str, Any]],
+    *,
+    add_generation_prompt: bool = False,
+    tokenize: bool = False,
+    **options: Any,
+) -> Any:
     """A conversation as text; with ``tokenize``, its ids.
 
     Raises:
@@ -28,8 +33,13 @@ def _applied(
     """
     try:
         template = tokenizer.get_chat_template()
-        text = bounded(_written, [dict(m) for m in conversation], template, add_generation_prompt,
-                       dict(tokenizer.special_tokens_map) | options)  # fmt: skip
+        text = bounded(
+            _written,
+            [dict(m) for m in conversation],
+            template,
+            add_generation_prompt,
+            dict(tokenizer.special_tokens_map) | options,
+        )
     except (BadTemplate, ValueError) as error:
         raise ValueError(
             f"the chat template of {path} cannot be used: {error}; correct chat_template in its tokenizer_config.json "

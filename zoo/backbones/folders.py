@@ -26,13 +26,34 @@ from zoo.storage import inside, read_json
 POINTER = b"version https://git-lfs.github.com/spec/"
 TOKENIZERS = ("tokenizer.json", "tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "vocab.json", "vocab.txt")
 LARGEST = {  # numbers of a config.json beyond those of any model: a library would build it until memory ends
-    "num_hidden_layers": 1000, "num_attention_heads": 4096, "num_key_value_heads": 4096, "hidden_size": 1 << 17,
-    "intermediate_size": 1 << 20, "vocab_size": 1 << 24, "head_dim": 1 << 14, "image_size": 1 << 14,
-    "patch_size": 1 << 12, "num_channels": 64, "max_position_embeddings": 1 << 31, "num_labels": 1 << 20,
-    "depth": 1000, "num_heads": 4096, "embed_dim": 1 << 17,
-}  # fmt: skip
-POSITIVE = ("num_hidden_layers", "num_attention_heads", "num_key_value_heads", "hidden_size", "intermediate_size",
-            "vocab_size", "head_dim", "image_size", "patch_size", "num_channels")  # fmt: skip
+    "num_hidden_layers": 1000,
+    "num_attention_heads": 4096,
+    "num_key_value_heads": 4096,
+    "hidden_size": 1 << 17,
+    "intermediate_size": 1 << 20,
+    "vocab_size": 1 << 24,
+    "head_dim": 1 << 14,
+    "image_size": 1 << 14,
+    "patch_size": 1 << 12,
+    "num_channels": 64,
+    "max_position_embeddings": 1 << 31,
+    "num_labels": 1 << 20,
+    "depth": 1000,
+    "num_heads": 4096,
+    "embed_dim": 1 << 17,
+}
+POSITIVE = (
+    "num_hidden_layers",
+    "num_attention_heads",
+    "num_key_value_heads",
+    "hidden_size",
+    "intermediate_size",
+    "vocab_size",
+    "head_dim",
+    "image_size",
+    "patch_size",
+    "num_channels",
+)
 ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "feat_extract_activation")
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 READ = re.compile(r"config|(?:tokenizer|preprocessor|generation|special).*|.*\.index")  # JSON files of objects
@@ -163,8 +184,10 @@ def _check_config(config: Mapping[str, Any], file: Path, known: bool) -> None:
         raise ValueError(f"{file} names no model_type (got {kind!r:.60}); is it the config of a model?")
     if known and kind not in CONFIG_MAPPING:
         own_code = " It brings code of its own (auto_map), which is never run." if "auto_map" in config else ""
-        raise ValueError(f"{file} names the model type {kind!r:.80}, which the installed transformers does not "
-                         f"know.{own_code} Use another model, or a newer transformers if it is a new kind")  # fmt: skip
+        raise ValueError(
+            f"{file} names the model type {kind!r:.80}, which the installed transformers does not "
+            f"know.{own_code} Use another model, or a newer transformers if it is a new kind"
+        )
     names = config.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise wrong(f"architectures is {names!r:.60}, expected a list of names")
@@ -181,9 +204,11 @@ def _check_config(config: Mapping[str, Any], file: Path, known: bool) -> None:
         for key in ACTIVATIONS:
             if isinstance(part.get(key), str) and part[key] not in ACT2FN:
                 near = difflib.get_close_matches(part[key], list(ACT2FN), 1)
-                raise ValueError(f"{file}: {key} is {part[key]!r:.60}, which the installed transformers does not know"
-                                 f"{f'; did it mean {near[0]}?' if near else ''}; correct it, or fetch the file "
-                                 "again")  # fmt: skip
+                raise ValueError(
+                    f"{file}: {key} is {part[key]!r:.60}, which the installed transformers does not know"
+                    f"{f'; did it mean {near[0]}?' if near else ''}; correct it, or fetch the file "
+                    "again"
+                )
     width, heads, groups = (config.get(k) for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
     if isinstance(width, int) and isinstance(heads, int):
         if width % heads and config.get("head_dim") is None:
@@ -231,7 +256,7 @@ def no_safetensors(folder: str | Path) -> FileNotFoundError:
     return FileNotFoundError(
         f"{folder} has a config.json but no *.safetensors: its weights are in {pickled[0]}, a kind of file that can "
         "run code. If you trust where it comes from, write them anew once: "
-        f"python -c \"import torch, safetensors.torch as s; s.save_file({{k: v.clone().contiguous() for k, v in "
+        f'python -c "import torch, safetensors.torch as s; s.save_file({{k: v.clone().contiguous() for k, v in '
         f"torch.load('{folder / pickled[0]}', weights_only=True).items()}}, '{folder / 'model.safetensors'}', "
         "{'format': 'pt'})\""
     )

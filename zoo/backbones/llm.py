@@ -206,7 +206,7 @@ def locate(path: str) -> str:
         return path
     raise FileNotFoundError(
         f"no language model at {path!r}: neither a folder with a config.json, nor a published name in "
-            f"{published.parent}, "
+        f"{published.parent}, "
         "nor a hub id of the form owner/name. Give --model.llm the folder that holds config.json and *.safetensors"
     )
 
@@ -387,13 +387,16 @@ class LLM(nn.Module):
         """
         taken = list(self.model.peft_config) if isinstance(self.model, PeftModel) else []
         if name in (*taken, "default", REFERENCE) or not re.fullmatch(r"[\w-]+", name):
-            raise ValueError(f"adapters need names of their own, of letters, digits, _ and -; got {name!r}, there are "
-                             f"{taken}")  # fmt: skip
+            raise ValueError(
+                f"adapters need names of their own, of letters, digits, _ and -; got {name!r}, there are {taken}"
+            )
         names = [
-            n for n, m in self.causal_lm.named_modules()
-            if isinstance(m, nn.Linear | BaseTunerLayer) and not re.search(r"\.(?:lora_|base_layer)", n)
+            n
+            for n, m in self.causal_lm.named_modules()
+            if isinstance(m, nn.Linear | BaseTunerLayer)
+            and not re.search(r"\.(?:lora_|base_layer)", n)
             and re.fullmatch(lora.targets, n)
-        ]  # fmt: skip
+        ]
         if not names:
             raise ValueError(f"no linear layer's full name matches the targets {lora.targets!r} of adapter {name}")
         if isinstance(self.model, PeftModel):
@@ -736,9 +739,10 @@ class LLM(nn.Module):
 
         def alone(b: int, n: int, before: Tensor) -> Tensor:
             return self.logprobs(
-                self.encode(before[None], torch.ones_like(before[None])), answers[b : b + 1, n : n + 1],
+                self.encode(before[None], torch.ones_like(before[None])),
+                answers[b : b + 1, n : n + 1],
                 mask[b : b + 1, n : n + 1],
-            )[0, 0]  # fmt: skip
+            )[0, 0]
 
         with _evaluating(self):
             shared = self.logprobs(self.encode(prompt, real), answers, mask)

@@ -90,8 +90,15 @@ class MiniXception(nn.Module):
 
 
 # ---- the Keras file
-CONVOLUTION = {"kernel_size": [3, 3], "strides": [1, 1], "padding": "valid", "dilation_rate": [1, 1],
-               "activation": "linear", "data_format": "channels_last", "use_bias": False}  # fmt: skip
+CONVOLUTION = {
+    "kernel_size": [3, 3],
+    "strides": [1, 1],
+    "padding": "valid",
+    "dilation_rate": [1, 1],
+    "activation": "linear",
+    "data_format": "channels_last",
+    "use_bias": False,
+}
 NORM = {"axis": -1, "epsilon": KERAS_EPS, "momentum": KERAS_MOMENTUM, "center": True, "scale": True}
 POOL = {"pool_size": [3, 3], "strides": [2, 2], "padding": "same", "data_format": "channels_last"}
 

@@ -128,8 +128,9 @@ class Decoding:
             ~prompt, float("-inf")
         )
         b, heads, _, width = kept[0][0].shape
-        self.own = [(k.new_empty(b * n, heads, longest, width), v.new_empty(b * n, heads, longest, width))
-                    for k, v in kept]  # fmt: skip
+        self.own = [
+            (k.new_empty(b * n, heads, longest, width), v.new_empty(b * n, heads, longest, width)) for k, v in kept
+        ]
 
     @property
     def positions(self) -> Tensor:
@@ -176,9 +177,16 @@ class Decoding:
 
 
 def attention(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    scaling: float | None = None, dropout: float = 0.0, plan: Packed | Decoding | None = None, **kwargs: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    plan: Packed | Decoding | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
     """transformers' attention interface: (B, H, S, hd) -> (B, S, H, hd). Without a plan: its own SDPA."""
     if plan is None:
         return sdpa_attention_forward(

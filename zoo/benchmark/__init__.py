@@ -31,22 +31,36 @@ EXIT_FAILED = 1
 
 
 def parser() -> ArgumentParser:
-    made = SentenceParser(prog="zoo bench", description="Train, test and compare rows on one corpus; resumable.",
-                          allow_abbrev=False)  # fmt: skip
+    made = SentenceParser(
+        prog="zoo bench", description="Train, test and compare rows on one corpus; resumable.", allow_abbrev=False
+    )
     made.add_argument("--config", action=ActionConfigFile, help="benchmark file; a flag beats it")
     made.add_class_arguments(Bench)
     made.add_argument("--out", type=Path | None, default=None, help="results; runs/bench/NAME-OF-CONFIG if not given")
     made.add_argument("--jobs", type=int, default=1, help="rows that run at the same time, in processes of their own")
-    made.add_argument("--only", type=list[str] | None, default=None,
-                      help="run these rows (and those they need); the report shows what is done")  # fmt: skip
+    made.add_argument(
+        "--only",
+        type=list[str] | None,
+        default=None,
+        help="run these rows (and those they need); the report shows what is done",
+    )
     made.add_argument("--seed", type=int | None, default=None, help="with --only: this training seed alone")
     made.add_argument("--redo", type=list[str] | None, default=None, help="forget what these rows have done")
     made.add_argument("--report_only", type=bool, default=False, help="run nothing, write the report of what is done")
-    made.add_argument("--import", dest="imports", type=str | None, default=None,
-                      help="folder whose modules the config.yaml of a row's checkpoint may name")  # fmt: skip
+    made.add_argument(
+        "--import",
+        dest="imports",
+        type=str | None,
+        default=None,
+        help="folder whose modules the config.yaml of a row's checkpoint may name",
+    )
     made.add_argument("--report", type=bool, default=True, help="write the report at the end")
-    made.add_argument("--write_jobs", type=Path | None, default=None,
-                      help="run nothing; write a shell script per row and seed into this folder, for a scheduler")
+    made.add_argument(
+        "--write_jobs",
+        type=Path | None,
+        default=None,
+        help="run nothing; write a shell script per row and seed into this folder, for a scheduler",
+    )
     return made
 
 
@@ -72,8 +86,9 @@ def main(args: list[str]) -> None:
         raise ValueError(f"--jobs {options.jobs}: expected at least one row at a time")
     for flag in ("report_only", "write_jobs"):
         if options.redo and options[flag]:
-            raise ValueError(f"--redo throws results away to make them again, but --{flag} runs nothing; give one of "
-                             "the two")  # fmt: skip
+            raise ValueError(
+                f"--redo throws results away to make them again, but --{flag} runs nothing; give one of the two"
+            )
     if options.write_jobs is not None:
         _write_jobs(todo, options.write_jobs, asked, config.out)
         return
@@ -102,12 +117,16 @@ def _no_typos(file: Path) -> None:
             known = ", ".join(Row.__dataclass_fields__)
             raise ValueError(f"{file}: row {name} has the unknown keys {', '.join(unknown)}; expected some of {known}")
         if isinstance(row, dict) and "reads" in row:
-            print(f"{file}: row {name}: `reads` is not used any more, since systems say themselves what they read; "
-                  "remove it", file=sys.stderr)  # fmt: skip
+            print(
+                f"{file}: row {name}: `reads` is not used any more, since systems say themselves what they read; "
+                "remove it",
+                file=sys.stderr,
+            )
 
 
 def _data(bench: Bench, said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     """Row -> the complete data sections of its training and its test, without what belongs to the system (`LOADER`)."""
+
     def section(own: Mapping[str, Any]) -> dict[str, Any]:
         return {**own, "init_args": {k: v for k, v in own["init_args"].items() if k not in LOADER}}
 
@@ -180,8 +199,10 @@ def _write_jobs(todo: Sequence[Job], folder: Path, args: Sequence[str], out: Pat
         lines.append(f"{script.name}\t{' '.join(names[j.home] + '.sh' for j in job.of.values())}")
     (folder / "jobs.tsv").write_text("\n".join(lines) + "\n")
     report = shlex.join(["zoo", "bench", *kept, f"--out={out}", "--report_only=true"])
-    print(f"wrote {len(todo)} scripts into {folder}; submit them from the folder that you are in, jobs.tsv says which "
-          f"need which. When all are done:\n{report}")  # fmt: skip
+    print(
+        f"wrote {len(todo)} scripts into {folder}; submit them from the folder that you are in, jobs.tsv says which "
+        f"need which. When all are done:\n{report}"
+    )
 
 
 __all__ = ["Bench", "main", "parser"]

@@ -43,8 +43,16 @@ FACE, ENVELOPE = 96, 120  # pixels of a face, points of a voice, in the report
 
 
 NUMBER = (int, float)
-TEST = {"split": (str,), "corpus": (str,), "eval_protocol": (str,), "model": (str,), "parameters": (int,),
-        "trainable_parameters": (int,), "population": (dict,), "events": (dict,)}  # fmt: skip - of a metrics.json
+TEST = {
+    "split": (str,),
+    "corpus": (str,),
+    "eval_protocol": (str,),
+    "model": (str,),
+    "parameters": (int,),
+    "trainable_parameters": (int,),
+    "population": (dict,),
+    "events": (dict,),
+}
 COST = {"seconds": NUMBER, "peak_mib": NUMBER, "interrupted": (int,)}  # of a fit.json and test.json
 ROW = {"id": (str,), "dialogue": (str,), "label": (str,), "predicted": (str, type(None))}  # of a predictions.jsonl
 
@@ -116,8 +124,10 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
     _comparable(runs, records)
     labels = _labels(bench.data)
     _known_labels(by_row, runs, labels)
-    rows = [_row(bench, by_row[name], records[name], runs[name], labels, out)
-            for name in reported(by_row, len(by_row), "report: scores", "rows", 5)]  # fmt: skip
+    rows = [
+        _row(bench, by_row[name], records[name], runs[name], labels, out)
+        for name in reported(by_row, len(by_row), "report: scores", "rows", 5)
+    ]
     groups = {g: [r for r in rows if r["group"] == g] for g in ("ranked", "transductive")}
     for group in groups.values():
         group.sort(key=lambda r: -r["scores"][bench.metric]["mean"])
@@ -130,17 +140,36 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
             row["against_best"] = differences.get(row["name"])
     first = next(iter(runs.values()))[0]
     origin = provenance() or {}
-    return portable({
-        "title": bench.title, "corpus": labels.corpus, "labels": list(labels.names), "metric": bench.metric,
-        "split": "test", "eval_protocol": bench.data.protocol, "n": len(first),
-        "dialogues": len({r["dialogue"] for r in first}), "population": population(first), "command": command,
-        "git": origin.get("git"), "versions": origin.get("versions"), "data": next(iter(jobs)).data["test"],
-        "rows": groups["ranked"] + groups["transductive"],
-        "failed": [{"row": job.name, "seed": job.seed, "reason": failed[job.home],
-                    "log": job.log.relative_to(out).as_posix()} for job in jobs if job.home in failed],
-        "matched": _matched([job for done in by_row.values() for job in done]),
-        "notes": _notes(records),
-    })  # fmt: skip
+    return portable(
+        {
+            "title": bench.title,
+            "corpus": labels.corpus,
+            "labels": list(labels.names),
+            "metric": bench.metric,
+            "split": "test",
+            "eval_protocol": bench.data.protocol,
+            "n": len(first),
+            "dialogues": len({r["dialogue"] for r in first}),
+            "population": population(first),
+            "command": command,
+            "git": origin.get("git"),
+            "versions": origin.get("versions"),
+            "data": next(iter(jobs)).data["test"],
+            "rows": groups["ranked"] + groups["transductive"],
+            "failed": [
+                {
+                    "row": job.name,
+                    "seed": job.seed,
+                    "reason": failed[job.home],
+                    "log": job.log.relative_to(out).as_posix(),
+                }
+                for job in jobs
+                if job.home in failed
+            ],
+            "matched": _matched([job for done in by_row.values() for job in done]),
+            "notes": _notes(records),
+        }
+    )
 
 
 def population(rows: Sequence[Row]) -> str:
@@ -151,6 +180,7 @@ def population(rows: Sequence[Row]) -> str:
 
 def _comparable(runs: Mapping[str, Sequence[Sequence[Row]]], said: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """ValueError naming two rows that were not tested on the same samples, split and protocol."""
+
     def facts(name: str, i: int) -> tuple[str, str, str]:
         own = said[name][i]
         return own["split"], own["eval_protocol"].removesuffix(TRANSDUCTIVE), population(runs[name][i])
@@ -158,8 +188,9 @@ def _comparable(runs: Mapping[str, Sequence[Sequence[Row]]], said: Mapping[str, 
     first = next(iter(runs))
     for name, own in runs.items():
         for i in range(len(own)):
-            for what, a, b in zip(("split", "eval_protocol", "test samples"), facts(name, i), facts(first, 0),
-                                  strict=True):  # fmt: skip
+            for what, a, b in zip(
+                ("split", "eval_protocol", "test samples"), facts(name, i), facts(first, 0), strict=True
+            ):
                 if a != b:
                     raise ValueError(
                         f"rows {name} and {first} cannot be ranked together: their {what} differ ({a} of "
@@ -185,33 +216,48 @@ def _known_labels(
 def _labels(data: EmotionData) -> Labels:
     sets = list(data.label_sets.values())
     if len(sets) != 1:
-        raise ValueError(f"a benchmark ranks on one label set, but its data has those of {', '.join(data.label_sets)}; "
-                         "make one benchmark for each")  # fmt: skip
+        raise ValueError(
+            f"a benchmark ranks on one label set, but its data has those of {', '.join(data.label_sets)}; "
+            "make one benchmark for each"
+        )
     return sets[0]
 
 
 def _row(
-    bench: Bench, jobs: Sequence[Job], said: Sequence[Mapping[str, Any]], runs: Sequence[Sequence[Row]],
-    labels: Labels, out: Path,
-) -> dict[str, Any]:  # fmt: skip
+    bench: Bench,
+    jobs: Sequence[Job],
+    said: Sequence[Mapping[str, Any]],
+    runs: Sequence[Sequence[Row]],
+    labels: Labels,
+    out: Path,
+) -> dict[str, Any]:
     row, evaluations = jobs[0].row, [evaluate(rows, labels, draws=1) for rows in runs]
     scores = {metric: mean_over_seeds(runs, labels, metric) for metric in (*HEADLINE, "unparsed")}
     transductive = said[0]["eval_protocol"].endswith(TRANSDUCTIVE)
     reads = said[0].get("reads")  # what the system itself says; null of one that does not, or of an older run
     return {
-        "name": jobs[0].name, "what": row.what, "group": "transductive" if transductive else "ranked",
-        "eval_protocol": said[0]["eval_protocol"], "size": row.size, "reads": reads, "model": said[0]["model"],
+        "name": jobs[0].name,
+        "what": row.what,
+        "group": "transductive" if transductive else "ranked",
+        "eval_protocol": said[0]["eval_protocol"],
+        "size": row.size,
+        "reads": reads,
+        "model": said[0]["model"],
         "matched": row.matched,
-        "source": {"checkpoint": row.checkpoint} if row.checkpoint else
-                  {"config": row.config, "options": row.options, "zero_shot": row.zero_shot},
-        "seeds": [j.seed for j in jobs], "scores": scores,
+        "source": {"checkpoint": row.checkpoint}
+        if row.checkpoint
+        else {"config": row.config, "options": row.options, "zero_shot": row.zero_shot},
+        "seeds": [j.seed for j in jobs],
+        "scores": scores,
         "per_class": {name: float(np.mean([e["per_class"][name] for e in evaluations])) for name in labels.names},
         "confusion": np.sum([e["confusion"] for e in evaluations], axis=0).tolist(),
-        "cost": _costs(jobs, said), "reachable": _reachable(bench, reads, runs, scores["accuracy"]["mean"]),
+        "cost": _costs(jobs, said),
+        "reachable": _reachable(bench, reads, runs, scores["accuracy"]["mean"]),
         "curves": _curves(jobs[0]),
-        "runs": [{"seed": j.seed, "predictions": (j.results / "predictions.jsonl").relative_to(out).as_posix()}
-                 for j in jobs],
-    }  # fmt: skip
+        "runs": [
+            {"seed": j.seed, "predictions": (j.results / "predictions.jsonl").relative_to(out).as_posix()} for j in jobs
+        ],
+    }
 
 
 def _costs(jobs: Sequence[Job], said: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -227,13 +273,15 @@ def _costs(jobs: Sequence[Job], said: Sequence[Mapping[str, Any]]) -> dict[str, 
         return float(np.mean(values)) if values else None
 
     return {
-        "parameters": said[0]["parameters"], "trainable_parameters": said[0]["trainable_parameters"],
+        "parameters": said[0]["parameters"],
+        "trainable_parameters": said[0]["trainable_parameters"],
         "train_seconds": sum(c["seconds"] for c in trained) / len(jobs) if known else None,
         "train_peak_mib": max(c["peak_mib"] for c in trained) if known else None,
-        "test_seconds_per_sample": mean("seconds_per_sample"), "tokens_per_sample": mean("tokens_per_sample"),
+        "test_seconds_per_sample": mean("seconds_per_sample"),
+        "tokens_per_sample": mean("tokens_per_sample"),
         "test_peak_mib": max(t["peak_mib"] for t in tests),
         "interrupted": sum(c["interrupted"] for c in trained) if known else 0,
-    }  # fmt: skip
+    }
 
 
 def _chain(job: Job) -> list[dict[str, Any]] | None:
@@ -305,8 +353,10 @@ def _matched(jobs: Sequence[Job]) -> dict[str, Any] | None:
 def _training(job: Job) -> dict[str, Any]:
     """What the matched view holds equal, read off the checkpoint and the log, not off the intention."""
     if not job.row.trains or job.of:
-        raise ValueError(f"row {job.name} stands in the matched view, but was not trained in one go here; expected a "
-                         "row with config that needs no other row")  # fmt: skip
+        raise ValueError(
+            f"row {job.name} stands in the matched view, but was not trained in one go here; expected a "
+            "row with config that needs no other row"
+        )
     # without the values of the tensors, which takes no time
     checkpoint = look_into(find_checkpoint(job.run, "last"))
     config = read_run_config(job.run / "config.yaml", data=True)
@@ -315,10 +365,14 @@ def _training(job: Job) -> dict[str, Any]:
         raise ValueError(f"row {job.name} stands in the matched view, but has no language model of known weights")
     data = job.data["train"]
     given = ", ".join(f"{k} {v}" for k, v in data.get("init_args", {}).items() if v is not None)
-    return {"llm": llm["path"], "llm's weights": llm["fingerprint"], "steps": checkpoint.global_step,
-            "batch_size": _number(config["data"]["init_args"], "batch_size", job)
-                          * _number(config.get("trainer") or {}, "accumulate_grad_batches", job),
-            "data": f"{data['class_path'].rpartition('.')[2]} ({given})"}  # fmt: skip
+    return {
+        "llm": llm["path"],
+        "llm's weights": llm["fingerprint"],
+        "steps": checkpoint.global_step,
+        "batch_size": _number(config["data"]["init_args"], "batch_size", job)
+        * _number(config.get("trainer") or {}, "accumulate_grad_batches", job),
+        "data": f"{data['class_path'].rpartition('.')[2]} ({given})",
+    }
 
 
 def _number(section: Mapping[str, Any], key: str, job: Job) -> int:
@@ -357,16 +411,22 @@ def utterances(bench: Bench, jobs: Sequence[Job], cache: Path) -> list[dict[str,
     media = Media(cache)
     shown = []
     for sample in _first_dialogues(bench.data.samples("test"), bench.utterances):
-        systems = {name: _answer(rows[sample.id], reasons[name].get(sample.id)) for name, rows in said.items()
-                   if sample.id in rows}  # fmt: skip
+        systems = {
+            name: _answer(rows[sample.id], reasons[name].get(sample.id))
+            for name, rows in said.items()
+            if sample.id in rows
+        }
         base = {"id": sample.id, "dialogue": sample.dialogue, "label": sample.target.label, "systems": systems}
         turn = sample.target
         if bench.show_texts:
             base |= {
-                "speaker": turn.speaker, "text": turn.text, "descriptions": dict(turn.descriptions),
+                "speaker": turn.speaker,
+                "text": turn.text,
+                "descriptions": dict(turn.descriptions),
                 "history": [[t.speaker, t.text] for t in sample.history[-3:]],
-                "face": _face(media, turn), "voice": _voice(media, turn),
-            }  # fmt: skip
+                "face": _face(media, turn),
+                "voice": _voice(media, turn),
+            }
         else:
             base |= {"speaker": "", "text": "", "descriptions": {}, "history": [], "face": None, "voice": None}
         shown.append(base)
@@ -389,9 +449,15 @@ def _answer(row: Mapping[str, Any], reason: Mapping[str, Any] | None) -> dict[st
     why = None
     if reason is not None:
         why = reason.get("text") or ", ".join(
-            f"{k} {v}" for k, v in (reason.get("details") or {}).items() if k != "decision")  # fmt: skip
-    return {"predicted": row["predicted"], "score": scores.get(row["predicted"]), "said": row.get("text"), "why": why,
-            "decision": details.get("decision")}  # fmt: skip
+            f"{k} {v}" for k, v in (reason.get("details") or {}).items() if k != "decision"
+        )
+    return {
+        "predicted": row["predicted"],
+        "score": scores.get(row["predicted"]),
+        "said": row.get("text"),
+        "why": why,
+        "decision": details.get("decision"),
+    }
 
 
 def _reasons(job: Job) -> dict[str, dict[str, Any]]:

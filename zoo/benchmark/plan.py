@@ -136,8 +136,9 @@ class Bench:
             return seed
         if len(own) == 1:
             return own[0]
-        raise ValueError(f"row {name} with seed {seed} needs row {needed}, which has the seeds {own}; give both the "
-                         "same seeds")  # fmt: skip
+        raise ValueError(
+            f"row {name} with seed {seed} needs row {needed}, which has the seeds {own}; give both the same seeds"
+        )
 
     def check(self) -> None:
         """ValueError for a benchmark that could not be run to its end."""
@@ -158,11 +159,15 @@ class Bench:
             return ValueError(f"row {name}: {what}")
 
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", name) or not name.strip("."):
-            raise ValueError(f"row name {name!r:.80}: expected at most 200 letters, digits, '_', '.' and '-', and not "
-                             "dots alone, since it names a folder")  # fmt: skip
+            raise ValueError(
+                f"row name {name!r:.80}: expected at most 200 letters, digits, '_', '.' and '-', and not "
+                "dots alone, since it names a folder"
+            )
         if (row.config is None) == (row.checkpoint is None):
-            raise wrong("expected either config (to train it) or checkpoint (to test it), got "
-                        f"{'both' if row.config else 'neither'}")  # fmt: skip
+            raise wrong(
+                "expected either config (to train it) or checkpoint (to test it), got "
+                f"{'both' if row.config else 'neither'}"
+            )
         for file in row.config or ():
             if not Path(file).is_file():
                 raise wrong(f"config {file} does not exist (looked for from {Path.cwd()})")
@@ -184,11 +189,15 @@ class Bench:
             if needed not in self.rows:
                 raise wrong(f"{m[0]} names no row; there are {', '.join(self.rows)}")
             if kind == "results" and self.rows[needed].verb == "fit":
-                raise wrong(f"{m[0]}: row {needed} is only trained (verb fit), so it has no results; run:{needed} is "
-                            "its run folder")  # fmt: skip
+                raise wrong(
+                    f"{m[0]}: row {needed} is only trained (verb fit), so it has no results; run:{needed} is "
+                    "its run folder"
+                )
             if kind == "run" and not self.rows[needed].trains:
-                raise wrong(f"{m[0]}: row {needed} is not trained, so it has no run folder; results:{needed} is the "
-                            "folder with its answers")  # fmt: skip
+                raise wrong(
+                    f"{m[0]}: row {needed} is not trained, so it has no run folder; results:{needed} is the "
+                    "folder with its answers"
+                )
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:

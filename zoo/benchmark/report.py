@@ -244,13 +244,18 @@ def scatter(rows: Sequence[Row], metric: str, cost: str, axis: Axis, width: int,
             front.append(f"H{x} V{y}" if front else f"M{x} {y}")
             height_reached = y
     return {
-        "front": " ".join(front), "width": width, "height": height,
-        "left": left, "right": right, "top": top, "bottom": bottom,
+        "front": " ".join(front),
+        "width": width,
+        "height": height,
+        "left": left,
+        "right": right,
+        "top": top,
+        "bottom": bottom,
         "x_ticks": [(across(m), text(m)) for m in marks if low <= math.log10(m) <= high],
         "y_ticks": [(down(t), f"{100 * t:.0f}") for t in axis.ticks],
         "points": label(spots, "what" if width > 600 else "name", (left, top, right, bottom)),
         "left_out": [(r, r["cost"][cost]) for r in rows if not r["cost"][cost]],
-    }  # fmt: skip
+    }
 
 
 def label(spots: Sequence[tuple[Row, float, float, float, float]], key: str, plot: tuple[float, ...]) -> list[Point]:
@@ -323,10 +328,19 @@ def curve(points: Sequence[Sequence[float]], width: int = 232, height: int = 84)
         path.append(pen + position(step, value))
         pen = "L"
     return {
-        "path": " ".join(path), "width": width, "height": height, "dot": position(*finite[-1]).split(),
-        "low": low, "high": high, "first": values[0], "last": values[-1],
-        "start": start, "end": end, "points": len(points), "broken": len(points) - len(finite),
-    }  # fmt: skip
+        "path": " ".join(path),
+        "width": width,
+        "height": height,
+        "dot": position(*finite[-1]).split(),
+        "low": low,
+        "high": high,
+        "first": values[0],
+        "last": values[-1],
+        "start": start,
+        "end": end,
+        "points": len(points),
+        "broken": len(points) - len(finite),
+    }
 
 
 # ---- the page
@@ -342,12 +356,20 @@ def page(
     script = (TEMPLATES / "report.js").read_text(encoding="utf-8")
     papers = json.loads(PUBLISHED.read_text(encoding="utf-8"))
     environment = Environment(
-        loader=FileSystemLoader(TEMPLATES), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
+        loader=FileSystemLoader(TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
         lstrip_blocks=True,
-    )  # fmt: skip
+    )
     environment.filters |= {
-        "percent": percent, "signed": signed, "pvalue": pvalue, "amount": amount, "seconds": seconds, "memory": memory,
-    }  # fmt: skip
+        "percent": percent,
+        "signed": signed,
+        "pvalue": pvalue,
+        "amount": amount,
+        "seconds": seconds,
+        "memory": memory,
+    }
     matched = results["matched"]
     return environment.get_template("report.html").render(
         results=results,
@@ -498,27 +520,39 @@ def ranking(rows: Sequence[Row], metric: str) -> str:
     """A table of rows; the headline score first, with its interval and every seed."""
     others = [m for m in METRICS if m != metric]
     header = [
-        "#", "system", "reads", METRICS[metric], "95 % interval", "seeds", "against the best",
-        *(METRICS[m] for m in others), "of the reachable", "parameters (trained)", "training", "test per utterance",
-    ]  # fmt: skip
+        "#",
+        "system",
+        "reads",
+        METRICS[metric],
+        "95 % interval",
+        "seeds",
+        "against the best",
+        *(METRICS[m] for m in others),
+        "of the reachable",
+        "parameters (trained)",
+        "training",
+        "test per utterance",
+    ]
     lines = []
     for place, row in enumerate(rows, 1):
         score, cost = row["scores"][metric], row["cost"]
-        lines.append([
-            place,
-            f"{row['what']} ({row['name']}, {row['size']})",
-            "not known" if row["reads"] is None else ", ".join(row["reads"]) or "nothing",
-            percent(score["mean"]),
-            interval(score),
-            ", ".join(map(percent, score["values"])),
-            against(row),
-            *(f"{percent(row['scores'][m]['mean'])} ({interval(row['scores'][m])})" for m in others),
-            percent(row["reachable"]["share"]) if row["reachable"] else "–",
-            f"{amount(cost['parameters'])} ({amount(cost['trainable_parameters'])})",
-            f"{seconds(cost['train_seconds'])}, {memory(cost['train_peak_mib'])}",
-            f"{seconds(cost['test_seconds_per_sample'])}, {memory(cost['test_peak_mib'])}, "
-            f"{amount(cost['tokens_per_sample'])} tokens",
-        ])  # fmt: skip
+        lines.append(
+            [
+                place,
+                f"{row['what']} ({row['name']}, {row['size']})",
+                "not known" if row["reads"] is None else ", ".join(row["reads"]) or "nothing",
+                percent(score["mean"]),
+                interval(score),
+                ", ".join(map(percent, score["values"])),
+                against(row),
+                *(f"{percent(row['scores'][m]['mean'])} ({interval(row['scores'][m])})" for m in others),
+                percent(row["reachable"]["share"]) if row["reachable"] else "–",
+                f"{amount(cost['parameters'])} ({amount(cost['trainable_parameters'])})",
+                f"{seconds(cost['train_seconds'])}, {memory(cost['train_peak_mib'])}",
+                f"{seconds(cost['test_seconds_per_sample'])}, {memory(cost['test_peak_mib'])}, "
+                f"{amount(cost['tokens_per_sample'])} tokens",
+            ]
+        )
     return table(header, lines) if lines else "No rows."
 
 

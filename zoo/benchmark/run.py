@@ -140,10 +140,14 @@ class Job:
         """What the job is, in files and words that do not depend on where it runs."""
         row = self.row
         spec: dict[str, Any] = {
-            "seed": self.seed, "verb": row.verb, "use": row.use, "options": row.options,
-            "test_options": row.test_options, "test_data": self.data["test"],
+            "seed": self.seed,
+            "verb": row.verb,
+            "use": row.use,
+            "options": row.options,
+            "test_options": row.test_options,
+            "test_data": self.data["test"],
             "needs": {name: job.spec() for name, job in sorted(self.of.items())},
-        }  # fmt: skip
+        }
         if row.config is not None:
             spec["config"] = {str(file): sha256_of(Path(file)) for file in row.config}
             spec["zero_shot"] = row.zero_shot
@@ -233,8 +237,13 @@ def _fit(job: Job, commands: Commands, threads: int, code: str) -> None:
         shutil.rmtree(job.home / "lightning_logs", ignore_errors=True)
         (job.home / "data.yaml").write_text(yaml.safe_dump({"data": job.data["train"]}, sort_keys=False))
         args = [f"--config={file}" for file in job.row.config]
-        args += [f"--config={job.home / 'data.yaml'}", f"--seed_everything={job.seed}",
-                 f"--trainer.default_root_dir={job.home}", *flags(QUIET), *job.options(job.row.options)]  # fmt: skip
+        args += [
+            f"--config={job.home / 'data.yaml'}",
+            f"--seed_everything={job.seed}",
+            f"--trainer.default_root_dir={job.home}",
+            *flags(QUIET),
+            *job.options(job.row.options),
+        ]
     _command(job, commands, "fit", args, job.home / "fit.json", threads, code)
 
 
@@ -250,17 +259,21 @@ def _test(job: Job, commands: Commands, threads: int, code: str) -> None:
         path = Path(job.filled(row.checkpoint))
         where = find_checkpoint(path, row.use) if REFERENCE.search(row.checkpoint) else row.checkpoint
         args = [f"--ckpt_path={where}"]
-    args += [f"--config={job.home / 'test.yaml'}", f"--seed_everything={job.seed}", "--trainer.logger=false",
-             f"--trainer.default_root_dir={job.results}", *flags(QUIET),
-             *([] if row.trains else job.options(row.options)), *job.options(row.test_options)]  # fmt: skip
+    args += [
+        f"--config={job.home / 'test.yaml'}",
+        f"--seed_everything={job.seed}",
+        "--trainer.logger=false",
+        f"--trainer.default_root_dir={job.results}",
+        *flags(QUIET),
+        *([] if row.trains else job.options(row.options)),
+        *job.options(row.test_options),
+    ]
     _command(job, commands, row.verb, args, job.home / "test.json", threads, code)
     if not list(job.results.glob(RESULTS[row.verb])):
         raise Failed(f"zoo {row.verb} wrote no {RESULTS[row.verb]} into {job.results}; see {job.log}")
 
 
-def _command(
-    job: Job, commands: Commands, verb: str, args: list[str], cost: Path, threads: int, code: str
-) -> None:
+def _command(job: Job, commands: Commands, verb: str, args: list[str], cost: Path, threads: int, code: str) -> None:
     """``zoo VERB ARGS`` in a process of its own; ``cost`` is written when it is done."""
     args = [*args, *import_flags()]  # a server that was started before does not know them
     if source() != code:  # rows of two versions are no comparison, and half-loaded code fails in odd ways
@@ -323,8 +336,11 @@ def _zoo(verb: str, args: list[str], note: str, before: dict, threads: int) -> N
 
     def write() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform != "darwin" else 1024)
-        own = {"seconds": told + time.perf_counter() - started, "interrupted": before.get("interrupted", 0),
-               "peak_mib": max(before.get("peak_mib", 0.0), peak / 1024)}  # fmt: skip
+        own = {
+            "seconds": told + time.perf_counter() - started,
+            "interrupted": before.get("interrupted", 0),
+            "peak_mib": max(before.get("peak_mib", 0.0), peak / 1024),
+        }
         part = f"{note}.part"
         Path(part).write_text(json.dumps(own))
         os.replace(part, note)
@@ -401,8 +417,15 @@ def _work_off(
     done: set[Path] = set()
     while waiting or running:
         for job in list(waiting):
-            ended = next(((name, group) for name, needed in job.of.items()
-                          for group in (outcome.failed, outcome.stopped) if needed.home in group), None)  # fmt: skip
+            ended = next(
+                (
+                    (name, group)
+                    for name, needed in job.of.items()
+                    for group in (outcome.failed, outcome.stopped)
+                    if needed.home in group
+                ),
+                None,
+            )
             if ended is not None:
                 name, group = ended
                 waiting.remove(job)

@@ -68,9 +68,11 @@ def against(
             continue
         pair = paired_difference(row_runs, runs[best], labels, metric, draws=draws)
         found[name] = {
-            "difference": pair["difference"], "ci95": pair["ci95"], "p_bootstrap": pair["p"],
+            "difference": pair["difference"],
+            "ci95": pair["ci95"],
+            "p_bootstrap": pair["p"],
             "p_mcnemar": mcnemar_p(row_runs[middle[name]], runs[best][middle[best]]),
-        }  # fmt: skip
+        }
     if not found:
         return found
     for kind in ("p_bootstrap", "p_mcnemar"):

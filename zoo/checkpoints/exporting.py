@@ -32,9 +32,22 @@ DTYPES = ("float32", "float16", "bfloat16")
 NOT_PUBLISHED = ("start_from", "cache", "downstream")  # of a model: files of the run's machine that nobody else needs
 # of a corpus: where its files lie, how it is read, and which sitcom it is; whoever tests says this anew
 OF_A_MACHINE = (
-    "root", "captions", "drop_leaks_to", "dev_dialogues", "folds", "mixture", "limit", "seed", "num_workers",
-    "predict_splits", "corpus_seed", "train_dialogues", "test_dialogues", "descriptions", "domain",
-)  # fmt: skip
+    "root",
+    "captions",
+    "drop_leaks_to",
+    "dev_dialogues",
+    "folds",
+    "mixture",
+    "limit",
+    "seed",
+    "num_workers",
+    "predict_splits",
+    "corpus_seed",
+    "train_dialogues",
+    "test_dialogues",
+    "descriptions",
+    "domain",
+)
 
 
 def export(args: list[str]) -> None:
@@ -52,27 +65,34 @@ def export(args: list[str]) -> None:
         "--adapter", metavar="NAME", help="which, of a system with several; --ckpt_path is its config.test.yaml then"
     )
     parser.add_argument(
-        "--system", action="store_true",
+        "--system",
+        action="store_true",
         help="the whole system: config, all weights but those of its published backbones, a probe",
-    )  # fmt: skip
+    )
     parser.add_argument(
-        "--set", action="append", default=[], metavar="KEY=VALUE",
+        "--set",
+        action="append",
+        default=[],
+        metavar="KEY=VALUE",
         help="with --system: a model option of the written config that differs from the run's, e.g. selection=always",
-    )  # fmt: skip
+    )
     parser.add_argument("--import", metavar="DIR", help="folder whose modules the config.yaml of the run may name")
     parser.add_argument("--licence", help="with --system: under which you pass the weights on; not stated if left out")
     parser.add_argument(
-        "--commercial", choices=("true", "false"),
+        "--commercial",
+        choices=("true", "false"),
         help="with --system: whether you allow commercial use; unknown if left out",
-    )  # fmt: skip
+    )
     options = parser.parse_args(take_imports(args))
     if options.out.exists() and any(options.out.iterdir()):
         raise FileExistsError(f"{options.out} is not empty; choose another folder")
     if options.system:
         if options.part or options.merge or options.adapter:
             raise ValueError("--system writes all of the run; leave out --part, --merge and --adapter")
-        terms = {"licence": options.licence or UNKNOWN,
-                 "commercial": {"true": True, "false": False}.get(options.commercial, "unknown")}  # fmt: skip
+        terms = {
+            "licence": options.licence or UNKNOWN,
+            "commercial": {"true": True, "false": False}.get(options.commercial, "unknown"),
+        }
         export_system(options.ckpt_path, options.out, options.dtype, dict(_pair(one) for one in options.set), terms)
         return
     if options.licence or options.commercial:
@@ -190,7 +210,7 @@ def _card(out: Path, kind: str, module: Any, base: str, difference: float | None
 # ------------------------------------------------------------------------------------------------------ a whole system
 def export_system(
     path: str, out: Path, dtype: str | None, options: Mapping[str, Any], terms: Mapping[str, Any]
-) -> None:  # fmt: skip
+) -> None:
     """Writes config.yaml, weights.safetensors, the probe and a README that says what is known.
 
     Args:
@@ -221,8 +241,10 @@ def export_system(
         card = _system_card(out.name, module, content["state_dict"], rights)
         (part / "README.md").write_text(card, encoding="utf-8")
     size = sum(p.stat().st_size for p in out.iterdir())
-    print(f"wrote {out}: {len(content['state_dict'])} tensors, {size / 1e6:.1f} MB. To publish it, complete this and "
-          f"add it to {INDEX}:")  # fmt: skip
+    print(
+        f"wrote {out}: {len(content['state_dict'])} tensors, {size / 1e6:.1f} MB. To publish it, complete this and "
+        f"add it to {INDEX}:"
+    )
     print(new_entry(out, {**rights, "reported": _scores(home)}), end="")
 
 
@@ -238,8 +260,10 @@ def _rebased(config: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
     module.configure_model()
     missing = sorted(set(module.state_dict()) - set(state))
     if missing:
-        raise ValueError(f"the run stored all but {len(missing)} tensors of the model {missing[:3]}, which only its "
-                         "own backbones hold; publish those first, or leave --set of a backbone out")  # fmt: skip
+        raise ValueError(
+            f"the run stored all but {len(missing)} tensors of the model {missing[:3]}, which only its "
+            "own backbones hold; publish those first, or leave --set of a backbone out"
+        )
     module.from_hub = set()
     return module.contract()
 
@@ -260,9 +284,14 @@ def whole_or_none(out: Path) -> Iterator[Path]:
 
 
 def write_system(
-    folder: Path, name: str, run: Mapping[str, Any], given: Mapping[str, Any], state: Mapping[str, Tensor],
-    contract: Mapping[str, Any], dtype: str | None,
-) -> dict[str, Any]:  # fmt: skip
+    folder: Path,
+    name: str,
+    run: Mapping[str, Any],
+    given: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    contract: Mapping[str, Any],
+    dtype: str | None,
+) -> dict[str, Any]:
     """Writes weights.safetensors and the config of a system; returns the config.
 
     Args:
@@ -294,8 +323,16 @@ def write_system(
 
 def new_entry(folder: Path, known: Mapping[str, Any]) -> str:
     """The entry of a folder in ``index.yaml``, as far as it is known, with the files as they are now."""
-    empty = {"what": UNKNOWN, "paper": UNKNOWN, "source": "shipped", "licence": UNKNOWN, "gated": False,
-             "commercial": "unknown", "made_by": UNKNOWN, "reported": []}  # fmt: skip
+    empty = {
+        "what": UNKNOWN,
+        "paper": UNKNOWN,
+        "source": "shipped",
+        "licence": UNKNOWN,
+        "gated": False,
+        "commercial": "unknown",
+        "made_by": UNKNOWN,
+        "reported": [],
+    }
     return yaml.safe_dump({folder.name: empty | dict(known) | {"files": files_entry(folder)}}, sort_keys=False)
 
 
@@ -338,8 +375,11 @@ def _portable(value: Any, key: str) -> Any:
 
 def _is_place(value: str) -> bool:
     path = Path(value)
-    return path.is_absolute() or value.startswith(("~", "./", "../", "runs/", "lightning_logs/")) or (
-        "/" in value and (path.exists() or (REPOSITORY / path).exists()))  # fmt: skip
+    return (
+        path.is_absolute()
+        or value.startswith(("~", "./", "../", "runs/", "lightning_logs/"))
+        or ("/" in value and (path.exists() or (REPOSITORY / path).exists()))
+    )
 
 
 def without_places(value: Any) -> Any:

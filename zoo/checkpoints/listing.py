@@ -13,10 +13,24 @@ INDEX = REPOSITORY / "checkpoints" / "index.yaml"
 SOURCES = {"shipped": (), "hub": ("hub", "revision"), "url": ("url",), "hand": ("hand",)}  # source -> fields it needs
 ALWAYS = ("what", "paper", "source", "licence", "gated", "commercial", "reported", "files")
 FIELDS: dict[str, Any] = {  # field -> types that it may have
-    "what": str, "paper": str, "source": str, "licence": str, "gated": bool, "commercial": bool | str,
-    "reported": list, "files": dict, "hub": str, "revision": str | None, "url": str, "hand": str, "made_by": str,
-    "use": str | None, "converter": str | None, "config": str | None, "bytes": int | None,
-}  # fmt: skip
+    "what": str,
+    "paper": str,
+    "source": str,
+    "licence": str,
+    "gated": bool,
+    "commercial": bool | str,
+    "reported": list,
+    "files": dict,
+    "hub": str,
+    "revision": str | None,
+    "url": str,
+    "hand": str,
+    "made_by": str,
+    "use": str | None,
+    "converter": str | None,
+    "config": str | None,
+    "bytes": int | None,
+}
 SCORE: dict[str, Any] = {"metric": str, "value": int | float, "corpus": str, "split": str}  # that a reported one needs
 
 
@@ -63,8 +77,9 @@ def _check_types(name: str, entry: Mapping[str, Any]) -> None:
         if wrong is None and not isinstance(score.get("n"), int | str | None):
             wrong = "n as a number"
         if wrong is not None:
-            raise ValueError(f"{INDEX}: a score that is reported of {name} is {score!r:.80}, expected {wrong}; restore "
-                             "it")  # fmt: skip
+            raise ValueError(
+                f"{INDEX}: a score that is reported of {name} is {score!r:.80}, expected {wrong}; restore it"
+            )
 
 
 def _without_int(kinds: Any) -> Any:
@@ -73,8 +88,15 @@ def _without_int(kinds: Any) -> Any:
 
 
 def _kinds(kinds: Any) -> str:
-    words = {str: "a text", bool: "true or false", int: "a number", float: "a number", list: "a list",
-             dict: "a mapping of file to sha256", type(None): "null"}  # fmt: skip
+    words = {
+        str: "a text",
+        bool: "true or false",
+        int: "a number",
+        float: "a number",
+        list: "a list",
+        dict: "a mapping of file to sha256",
+        type(None): "null",
+    }
     return " or ".join(dict.fromkeys(words[kind] for kind in getattr(kinds, "__args__", (kinds,))))
 
 
@@ -98,9 +120,7 @@ def differences(name: str, folder: Path, files: Mapping[str, str | None]) -> lis
         if not (folder / file).is_file():
             problems.append(f"{name}/{file} is missing")
         elif wanted is not None and (got := sha256_of(folder / file)) != wanted:
-            problems.append(
-                f"{name}/{file} is not the published file: sha256 {got[:12]}..., expected {wanted[:12]}..."
-            )
+            problems.append(f"{name}/{file} is not the published file: sha256 {got[:12]}..., expected {wanted[:12]}...")
     return problems
 
 

@@ -98,6 +98,7 @@ def _described(own: Mapping[str, str], kinds: Sequence[str]) -> dict[str, str]:
 
 def _sample(turns: Sequence[Turn], labels: Labels, split: str, dialogue: str, keep_label: bool) -> Sample:
     """The last turn as a sample. A label that the corpus does not have is left out, or replaced in an example."""
+
     def fitted(turn: Turn) -> Turn:
         known = turn.label in labels.names
         other = None if keep_label else labels.names[len(turn.text) % len(labels)]
@@ -160,9 +161,14 @@ def _answers(module: EmotionModule, samples: Sequence[Sample], examples: Sequenc
     with tempfile.TemporaryDirectory() as folder, _silent(), torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
         Trainer(
-            accelerator="cpu", devices=1, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-            enable_model_summary=False, default_root_dir=folder,
-        ).predict(module, datamodule=ProbeData(samples, examples), return_predictions=False)  # fmt: skip
+            accelerator="cpu",
+            devices=1,
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            default_root_dir=folder,
+        ).predict(module, datamodule=ProbeData(samples, examples), return_predictions=False)
         rows = read_jsonl(Path(folder) / module.rows_file)
     module._trainer = trainer
     module.train(training)
@@ -203,8 +209,12 @@ def _to_json(sample: Sample) -> dict[str, Any]:
         said = {"id": own.id, "speaker": own.speaker, "text": own.text, "label": own.label}
         return said | {"descriptions": dict(own.descriptions), "clip": own.video.name if own.video else None}
 
-    return {"id": sample.id, "dialogue": sample.dialogue, "corpus": sample.labels.corpus,
-            "turns": [turn(own) for own in (*sample.history, sample.target)]}  # fmt: skip
+    return {
+        "id": sample.id,
+        "dialogue": sample.dialogue,
+        "corpus": sample.labels.corpus,
+        "turns": [turn(own) for own in (*sample.history, sample.target)],
+    }
 
 
 def _from_json(row: Mapping[str, Any], labels: Mapping[str, Labels], folder: Path) -> Sample:

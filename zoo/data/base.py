@@ -114,9 +114,12 @@ class EmotionData(LightningDataModule):
         if batch_size < 1 or (eval_batch_size is not None and eval_batch_size < 1):
             raise ValueError(f"batch sizes must be at least 1, got {batch_size} and {eval_batch_size}")
         for option, value, least in (
-            ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1), ("num_workers", num_workers, 0),
-            ("seed", seed, 0), ("limit", limit, 1),
-        ):  # fmt: skip
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("num_workers", num_workers, 0),
+            ("seed", seed, 0),
+            ("limit", limit, 1),
+        ):
             if value is not None:
                 whole_number(f"--data.{option}", value, least)
         if predict_splits is not None and (
@@ -202,7 +205,11 @@ class EmotionData(LightningDataModule):
     def splits_of(self, stage: str) -> tuple[Split, ...]:
         """What fit, validate, test or predict reads."""
         read: dict[str, tuple[Split, ...]] = {
-            "fit": ("train", "dev"), "validate": ("dev",), "test": ("test",), "predict": self.predict_splits}
+            "fit": ("train", "dev"),
+            "validate": ("dev",),
+            "test": ("test",),
+            "predict": self.predict_splits,
+        }
         return read[stage]
 
     def setup(self, stage: str) -> None:
@@ -239,8 +246,13 @@ class EmotionData(LightningDataModule):
             )
         setattr(self.trainer, f"limit_{what}_batches", batches)  # a share would be taken once more
         chosen = np.random.default_rng((self.run_seed, len(samples))).permutation(len(samples))[: batches * step]
-        log.warning("--trainer.limit_%s_batches: %d of %d samples, drawn by seed %d", what, len(chosen), len(samples),
-                    self.run_seed)  # fmt: skip
+        log.warning(
+            "--trainer.limit_%s_batches: %d of %d samples, drawn by seed %d",
+            what,
+            len(chosen),
+            len(samples),
+            self.run_seed,
+        )
         return [samples[i] for i in sorted(chosen)]
 
     def to_predict(self) -> list[Sample]:

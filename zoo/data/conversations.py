@@ -84,8 +84,10 @@ class Conversations(EmotionData):
             names = Counter(Path(entry["path"]).stem for entry in entries)
             twice = [name for name, n in names.items() if n > 1]
             if twice:
-                raise ValueError(f"{self.mixture}: {split} has two files called {twice}; their rows could not be told "
-                                 "apart. Rename one, or give one a larger weight")  # fmt: skip
+                raise ValueError(
+                    f"{self.mixture}: {split} has two files called {twice}; their rows could not be told "
+                    "apart. Rename one, or give one a larger weight"
+                )
         self._parts = mixture
         return mixture
 
@@ -98,8 +100,9 @@ class Conversations(EmotionData):
         if split != "train" and weight != 1:
             raise ValueError(f"{self.mixture}: {split} is scored, so weights belong to train; got {weight}")
         if not isinstance(template, str) or template.count("{question}") != 1:
-            raise ValueError(f"{self.mixture}: the template of {entry['path']} is {template!r}; expected {{question}} "
-                             "in it once")  # fmt: skip
+            raise ValueError(
+                f"{self.mixture}: the template of {entry['path']} is {template!r}; expected {{question}} in it once"
+            )
         for key in ("path", "root"):
             if Path(str(entry.get(key, "."))).is_absolute():
                 raise ValueError(f"{self.mixture}: {key} {entry[key]!r} is absolute; give it relative to the mixture")
@@ -135,7 +138,8 @@ class Conversations(EmotionData):
             notes[f"conversations of {name}"] = len(talks)
             notes[f"drawn from {name}"] = sum(copies)
         notes["answers without a picture or video"] = sum(
-            all(t.video is None for t in (s.target, *s.history)) for s in samples)  # fmt: skip
+            all(t.video is None for t in (s.target, *s.history)) for s in samples
+        )
         return Reading(samples, excluded=excluded, notes=dict(notes))
 
     def _talks(

@@ -92,8 +92,13 @@ class DFEW(EmotionData):
             for row in table.itertuples()
         ]
         notes["clips missing"] = modalities(samples)["clips missing"]
-        return Reading(samples, OFFICIAL.get(self.fold) if split == "test" else None, excluded, dict(notes),
-                       names | clips_missing(samples))  # fmt: skip
+        return Reading(
+            samples,
+            OFFICIAL.get(self.fold) if split == "test" else None,
+            excluded,
+            dict(notes),
+            names | clips_missing(samples),
+        )
 
     def _path(self, part: str) -> Path:
         return find_file(self.root, [LIST.format(part, self.fold)], "DFEW", ADVICE)

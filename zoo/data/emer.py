@@ -99,12 +99,14 @@ class EMER(EmotionData):
         notes.update(raw.attrs["notes"])
         keys = checked_keys(raw["names"], path)
         words = {name: name for name in self.labels.names}
-        table = pd.DataFrame({
-            "key": keys,
-            "text": raw["subtitles"].map(clean_text),
-            "label": checked_labels(raw["emotions"], keys, words, path),
-            "reason": raw["reasons"].map(clean_text),
-        })
+        table = pd.DataFrame(
+            {
+                "key": keys,
+                "text": raw["subtitles"].map(clean_text),
+                "label": checked_labels(raw["emotions"], keys, words, path),
+                "reason": raw["reasons"].map(clean_text),
+            }
+        )
         return drop_repeats(table, path)
 
     def _final(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:

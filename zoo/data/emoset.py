@@ -37,9 +37,7 @@ class EmoSet(EmotionData):
 
     licence = "research only"
     material = "photographs"
-    labels = Labels(
-        "emoset", ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness")
-    )
+    labels = Labels("emoset", ("amusement", "awe", "contentment", "excitement", "anger", "disgust", "fear", "sadness"))
 
     def read(self, split: Split) -> Reading:
         path = find_file(self.root, [FILES[split]], "EmoSet", ADVICE)

@@ -57,12 +57,14 @@ class GoEmotions(EmotionData):
                 f"to {len(words) - 1} joined by commas ({', '.join(words)}). Correct the cells, or leave the rows out"
             )
         notes: Counter[str] = Counter(raw.attrs["notes"])
-        table = pd.DataFrame({
-            "key": raw["comment"].str.strip(),
-            "text": raw["text"].map(clean_text),
-            "label": ids.map(lambda own: words[int(own[0])]),
-            "several": ids.map(len) > 1,
-        })
+        table = pd.DataFrame(
+            {
+                "key": raw["comment"].str.strip(),
+                "text": raw["text"].map(clean_text),
+                "label": ids.map(lambda own: words[int(own[0])]),
+                "several": ids.map(len) > 1,
+            }
+        )
         table, excluded = drop_repeats(table, path)
         excluded |= dict.fromkeys(table["key"][table["text"] == ""], "empty text")
         table = table[table["text"] != ""]

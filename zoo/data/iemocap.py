@@ -30,13 +30,37 @@ CODES = ("ang", "hap", "exc", "sad", "fru", "fea", "sur", "dis", "neu", "oth")
 NO_AGREEMENT = "xxx"
 CLASSES: Mapping[int, Mapping[str, tuple[str, ...]]] = {  # label word -> the release's codes, in the papers' order
     4: {"happy": ("hap", "exc"), "sad": ("sad",), "neutral": ("neu",), "angry": ("ang",)},
-    6: {"happy": ("hap",), "sad": ("sad",), "neutral": ("neu",), "angry": ("ang",), "excited": ("exc",),
-        "frustrated": ("fru",)},
-    8: {"neutral": ("neu",), "joy": ("hap",), "sadness": ("sad",), "anger": ("ang",), "fear": ("fea",),
-        "excitement": ("exc",), "surprise": ("sur",), "frustration": ("fru",)},
-    10: {"neutral": ("neu",), "happiness": ("hap",), "sadness": ("sad",), "anger": ("ang",), "surprise": ("sur",),
-         "disgust": ("dis",), "fear": ("fea",), "frustration": ("fru",), "excitement": ("exc",), "other": ("oth",)},
-}  # fmt: skip
+    6: {
+        "happy": ("hap",),
+        "sad": ("sad",),
+        "neutral": ("neu",),
+        "angry": ("ang",),
+        "excited": ("exc",),
+        "frustrated": ("fru",),
+    },
+    8: {
+        "neutral": ("neu",),
+        "joy": ("hap",),
+        "sadness": ("sad",),
+        "anger": ("ang",),
+        "fear": ("fea",),
+        "excitement": ("exc",),
+        "surprise": ("sur",),
+        "frustration": ("fru",),
+    },
+    10: {
+        "neutral": ("neu",),
+        "happiness": ("hap",),
+        "sadness": ("sad",),
+        "anger": ("ang",),
+        "surprise": ("sur",),
+        "disgust": ("dis",),
+        "fear": ("fea",),
+        "frustration": ("fru",),
+        "excitement": ("exc",),
+        "other": ("oth",),
+    },
+}
 
 # The 53 utterances without agreement (xxx) that the feature files of DialogueRNN and its successors call happy: the
 # release has 7,380 utterances of six classes, those papers 7,433. As listed by github.com/snailcoder/emodet, who
@@ -44,15 +68,25 @@ CLASSES: Mapping[int, Mapping[str, tuple[str, ...]]] = {  # label word -> the re
 HAPPY_IN_THE_PAPERS = frozenset(
     f"Ses0{dialogue}_{utterance}"
     for dialogue, utterances in {
-        "1F_impro03": "F007 F011 F014 M012", "1F_impro06": "M017", "1F_impro07": "F007", "1M_impro03": "F000",
-        "1M_impro07": "F002", "2F_impro03": "F002 F005 F006 F007 F020", "2M_impro03": "F010 F026 F027",
-        "3F_impro02": "M003", "3F_impro03": "F000 F003 F010 M003 M008 M013 M016 M019", "3F_impro04": "M020",
-        "3F_impro07": "F000 F002 F006 M016 M020 M031", "3M_impro02": "F001",
-        "3M_impro03": "F000 F019 M005 M006 M008 M009 M010 M024 M025 M026 M027 M034 M036 M037", "3M_impro05a": "F017",
-        "3M_impro07": "F020 M001 M012 M021", "5F_impro07": "M010",
+        "1F_impro03": "F007 F011 F014 M012",
+        "1F_impro06": "M017",
+        "1F_impro07": "F007",
+        "1M_impro03": "F000",
+        "1M_impro07": "F002",
+        "2F_impro03": "F002 F005 F006 F007 F020",
+        "2M_impro03": "F010 F026 F027",
+        "3F_impro02": "M003",
+        "3F_impro03": "F000 F003 F010 M003 M008 M013 M016 M019",
+        "3F_impro04": "M020",
+        "3F_impro07": "F000 F002 F006 M016 M020 M031",
+        "3M_impro02": "F001",
+        "3M_impro03": "F000 F019 M005 M006 M008 M009 M010 M024 M025 M026 M027 M034 M036 M037",
+        "3M_impro05a": "F017",
+        "3M_impro07": "F020 M001 M012 M021",
+        "5F_impro07": "M010",
     }.items()
     for utterance in utterances.split()
-)  # fmt: skip
+)
 
 NAME = r"Ses0([1-5])([FM])_(?:impro|script)\d\d(?:_\d)?[a-z]?"  # of a dialogue: session, who wears the markers
 TIMES = r"\[\s*(-?\d+\.\d+)\s*-\s*(-?\d+\.\d+)\s*\]"
@@ -364,8 +398,14 @@ def _read_transcription(path: Path, dialogue: _Dialogue, encoding: str | Sequenc
     lines = _lines(path, dialogue, SPOKEN, example, encoding)
     for number, _, match in lines:
         key, _, marked, speaker, start, end, said = match.groups()
-        turn = Turn(key, speaker, clean_text(said), start=float(start), end=float(end),
-                    crop="left" if speaker == marked else "right")  # fmt: skip
+        turn = Turn(
+            key,
+            speaker,
+            clean_text(said),
+            start=float(start),
+            end=float(end),
+            crop="left" if speaker == marked else "right",
+        )
         if found.get(key, turn) != turn:
             raise ValueError(f"{path} line {number}: {key} stood before with another text or time. Keep the right one")
         if turn.end < turn.start:
@@ -429,7 +469,13 @@ def _find_clips(folder: Path, dialogue: _Dialogue, has_video: bool, has_sound: b
         sounds.keys() - {turn.id for turn in dialogue.turns}
     )
     dialogue.turns = [
-        replace(turn, video=film, audio=sounds.get(turn.id), start=turn.start if film else None,
-                end=turn.end if film else None, crop=turn.crop if film else None)
+        replace(
+            turn,
+            video=film,
+            audio=sounds.get(turn.id),
+            start=turn.start if film else None,
+            end=turn.end if film else None,
+            crop=turn.crop if film else None,
+        )
         for turn in dialogue.turns
-    ]  # fmt: skip
+    ]

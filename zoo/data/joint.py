@@ -59,5 +59,4 @@ class Joint(EmotionData):
             notes[f"{name}: used"] = len(reading.samples)
             notes |= {f"{name}: {what}": n for what, n in reading.notes.items()}
             listed |= {f"{name}: {what}": names for what, names in reading.listed.items()}
-        return Reading(samples, None if None in official else sum(official), excluded, dict(notes),
-                       listed)  # fmt: skip
+        return Reading(samples, None if None in official else sum(official), excluded, dict(notes), listed)

@@ -48,8 +48,15 @@ def leak_report(
     rows = []
     for a, b in permutations(datasets, 2) if pairs is None else pairs:
         shared = sum(text in every[b] for text in long[a])
-        rows.append({"a": a, "b": b, "utterances in a": len(long[a]), "also in b": shared,
-                     "share": shared / len(long[a]) if long[a] else 0.0})
+        rows.append(
+            {
+                "a": a,
+                "b": b,
+                "utterances in a": len(long[a]),
+                "also in b": shared,
+                "share": shared / len(long[a]) if long[a] else 0.0,
+            }
+        )
     return pd.DataFrame(rows)
 
 

@@ -24,8 +24,15 @@ ADVICE = (
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
 OFFICIAL = {"train": (9989, 1038), "dev": (1109, 114), "test": (2610, 280)}  # utterances, dialogues
 CLIPS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
-SOUNDS = ("{clips}_wav", "{clips}_audio", "{split}_splits_wav", "{split}_wav", "{split}_audio", "wav/{split}",
-          "audio/{split}")  # fmt: skip
+SOUNDS = (
+    "{clips}_wav",
+    "{clips}_audio",
+    "{split}_splits_wav",
+    "{split}_wav",
+    "{split}_audio",
+    "wav/{split}",
+    "audio/{split}",
+)
 KEY = re.compile(r"dia\d+_utt\d+")
 RECUT = "final_videos_test"  # prefix of 132 second cuts among the test clips
 
@@ -124,20 +131,23 @@ class MELD(EmotionData):
         for what, members in listed.items():
             notes[what] = len(members)
         utterances, dialogues = self.official[split]
-        return Reading(samples, dialogues if self.protocol == "last_utterance" else utterances, excluded, dict(notes),
-                       listed)  # fmt: skip
+        return Reading(
+            samples, dialogues if self.protocol == "last_utterance" else utterances, excluded, dict(notes), listed
+        )
 
     def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:
         """key, dialogue, utterance, speaker, text, label: checked and cleaned, rows as in the file."""
         raw = read_table(path, COLUMNS, encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         ids = whole_numbers(raw, ("Dialogue_ID", "Utterance_ID"), path)
-        table = pd.DataFrame({
-            "dialogue": ids["Dialogue_ID"],
-            "utterance": ids["Utterance_ID"],
-            "speaker": raw["Speaker"].map(clean_text),
-            "text": raw["Utterance"].map(clean_text),
-        })
+        table = pd.DataFrame(
+            {
+                "dialogue": ids["Dialogue_ID"],
+                "utterance": ids["Utterance_ID"],
+                "speaker": raw["Speaker"].map(clean_text),
+                "text": raw["Utterance"].map(clean_text),
+            }
+        )
         table["key"] = [f"dia{d}_utt{u}" for d, u in zip(table["dialogue"], table["utterance"], strict=True)]
         table["label"] = checked_labels(raw["Emotion"], table["key"], {n: n for n in self.labels.names}, path)
         notes["labels written in another case or padded"] = int((table["label"] != raw["Emotion"]).sum())

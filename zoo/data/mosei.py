@@ -162,12 +162,14 @@ class MOSEI(EmotionData):
                     f"{path}: {column} is {some(f'{value!r} in row {row}' for row, value in bad.items())}; expected "
                     "an intensity from 0 to 3. Correct the cells, or leave the rows out"
                 )
-        table = pd.DataFrame({
-            "video": raw["video_id"].str.strip(),
-            "clip": whole_numbers(raw, ["clip_id"], path)["clip_id"],
-            "text": raw["text"].map(clean_text),
-            **{name: raw[name].astype(float) for name in EMOTIONS},
-        })
+        table = pd.DataFrame(
+            {
+                "video": raw["video_id"].str.strip(),
+                "clip": whole_numbers(raw, ["clip_id"], path)["clip_id"],
+                "text": raw["text"].map(clean_text),
+                **{name: raw[name].astype(float) for name in EMOTIONS},
+            }
+        )
         table.insert(0, "key", table["video"] + "_" + table["clip"].astype(str))
         if self.folds is None:
             table["split"] = self._splits(raw["split"], path)

@@ -31,9 +31,7 @@ class Resplit(EmotionData):
             raise ValueError(f"shares lie between 0 and 1, got train_share {train_share} and dev_share {dev_share}")
         for option, value in (("root", self.root), ("encoding", self.encoding)):
             if value is not None:
-                raise ValueError(
-                    f"Resplit has no folder of its own, got {option} {value}; give --data.corpus.{option}"
-                )
+                raise ValueError(f"Resplit has no folder of its own, got {option} {value}; give --data.corpus.{option}")
         self.corpus, self.train_share, self.dev_share = corpus, train_share, dev_share
         self.split_seed = whole_number("split_seed", split_seed)
         self.protocol = f"{corpus.protocol}, random {train_share:.0%} of dialogues, seed {split_seed}"
@@ -58,8 +56,10 @@ class Resplit(EmotionData):
             trained = round(self.train_share * len(order))
             dev = max(1, round(self.dev_share * trained))
             if not 0 < trained - dev < trained < len(order):
-                raise ValueError(f"{len(order)} dialogues are too few for shares of {self.train_share:g} and "
-                                 f"{self.dev_share:g}: a split would be empty")  # fmt: skip
+                raise ValueError(
+                    f"{len(order)} dialogues are too few for shares of {self.train_share:g} and "
+                    f"{self.dev_share:g}: a split would be empty"
+                )
             self._parts = {"dev": set(order[:dev]), "train": set(order[dev:trained]), "test": set(order[trained:])}
         return self._parts
 

@@ -169,9 +169,7 @@ def read_text(
         if (text := _plausible(data, name)) is not None:
             return text, {f"{path.name} is not UTF-8, read as {'cp1252' if name == WINDOWS else name}": 1}
     tried = f", nor plausible text in {' or '.join(encoding)}" if encoding else ""
-    raise ValueError(
-        f"{path} is not UTF-8 ({where}){tried}; expected UTF-8. {advice}"
-    )
+    raise ValueError(f"{path} is not UTF-8 ({where}){tried}; expected UTF-8. {advice}")
 
 
 def _plausible(data: bytes, encoding: str) -> str | None:

@@ -41,9 +41,12 @@ def main(args: list[str]) -> None:
     parser = argparse.ArgumentParser("zoo prepare", description=__doc__)
     what = parser.add_subparsers(dest="what", required=True)
     commands = {
-        "synthetic": _synthetic(what.add_parser), "media": _media(what.add_parser), "tiny": _tiny(what.add_parser),
-        "tiny-vit": _tiny_encoder(what.add_parser, "vit"), "tiny-hubert": _tiny_encoder(what.add_parser, "hubert"),
-    }  # fmt: skip
+        "synthetic": _synthetic(what.add_parser),
+        "media": _media(what.add_parser),
+        "tiny": _tiny(what.add_parser),
+        "tiny-vit": _tiny_encoder(what.add_parser, "vit"),
+        "tiny-hubert": _tiny_encoder(what.add_parser, "hubert"),
+    }
     what.add_parser("leaks", help="utterances that stand in two splits or two corpora", add_help=False)
     what.add_parser("speech", help="descriptions of voices from measured loudness, pitch and pace", add_help=False)
     what.add_parser("captions", help="descriptions of clips and voices by a model of yours", add_help=False)
@@ -55,19 +58,24 @@ def main(args: list[str]) -> None:
 # ----------------------------------------------------------------------------------------------------------- the sitcom
 def _synthetic(add: Add) -> Callable[[argparse.Namespace], None]:
     parser = add(
-        "synthetic", help="the embedded sitcom as files, in the layout of the MELD release, with clips",
+        "synthetic",
+        help="the embedded sitcom as files, in the layout of the MELD release, with clips",
         description="Writes the embedded sitcom: CSVs, clips (H.264 and AAC), descriptions, hidden truth, questions "
         "about the scene and a contact sheet. Train on it with --data Synthetic --data.root OUT.",
-    )  # fmt: skip
+    )
     parser.add_argument("--out", required=True, type=Path, help="a folder that does not exist yet")
     parser.add_argument("--seed", type=int, default=0, help="which corpus; another seed shares no line of the plot")
     parser.add_argument(
         "--dialogues", type=int, default=100, help="of all splits together, about 8.5 utterances each (100)"
     )
     parser.add_argument(
-        "--shares", type=float, nargs=3, default=(0.7, 0.1, 0.2), metavar=("TRAIN", "DEV", "TEST"),
+        "--shares",
+        type=float,
+        nargs=3,
+        default=(0.7, 0.1, 0.2),
+        metavar=("TRAIN", "DEV", "TEST"),
         help="how the dialogues are shared out (.7 .1 .2)",
-    )  # fmt: skip
+    )
     parser.add_argument("--descriptions", choices=["clean", "noisy", "noisy_independent"], default="clean")
     parser.add_argument("--domain", choices=["studio", "wild", "reworded"], default="studio")
     parser.add_argument(
@@ -79,9 +87,12 @@ def _synthetic(add: Add) -> Callable[[argparse.Namespace], None]:
     parser.add_argument("--inertia", type=float, help="how often a label is the speaker's own last one (.30)")
     parser.add_argument("--contagion", type=float, help="how often it follows the previous utterance (.25)")
     parser.add_argument(
-        "--face_cues", type=float, nargs=2, metavar=("ABSENT", "MISLEADING"),
+        "--face_cues",
+        type=float,
+        nargs=2,
+        metavar=("ABSENT", "MISLEADING"),
         help="how often a face shows nothing, and how often another label (.12 .04)",
-    )  # fmt: skip
+    )
     parser.add_argument("--voice_cues", type=float, nargs=2, metavar=("ABSENT", "MISLEADING"), help="(.12 .04)")
     parser.add_argument("--workers", type=int, help="processes; one per core if not given")
     parser.add_argument("--report", action="store_true", help="print the best reachable scores")
@@ -96,10 +107,15 @@ def _synthetic(add: Add) -> Callable[[argparse.Namespace], None]:
             whole_number("--workers", options.workers, 1)
         whole_number("--seed", options.seed)
         knobs = {
-            "descriptions": options.descriptions, "domain": options.domain, "shares": options.label_shares,
-            "text_modes": options.text_modes, "inertia": options.inertia, "contagion": options.contagion,
-            "face_cues": options.face_cues, "voice_cues": options.voice_cues,
-        }  # fmt: skip
+            "descriptions": options.descriptions,
+            "domain": options.domain,
+            "shares": options.label_shares,
+            "text_modes": options.text_modes,
+            "inertia": options.inertia,
+            "contagion": options.contagion,
+            "face_cues": options.face_cues,
+            "voice_cues": options.voice_cues,
+        }
         settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items() if v is not None})
         start = time.perf_counter()
         sizes = share_out(options.dialogues, options.shares)
@@ -153,10 +169,11 @@ def _print(line: str | None) -> None:
 
 def _media(add: Add) -> Callable[[argparse.Namespace], None]:
     parser = add(
-        "media", help="decode a folder's clips once, and list those that cannot be read",
+        "media",
+        help="decode a folder's clips once, and list those that cannot be read",
         description="Decodes every clip, recording and picture under a folder into a cache and lists what cannot be "
         "read, with the reason. Exit code 1 if there is any.",
-    )  # fmt: skip
+    )
     parser.add_argument("--root", required=True, type=Path)
     parser.add_argument("--cache", type=Path, help="folder of the decoded frames and waveforms; none if not given")
     parser.add_argument("--frames", type=int, default=8, help="frames per clip, evenly spaced (8)")
@@ -173,8 +190,11 @@ def _media(add: Add) -> Callable[[argparse.Namespace], None]:
         for name in ("frames", "size", "workers"):
             if getattr(options, name) is not None:
                 whole_number(f"--{name}", getattr(options, name), 1)
-        kinds = {"video": (".mp4", ".avi", ".mkv", ".mov", ".webm"), "sound": (".wav", ".flac", ".ogg", ".mp3", ".m4a"),
-                 "picture": (".jpg", ".jpeg", ".png")}  # fmt: skip
+        kinds = {
+            "video": (".mp4", ".avi", ".mkv", ".mov", ".webm"),
+            "sound": (".wav", ".flac", ".ogg", ".mp3", ".m4a"),
+            "picture": (".jpg", ".jpeg", ".png"),
+        }
         if not options.root.is_dir():
             raise FileNotFoundError(f"{options.root} is no folder; give the one that holds the clips")
         unlisted: dict[Path, str] = {}
@@ -190,8 +210,14 @@ def _media(add: Add) -> Callable[[argparse.Namespace], None]:
         for kind, paths in paths_by_kind.items():
             frames = {"n": options.frames if kind == "video" else 1, "size": options.size} if kind != "sound" else None
             meter = Meter(len(paths), "files")
-            scanned = scan(paths, media, workers, frames=frames, waveform={} if kind != "picture" else None,
-                           report=lambda done, m=meter, k=kind: _print(m.line(done, f"{k}: ")))  # fmt: skip
+            scanned = scan(
+                paths,
+                media,
+                workers,
+                frames=frames,
+                waveform={} if kind != "picture" else None,
+                report=lambda done, m=meter, k=kind: _print(m.line(done, f"{k}: ")),
+            )
             if paths:
                 print(f"{kind}: {len(paths)} files, {scanned.seconds:.0f} s")
             for error in scanned.unreadable:

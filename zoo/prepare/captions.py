@@ -118,9 +118,7 @@ def describe(
     return done
 
 
-def _sort(
-    done: Described, key: str, text: str, max_words: int, language: str, forbidden: Collection[str]
-) -> None:
+def _sort(done: Described, key: str, text: str, max_words: int, language: str, forbidden: Collection[str]) -> None:
     why = chat.rubbish(text, max_words, language, forbidden)
     if why is None:
         done.texts[key] = text
@@ -147,9 +145,10 @@ def _write(path: Path, before: dict[str, str], done: Described) -> None:
 # ---------------------------------------------------------------------------------------------------------- the command
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        "zoo prepare captions", usage="zoo prepare captions --data NAME --data.root DIR --model M --out DIR [options]",
+        "zoo prepare captions",
+        usage="zoo prepare captions --data NAME --data.root DIR --model M --out DIR [options]",
         description="Plain descriptions of faces and voices by a model, in the files that --data.captions reads.",
-    )  # fmt: skip
+    )
     add = parser.add_argument
     parser.add_subclass_arguments(EmotionData, "data", required=True, help="a corpus, as of `zoo fit`")
     add("--split", nargs="+", choices=["train", "dev", "test"], default=["train"], help="which, one or several")
@@ -158,8 +157,12 @@ def _parser() -> ArgumentParser:
     add("--out", type=Path, required=True, help="folder of the descriptions and the answers")
     add("--frames", type=int, default=8, help="per clip")
     add("--max-words", type=int, default=80, help="a longer description is dropped; a Chinese character is a word")
-    add("--forbid-labels", nargs="*", metavar="WORD",
-        help="drop a description that has one of the corpus' label words or of these words")  # fmt: skip
+    add(
+        "--forbid-labels",
+        nargs="*",
+        metavar="WORD",
+        help="drop a description that has one of the corpus' label words or of these words",
+    )
     add("--video-template", type=Path, help="your own prompt for frames (Jinja)")
     add("--audio-template", type=Path, help="your own prompt for sound")
     chat.add_options(parser)
@@ -198,18 +201,37 @@ def _run(options: Any, model: chat.Model, turns: dict[str, list[Turn]], forbidde
     jobs = [(kind, split) for kind in options.kinds for split in options.split]
     paths = {job: out / "{}_description_{}.json".format(*job) for job in jobs}
     templates = {kind: getattr(options, f"{kind}_template") for kind in KINDS}
-    settings = {"command": "captions", "model": model.name, "language": options.language, "frames": options.frames,
-                "size": options.size}  # fmt: skip
-    settings |= {f"{k}_template": chat.template(given, f"caption_{k}", options.language)[1]
-                 for k, given in templates.items()}  # fmt: skip
+    settings = {
+        "command": "captions",
+        "model": model.name,
+        "language": options.language,
+        "frames": options.frames,
+        "size": options.size,
+    }
+    settings |= {
+        f"{k}_template": chat.template(given, f"caption_{k}", options.language)[1] for k, given in templates.items()
+    }
     chat.same_settings(out / "settings.json", settings, [*paths.values(), out / "answers.jsonl"])
     media, listed, unanswered = Media(options.cache, options.clip_timeout, options.max_clip_seconds), [], 0
     try:
         with chat.Answers(out / "answers.jsonl") as answers:
             ask = chat.Asker(answers, options.max_failures)
             for (kind, split), path in paths.items():
-                done = describe(turns[split], kind, model, path, ask, options.language, options.frames, options.size,
-                                options.max_words, forbidden, templates[kind], options.workers, media)  # fmt: skip
+                done = describe(
+                    turns[split],
+                    kind,
+                    model,
+                    path,
+                    ask,
+                    options.language,
+                    options.frames,
+                    options.size,
+                    options.max_words,
+                    forbidden,
+                    templates[kind],
+                    options.workers,
+                    media,
+                )
                 print(f"{path}: {len(done.texts)} of {len(turns[split])} utterances ({ask.asked} asked so far)")
                 kept_out = {"dropped": done.dropped, "left out": done.left_out, "no answer": done.unanswered}
                 for what, rows in kept_out.items():

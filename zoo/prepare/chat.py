@@ -597,8 +597,11 @@ def same_settings(path: Path, settings: Mapping[str, Any], others: Iterable[Path
         return
     try:
         before = json.loads(path.read_text(encoding="utf-8"))
-        differs = [f"{k}: {before.get(k)!r}, now {settings.get(k)!r}" for k in sorted(before.keys() | settings.keys())
-                   if before.get(k) != settings.get(k)]  # fmt: skip
+        differs = [
+            f"{k}: {before.get(k)!r}, now {settings.get(k)!r}"
+            for k in sorted(before.keys() | settings.keys())
+            if before.get(k) != settings.get(k)
+        ]
     except (ValueError, AttributeError) as error:
         raise ValueError(
             f"{path} cannot be read ({error}); expected what this command writes. Give another --out"
@@ -614,14 +617,27 @@ def same_settings(path: Path, settings: Mapping[str, Any], others: Iterable[Path
 def add_options(parser: argparse.ArgumentParser) -> None:
     """What every command that asks models has in common."""
     add = parser.add_argument
-    add("--send-to", nargs="+", metavar="URL", default=[],
+    add(
+        "--send-to",
+        nargs="+",
+        metavar="URL",
+        default=[],
         help="address of an OpenAI-style API, e.g. http://localhost:8000/v1; one for all models, or one for each in "
-        "their order. There is no default: without it nothing is sent anywhere")  # fmt: skip
-    add("--yes-send-media", action="store_true",
-        help="frames and sound of the clips may leave this machine; the clips' licence is yours to mind")  # fmt: skip
-    add("--key-env", nargs="+", metavar="NAME", default=[],
+        "their order. There is no default: without it nothing is sent anywhere",
+    )
+    add(
+        "--yes-send-media",
+        action="store_true",
+        help="frames and sound of the clips may leave this machine; the clips' licence is yours to mind",
+    )
+    add(
+        "--key-env",
+        nargs="+",
+        metavar="NAME",
+        default=[],
         help=f"environment variable that holds the key, one for all addresses or one for each; - for none. {KEY_ENV} "
-        "if not given and set")  # fmt: skip
+        "if not given and set",
+    )
     add("--size", type=int, default=448, help="shorter side of the frames in pixels")
     add("--language", choices=["en", "zh"], default="en", help="of prompts and answers")
     add("--limit", type=int, help="use the first so many only")
@@ -672,8 +688,20 @@ def models(names: Sequence[str], options: Any) -> list[Model]:
             made.append(LocalText(name.removeprefix("local:"), options.max_tokens))
         else:
             url, key = next(served)
-            made.append(Endpoint(url, name, key, options.yes_send_media, options.timeout, options.tries, 1.0,
-                                 options.max_tokens, options.temperature, extra))  # fmt: skip
+            made.append(
+                Endpoint(
+                    url,
+                    name,
+                    key,
+                    options.yes_send_media,
+                    options.timeout,
+                    options.tries,
+                    1.0,
+                    options.max_tokens,
+                    options.temperature,
+                    extra,
+                )
+            )
     return made
 
 

@@ -179,8 +179,10 @@ def fit_bins(measured: Sequence[tuple[str, Values]], least: int) -> Bins:
         ValueError: no training utterance was measured.
     """
     if not measured:
-        raise ValueError("no training utterance could be measured, so there are no thresholds; are the clips of the "
-                         "training split, or its rows of the table, there?")  # fmt: skip
+        raise ValueError(
+            "no training utterance could be measured, so there are no thresholds; are the clips of the "
+            "training split, or its rows of the table, there?"
+        )
     everyone: dict[str, list[float]] = defaultdict(list)
     own: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for speaker, values in measured:
@@ -260,8 +262,10 @@ def from_table(
         cells = own[column].str.strip().replace({"": "nan", "--undefined--": "nan"})
         numbers[column] = pd.to_numeric(cells, errors="coerce")
         if (bad := numbers[column].isna() & (cells.str.lower() != "nan")).any():
-            raise ValueError(f"{path} row {bad.idxmax()}: {column} is {own[column][bad.idxmax()]!r}; expected a number "
-                             "like 68.9, or nothing. Correct the cell")  # fmt: skip
+            raise ValueError(
+                f"{path} row {bad.idxmax()}: {column} is {own[column][bad.idxmax()]!r}; expected a number "
+                "like 68.9, or nothing. Correct the cell"
+            )
     found, left_out = {}, dict.fromkeys(sorted(keys - set(own["key"])), f"no row in {path.name}")
     for row in own.index[own["key"].isin(keys)]:
         key, seconds = own["key"][row], numbers["duration"][row]
@@ -284,16 +288,20 @@ def from_table(
 # ---------------------------------------------------------------------------------------------------------- the command
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        "zoo prepare speech", usage="zoo prepare speech --data NAME --data.root DIR --out DIR [options]",
+        "zoo prepare speech",
+        usage="zoo prepare speech --data NAME --data.root DIR --out DIR [options]",
         description="Descriptions of voices from their measured loudness, pitch and pace, in the files that "
         "--data.captions reads. Thresholds come from the training split alone.",
-    )  # fmt: skip
+    )
     add = parser.add_argument
     parser.add_subclass_arguments(EmotionData, "data", required=True, help="a corpus, as of `zoo fit`")
     add("--out", type=Path, required=True, help="folder of the descriptions, the thresholds and the measurements")
-    add("--features", type=Path,
+    add(
+        "--features",
+        type=Path,
         help="a table of measurements instead of clips: CSV with the columns split, id, duration, "
-        + ", ".join(column for column, _ in MEASURES.values()))  # fmt: skip
+        + ", ".join(column for column, _ in MEASURES.values()),
+    )
     add("--least", type=int, default=30, help="training utterances a speaker needs for thresholds of their own")
     add("--cache", type=Path, help="folder of the decoded clips; none if not given")
     add("--timeout", "--clip_timeout", type=float, default=30.0, help="seconds one clip may take to decode")

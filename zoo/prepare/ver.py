@@ -194,9 +194,16 @@ def build(
     media = media or Media()
     texts = out / "ver.jsonl"
     settings = {
-        "command": "ver", "language": language, "models": [m.name for m in models], "merger": merger.name,
-        "frames": frames, "size": size, "sound": sound, "reason_template": of_reason, "merge_template": of_merge,
-    }  # fmt: skip
+        "command": "ver",
+        "language": language,
+        "models": [m.name for m in models],
+        "merger": merger.name,
+        "frames": frames,
+        "size": size,
+        "sound": sound,
+        "reason_template": of_reason,
+        "merge_template": of_merge,
+    }
     chat.same_settings(out / "settings.json", settings, [texts, out / "ratings.csv", out / "answers.jsonl"])
     built = Built()
     with chat.Answers(out / "answers.jsonl") as answers:  # from here on no other run is at work in this folder
@@ -234,8 +241,17 @@ def build(
             except chat.NoAnswer as error:
                 return {"unanswered": str(error)}
             said = {"text": turn.text} if turn.text else {}
-            return {"id": clip.id, "kind": clip.kind, "path": clip.path, "label": clip.label, **said,
-                    "language": language, "reasons": reasons, "merger": merger.name, "merged": merged}  # fmt: skip
+            return {
+                "id": clip.id,
+                "kind": clip.kind,
+                "path": clip.path,
+                "label": clip.label,
+                **said,
+                "language": language,
+                "reasons": reasons,
+                "merger": merger.name,
+                "merged": merged,
+            }
 
         todo = [clip for clip in clips if clip.id not in known]
         try:
@@ -374,10 +390,11 @@ def collect(
 # ---------------------------------------------------------------------------------------------------------- the command
 def _parser() -> ArgumentParser:
     parser = ArgumentParser(
-        "zoo prepare ver", usage="zoo prepare ver --out DIR [options], then zoo prepare ver --collect --out DIR",
+        "zoo prepare ver",
+        usage="zoo prepare ver --out DIR [options], then zoo prepare ver --collect --out DIR",
         description="Reasoning texts for labelled clips: two models explain, a third merges, a person rates, and "
         "--collect writes conversations to train on.",
-    )  # fmt: skip
+    )
     add = parser.add_argument
     parser.add_subclass_arguments(
         EmotionData, "data", required=False, default=None, help="a corpus, as of `zoo fit`: --data NAME --data.root DIR"
@@ -435,9 +452,21 @@ def main(args: list[str]) -> None:
     texts = f"label, words and the two texts of {len(clips)} clips"
     chat.announce([*((model, what, sees) for model in pair), (merger, texts, False)], options.yes_send_media)
     out = options.out
-    built = build(clips, pair, merger, out, options.language, options.frames, options.size, options.sound,
-                  options.reason_template, options.merge_template, options.max_failures, options.workers,
-                  Media(options.cache, options.clip_timeout, options.max_clip_seconds))  # fmt: skip
+    built = build(
+        clips,
+        pair,
+        merger,
+        out,
+        options.language,
+        options.frames,
+        options.size,
+        options.sound,
+        options.reason_template,
+        options.merge_template,
+        options.max_failures,
+        options.workers,
+        Media(options.cache, options.clip_timeout, options.max_clip_seconds),
+    )
     left_out |= built.left_out | built.unanswered
     write_jsonl(out / "left_out.jsonl", [{"id": k, "why": why} for k, why in left_out.items()])
     print(f"{out / 'ver.jsonl'}: {built.texts} texts ({built.asked} questions asked)")

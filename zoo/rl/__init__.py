@@ -4,5 +4,14 @@ from zoo.rl.grpo import Objective, advantages, divergence, token_weights
 from zoo.rl.rewards import Answer, Reward
 from zoo.rl.rollout import Rollout, accumulate, roll_out
 
-__all__ = ["Answer", "Objective", "Reward", "Rollout", "accumulate", "advantages", "divergence", "roll_out",
-           "token_weights"]  # fmt: skip
+__all__ = [
+    "Answer",
+    "Objective",
+    "Reward",
+    "Rollout",
+    "accumulate",
+    "advantages",
+    "divergence",
+    "roll_out",
+    "token_weights",
+]

@@ -43,12 +43,7 @@ def constant(rewards: Tensor) -> Tensor:
     return (rewards == rewards[:, :1]).all(1)
 
 
-def divergence(
-    logprobs: Tensor,
-    reference: Tensor,
-    kind: Estimator,
-    old: Tensor | None = None,
-) -> Tensor:
+def divergence(logprobs: Tensor, reference: Tensor, kind: Estimator, old: Tensor | None = None) -> Tensor:
     """Estimate of KL(policy || reference) at each sampled token (Schulman 2020).
 
     ``k1`` is unbiased but signed; ``k3`` is positive, and as a loss has the expected gradient of the *forward* KL;
@@ -133,8 +128,9 @@ class Objective:
         if self.dual_clip is not None and not 1 < self.dual_clip < math.inf:
             raise ValueError(f"dual_clip bounds what clip leaves open, so it must be above 1; got {self.dual_clip}")
         if self.kind.startswith("ppo") and self.normalize not in ("sum", "sequence"):
-            raise ValueError(f"{self.kind} has one ratio per answer: normalize must be sum or sequence, "
-                             f"not {self.normalize}")  # fmt: skip
+            raise ValueError(
+                f"{self.kind} has one ratio per answer: normalize must be sum or sequence, not {self.normalize}"
+            )
 
     def signal(self, rewards: Tensor, scale: Literal["std", "none"] = "std") -> Tensor:
         """(B, n) rewards -> what multiplies each answer: its advantage, or the reward itself (``ppo_reward``)."""
@@ -152,8 +148,9 @@ class Objective:
         divergence still pulls."""
         return (signal == 0).all(1) & (self.beta == 0)
 
-    def loss(self, logprobs: Tensor, old: Tensor, reference: Tensor | None, signal: Tensor, weights: Tensor,
-             ) -> tuple[Tensor, Mapping[str, Tensor]]:  # fmt: skip
+    def loss(
+        self, logprobs: Tensor, old: Tensor, reference: Tensor | None, signal: Tensor, weights: Tensor
+    ) -> tuple[Tensor, Mapping[str, Tensor]]:
         """Loss of some groups of a step; those of all groups add up to the step's.
 
         Args:

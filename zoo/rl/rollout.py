@@ -62,8 +62,16 @@ class Policy(Protocol):
 
 
 @torch.no_grad()
-def roll_out(llm: Policy, prompts: Prompts, n: int, *, max_new_tokens: int, temperature: float = 1.0,
-             generator: torch.Generator | None = None, drop_truncated: bool = False) -> Rollout:  # fmt: skip
+def roll_out(
+    llm: Policy,
+    prompts: Prompts,
+    n: int,
+    *,
+    max_new_tokens: int,
+    temperature: float = 1.0,
+    generator: torch.Generator | None = None,
+    drop_truncated: bool = False,
+) -> Rollout:
     """n answers of each prompt, dropout off.
 
     Args:

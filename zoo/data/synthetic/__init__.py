@@ -62,9 +62,13 @@ class Synthetic(EmotionData):
     ) -> None:
         super().__init__(**kwargs)
         given = {
-            "corpus_seed": corpus_seed, "train_dialogues": train_dialogues, "dev_dialogues": dev_dialogues,
-            "test_dialogues": test_dialogues, "descriptions": descriptions, "domain": domain,
-        }  # fmt: skip
+            "corpus_seed": corpus_seed,
+            "train_dialogues": train_dialogues,
+            "dev_dialogues": dev_dialogues,
+            "test_dialogues": test_dialogues,
+            "descriptions": descriptions,
+            "domain": domain,
+        }
         given = {name: value for name, value in given.items() if value is not None}
         for name, value in given.items():
             least = 0 if name == "corpus_seed" else 1
@@ -77,13 +81,19 @@ class Synthetic(EmotionData):
             return
         self.record = read_record(self.root)
         self.corpus_seed, self.sizes, self.settings = (
-            self.record[name] for name in ("corpus_seed", "dialogues", "settings"))
+            self.record[name] for name in ("corpus_seed", "dialogues", "settings")
+        )
         written = {f"{split}_dialogues": n for split, n in self.sizes.items()} | {
-            "corpus_seed": self.corpus_seed, "descriptions": self.settings.descriptions, "domain": self.settings.domain}
+            "corpus_seed": self.corpus_seed,
+            "descriptions": self.settings.descriptions,
+            "domain": self.settings.domain,
+        }
         differs = [f"{name} {written[name]}, not {value}" for name, value in given.items() if value != written[name]]
         if differs:
-            raise ValueError(f"the corpus in {self.root} has {'; '.join(differs)}; leave the option out, or write "
-                             "another corpus with zoo prepare synthetic")  # fmt: skip
+            raise ValueError(
+                f"the corpus in {self.root} has {'; '.join(differs)}; leave the option out, or write "
+                "another corpus with zoo prepare synthetic"
+            )
 
     def dialogues(self, split: Split) -> list[Dialogue]:
         """The split as written, hidden truth and all; generated anew at each call, about 0.3 s per 1000 utterances."""
@@ -94,10 +104,15 @@ class Synthetic(EmotionData):
         given = [part for part in reads if part != "turns"]
         found = {}
         for dialogue in self.dialogues(split):
-            own = (with_history(dialogue, given) if "turns" in reads else
-                   [posterior(u, given) for u in dialogue.utterances])  # fmt: skip
-            found |= {f"{self.labels.corpus}/{split}/{u.id}": LABELS[int(np.argmax(p))]
-                      for u, p in zip(dialogue.utterances, own, strict=True)}  # fmt: skip
+            own = (
+                with_history(dialogue, given)
+                if "turns" in reads
+                else [posterior(u, given) for u in dialogue.utterances]
+            )
+            found |= {
+                f"{self.labels.corpus}/{split}/{u.id}": LABELS[int(np.argmax(p))]
+                for u, p in zip(dialogue.utterances, own, strict=True)
+            }
         return found
 
     def read(self, split: Split) -> Reading:
@@ -108,8 +123,11 @@ class Synthetic(EmotionData):
         for dialogue in self.dialogues(split):
             turns = tuple(Turn(u.id, u.speaker, u.text, u.label, u.descriptions) for u in dialogue.utterances)
             for i, turn in enumerate(turns):
-                samples.append(Sample(
-                    f"synthetic/{split}/{turn.id}", f"synthetic/{split}/{dialogue.id}", self.labels, turn, turns[:i]))
+                samples.append(
+                    Sample(
+                        f"synthetic/{split}/{turn.id}", f"synthetic/{split}/{dialogue.id}", self.labels, turn, turns[:i]
+                    )
+                )
         return Reading(samples)
 
 

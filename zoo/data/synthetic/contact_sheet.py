@@ -28,7 +28,7 @@ def contact_sheet(root: Path, dialogues: Sequence[Dialogue], split: Split, path:
     from matplotlib.figure import Figure
 
     rows = [(d, u) for d in dialogues for u in d.utterances]
-    figure = Figure(figsize=(17, 1.25 * len(rows) + .6), layout="constrained")
+    figure = Figure(figsize=(17, 1.25 * len(rows) + 0.6), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(len(rows), 5, width_ratios=(4.2, 2.2, 6, 2.9, 2.6), squeeze=False)
     for axes in grid.flat:
@@ -37,34 +37,35 @@ def contact_sheet(root: Path, dialogues: Sequence[Dialogue], split: Split, path:
         clip = root / CLIPS[split] / f"{u.id}.mp4"
         picture.imshow(np.concatenate(list(read_frames(clip, n=MOMENTS).transpose(0, 2, 3, 1)), axis=1))
         wave = read_waveform(clip)[: 2 * voices.RATE]
-        sound.plot(np.arange(len(wave)) / voices.RATE, wave, linewidth=.4, color="#444444")
-        sound.set(xlim=(0, 2), ylim=(-.6, .6))
+        sound.plot(np.arange(len(wave)) / voices.RATE, wave, linewidth=0.4, color="#444444")
+        sound.set(xlim=(0, 2), ylim=(-0.6, 0.6))
 
         first = u is dialogue.utterances[0]
         place = f"[{dialogue.id}: {dialogue.place.wall} wall, {dialogue.place.object} on the {dialogue.place.place}]\n"
         said = textwrap.fill(f"{u.speaker}: {u.text}", 78)
         heard = textwrap.fill(f"({u.descriptions['audio']} {u.descriptions['video']})", 92)
-        words.text(0, .95, (place if first else "") + said, va="top", fontsize=9, transform=words.transAxes)
-        words.text(0, .02, heard, va="bottom", fontsize=7, color="#666666", transform=words.transAxes)
+        words.text(0, 0.95, (place if first else "") + said, va="top", fontsize=9, transform=words.transAxes)
+        words.text(0, 0.02, heard, va="bottom", fontsize=7, color="#666666", transform=words.transAxes)
 
         t = u.truth
         hidden = (
             f"text {t.text_mode}\nface {t.face_state}: {t.face_shown}\nvoice {t.voice_state}: {t.voice_shown}\n"
             f"descriptions {t.description_state}, {t.effect}"
         )
-        truth.text(0, .95, u.label, va="top", fontsize=11, weight="bold", color=COLOURS[u.label],
-                   transform=truth.transAxes)  # fmt: skip
-        truth.text(0, .02, hidden, va="bottom", fontsize=7, color="#444444", transform=truth.transAxes)
+        truth.text(
+            0, 0.95, u.label, va="top", fontsize=11, weight="bold", color=COLOURS[u.label], transform=truth.transAxes
+        )
+        truth.text(0, 0.02, hidden, va="bottom", fontsize=7, color="#444444", transform=truth.transAxes)
 
         modalities = ("text", "face", "voice", "descriptions")
         for y, modality in enumerate(modalities):
-            left = 0.
+            left = 0.0
             for label, p in zip(LABELS, posterior(u, (modality,)), strict=True):
-                bars.barh(-y, p, left=left, height=.8, color=COLOURS[label])
+                bars.barh(-y, p, left=left, height=0.8, color=COLOURS[label])
                 left += p
-            bars.text(-.02, -y, modality, ha="right", va="center", fontsize=6)
-        bars.set_xlim(-.45, 1)
+            bars.text(-0.02, -y, modality, ha="right", va="center", fontsize=6)
+        bars.set_xlim(-0.45, 1)
     for i, (label, colour) in enumerate(COLOURS.items()):
-        figure.text(.02 + .07 * i, .06 / figure.get_figheight(), label, color=colour, fontsize=9)
-    figure.get_layout_engine().set(rect=(0, .3 / figure.get_figheight(), 1, 1 - .3 / figure.get_figheight()))
+        figure.text(0.02 + 0.07 * i, 0.06 / figure.get_figheight(), label, color=colour, fontsize=9)
+    figure.get_layout_engine().set(rect=(0, 0.3 / figure.get_figheight(), 1, 1 - 0.3 / figure.get_figheight()))
     figure.savefig(path, dpi=90)

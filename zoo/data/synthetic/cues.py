@@ -23,9 +23,12 @@ import numpy as np
 
 LABELS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 DISGUISE = {  # true label -> labels that a misleading cue shows
-    "neutral": ("joy", "surprise", "sadness", "anger"), "surprise": ("neutral", "joy", "anger"),
-    "fear": ("neutral", "joy", "anger"), "sadness": ("neutral", "joy"),
-    "joy": ("anger", "disgust", "sadness", "surprise"), "disgust": ("joy", "neutral"),
+    "neutral": ("joy", "surprise", "sadness", "anger"),
+    "surprise": ("neutral", "joy", "anger"),
+    "fear": ("neutral", "joy", "anger"),
+    "sadness": ("neutral", "joy"),
+    "joy": ("anger", "disgust", "sadness", "surprise"),
+    "disgust": ("joy", "neutral"),
     "anger": ("joy", "surprise", "neutral"),
 }
 
@@ -55,13 +58,13 @@ class CueModel:
     absent: float
     misleading: float
     masks: Mapping[str, Sequence[str]]
-    intensities: tuple[float, ...] = (.3, .4, .5, .6, .7, .8, .9, 1.)
-    faint: float = .5
+    intensities: tuple[float, ...] = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+    faint: float = 0.5
 
     def sample(self, rng: random.Random, label: str) -> tuple[CueState, str, tuple[float, ...]]:
         """One draw -> (state, label shown, the D parameters). Takes the same number of draws for every label."""
         which, whom, strength = rng.random(), rng.random(), rng.random()
-        noise = [rng.gauss(0., 1.) * sd for sd in self.noise]
+        noise = [rng.gauss(0.0, 1.0) * sd for sd in self.noise]
         intensity = self.intensities[int(strength * len(self.intensities))]
         state: CueState = "faint" if intensity < self.faint else "clear"
         shown = label
@@ -78,7 +81,7 @@ class CueModel:
     def likelihood(self, values: Sequence[float]) -> np.ndarray:
         """p(values | label) up to one factor that is the same for all labels, (L,); at least one entry is positive."""
         centres = np.multiply.outer(np.array(self.intensities), self._directions)  # (I, L, D)
-        log_p = -.5 * (((np.asarray(values) - centres) / np.asarray(self.noise)) ** 2).sum(-1)  # (I, L)
+        log_p = -0.5 * (((np.asarray(values) - centres) / np.asarray(self.noise)) ** 2).sum(-1)  # (I, L)
         log_p -= log_p.max()
         return self.shown @ np.exp(log_p).mean(0)
 
@@ -89,7 +92,7 @@ class CueModel:
         for i, label in enumerate(self.labels):
             for mask in self.masks[label]:
                 odds[i, self.labels.index(mask)] += self.misleading / len(self.masks[label])
-            absent = self.absent if label != "neutral" else 0.
+            absent = self.absent if label != "neutral" else 0.0
             odds[i, self.labels.index("neutral")] += absent
             odds[i, i] += 1 - self.misleading - absent
         return odds

@@ -531,125 +531,163 @@ _STUDIO_TOPICS = {
 }
 
 _STUDIO_VOICE = {
-    "neutral": (_bank("""
+    "neutral": (
+        _bank("""
         calm / even / matter-of-fact / relaxed / steady / ordinary / composed / unhurried / casual / businesslike
     """),
-                _bank("""
+        _bank("""
                     speaking at a normal pace / in an even tone / with little change in pitch / in a plain, level voice
                     / at an ordinary volume / pausing now and then / as if reading a list
-                """)),
-    "surprise": (_bank("""
+                """),
+    ),
+    "surprise": (
+        _bank("""
         surprised / astonished / startled / amazed / shocked / stunned / taken aback / incredulous / baffled
         / wide awake all at once
     """),
-                 _bank("""
+        _bank("""
                      with a sudden jump in pitch / drawing a quick breath / stretching the vowels
                      / ending on a high note / with a gasp at the start / almost squeaking / with the voice shooting up
-                 """)),
-    "fear": (_bank("scared / nervous / frightened / anxious / worried / panicky / uneasy / terrified / shaky / tense"),
-             _bank("""
+                 """),
+    ),
+    "fear": (
+        _bank("scared / nervous / frightened / anxious / worried / panicky / uneasy / terrified / shaky / tense"),
+        _bank("""
                  with a trembling voice / whispering quickly / breathing fast / stumbling over the words
                  / with a thin, tight voice / almost out of breath / swallowing between words
-             """)),
-    "sadness": (_bank("sad / down / disappointed / tearful / heartbroken / hurt / gloomy / weary / sorry / defeated"),
-                _bank("""
+             """),
+    ),
+    "sadness": (
+        _bank("sad / down / disappointed / tearful / heartbroken / hurt / gloomy / weary / sorry / defeated"),
+        _bank("""
                     with a low, slow voice / trailing off / close to tears / with long pauses / sighing heavily
                     / barely above a whisper / with a break in the voice
-                """)),
-    "joy": (_bank("happy / cheerful / excited / delighted / amused / thrilled / playful / upbeat / warm / giddy"),
-            _bank("""
+                """),
+    ),
+    "joy": (
+        _bank("happy / cheerful / excited / delighted / amused / thrilled / playful / upbeat / warm / giddy"),
+        _bank("""
                 with a smile in the voice / laughing between words / with a bright, lively voice
                 / speaking fast and light / in a sing-song tone / giggling at the end / humming the last word
-            """)),
-    "disgust": (_bank("""
+            """),
+    ),
+    "disgust": (
+        _bank("""
         disgusted / grossed out / repulsed / put off / appalled / queasy / revolted / scornful / nauseated / snooty
     """),
-                _bank("""
+        _bank("""
                     with a long groan / drawing the words out in distaste / making a gagging noise / with a nasal edge
                     / clicking the tongue / as if holding the nose / spitting the words out slowly
-                """)),
-    "anger": (_bank("""
+                """),
+    ),
+    "anger": (
+        _bank("""
         angry / annoyed / furious / irritated / frustrated / outraged / fed up / hostile / bitter / exasperated
     """),
-              _bank("""
+        _bank("""
                   with a raised voice / almost shouting / biting off each word / in a hard, clipped tone
                   / with a sharp edge / speaking through the teeth / getting louder and louder
-              """)),
-    "vague": (_bank("""
+              """),
+    ),
+    "vague": (
+        _bank("""
         hard to read / unclear / muffled / ordinary / distant / difficult to make out / not quite there / mixed
     """),
-              _bank("""
+        _bank("""
                   at an ordinary volume / with laughter from the audience on top / with music over the words
                   / too short to tell / with the words partly drowned out / while somebody else is talking
-              """)),
+              """),
+    ),
 }
 _STUDIO_FACE = {
-    "neutral": (_bank("""
+    "neutral": (
+        _bank("""
         neutral / calm / relaxed / attentive / composed / thoughtful / at ease / blank / serious / settled
     """),
-                _bank("""
+        _bank("""
                     with a resting mouth / with a steady gaze / brows at rest / head level / hands in the lap
                     / blinking normally / with a loose jaw
-                """)),
-    "surprise": (_bank("""
+                """),
+    ),
+    "surprise": (
+        _bank("""
         surprised / astonished / amazed / shocked / startled / stunned / taken aback / speechless / bewildered
         / wide-eyed
     """),
-                 _bank("""
+        _bank("""
                      with raised eyebrows / mouth hanging open / eyes wide / head pulled back / with a dropped jaw
                      / one hand over the mouth / leaning in to see better
-                 """)),
-    "fear": (_bank("scared / afraid / nervous / worried / frightened / anxious / terrified / alarmed / tense / jumpy"),
-             _bank("""
+                 """),
+    ),
+    "fear": (
+        _bank("scared / afraid / nervous / worried / frightened / anxious / terrified / alarmed / tense / jumpy"),
+        _bank("""
                  eyes darting around / backing away / shoulders pulled up / biting the lip / brows drawn up and together
                  / gripping the chair / hiding behind a pillow
-             """)),
-    "sadness": (_bank("""
+             """),
+    ),
+    "sadness": (
+        _bank("""
         sad / unhappy / disappointed / hurt / tearful / heartbroken / downcast / gloomy / miserable / lost
     """),
-                _bank("""
+        _bank("""
                     eyes on the floor / corners of the mouth turned down / with wet eyes / shoulders slumped
                     / wiping a tear / with a quivering chin / staring at nothing
-                """)),
-    "joy": (_bank("happy / delighted / cheerful / excited / pleased / amused / thrilled / proud / radiant / tickled"),
-            _bank("""
+                """),
+    ),
+    "joy": (
+        _bank("happy / delighted / cheerful / excited / pleased / amused / thrilled / proud / radiant / tickled"),
+        _bank("""
                 with a big smile / grinning from ear to ear / eyes crinkled / laughing / clapping both hands
                 / beaming across the table / bouncing on the heels
-            """)),
-    "disgust": (_bank("""
+            """),
+    ),
+    "disgust": (
+        _bank("""
         disgusted / grossed out / repulsed / revolted / sickened / appalled / queasy / disdainful / put off / sour
     """),
-                _bank("""
+        _bank("""
                     nose wrinkled / upper lip curled / turning the head away / tongue sticking out / holding the nose
                     / pushing the plate away / wiping the hands on a towel
-                """)),
-    "anger": (_bank("angry / furious / annoyed / irritated / mad / frustrated / enraged / stern / hostile / indignant"),
-              _bank("""
+                """),
+    ),
+    "anger": (
+        _bank("angry / furious / annoyed / irritated / mad / frustrated / enraged / stern / hostile / indignant"),
+        _bank("""
                   brows pulled down / jaw clenched / glaring / lips pressed together / pointing a finger
                   / arms crossed tight / with flared nostrils
-              """)),
-    "vague": (_bank("""
+              """),
+    ),
+    "vague": (
+        _bank("""
         hard to read / partly hidden / out of focus / blank / turned away / half in the dark / too far off / unclear
     """),
-              _bank("""
+        _bank("""
                   seen from behind / with hair over the face / head level / half out of the frame / behind a coffee mug
                   / while the camera pans away
-              """)),
+              """),
+    ),
 }
 
 STUDIO = Wording(
-    openers=_STUDIO_OPENERS, cues=_STUDIO_CUES, leading=_STUDIO_LEADING, trailing=_STUDIO_TRAILING,
+    openers=_STUDIO_OPENERS,
+    cues=_STUDIO_CUES,
+    leading=_STUDIO_LEADING,
+    trailing=_STUDIO_TRAILING,
     hedges=_bank("""
         I guess / I think / apparently / I heard / it looks like / I'm told / as you know, / they say
         / from what I hear, / turns out
     """),
-    topics=_STUDIO_TOPICS, voice=_STUDIO_VOICE, face=_STUDIO_FACE,
+    topics=_STUDIO_TOPICS,
+    voice=_STUDIO_VOICE,
+    face=_STUDIO_FACE,
     audio=_bank("{subject} sounds {word}, {detail} / sounds {word}, {detail} / the voice sounds {word}, {detail}"),
     video=_bank("""
         {subject} looks {word}, {detail} / in the shot, {subject} looks {word}, {detail}
         / {subject} looks {word}: {detail}
     """),
-    sure=_bank("{name} / the speaker"), unsure=_bank("someone"),
+    sure=_bank("{name} / the speaker"),
+    unsure=_bank("someone"),
 )
 
 # ----------------------------------------------------------------------------------------------------------------- wild
@@ -755,10 +793,13 @@ _WILD_CUES = {
 }
 
 _WILD_LEADING = {
-    "neutral": _bank("So they tell me. / As it were."), "surprise": _bank("Stop the press. / Hold the front page."),
-    "fear": _bank("Not bothered, me. / Nerves of steel, that's me."), "sadness": _bank("I'll manage. / Never mind me."),
+    "neutral": _bank("So they tell me. / As it were."),
+    "surprise": _bank("Stop the press. / Hold the front page."),
+    "fear": _bank("Not bothered, me. / Nerves of steel, that's me."),
+    "sadness": _bank("I'll manage. / Never mind me."),
     "joy": _bank("You absolute villain. / Shame on you, you rascal."),
-    "disgust": _bank("Oh, delightful. / Very tasteful."), "anger": _bank("Oh, marvellous. / That's just dandy."),
+    "disgust": _bank("Oh, delightful. / Very tasteful."),
+    "anger": _bank("Oh, marvellous. / That's just dandy."),
 }
 _WILD_TRAILING = {
     "neutral": _bank("Give or take. / Supposedly. / For what it's worth."),
@@ -777,77 +818,88 @@ _WILD_TOPICS = {
             the gaffer wants a word at noon / they've changed the rota / {who} has handed in a notice
             / the van's in for its service / they're taking on temps for Christmas / the union rep is coming round
         """),
-        _bank("are you on earlies? / has the gaffer been in? / who's got the office keys?")),
+        _bank("are you on earlies? / has the gaffer been in? / who's got the office keys?"),
+    ),
     "dating": Topic(
         _bank("my old flame / that bloke from the pub / the dating app / her new fella / the proposal / that snog"),
         _bank("""
             {who} has a new fella / he's taking her to the pictures / they matched on that app
             / she's bringing a plus-one / he popped round with roses / they're walking out together
         """),
-        _bank("has he texted back? / who's the lucky lady? / are you two an item?")),
+        _bank("has he texted back? / who's the lucky lady? / are you two an item?"),
+    ),
     "food": Topic(
         _bank("the shepherd's pie / that curry / the chip shop / my packed lunch / the trifle / the black pudding"),
         _bank("""
             tea's at half five / the chip shop shuts at ten / there's a pie in the oven / {who} is doing a roast
             / we're low on biscuits / they've put raisins in the curry
         """),
-        _bank("fancy a brew? / what's for pudding? / is there any more gravy?")),
+        _bank("fancy a brew? / what's for pudding? / is there any more gravy?"),
+    ),
     "home": Topic(
         _bank("the flat / the boiler / the damp patch / the council tax / my bedsit / the back garden"),
         _bank("""
             the boiler's packed up / the flat's on the market / {who} is doing up the loft
             / the decorator's coming Wednesday / there's a leak under the bath / the lodger moves in next week
         """),
-        _bank("who's left the hob on? / is the immersion on? / have you rung the estate agent?")),
+        _bank("who's left the hob on? / is the immersion on? / have you rung the estate agent?"),
+    ),
     "family": Topic(
         _bank("my nan / our kid / the christening / your mum / Uncle Bert / the in-laws' caravan"),
         _bank("""
             nan's stopping till Sunday / our kid's joined the navy / mum's knitting again / {who} is godmother
             / the twins start nursery / they're holding the christening in June
         """),
-        _bank("how's your mum keeping? / is your nan about? / are the grandparents coming?")),
+        _bank("how's your mum keeping? / is your nan about? / are the grandparents coming?"),
+    ),
     "party": Topic(
         _bank("the hen do / the raffle / the fancy dress / bonfire night / the disco / my leaving do"),
         _bank("""
             the do kicks off at eight / {who} is on the decks / they've booked the village hall / it's fancy dress
             / the buffet's under the cling film / there's a raffle at half nine
         """),
-        _bank("are you bringing a bottle? / who's doing the music? / what's the theme?")),
+        _bank("are you bringing a bottle? / who's doing the music? / what's the theme?"),
+    ),
     "pets": Topic(
         _bank("the budgie / that whippet / the moggy / the rabbit hutch / the tortoise / the ferrets"),
         _bank("""
             the budgie's flown off / {who} is minding the whippet / the rabbit's had six / the moggy brought in a mouse
             / the tortoise has woken up / the dog wants worming
         """),
-        _bank("who's let the dog in? / is it house-trained? / has the rabbit been fed?")),
+        _bank("who's let the dog in? / is it house-trained? / has the rabbit been fed?"),
+    ),
     "travel": Topic(
         _bank("the ferry / the M25 / the replacement bus / my railcard / the caravan park / that lay-by"),
         _bank("""
             the ferry sails at dawn / there's a tailback on the M25 / {who} is stuck in Crewe
             / it's a replacement bus today / they've clamped the car / we're camping in Wales
         """),
-        _bank("which platform is it? / have you got change for the meter? / is this the Brighton train?")),
+        _bank("which platform is it? / have you got change for the meter? / is this the Brighton train?"),
+    ),
     "health": Topic(
         _bank("the GP / my hip / the blood test / A and E / that rash / the prescription"),
         _bank("""
             the GP's referred me / {who} is having the hip done / the blood test's on Friday
             / he's been signed off for a month / she's under the specialist / they've kept him in overnight
         """),
-        _bank("have you seen the GP? / is it catching? / how's the leg?")),
+        _bank("have you seen the GP? / is it catching? / how's the leg?"),
+    ),
     "money": Topic(
         _bank("the gas bill / the overdraft / a tenner / my pension / the premium bonds / the fine"),
         _bank("""
             it was forty quid / {who} still owes me a tenner / they've put the fares up / the cash point's empty
             / the pension comes on Thursday / they want a deposit by noon
         """),
-        _bank("can you sub me a fiver? / who's buying this round? / is it cash only?")),
+        _bank("can you sub me a fiver? / who's buying this round? / is it cash only?"),
+    ),
     "clothes": Topic(
         _bank("my best trousers / that cardigan / the wellies / her hat / the school blazer / your trainers"),
         _bank("""
             {who} has the same cardigan / the trousers want taking up / the jumper shrank in the wash
             / it's from the charity shop / he's had his hair cut short / they're two for a tenner on the market
         """),
-        _bank("is that a new coat? / have you seen my wellies? / does it suit me?")),
+        _bank("is that a new coat? / have you seen my wellies? / does it suit me?"),
+    ),
     "neighbors": Topic(
         _bank("""
             the hedge / them next door / the wheelie bins / the bagpipes / the residents' committee / that car alarm
@@ -856,102 +908,145 @@ _WILD_TOPICS = {
             them next door are having an extension / the bins go out tonight / somebody's trimmed our hedge
             / {who} is on the committee / number nine's got a hot tub / the lad opposite is learning the bagpipes
         """),
-        _bank("whose van is that? / have they finished drilling? / who's moved in at number six?")),
+        _bank("whose van is that? / have they finished drilling? / who's moved in at number six?"),
+    ),
     "games": Topic(
         _bank("the match / the pub quiz / the darts / the penalty shoot-out / the cricket / bingo night"),
         _bank("""
             kick-off's at three / it's nil-nil / {who} is in goal / the cricket's rained off / we came third in the quiz
             / they've sold the striker
         """),
-        _bank("what's the score? / who's on darts? / did you watch the match?")),
+        _bank("what's the score? / who's on darts? / did you watch the match?"),
+    ),
     "school": Topic(
         _bank("my A levels / the headmaster / the nativity play / detention / sports day / the parents' evening"),
         _bank("""
             results are out on Thursday / {who} is the donkey in the nativity / term starts on the fifth
             / the head wants a letter / it's the egg and spoon race next / they've banned phones in class
         """),
-        _bank("have you revised? / who's picking up the kids? / is it half-term?")),
+        _bank("have you revised? / who's picking up the kids? / is it half-term?"),
+    ),
     "mess": Topic(
         _bank("the compost / that dishcloth / the blocked loo / the bin juice / the grubby kettle / his gym kit"),
         _bank("""
             the loo's blocked / there's fluff in the butter / {who} has left a mug under the bed / the bin bag's split
             / something's growing in the teapot / the gutters want clearing
         """),
-        _bank("who trod that in? / is that mould? / when was this last hoovered?")),
+        _bank("who trod that in? / is that mould? / when was this last hoovered?"),
+    ),
     "night": Topic(
         _bank("the cellar / that howling / the fuse box / the alleyway / the prowler / the gas leak"),
         _bank("""
             the electric's gone off / there's a bloke by the gate / {who} heard something in the cellar
             / there's fog on the moor / the back door was ajar / the phone line's dead
         """),
-        _bank("who goes there? / is the torch handy? / did you leave the gate open?")),
+        _bank("who goes there? / is the torch handy? / did you leave the gate open?"),
+    ),
 }
 
 _WILD_VOICE = {
-    "neutral": (_bank("unremarkable / level / everyday / plain / collected / conversational"),
-                _bank("no strain in the voice / a regular rhythm / medium loudness / flat melody / an indoor voice")),
-    "surprise": (_bank("flabbergasted / thunderstruck / gobsmacked / dumbfounded / staggered / disbelieving"),
-                 _bank("""
+    "neutral": (
+        _bank("unremarkable / level / everyday / plain / collected / conversational"),
+        _bank("no strain in the voice / a regular rhythm / medium loudness / flat melody / an indoor voice"),
+    ),
+    "surprise": (
+        _bank("flabbergasted / thunderstruck / gobsmacked / dumbfounded / staggered / disbelieving"),
+        _bank("""
                      pitch leaps upward / a sharp intake of air / a rising yelp / vowels held long
                      / the last word an octave up
-                 """)),
-    "fear": (_bank("petrified / apprehensive / jittery / skittish / spooked / timid"),
-             _bank("""
+                 """),
+    ),
+    "fear": (
+        _bank("petrified / apprehensive / jittery / skittish / spooked / timid"),
+        _bank("""
                  a quaver in the throat / hurried half-sentences / hushed and rapid / a wobble on each word
                  / audible panting
-             """)),
-    "sadness": (_bank("sorrowful / dejected / glum / mournful / despondent / forlorn"),
-                _bank("a catch in the throat / quiet and drawn out / sniffling / fading at the end / heavy silences")),
-    "joy": (_bank("jolly / gleeful / elated / merry / over the moon / jubilant"),
-            _bank("chuckling throughout / a bouncy rhythm / a chirpy lilt / whooping / bubbling over")),
-    "disgust": (_bank("turned right off / squeamish / contemptuous / nauseous / disapproving / loathing"),
-                _bank("""
+             """),
+    ),
+    "sadness": (
+        _bank("sorrowful / dejected / glum / mournful / despondent / forlorn"),
+        _bank("a catch in the throat / quiet and drawn out / sniffling / fading at the end / heavy silences"),
+    ),
+    "joy": (
+        _bank("jolly / gleeful / elated / merry / over the moon / jubilant"),
+        _bank("chuckling throughout / a bouncy rhythm / a chirpy lilt / whooping / bubbling over"),
+    ),
+    "disgust": (
+        _bank("turned right off / squeamish / contemptuous / nauseous / disapproving / loathing"),
+        _bank("""
                     a retching sound / a drawn-out yuck / lips smacked in distaste / a sneering drawl
                     / a snort through the nose
-                """)),
-    "anger": (_bank("livid / cross / irate / incensed / snappish / seething"),
-              _bank("""
+                """),
+    ),
+    "anger": (
+        _bank("livid / cross / irate / incensed / snappish / seething"),
+        _bank("""
                   bellowing / a growl underneath / words fired like shots / a fist on the table / hissing consonants
-              """)),
-    "vague": (_bank("indistinct / uncertain / everyday / drowned out / garbled"),
-              _bank("""
+              """),
+    ),
+    "vague": (
+        _bank("indistinct / uncertain / everyday / drowned out / garbled"),
+        _bank("""
                   traffic over the voice / medium loudness / wind on the microphone / a bad line / two people at once
-              """)),
+              """),
+    ),
 }
 _WILD_FACE = {
-    "neutral": (_bank("unmoved / impassive / untroubled / placid / deadpan / reserved"),
-                _bank("features at rest / chin level / an unwavering look / a closed mouth / an idle glance")),
-    "surprise": (_bank("flabbergasted / thunderstruck / gobsmacked / dumbfounded / staggered / open-mouthed"),
-                 _bank("""
+    "neutral": (
+        _bank("unmoved / impassive / untroubled / placid / deadpan / reserved"),
+        _bank("features at rest / chin level / an unwavering look / a closed mouth / an idle glance"),
+    ),
+    "surprise": (
+        _bank("flabbergasted / thunderstruck / gobsmacked / dumbfounded / staggered / open-mouthed"),
+        _bank("""
                      brows near the hairline / a slack jaw / eyes like saucers / a hand to the cheek / a step back
-                 """)),
-    "fear": (_bank("petrified / apprehensive / jittery / skittish / spooked / timid"),
-             _bank("whites of the eyes showing / flinching / hunched low / nails bitten / frozen to the spot")),
-    "sadness": (_bank("sorrowful / dejected / glum / mournful / despondent / forlorn"),
-                _bank("red-rimmed eyes / a drooping mouth / face in both hands / a lowered head / a trembling lip")),
-    "joy": (_bank("jolly / gleeful / elated / merry / chuffed / jubilant"),
-            _bank("dimples showing / teeth flashing / a thumbs-up / cheeks lifted / a little jig")),
-    "disgust": (_bank("turned right off / squeamish / contemptuous / nauseous / disapproving / repelled"),
-                _bank("a screwed-up nose / a curled lip / a shudder / cheeks puffed / face averted")),
-    "anger": (_bank("livid / cross / irate / incensed / scowling / seething"),
-              _bank("a knotted brow / bared teeth / a shaking fist / narrowed eyes / a bulging vein")),
-    "vague": (_bank("indistinct / uncertain / deadpan / overexposed / obscured"),
-              _bank("""
+                 """),
+    ),
+    "fear": (
+        _bank("petrified / apprehensive / jittery / skittish / spooked / timid"),
+        _bank("whites of the eyes showing / flinching / hunched low / nails bitten / frozen to the spot"),
+    ),
+    "sadness": (
+        _bank("sorrowful / dejected / glum / mournful / despondent / forlorn"),
+        _bank("red-rimmed eyes / a drooping mouth / face in both hands / a lowered head / a trembling lip"),
+    ),
+    "joy": (
+        _bank("jolly / gleeful / elated / merry / chuffed / jubilant"),
+        _bank("dimples showing / teeth flashing / a thumbs-up / cheeks lifted / a little jig"),
+    ),
+    "disgust": (
+        _bank("turned right off / squeamish / contemptuous / nauseous / disapproving / repelled"),
+        _bank("a screwed-up nose / a curled lip / a shudder / cheeks puffed / face averted"),
+    ),
+    "anger": (
+        _bank("livid / cross / irate / incensed / scowling / seething"),
+        _bank("a knotted brow / bared teeth / a shaking fist / narrowed eyes / a bulging vein"),
+    ),
+    "vague": (
+        _bank("indistinct / uncertain / deadpan / overexposed / obscured"),
+        _bank("""
                   backlit by a street lamp / chin level / under an umbrella / blurred by movement / cropped at the nose
-              """)),
+              """),
+    ),
 }
 
 WILD = Wording(
-    openers=_WILD_OPENERS, cues=_WILD_CUES, leading=_WILD_LEADING, trailing=_WILD_TRAILING,
+    openers=_WILD_OPENERS,
+    cues=_WILD_CUES,
+    leading=_WILD_LEADING,
+    trailing=_WILD_TRAILING,
     hedges=_bank("""
         I gather / I daresay / so I'm told, / rumour has it / word is, / seems / by all accounts, / I believe
     """),
-    topics=_WILD_TOPICS, voice=_WILD_VOICE, face=_WILD_FACE,
+    topics=_WILD_TOPICS,
+    voice=_WILD_VOICE,
+    face=_WILD_FACE,
     audio=_bank("heard on the phone: {subject} comes across as {word} - {detail} / tone of voice: {word} - {detail}"),
     video=_bank("""
         phone footage, {subject} seems {word} - {detail} / seen in passing: {subject} seems {word} - {detail}
     """),
-    sure=_bank("{name} / the person talking"), unsure=_bank("a passer-by"),
+    sure=_bank("{name} / the person talking"),
+    unsure=_bank("a passer-by"),
 )
 
 WORDINGS: Mapping[str, Wording] = {"studio": STUDIO, "wild": WILD, "reworded": WILD}

@@ -122,8 +122,10 @@ class SyntheticQuestions(EmotionData):
             dialogues.add(s.dialogue)
             rows = asked.get(s.id)
             if rows is None:
-                raise ValueError(f"{self.root / 'questions.jsonl'} asks nothing about {s.id}; write the corpus again "
-                                 "with zoo prepare synthetic")  # fmt: skip
+                raise ValueError(
+                    f"{self.root / 'questions.jsonl'} asks nothing about {s.id}; write the corpus again "
+                    "with zoo prepare synthetic"
+                )
             for kind, labels in self.kinds.items():
                 question, answer = rows[kind]
                 turn = replace(s.target, text="", label=answer, descriptions={}, audio=None)
@@ -157,8 +159,10 @@ class SyntheticQuestions(EmotionData):
 def _told(rows: dict[str, tuple[str, str]]) -> str:
     """A scene in words."""
     of = {kind: answer for kind, (_, answer) in rows.items()}
-    return (f"The wall is {of['wall']}. The {of['object']} is behind the speaker, on the {of['side']} side. Other "
-            f"people in the picture: {of['people']}.")  # fmt: skip
+    return (
+        f"The wall is {of['wall']}. The {of['object']} is behind the speaker, on the {of['side']} side. Other "
+        f"people in the picture: {of['people']}."
+    )
 
 
 def _renamed(sample: Sample, labels: Labels) -> Sample:

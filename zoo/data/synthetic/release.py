@@ -70,7 +70,7 @@ def render(utterance: Utterance, place: faces.Scene, seed: str) -> tuple[np.ndar
     wave = voices.speak(utterance.prosody, utterance.speaker, f"{seed}/voice", utterance.seconds, domain)
     frames = round(utterance.seconds * faces.FPS)
     # lips move to a voice at rest: the picture must not tell anything about the prosody
-    rest = voices.speak((0.,) * len(utterance.prosody), utterance.speaker, f"{seed}/voice", utterance.seconds, domain)
+    rest = voices.speak((0.0,) * len(utterance.prosody), utterance.speaker, f"{seed}/voice", utterance.seconds, domain)
     loudness = voices.loudness(rest, frames)
     picture = faces.clip(utterance.expression, utterance.speaker, place, f"{seed}/face", frames, domain, loudness)
     return picture, wave
@@ -102,9 +102,10 @@ def encode(frames: np.ndarray, wave: np.ndarray) -> bytes:
 
 def end_with(parent: int) -> None:
     """Ends this process when its parent is gone: a killed run must not go on writing."""
+
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(.2)
+            time.sleep(0.2)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -129,18 +130,25 @@ def _write_clips(job: tuple[Dialogue, str, Path]) -> int:
 def rationale(utterance: Utterance) -> str:
     """A reference rationale: which cue says what, and the label. Two to five sentences."""
     truth, parts = utterance.truth, []
-    parts.append({
-        "explicit": f"The words express {utterance.label}.",
-        "ambiguous": "The words name no emotion.",
-        "misleading": "The words are not meant as they sound.",
-    }[truth.text_mode])
+    parts.append(
+        {
+            "explicit": f"The words express {utterance.label}.",
+            "ambiguous": "The words name no emotion.",
+            "misleading": "The words are not meant as they sound.",
+        }[truth.text_mode]
+    )
     for what, state, shown in (
-        ("face", truth.face_state, truth.face_shown), ("voice", truth.voice_state, truth.voice_shown)
+        ("face", truth.face_state, truth.face_shown),
+        ("voice", truth.voice_state, truth.voice_shown),
     ):
-        parts.append({
-            "clear": f"The {what} clearly shows {shown}.", "faint": f"The {what} faintly shows {shown}.",
-            "absent": f"The {what} shows nothing.", "misleading": f"The {what} shows {shown}, which misleads.",
-        }[state])
+        parts.append(
+            {
+                "clear": f"The {what} clearly shows {shown}.",
+                "faint": f"The {what} faintly shows {shown}.",
+                "absent": f"The {what} shows nothing.",
+                "misleading": f"The {what} shows {shown}, which misleads.",
+            }[state]
+        )
     return " ".join((*parts, f"So the emotion is {utterance.label}."))
 
 
@@ -184,10 +192,17 @@ def _rows(split_dialogues: Sequence[Dialogue]) -> Iterator[dict[str, object]]:
             number += 1
             start, seconds = seconds, seconds + utterance.seconds
             yield {
-                "Sr No.": number, "Utterance": utterance.text, "Speaker": utterance.speaker,
-                "Emotion": utterance.label, "Sentiment": SENTIMENT.get(utterance.label, "negative"),
-                "Dialogue_ID": d, "Utterance_ID": u, "Season": 1, "Episode": d // 10 + 1,
-                "StartTime": _clock(start), "EndTime": _clock(seconds),
+                "Sr No.": number,
+                "Utterance": utterance.text,
+                "Speaker": utterance.speaker,
+                "Emotion": utterance.label,
+                "Sentiment": SENTIMENT.get(utterance.label, "negative"),
+                "Dialogue_ID": d,
+                "Utterance_ID": u,
+                "Season": 1,
+                "Episode": d // 10 + 1,
+                "StartTime": _clock(start),
+                "EndTime": _clock(seconds),
             }
 
 
@@ -228,7 +243,9 @@ def write(
         raise ValueError(f"need a seed of at least 0 and 1 dialogue per split, got {corpus_seed} and {dict(sizes)}")
     corpus = {split: dialogues(corpus_seed, split, n, settings) for split, n in sizes.items()}
     record = {
-        "format": FORMAT, "corpus_seed": corpus_seed, "dialogues": dict(sizes),
+        "format": FORMAT,
+        "corpus_seed": corpus_seed,
+        "dialogues": dict(sizes),
         "utterances": {split: sum(len(d.utterances) for d in ds) for split, ds in corpus.items()},
         "settings": asdict(settings),
     }
@@ -256,9 +273,16 @@ def write(
         (partial / CLIPS[split]).mkdir(exist_ok=True)
         jobs += [(d, f"{split_seed(corpus_seed, split)}", partial / CLIPS[split]) for d in ds]
     _jsonl(partial / "truth.jsonl", (truth(u, s) for s, ds in corpus.items() for d in ds for u in d.utterances))
-    _jsonl(partial / "questions.jsonl", (
-        {"id": f"synthetic/{s}/{u.id}", **q}
-        for s, ds in corpus.items() for d in ds for u in d.utterances for q in questions(d.place)))
+    _jsonl(
+        partial / "questions.jsonl",
+        (
+            {"id": f"synthetic/{s}/{u.id}", **q}
+            for s, ds in corpus.items()
+            for d in ds
+            for u in d.utterances
+            for q in questions(d.place)
+        ),
+    )
     with ProcessPoolExecutor(workers or os.cpu_count(), initializer=end_with, initargs=(os.getpid(),)) as pool:
         written = pool.map(_write_clips, jobs, chunksize=4)
         for _ in reported(written, len(jobs), "clips written", "dialogues"):

@@ -55,77 +55,121 @@ TEXT_MODES: tuple[TextMode, ...] = ("explicit", "ambiguous", "misleading")
 DescriptionState = Literal["good", "vague", "wrong"]
 
 # ---- what depends on what (rows sum to one unless a comment says otherwise)
-COPY = .70  # contagion: share that copies the previous utterance's label; the rest reacts to it
+COPY = 0.70  # contagion: share that copies the previous utterance's label; the rest reacts to it
 REACTIONS = {  # previous label -> how much likelier than its share a reaction is
-    "neutral": {"neutral": 2}, "surprise": {"joy": 3, "surprise": 2}, "fear": {"fear": 4, "surprise": 3, "sadness": 3},
-    "sadness": {"sadness": 4, "fear": 2, "neutral": 2}, "joy": {"surprise": 3, "joy": 3},
-    "disgust": {"anger": 4, "joy": 3, "disgust": 3}, "anger": {"sadness": 4, "fear": 4, "anger": 3, "disgust": 2},
+    "neutral": {"neutral": 2},
+    "surprise": {"joy": 3, "surprise": 2},
+    "fear": {"fear": 4, "surprise": 3, "sadness": 3},
+    "sadness": {"sadness": 4, "fear": 2, "neutral": 2},
+    "joy": {"surprise": 3, "joy": 3},
+    "disgust": {"anger": 4, "joy": 3, "disgust": 3},
+    "anger": {"sadness": 4, "fear": 4, "anger": 3, "disgust": 2},
 }
 DESCRIPTIONS = {  # captioner -> text mode -> odds of good, vague and wrong
-    "clean": dict.fromkeys(TEXT_MODES, (.80, .14, .06)),
-    "noisy": {"explicit": (.30, .15, .55), "ambiguous": (.75, .15, .10), "misleading": (.75, .15, .10)},
-    "noisy_independent": dict.fromkeys(TEXT_MODES, (.50, .15, .35)),
+    "clean": dict.fromkeys(TEXT_MODES, (0.80, 0.14, 0.06)),
+    "noisy": {"explicit": (0.30, 0.15, 0.55), "ambiguous": (0.75, 0.15, 0.10), "misleading": (0.75, 0.15, 0.10)},
+    "noisy_independent": dict.fromkeys(TEXT_MODES, (0.50, 0.15, 0.35)),
 }
-UNSURE = {"right": .05, "wrong": .35}  # how often the video caption does not name the person
-ZIPF = .7  # exponent of the use of cues and caption words: the r-th phrase of a bank has weight r ** -ZIPF
+UNSURE = {"right": 0.05, "wrong": 0.35}  # how often the video caption does not name the person
+ZIPF = 0.7  # exponent of the use of cues and caption words: the r-th phrase of a bank has weight r ** -ZIPF
 
-LEAK = .18  # share of explicit cues that come from a neighbour
+LEAK = 0.18  # share of explicit cues that come from a neighbour
 NEAR = {  # label -> labels whose cues it borrows
-    "neutral": ("joy", "surprise", "sadness"), "surprise": ("joy", "fear", "neutral"),
-    "fear": ("surprise", "sadness", "anger"), "sadness": ("neutral", "fear", "anger"), "joy": ("surprise", "neutral"),
-    "disgust": ("anger", "surprise", "neutral"), "anger": ("disgust", "sadness", "surprise"),
+    "neutral": ("joy", "surprise", "sadness"),
+    "surprise": ("joy", "fear", "neutral"),
+    "fear": ("surprise", "sadness", "anger"),
+    "sadness": ("neutral", "fear", "anger"),
+    "joy": ("surprise", "neutral"),
+    "disgust": ("anger", "surprise", "neutral"),
+    "anger": ("disgust", "sadness", "surprise"),
 }
-TELL = {"explicit": .04, "ambiguous": .04, "misleading": .45}  # how often a line has a tell
-TELL_OWN = .5  # share of tells from the label's own bank; the rest from all banks
+TELL = {"explicit": 0.04, "ambiguous": 0.04, "misleading": 0.45}  # how often a line has a tell
+TELL_OWN = 0.5  # share of tells from the label's own bank; the rest from all banks
 OPENER = {  # text mode -> odds of (no opener, one of any label, the label's own, a neighbour's)
-    "explicit": (.55, .15, .24, .06), "ambiguous": (.50, .42, .06, .02), "misleading": (.55, .33, .10, .02),
+    "explicit": (0.55, 0.15, 0.24, 0.06),
+    "ambiguous": (0.50, 0.42, 0.06, 0.02),
+    "misleading": (0.55, 0.33, 0.10, 0.02),
 }
 FORMS = {  # text mode -> odds of the sentences of a line
-    "explicit": {"cue": .30, "cue remark": .48, "remark cue": .22},
-    "ambiguous": {"remark": .72, "remark remark": .28},
-    "misleading": {"cue": .25, "cue remark": .50, "remark cue": .25},
+    "explicit": {"cue": 0.30, "cue remark": 0.48, "remark cue": 0.22},
+    "ambiguous": {"remark": 0.72, "remark remark": 0.28},
+    "misleading": {"cue": 0.25, "cue remark": 0.50, "remark cue": 0.25},
 }
-QUESTION = {"surprise": .35, "neutral": .22, "fear": .28, "sadness": .15, "joy": .15, "disgust": .20, "anger": .25}
+QUESTION = {
+    "surprise": 0.35,
+    "neutral": 0.22,
+    "fear": 0.28,
+    "sadness": 0.15,
+    "joy": 0.15,
+    "disgust": 0.20,
+    "anger": 0.25,
+}
 MARKS = {  # label -> odds of . ! ... after a cue
-    "neutral": (.80, .14, .06), "surprise": (.42, .52, .06), "fear": (.45, .36, .19), "sadness": (.64, .12, .24),
-    "joy": (.50, .46, .04), "disgust": (.60, .31, .09), "anger": (.49, .45, .06),
+    "neutral": (0.80, 0.14, 0.06),
+    "surprise": (0.42, 0.52, 0.06),
+    "fear": (0.45, 0.36, 0.19),
+    "sadness": (0.64, 0.12, 0.24),
+    "joy": (0.50, 0.46, 0.04),
+    "disgust": (0.60, 0.31, 0.09),
+    "anger": (0.49, 0.45, 0.06),
 }
 STATEMENT_MARKS = {  # label -> odds of . ! ... ? after a statement
-    "neutral": (.82, .07, .06, .05), "surprise": (.48, .21, .04, .27), "fear": (.60, .18, .15, .07),
-    "sadness": (.72, .06, .19, .03), "joy": (.61, .32, .03, .04), "disgust": (.69, .16, .09, .06),
-    "anger": (.63, .27, .05, .05),
+    "neutral": (0.82, 0.07, 0.06, 0.05),
+    "surprise": (0.48, 0.21, 0.04, 0.27),
+    "fear": (0.60, 0.18, 0.15, 0.07),
+    "sadness": (0.72, 0.06, 0.19, 0.03),
+    "joy": (0.61, 0.32, 0.03, 0.04),
+    "disgust": (0.69, 0.16, 0.09, 0.06),
+    "anger": (0.63, 0.27, 0.05, 0.05),
 }
 QUESTION_MARKS = {  # label -> odds of ? ?! after a question
-    "neutral": (.97, .03), "surprise": (.75, .25), "fear": (.85, .15), "sadness": (.95, .05), "joy": (.92, .08),
-    "disgust": (.85, .15), "anger": (.78, .22),
+    "neutral": (0.97, 0.03),
+    "surprise": (0.75, 0.25),
+    "fear": (0.85, 0.15),
+    "sadness": (0.95, 0.05),
+    "joy": (0.92, 0.08),
+    "disgust": (0.85, 0.15),
+    "anger": (0.78, 0.22),
 }
-THEME = .45  # how often a line keeps to the dialogue's theme, whatever its label
+THEME = 0.45  # how often a line keeps to the dialogue's theme, whatever its label
 FAVOURITE = 4  # how much likelier a favourite topic is otherwise
 TOPICS = {  # label -> its favourite topics
-    "neutral": ("work", "travel", "money", "home", "school"), "surprise": ("dating", "party", "family"),
-    "fear": ("night", "health"), "sadness": ("health", "dating", "pets"), "joy": ("party", "food", "games", "family"),
-    "disgust": ("mess", "food", "clothes"), "anger": ("neighbors", "money", "home"),
+    "neutral": ("work", "travel", "money", "home", "school"),
+    "surprise": ("dating", "party", "family"),
+    "fear": ("night", "health"),
+    "sadness": ("health", "dating", "pets"),
+    "joy": ("party", "food", "games", "family"),
+    "disgust": ("mess", "food", "clothes"),
+    "anger": ("neighbors", "money", "home"),
 }
-VOICE_CONFUSED = .30  # share of audio captions that hear a neighbour
+VOICE_CONFUSED = 0.30  # share of audio captions that hear a neighbour
 VOICE_NEAR = {
-    "neutral": ("sadness", "joy"), "surprise": ("joy", "fear"), "fear": ("surprise", "sadness"),
-    "sadness": ("neutral", "fear"), "joy": ("surprise", "neutral"), "disgust": ("anger", "neutral"),
+    "neutral": ("sadness", "joy"),
+    "surprise": ("joy", "fear"),
+    "fear": ("surprise", "sadness"),
+    "sadness": ("neutral", "fear"),
+    "joy": ("surprise", "neutral"),
+    "disgust": ("anger", "neutral"),
     "anger": ("disgust", "joy"),
 }
-FACE_CONFUSED = .20  # share of video captions that see a neighbour
+FACE_CONFUSED = 0.20  # share of video captions that see a neighbour
 FACE_NEAR = {
-    "neutral": ("sadness", "joy"), "surprise": ("fear", "joy"), "fear": ("surprise", "sadness"),
-    "sadness": ("neutral", "fear"), "joy": ("surprise", "neutral"), "disgust": ("anger", "sadness"),
+    "neutral": ("sadness", "joy"),
+    "surprise": ("fear", "joy"),
+    "fear": ("surprise", "sadness"),
+    "sadness": ("neutral", "fear"),
+    "joy": ("surprise", "neutral"),
+    "disgust": ("anger", "sadness"),
     "anger": ("disgust", "neutral"),
 }
 
 # ---- how lines are built; none of this depends on a hidden thing
 TURNS = (5, 12)
 SECONDS = (1.0, 1.8)  # of a clip, in steps of one frame
-THREE_SPEAKERS = .45
-SPEAKS_ON = .12  # how often the same speaker goes on
-ADDRESS = .20  # how often a line names whom it is said to
-HEDGE = .30  # how often a plain statement has a hedge in front
+THREE_SPEAKERS = 0.45
+SPEAKS_ON = 0.12  # how often the same speaker goes on
+ADDRESS = 0.20  # how often a line names whom it is said to
+HEDGE = 0.30  # how often a plain statement has a hedge in front
 
 Choices = tuple[tuple[str, object], ...]  # (name of a table, value drawn from it)
 Hidden = tuple[int, int, int, int]  # indices of theme, text mode, shown label (or _VAGUE) and label
@@ -156,11 +200,11 @@ class Settings:
     descriptions: Literal["clean", "noisy", "noisy_independent"] = "clean"
     domain: Literal["studio", "wild", "reworded"] = "studio"
     shares: tuple[float, ...] = SHARES
-    text_modes: tuple[float, float, float] = (.50, .32, .18)
-    inertia: float = .30
-    contagion: float = .25
-    face_cues: tuple[float, float] = (.12, .04)
-    voice_cues: tuple[float, float] = (.12, .04)
+    text_modes: tuple[float, float, float] = (0.50, 0.32, 0.18)
+    inertia: float = 0.30
+    contagion: float = 0.25
+    face_cues: tuple[float, float] = (0.12, 0.04)
+    voice_cues: tuple[float, float] = (0.12, 0.04)
 
     @property
     def look(self) -> Literal["studio", "wild"]:
@@ -331,13 +375,18 @@ def odds(settings: Settings) -> Odds:
 
     words = WORDINGS[settings.domain]
     tables = {
-        "form": _by_mode(FORMS), "topic": _topics(words),
-        "cue": _cues(words), "opener": _openers(words), "tell": _tells(words),
+        "form": _by_mode(FORMS),
+        "topic": _topics(words),
+        "cue": _cues(words),
+        "opener": _openers(words),
+        "tell": _tells(words),
         "asks": _by_label((True, False), {label: (QUESTION[label], 1 - QUESTION[label]) for label in LABELS}),
-        "cue mark": _by_label((".", "!", "..."), MARKS), "question mark": _by_label(("?", "?!"), QUESTION_MARKS),
+        "cue mark": _by_label((".", "!", "..."), MARKS),
+        "question mark": _by_label(("?", "?!"), QUESTION_MARKS),
         "statement mark": _by_label((".", "!", "...", "?"), STATEMENT_MARKS),
         "voice": _captions(words.voice, VOICE_CONFUSED, VOICE_NEAR),
-        "face": _captions(words.face, FACE_CONFUSED, FACE_NEAR), "unsure": _unsure(),
+        "face": _captions(words.face, FACE_CONFUSED, FACE_NEAR),
+        "unsure": _unsure(),
         "expression": replace(faces.EXPRESSION, absent=settings.face_cues[0], misleading=settings.face_cues[1]),
         "prosody": replace(voices.PROSODY, absent=settings.voice_cues[0], misleading=settings.voice_cues[1]),
     }
@@ -363,7 +412,7 @@ def _row(*parts: tuple[float, Mapping[object, float]]) -> dict[object, float]:
     row: dict[object, float] = {}
     for weight, distribution in parts:
         for value, p in distribution.items():
-            row[value] = row.get(value, 0.) + weight * p
+            row[value] = row.get(value, 0.0) + weight * p
     return row
 
 
@@ -378,7 +427,7 @@ def _mixed(near: Sequence[str], banks: Mapping[str, Mapping[object, float]]) -> 
 def _table(axes: tuple[int, ...], rows: Sequence[Mapping[object, float]]) -> Table:
     """Rows in the order of the axes that matter -> Table."""
     values = list(dict.fromkeys(value for row in rows for value in row))
-    odds = np.array([[row.get(value, 0.) for value in values] for row in rows])
+    odds = np.array([[row.get(value, 0.0) for value in values] for row in rows])
     return Table(values, odds.reshape(*axes, len(values)))
 
 
@@ -401,7 +450,7 @@ def _topics(words: Wording) -> Table:
         for label in LABELS:
             liked = {topic: FAVOURITE if topic in TOPICS[label] else 1 for topic in topics}
             total = sum(liked.values())
-            rows.append(_row((1 - THEME, {t: w / total for t, w in liked.items()}), (THEME, {theme: 1.})))
+            rows.append(_row((1 - THEME, {t: w / total for t, w in liked.items()}), (THEME, {theme: 1.0})))
     return _table((len(topics), 1, 1, len(LABELS)), rows)
 
 
@@ -420,7 +469,7 @@ def _openers(words: Wording) -> Table:
     banks = {label: _zipf(phrases) for label, phrases in words.openers.items()}
 
     def row(mode: str, label: str) -> dict[object, float]:
-        parts = ({"": 1.}, banks["any"], banks[label], _mixed(NEAR[label], banks))
+        parts = ({"": 1.0}, banks["any"], banks[label], _mixed(NEAR[label], banks))
         return _row(*zip(OPENER[mode], parts, strict=True))
 
     return _by_mode_and_label(row)
@@ -431,13 +480,14 @@ def _tells(words: Wording) -> Table:
 
     def row(mode: str, label: str) -> dict[object, float]:
         own, any_ = TELL[mode] * TELL_OWN, TELL[mode] * (1 - TELL_OWN)
-        return _row((1 - TELL[mode], {"": 1.}), (own, banks[label]), (any_, _mixed(LABELS, banks)))
+        return _row((1 - TELL[mode], {"": 1.0}), (own, banks[label]), (any_, _mixed(LABELS, banks)))
 
     return _by_mode_and_label(row)
 
 
-def _captions(banks: Mapping[str, tuple[Sequence[str], Sequence[str]]], confused: float,
-              near: Mapping[str, Sequence[str]]) -> Table:
+def _captions(
+    banks: Mapping[str, tuple[Sequence[str], Sequence[str]]], confused: float, near: Mapping[str, Sequence[str]]
+) -> Table:
     """Pairs of (word, detail) given the label that is shown: both from one bank, which may be a neighbour's."""
     pairs = {
         shown: {(w, d): p * q for w, p in _zipf(words).items() for d, q in _zipf(details).items()}
@@ -464,11 +514,11 @@ def generate(
     descriptions: Literal["clean", "noisy", "noisy_independent"] = "clean",
     domain: Literal["studio", "wild"] = "studio",
     shares: tuple[float, ...] = SHARES,
-    text_modes: tuple[float, float, float] = (.50, .32, .18),
-    inertia: float = .30,
-    contagion: float = .25,
-    face_cues: tuple[float, float] = (.12, .04),
-    voice_cues: tuple[float, float] = (.12, .04),
+    text_modes: tuple[float, float, float] = (0.50, 0.32, 0.18),
+    inertia: float = 0.30,
+    contagion: float = 0.25,
+    face_cues: tuple[float, float] = (0.12, 0.04),
+    voice_cues: tuple[float, float] = (0.12, 0.04),
 ) -> list[Dialogue]:
     """Dialogues of the sitcom.
 
@@ -493,18 +543,20 @@ def generate(
     if dialogues < 1:
         raise ValueError(f"dialogues must be at least 1, got {dialogues}")
     settings = Settings(
-        descriptions, domain, tuple(shares), tuple(text_modes), inertia, contagion, tuple(face_cues), tuple(voice_cues))
+        descriptions, domain, tuple(shares), tuple(text_modes), inertia, contagion, tuple(face_cues), tuple(voice_cues)
+    )
     return [_dialogue(seed, i, settings) for i in range(dialogues)]
 
 
 def _dialogue(seed: int, number: int, settings: Settings) -> Dialogue:
     # one stream each, so that another captioner or wording leaves the plot as it is
     plot, talk, camera, face, voice, stage = (
-        random.Random(f"{seed}/{number}/{stream}") for stream in ("plot", "talk", "camera", "face", "voice", "stage"))
+        random.Random(f"{seed}/{number}/{stream}") for stream in ("plot", "talk", "camera", "face", "voice", "stage")
+    )
     cast = sorted(CAST, key=lambda _: plot.random())
-    speakers = cast[:3 if plot.random() < THREE_SPEAKERS else 2]
+    speakers = cast[: 3 if plot.random() < THREE_SPEAKERS else 2]
     topics = tuple(WORDINGS[settings.domain].topics)
-    scene = _Scene(settings, theme=int(plot.random() * len(topics)), away=cast[len(speakers):])
+    scene = _Scene(settings, theme=int(plot.random() * len(topics)), away=cast[len(speakers) :])
     place, frames = faces.scene(stage), round((SECONDS[1] - SECONDS[0]) * faces.FPS)
     expression, prosody = (odds(settings).tables[name] for name in ("expression", "prosody"))
     utterances: list[Utterance] = []
@@ -524,19 +576,35 @@ def _dialogue(seed: int, number: int, settings: Settings) -> Dialogue:
         face_state, face_shown, expressed = expression.sample(face, LABELS[label])
         voice_state, voice_shown, spoken = prosody.sample(voice, LABELS[label])
         choices = {
-            "text": said, "descriptions": seen, "face": (("expression", expressed),), "voice": (("prosody", spoken),)}
-        utterances.append(Utterance(
-            id=f"dia{number}_utt{turn}", speaker=speaker, label=LABELS[label], text=text, descriptions=captions,
-            truth=Truth(
-                text_mode=TEXT_MODES[mode],
-                description_state="vague" if shown == _VAGUE else "good" if shown == label else "wrong",
-                shown=None if shown == _VAGUE else LABELS[shown],
-                face_state=face_state, face_shown=face_shown, voice_state=voice_state, voice_shown=voice_shown,
-                effect=_effect(settings, label, choices),
-            ),
-            own_last=last.get(speaker), previous=before, choices=choices,
-            seconds=round(SECONDS[0] + int(stage.random() * (frames + 1)) / faces.FPS, 3), settings=settings,
-        ))
+            "text": said,
+            "descriptions": seen,
+            "face": (("expression", expressed),),
+            "voice": (("prosody", spoken),),
+        }
+        utterances.append(
+            Utterance(
+                id=f"dia{number}_utt{turn}",
+                speaker=speaker,
+                label=LABELS[label],
+                text=text,
+                descriptions=captions,
+                truth=Truth(
+                    text_mode=TEXT_MODES[mode],
+                    description_state="vague" if shown == _VAGUE else "good" if shown == label else "wrong",
+                    shown=None if shown == _VAGUE else LABELS[shown],
+                    face_state=face_state,
+                    face_shown=face_shown,
+                    voice_state=voice_state,
+                    voice_shown=voice_shown,
+                    effect=_effect(settings, label, choices),
+                ),
+                own_last=last.get(speaker),
+                previous=before,
+                choices=choices,
+                seconds=round(SECONDS[0] + int(stage.random() * (frames + 1)) / faces.FPS, 3),
+                settings=settings,
+            )
+        )
         last[speaker] = LABELS[label]
     return Dialogue(f"dia{number}", topics[scene.theme], place, tuple(utterances))
 
@@ -641,8 +709,8 @@ def _effect(settings: Settings, label: int, choices: Mapping[str, Choices]) -> L
 def next_label(settings: Settings, own_last: str | None, previous: str | None) -> np.ndarray:
     """P(label | true labels before it), ``(L,)``; a label that does not exist yet leaves its weight to the shares."""
     world = odds(settings)
-    inertia = settings.inertia if own_last is not None else 0.
-    contagion = settings.contagion if previous is not None else 0.
+    inertia = settings.inertia if own_last is not None else 0.0
+    contagion = settings.contagion if previous is not None else 0.0
     p = (1 - inertia - contagion) * world.prior
     if previous is not None:
         p = p + contagion * world.follows[LABELS.index(previous)]
@@ -658,7 +726,7 @@ def _likelihood(settings: Settings, choices: Mapping[str, Choices], given: Seque
     for modality in given:
         if modality not in choices:
             raise ValueError(f"given must be among {', '.join(choices)}, got {modality!r}")
-        shown: np.ndarray | float = 1.
+        shown: np.ndarray | float = 1.0
         for name, value in choices[modality]:
             shown = shown * world.tables[name].likelihood(value)
         p = p * shown
@@ -667,7 +735,7 @@ def _likelihood(settings: Settings, choices: Mapping[str, Choices], given: Seque
 
 
 def posterior(
-    utterance: Utterance, given: Sequence[str] = ("text", "descriptions"), past_labels: bool = False,
+    utterance: Utterance, given: Sequence[str] = ("text", "descriptions"), past_labels: bool = False
 ) -> np.ndarray:
     """P(label | what this utterance shows), exact.
 
@@ -690,7 +758,7 @@ def posterior(
 
 
 def with_history(
-    dialogue: Dialogue, given: Sequence[str] = ("text", "descriptions"), past_labels: bool = False,
+    dialogue: Dialogue, given: Sequence[str] = ("text", "descriptions"), past_labels: bool = False
 ) -> np.ndarray:
     """P(label | this utterance and all before it in the dialogue), exact: a forward filter.
 
@@ -715,7 +783,7 @@ def with_history(
     for utterance in dialogue.utterances:
         own = 1 + speakers.index(utterance.speaker)  # the axis on which the new label takes the place of the old one
         others = belief.sum(own, keepdims=True)
-        new, rest = np.zeros_like(others), 1.
+        new, rest = np.zeros_like(others), 1.0
         if belief.shape[own] == n:
             new, rest = new + settings.inertia * belief, rest - settings.inertia
         if previous is not None:
@@ -736,9 +804,7 @@ def with_history(
     return np.stack(rows)
 
 
-def ceilings(
-    dialogues: Sequence[Dialogue], sets: Sequence[Sequence[str]] | None = None,
-) -> dict[str, dict[str, float]]:
+def ceilings(dialogues: Sequence[Dialogue], sets: Sequence[Sequence[str]] | None = None) -> dict[str, dict[str, float]]:
     """Best reachable scores on these dialogues, from the exact posteriors.
 
     For each set of modalities: from the utterance alone (``text``), with the true labels before it (``text + past

@@ -60,37 +60,50 @@ PROSODY = CueModel(
     labels=LABELS,
     names=("pitch", "pitch_range", "slope", "energy", "rate", "tension"),
     directions={
-        "neutral": (0., 0., 0., 0., 0., 0.),
-        "surprise": (.9, 1., .9, .2, .1, 0.),
-        "fear": (.9, -.2, .3, -.2, 1., .4),
-        "sadness": (-.6, -.6, -.5, -.8, -.9, -.7),
-        "joy": (.6, .9, .1, .5, .4, -.2),
-        "disgust": (-.6, .2, -.9, 0., -.5, .7),
-        "anger": (.1, .4, -.5, 1., .5, 1.),
+        "neutral": (0.0, 0.0, 0.0, 0.0, 0.0, 0.0),
+        "surprise": (0.9, 1.0, 0.9, 0.2, 0.1, 0.0),
+        "fear": (0.9, -0.2, 0.3, -0.2, 1.0, 0.4),
+        "sadness": (-0.6, -0.6, -0.5, -0.8, -0.9, -0.7),
+        "joy": (0.6, 0.9, 0.1, 0.5, 0.4, -0.2),
+        "disgust": (-0.6, 0.2, -0.9, 0.0, -0.5, 0.7),
+        "anger": (0.1, 0.4, -0.5, 1.0, 0.5, 1.0),
     },
-    noise=(.5,) * 6, absent=.12, misleading=.04, masks=DISGUISE,
+    noise=(0.5,) * 6,
+    absent=0.12,
+    misleading=0.04,
+    masks=DISGUISE,
 )
 
-LIMIT = 4.  # parameters beyond are read as +-LIMIT; 6 standard deviations from the strongest expression
+LIMIT = 4.0  # parameters beyond are read as +-LIMIT; 6 standard deviations from the strongest expression
 PITCH = 3.5  # semitones per unit
-EXCURSION, EXCURSION_STEP = 1.8, .75  # semitones at 0, octaves of that per unit
+EXCURSION, EXCURSION_STEP = 1.8, 0.75  # semitones at 0, octaves of that per unit
 SLOPE = 6.5  # semitones per unit, first to last syllable
-LEVEL, LEVEL_STEP = -28., 4.5  # dBFS at 0, dB per unit
-SYLLABLES, SYLLABLES_STEP = 4.5, .5  # per second at 0, octaves per unit
-TILT, TILT_STEP = .8, -.4  # exponent of the source's fall (1 = 6 dB per octave) at 0, per unit
-BREATH, BREATH_STEP = -18., -7.  # dB of aspiration to voice at 0, per unit
-CONSONANT = -13.  # dB of bursts to voice
-FLOOR = -60.  # dBFS of the noise of a studio
-LEAD, TAIL = .06, .06  # seconds of silence around the speech: there the floor can be heard
+LEVEL, LEVEL_STEP = -28.0, 4.5  # dBFS at 0, dB per unit
+SYLLABLES, SYLLABLES_STEP = 4.5, 0.5  # per second at 0, octaves per unit
+TILT, TILT_STEP = 0.8, -0.4  # exponent of the source's fall (1 = 6 dB per octave) at 0, per unit
+BREATH, BREATH_STEP = -18.0, -7.0  # dB of aspiration to voice at 0, per unit
+CONSONANT = -13.0  # dB of bursts to voice
+FLOOR = -60.0  # dBFS of the noise of a studio
+LEAD, TAIL = 0.06, 0.06  # seconds of silence around the speech: there the floor can be heard
 
-VOWELS = np.array([  # F1, F2, F3 in Hz at a vocal tract of scale 1
-    (300, 2250, 2900), (400, 1950, 2550), (530, 1800, 2480), (650, 1700, 2410), (710, 1150, 2440), (580, 950, 2410),
-    (450, 1050, 2300), (330, 950, 2250), (620, 1250, 2400), (500, 1450, 2450),
-])
-UPPER = (3500., 4500.)  # F4 and F5 hardly move with the vowel: they tell the size of the vocal tract
-BANDWIDTHS = np.array([80., 100., 140., 180., 220.])  # Hz, F1 to F5
-PEAKS = 10 ** (np.array([0., -4., -8., -8., -10.]) / 20)  # in parallel, so that no vowel is brighter than another
-TRACT = .75  # exponent of vocal tract scale over base f0
+VOWELS = np.array(
+    [  # F1, F2, F3 in Hz at a vocal tract of scale 1
+        (300, 2250, 2900),
+        (400, 1950, 2550),
+        (530, 1800, 2480),
+        (650, 1700, 2410),
+        (710, 1150, 2440),
+        (580, 950, 2410),
+        (450, 1050, 2300),
+        (330, 950, 2250),
+        (620, 1250, 2400),
+        (500, 1450, 2450),
+    ]
+)
+UPPER = (3500.0, 4500.0)  # F4 and F5 hardly move with the vowel: they tell the size of the vocal tract
+BANDWIDTHS = np.array([80.0, 100.0, 140.0, 180.0, 220.0])  # Hz, F1 to F5
+PEAKS = 10 ** (np.array([0.0, -4.0, -8.0, -8.0, -10.0]) / 20)  # in parallel, so that no vowel is brighter than another
+TRACT = 0.75  # exponent of vocal tract scale over base f0
 HOP, FFT = 128, 512  # samples between two filters and of one filtered piece
 FREQUENCIES = np.fft.rfftfreq(FFT, 1 / RATE)
 
@@ -108,11 +121,16 @@ class Voice(NamedTuple):
 
 
 SPEAKERS = {  # base f0 in Hz in the studio and in the wild, then habits: rate, energy, tension, pitch range; jitter
-    "Marcus": (108, 124, -.10, .10, .05, -.10, .008), "Walt": (117, 104, -.15, -.05, -.10, .00, .010),
-    "Omar": (127, 142, .10, .00, .10, .05, .006), "Felix": (138, 113, .15, -.10, .00, .10, .007),
-    "Teddy": (150, 166, .00, .15, -.05, .15, .005), "Joan": (163, 184, -.05, -.10, .10, -.05, .007),
-    "Greta": (178, 152, .05, .10, .05, -.15, .005), "Nina": (194, 222, .10, -.05, -.10, .10, .004),
-    "Lucia": (211, 236, .05, .05, .00, .05, .005), "Priya": (230, 203, -.10, -.10, -.05, -.10, .004),
+    "Marcus": (108, 124, -0.10, 0.10, 0.05, -0.10, 0.008),
+    "Walt": (117, 104, -0.15, -0.05, -0.10, 0.00, 0.010),
+    "Omar": (127, 142, 0.10, 0.00, 0.10, 0.05, 0.006),
+    "Felix": (138, 113, 0.15, -0.10, 0.00, 0.10, 0.007),
+    "Teddy": (150, 166, 0.00, 0.15, -0.05, 0.15, 0.005),
+    "Joan": (163, 184, -0.05, -0.10, 0.10, -0.05, 0.007),
+    "Greta": (178, 152, 0.05, 0.10, 0.05, -0.15, 0.005),
+    "Nina": (194, 222, 0.10, -0.05, -0.10, 0.10, 0.004),
+    "Lucia": (211, 236, 0.05, 0.05, 0.00, 0.05, 0.005),
+    "Priya": (230, 203, -0.10, -0.10, -0.05, -0.10, 0.004),
 }
 
 
@@ -140,15 +158,15 @@ def speak(values: Sequence[float], speaker: str, seed: str | int, seconds: float
     size = round(seconds * RATE)
 
     onsets, periods = _syllables(SYLLABLES * 2 ** (SYLLABLES_STEP * (rate + voice.rate)), size / RATE, seed)
-    time = (np.arange(size) + .5) / RATE
+    time = (np.arange(size) + 0.5) / RATE
     which = (np.searchsorted(onsets, time) - 1).clip(0)
     part = ((time - onsets[which]) / periods[which]).clip(0, 1)  # place within the syllable
-    arch = np.sin(np.pi * ((part - .15) / .85).clip(0, 1))  # the first part of a syllable is its consonant
-    stress = _random(seed, "stress").uniform(.75, 1, len(onsets))
-    envelope = stress[which] * arch ** .8
+    arch = np.sin(np.pi * ((part - 0.15) / 0.85).clip(0, 1))  # the first part of a syllable is its consonant
+    stress = _random(seed, "stress").uniform(0.75, 1, len(onsets))
+    envelope = stress[which] * arch**0.8
 
     excursion = EXCURSION * 2 ** (EXCURSION_STEP * (pitch_range + voice.pitch_range))
-    accents = _random(seed, "accents").uniform(.3, 1, len(onsets))
+    accents = _random(seed, "accents").uniform(0.3, 1, len(onsets))
     trend = ((time - onsets[0]) / (onsets[-1] + periods[-1] - onsets[0])).clip(0, 1)
     contour, trend = _standardised(accents[which] * np.sin(np.pi * part) ** 2, trend, envelope)
     nodes = np.arange(0, size + 160, 160)
@@ -156,17 +174,17 @@ def speak(values: Sequence[float], speaker: str, seed: str | int, seconds: float
     octaves = (PITCH * pitch + SLOPE * slope * trend + excursion * contour) / 12 + voice.jitter * shaky
     breath = 10 ** ((BREATH + BREATH_STEP * (tension + voice.tension)) / 20)
     noise = _random(seed, "noise").standard_normal((2, size))
-    source = envelope * (_harmonics(voice.base * 2 ** octaves) + breath * noise[0])
+    source = envelope * (_harmonics(voice.base * 2**octaves) + breath * noise[0])
 
     frames = (np.arange(-(-size // HOP) + 1)) * HOP / RATE  # time of each filter, s
-    tilt = (1 + (FREQUENCIES / 300) ** 2) ** (-.5 * (TILT + TILT_STEP * (tension + voice.tension)))
+    tilt = (1 + (FREQUENCIES / 300) ** 2) ** (-0.5 * (TILT + TILT_STEP * (tension + voice.tension)))
     voiced = _filtered(source, _formants(frames, onsets, periods, voice.tract, seed) * tilt)
     bursts = _filtered(noise[1], _bursts(frames, onsets, periods, voice.tract, seed))
-    voiced /= math.sqrt((voiced ** 2).sum() / max(1, np.count_nonzero(envelope > .1))) + 1e-12
+    voiced /= math.sqrt((voiced**2).sum() / max(1, np.count_nonzero(envelope > 0.1))) + 1e-12
     level = 10 ** ((LEVEL + LEVEL_STEP * (energy + voice.energy)) / 20)
     clean = level * (voiced + 10 ** (CONSONANT / 20) * bursts)
     recorded = _studio(clean, seed) if domain == "studio" else _wild(clean, seed)
-    return (recorded / (1 + recorded ** 8) ** .125).astype(np.float32)  # leaves what is below one half as it is
+    return (recorded / (1 + recorded**8) ** 0.125).astype(np.float32)  # leaves what is below one half as it is
 
 
 def loudness(waveform: np.ndarray, frames: int) -> np.ndarray:
@@ -184,9 +202,9 @@ def loudness(waveform: np.ndarray, frames: int) -> np.ndarray:
     waveform = np.asarray(waveform, dtype=float)
     if waveform.ndim != 1 or not waveform.size or frames < 1:
         raise ValueError(f"loudness needs a waveform (N,) and frames >= 1, got {waveform.shape} and {frames}")
-    power = np.concatenate([[0.], np.cumsum(waveform ** 2)])
-    centres = (np.arange(frames) + .5) * waveform.size / frames
-    reach = max(waveform.size / frames, .04 * RATE) / 2  # at least 40 ms, or single pitch periods would show
+    power = np.concatenate([[0.0], np.cumsum(waveform**2)])
+    centres = (np.arange(frames) + 0.5) * waveform.size / frames
+    reach = max(waveform.size / frames, 0.04 * RATE) / 2  # at least 40 ms, or single pitch periods would show
     first = np.floor(centres - reach).clip(0, waveform.size - 1).astype(int)
     last = np.ceil(centres + reach).clip(first + 1, waveform.size).astype(int)
     level = np.sqrt((power[last] - power[first]).clip(0) / (last - first))
@@ -209,9 +227,9 @@ def _voice(speaker: str, domain: Domain) -> Voice:
         base, *habits = SPEAKERS[speaker][wild], *SPEAKERS[speaker][2:]
     else:
         dice = _random("speaker", speaker)
-        bases, habits = 105 * 2.2 ** dice.random(2), dice.uniform(-.15, .15, 4).tolist() + [dice.uniform(.004, .01)]
+        bases, habits = 105 * 2.2 ** dice.random(2), dice.uniform(-0.15, 0.15, 4).tolist() + [dice.uniform(0.004, 0.01)]
         base = float(bases[int(wild)])
-    return Voice(base, (.87 if wild else 1.) * (base / 150) ** TRACT, *habits)
+    return Voice(base, (0.87 if wild else 1.0) * (base / 150) ** TRACT, *habits)
 
 
 # ---- what is said
@@ -221,13 +239,13 @@ def _syllables(per_second: float, seconds: float, seed: str | int) -> tuple[np.n
     They keep their rate and do not stretch to fill the clip: of a last one that does not fit, at least half is said,
     or nothing.
     """
-    lead = min(LEAD, .1 * seconds)
-    end = max(seconds - TAIL, .9 * seconds)
+    lead = min(LEAD, 0.1 * seconds)
+    end = max(seconds - TAIL, 0.9 * seconds)
     count = max(1, math.ceil((end - lead) * per_second))
-    lengths = np.exp(.1 * _random(seed, "timing").standard_normal(count))
+    lengths = np.exp(0.1 * _random(seed, "timing").standard_normal(count))
     lengths *= count / lengths.sum() / per_second
-    onsets = lead + np.concatenate([[0.], np.cumsum(lengths)[:-1]])
-    said = onsets + .5 * lengths <= end
+    onsets = lead + np.concatenate([[0.0], np.cumsum(lengths)[:-1]])
+    said = onsets + 0.5 * lengths <= end
     said[0] = True
     onsets, lengths = onsets[said], lengths[said]
     lengths[-1] = min(lengths[-1], end - onsets[-1])
@@ -242,8 +260,8 @@ def _standardised(contour: np.ndarray, trend: np.ndarray, weights: np.ndarray) -
     weights = weights / (weights.sum() + 1e-12)
     trend = trend - weights @ trend
     contour = contour - weights @ contour
-    contour = contour - trend * (weights @ (contour * trend)) / (weights @ trend ** 2 + 1e-12)
-    return contour / math.sqrt(weights @ contour ** 2 + 1e-12), trend
+    contour = contour - trend * (weights @ (contour * trend)) / (weights @ trend**2 + 1e-12)
+    return contour / math.sqrt(weights @ contour**2 + 1e-12), trend
 
 
 def _harmonics(f0: np.ndarray) -> np.ndarray:
@@ -254,18 +272,18 @@ def _harmonics(f0: np.ndarray) -> np.ndarray:
     phase = 2 * np.pi * np.cumsum(f0) / RATE
     many, fade = np.divmod(np.maximum(7600 / f0, 1), 1)
     half = np.sin(phase / 2)
-    safe = np.where(np.abs(half) < 1e-4, 1., half)
-    total = np.where(np.abs(half) < 1e-4, many, np.sin((many + .5) * phase) / (2 * safe) - .5)
+    safe = np.where(np.abs(half) < 1e-4, 1.0, half)
+    total = np.where(np.abs(half) < 1e-4, many, np.sin((many + 0.5) * phase) / (2 * safe) - 0.5)
     return (total + fade * np.cos((many + 1) * phase)) * np.sqrt(4 * f0 / RATE)
 
 
-def _formants(
-    frames: np.ndarray, onsets: np.ndarray, periods: np.ndarray, tract: float, seed: str | int,
-) -> np.ndarray:
+def _formants(frames: np.ndarray, onsets: np.ndarray, periods: np.ndarray, tract: float, seed: str | int) -> np.ndarray:
     """Response of the vocal tract at the times `frames`, (T, FFT // 2 + 1), complex: a random vowel per syllable."""
     dice = _random(seed, "vowels")
-    vowels = VOWELS[dice.integers(len(VOWELS), size=len(onsets))] * np.exp(.04 * dice.standard_normal((len(onsets), 3)))
-    nodes = np.stack([onsets + .3 * periods, onsets + .8 * periods], 1).ravel()
+    vowels = VOWELS[dice.integers(len(VOWELS), size=len(onsets))] * np.exp(
+        0.04 * dice.standard_normal((len(onsets), 3))
+    )
+    nodes = np.stack([onsets + 0.3 * periods, onsets + 0.8 * periods], 1).ravel()
     lower = np.stack([np.interp(frames, nodes, np.repeat(vowels[:, i], 2)) for i in range(3)], 1)
     formants = tract * np.concatenate([lower, np.broadcast_to(UPPER, (len(frames), 2))], 1)  # (T, 5)
     delay = np.exp(-2j * np.pi * FREQUENCIES / RATE)  # z^-1
@@ -281,26 +299,26 @@ def _bursts(frames: np.ndarray, onsets: np.ndarray, periods: np.ndarray, tract: 
     """Gain of the consonants at the times `frames`, (T, FFT // 2 + 1): none, a short or a long burst per syllable."""
     dice = _random(seed, "consonants")
     kind, place, strength = dice.random((3, len(onsets)))
-    length = np.where(kind < .5, .016, np.minimum(.035, .12 * periods))  # s, half width
+    length = np.where(kind < 0.5, 0.016, np.minimum(0.035, 0.12 * periods))  # s, half width
     centre = (2500 + 2500 * place) * tract
-    gain = np.where(kind < .25, 0., .6 + .8 * strength)
+    gain = np.where(kind < 0.25, 0.0, 0.6 + 0.8 * strength)
     which = (np.searchsorted(onsets, frames) - 1).clip(0)
-    shape = np.exp(-.5 * ((frames - (onsets + .12 * periods)[which]) / (.5 * length)[which]) ** 2) * gain[which]
-    return shape[:, None] * np.exp(-.5 * ((FREQUENCIES - centre[which, None]) / 700) ** 2) * math.sqrt(RATE / 2 / 1240)
+    shape = np.exp(-0.5 * ((frames - (onsets + 0.12 * periods)[which]) / (0.5 * length)[which]) ** 2) * gain[which]
+    return shape[:, None] * np.exp(-0.5 * ((FREQUENCIES - centre[which, None]) / 700) ** 2) * math.sqrt(RATE / 2 / 1240)
 
 
 def _filtered(signal: np.ndarray, response: np.ndarray) -> np.ndarray:
     """Signal (N,) through a filter that changes every HOP samples, `response` (T, FFT // 2 + 1); (N,)."""
     frames = len(response)
     padded = np.zeros((frames + 1) * HOP)
-    padded[HOP:HOP + signal.size] = signal
+    padded[HOP : HOP + signal.size] = signal
     pieces = np.lib.stride_tricks.sliding_window_view(padded, 2 * HOP)[::HOP]  # (T, 2 HOP), centred on the frames
-    window = .5 - .5 * np.cos(np.pi * (np.arange(2 * HOP) + .5) / HOP)  # overlapping halves add to 1
+    window = 0.5 - 0.5 * np.cos(np.pi * (np.arange(2 * HOP) + 0.5) / HOP)  # overlapping halves add to 1
     pieces = np.fft.irfft(np.fft.rfft(pieces * window, FFT) * response, FFT).reshape(frames, FFT // HOP, HOP)
     out = np.zeros((frames + FFT // HOP, HOP))
     for i in range(FFT // HOP):
-        out[i:i + frames] += pieces[:, i]
-    return out.ravel()[HOP:HOP + signal.size]
+        out[i : i + frames] += pieces[:, i]
+    return out.ravel()[HOP : HOP + signal.size]
 
 
 # ---- how it is recorded
@@ -311,9 +329,9 @@ def _studio(clean: np.ndarray, seed: str | int) -> np.ndarray:
 def _wild(clean: np.ndarray, seed: str | int) -> np.ndarray:
     """A room with up to .3 s of echo, a microphone for about 250-3800 Hz, and a background that is not the speaker."""
     dice = _random(seed, "wild")
-    echo = int(dice.uniform(.15, .3) * RATE)
+    echo = int(dice.uniform(0.15, 0.3) * RATE)
     room = dice.standard_normal(echo) * 10 ** (-3 * np.arange(echo) / echo)  # -60 dB at its end
-    room *= dice.uniform(.25, .4) / math.sqrt((room ** 2).sum())
+    room *= dice.uniform(0.25, 0.4) / math.sqrt((room**2).sum())
     room[0] = 1
     background = _background(("babble", "hum", "traffic")[dice.integers(3)])
     background = np.resize(np.roll(background, -int(dice.integers(background.size))), clean.size)
@@ -322,7 +340,7 @@ def _wild(clean: np.ndarray, seed: str | int) -> np.ndarray:
     microphone = (f / 250) ** 2 / (1 + (f / 250) ** 2) / np.sqrt(1 + (f / 3800) ** 4)
     spectrum = np.fft.rfft(clean, n) * np.fft.rfft(room, n)
     spectrum += 10 ** (dice.uniform(-52, -47) / 20) * np.fft.rfft(background, n)
-    return np.fft.irfft(spectrum * microphone, n)[:clean.size] + 10 ** (FLOOR / 20) * dice.standard_normal(clean.size)
+    return np.fft.irfft(spectrum * microphone, n)[: clean.size] + 10 ** (FLOOR / 20) * dice.standard_normal(clean.size)
 
 
 @lru_cache(maxsize=3)
@@ -334,12 +352,12 @@ def _background(kind: Literal["babble", "hum", "traffic"]) -> np.ndarray:
     f = np.fft.rfftfreq(size, 1 / RATE)
     if kind == "babble":
         names = [f"guest {i}" for i in range(6)]
-        noise = np.sum([np.roll(speak((0.,) * 6, n, n, 6., "studio"), i * RATE) for i, n in enumerate(names)], axis=0)
+        noise = np.sum([np.roll(speak((0.0,) * 6, n, n, 6.0, "studio"), i * RATE) for i, n in enumerate(names)], axis=0)
     elif kind == "hum":
         cycles = 120 * np.arange(1, 9)[:, None] * np.arange(size) / RATE
         noise = (np.sin(2 * np.pi * cycles) / np.arange(1, 9)[:, None]).sum(0)
         noise += np.fft.irfft(np.fft.rfft(white) / (1 + f / 500), size)
     else:
         noise = np.fft.irfft(np.fft.rfft(white) / (1 + (f / 300)), size)
-        noise *= 1 + .5 * np.sin(2 * np.pi * np.arange(size) / size)
+        noise *= 1 + 0.5 * np.sin(2 * np.pi * np.arange(size) / size)
     return noise / noise.std()

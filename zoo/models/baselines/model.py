@@ -54,9 +54,12 @@ def counted_parts(window: int, kinds: Sequence[str]) -> tuple[str, ...]:
 
 
 def require_words(
-    module: TfidfLogistic | SentenceClassifier, samples: Sequence[Sample], split: str, stage: str,
+    module: TfidfLogistic | SentenceClassifier,
+    samples: Sequence[Sample],
+    split: str,
+    stage: str,
     says: Callable[[Sample], bool],
-) -> None:  # fmt: skip
+) -> None:
     """ValueError if a kind of description is not there, or if there is nothing at all to learn words from."""
     require_descriptions(samples, module.descriptions, split)
     if stage == "fit" and not any(says(s) for s in samples):
@@ -79,8 +82,10 @@ def require_corpora(checkpoint: Mapping[str, Any], part: str, corpora: set[str])
 def label_sets(module: EmotionModule) -> dict[str, Labels]:
     """Label sets of the corpora of a run, which these baselines have the shape of. ValueError outside a run."""
     if module._trainer is None:
-        raise ValueError(f"a {type(module).__name__} has the shape of its corpus' labels, so it is read inside a run "
-                         "alone: zoo test or zoo predict --ckpt_path RUN")  # fmt: skip
+        raise ValueError(
+            f"a {type(module).__name__} has the shape of its corpus' labels, so it is read inside a run "
+            "alone: zoo test or zoo predict --ckpt_path RUN"
+        )
     return module.trainer.datamodule.label_sets
 
 
@@ -111,10 +116,12 @@ class Fitted(EmotionModule):
     # ---- shared by both
     def build(self) -> None:
         sets = label_sets(self)
-        self.of = nn.ModuleDict({
-            corpus: nn.ParameterDict({k: nn.Parameter(torch.zeros(s)) for k, s in self.parts(labels).items()})
-            for corpus, labels in sets.items()
-        })  # fmt: skip
+        self.of = nn.ModuleDict(
+            {
+                corpus: nn.ParameterDict({k: nn.Parameter(torch.zeros(s)) for k, s in self.parts(labels).items()})
+                for corpus, labels in sets.items()
+            }
+        )
 
     def part(self, labels: Labels, name: str) -> np.ndarray:
         return self.of[labels.corpus][name].detach().cpu().numpy()
@@ -330,10 +337,11 @@ class SentenceClassifier(EmotionModule):
         data = self.trainer.datamodule
         if stage == "fit":
             self.weights = {
-                c: class_weights([s.label for s in data.samples("train") if s.labels.corpus == c], len(labels),
-                                 self.class_weight)
+                c: class_weights(
+                    [s.label for s in data.samples("train") if s.labels.corpus == c], len(labels), self.class_weight
+                )
                 for c, labels in data.label_sets.items()
-            }  # fmt: skip
+            }
 
     @property
     def reads(self) -> tuple[str, ...]:
@@ -341,8 +349,13 @@ class SentenceClassifier(EmotionModule):
 
     def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
         super().require(samples, split, stage)
-        require_words(self, samples, split, stage, lambda s: bool(
-            s.target.text or set(self.descriptions) & set(s.target.descriptions)))  # fmt: skip
+        require_words(
+            self,
+            samples,
+            split,
+            stage,
+            lambda s: bool(s.target.text or set(self.descriptions) & set(s.target.descriptions)),
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_corpora(checkpoint, "head", set(self.head))
@@ -365,8 +378,10 @@ class SentenceClassifier(EmotionModule):
                 losses.append(cross_entropy(logits, torch.tensor(sample.label, device=self.device)))
                 weights.append(self.weights[sample.labels.corpus][sample.label])
         if not losses:
-            raise ValueError(f"no sample of this batch has a label: {batch['samples'].ids()[:3]}; leave unlabelled "
-                             "utterances out of the training split")  # fmt: skip
+            raise ValueError(
+                f"no sample of this batch has a label: {batch['samples'].ids()[:3]}; leave unlabelled "
+                "utterances out of the training split"
+            )
         weight = torch.tensor(weights, device=self.device)
         loss = (torch.stack(losses) * weight).sum() / weight.sum()
         self.check_finite(loss, batch)

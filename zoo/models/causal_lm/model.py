@@ -70,12 +70,18 @@ class CausalLM(Supervised):
         data = self.trainer.datamodule
         shared = {f.name: getattr(collator, f.name) for f in fields(PromptCollator) if f.init}
         variants = [
-            PromptCollator(**shared | {
-                "template": load_template(f.template, self.templates), "window": f.window,
-                "kinds": tuple(f.descriptions), "shots": f.shots, "pool": data.samples("train") if f.shots else (),
-            })
+            PromptCollator(
+                **shared
+                | {
+                    "template": load_template(f.template, self.templates),
+                    "window": f.window,
+                    "kinds": tuple(f.descriptions),
+                    "shots": f.shots,
+                    "pool": data.samples("train") if f.shots else (),
+                }
+            )
             for f in self.formats
-        ]  # fmt: skip
+        ]
         return MixedCollator(**shared, variants=variants)
 
 

@@ -85,8 +85,10 @@ class DialogueLLM(Supervised):
             **kwargs,
         )
         if parser != "strict" and self.decode == "score":
-            raise ValueError(f"parser {parser} reads generated answers, but decode: score generates none; "
-                             "set decode to greedy or beam")  # fmt: skip
+            raise ValueError(
+                f"parser {parser} reads generated answers, but decode: score generates none; "
+                "set decode to greedy or beam"
+            )
         self.parser = parser
 
     def read_answer(self, sample: Sample, text: str) -> str | None:

@@ -205,8 +205,10 @@ class QwenCollator(PromptCollator):
             "grid": torch.cat([x.grid for x in inputs]) if inputs else None,
             "keys": tuple(x.key for x in inputs),
             "rows": tuple(rows),
-            "no_clip": int(no_clip), "no_faces": int(no_faces), "nothing": int(nothing),
-        }  # fmt: skip
+            "no_clip": int(no_clip),
+            "no_faces": int(no_faces),
+            "nothing": int(nothing),
+        }
 
     def _shown(self, sample: Sample, own: list[Seen]) -> dict[str, Any]:
         """What the template sees beyond words; `own` gets the inputs."""
@@ -227,13 +229,21 @@ class QwenCollator(PromptCollator):
         if sample.question is not None:
             pieces = PLACE.split(sample.question)
             if len(pieces) > 2:
-                raise ValueError(f"{sample.id} asks with {len(pieces) - 1} places for a clip, but a turn has one clip; "
-                                 "give each its own turn")  # fmt: skip
+                raise ValueError(
+                    f"{sample.id} asks with {len(pieces) - 1} places for a clip, but a turn has one clip; "
+                    "give each its own turn"
+                )
             question = (vision if len(pieces) == 2 else "").join(map(escape, pieces))
             vision = "" if len(pieces) == 2 else vision
         still = sample.target.video is not None and sample.target.video.suffix.lower() in STILL
-        return {"vision": vision, "faces": masked, "question": question, "earlier": earlier, "still": still,
-                "seen": clip is not None}  # fmt: skip
+        return {
+            "vision": vision,
+            "faces": masked,
+            "question": question,
+            "earlier": earlier,
+            "still": still,
+            "seen": clip is not None,
+        }
 
     def _placed(self, text: str, turn: Turn, sample: Sample, own: list[Seen]) -> str:
         """An earlier turn's words with its clip in its place."""

@@ -47,13 +47,7 @@ from zoo.media import MAX_SECONDS, Media
 from zoo.metrics import evaluate, reason_overlap
 from zoo.models.emotion_qwen.faces import FaceCapture
 from zoo.models.emotion_qwen.input import LARGEST, QwenCollator
-from zoo.models.emotion_qwen.parts import (
-    Compressed,
-    FusionProjector,
-    HybridCompressor,
-    MLPProjector,
-    inner_to_match,
-)
+from zoo.models.emotion_qwen.parts import Compressed, FusionProjector, HybridCompressor, MLPProjector, inner_to_match
 from zoo.module import Rows, Supervised, label_scores, read_checkpoint, readable_parts
 from zoo.prompts import escape, parse_label, words
 from zoo.runs import find_checkpoint
@@ -147,30 +141,47 @@ class EmotionQwen(Supervised):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            llm=llm, template=template, decode=decode, max_new_tokens=max_new_tokens, max_length=max_length,
-            betas=betas, weight_decay=weight_decay, warmup=warmup, **kwargs,
-        )  # fmt: skip
+            llm=llm,
+            template=template,
+            decode=decode,
+            max_new_tokens=max_new_tokens,
+            max_length=max_length,
+            betas=betas,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            **kwargs,
+        )
         if min(frames or 1, max_frames, max_new_tokens) < 1 or not fps > 0:
-            raise ValueError(f"need frames, max_frames, max_new_tokens >= 1 and fps > 0; got {frames}, {max_frames}, "
-                             f"{max_new_tokens} and {fps}")  # fmt: skip
+            raise ValueError(
+                f"need frames, max_frames, max_new_tokens >= 1 and fps > 0; got {frames}, {max_frames}, "
+                f"{max_new_tokens} and {fps}"
+            )
         if projector != "hybrid" and force_gate != "none":
             raise ValueError(f"force_gate {force_gate} chooses an expert of the hybrid projector; {projector} has none")
         if match_hybrid and projector != "mlp":
             raise ValueError(f"match_hybrid widens the mlp projector; got projector {projector}")
         self.llm_args |= {"mrope": None if mrope is None else tuple(mrope)}
         self.vision_args = {
-            "path": vision, "dtype": vision_dtype, "revision": vision_revision,
+            "path": vision,
+            "dtype": vision_dtype,
+            "revision": vision_revision,
             "attention": self.llm_args["attention"],
             "gradient_checkpointing": self.llm_args["gradient_checkpointing"],
-        }  # fmt: skip
+        }
         self.projector, self.inner, self.match_hybrid, self.heads = projector, inner, match_hybrid, heads
         self.gate = {"gate_pool": gate_pool, "gate_order": tuple(gate_order), "force_gate": force_gate}
         self.input = {
-            "words": words, "frames": frames, "fps": fps, "max_frames": max_frames, "min_pixels": min_pixels,
-            "max_pixels": max_pixels, "video_max_pixels": video_max_pixels, "capture": face_capture,
+            "words": words,
+            "frames": frames,
+            "fps": fps,
+            "max_frames": max_frames,
+            "min_pixels": min_pixels,
+            "max_pixels": max_pixels,
+            "video_max_pixels": video_max_pixels,
+            "capture": face_capture,
             "mrope": mrope is not None,
             "media": Media(Path(cache) if cache else None, timeout, max_clip_seconds, LARGEST),
-        }  # fmt: skip
+        }
         self.gold_in_answer, self.token_scale = gold_in_answer, token_scale
         self.remembered = Remembered()
 
@@ -215,11 +226,19 @@ class EmotionQwen(Supervised):
         a block while it computes. ValueError for a language model whose input and output embeddings are one."""
         decoder, head = self.llm.causal_lm.get_decoder(), self.llm.causal_lm.get_output_embeddings()
         if head.weight is decoder.embed_tokens.weight:
-            raise ValueError(f"{self.llm.path} ties its embeddings, which two blocks cannot share; use "
-                             "--trainer.strategy ddp")  # fmt: skip
+            raise ValueError(
+                f"{self.llm.path} ties its embeddings, which two blocks cannot share; use --trainer.strategy ddp"
+            )
         tower = self.vision.model
-        blocks = [*decoder.layers, decoder.embed_tokens, decoder.norm, head, *tower.blocks, tower.patch_embed,
-                  *self.compressor.children()]  # fmt: skip
+        blocks = [
+            *decoder.layers,
+            decoder.embed_tokens,
+            decoder.norm,
+            head,
+            *tower.blocks,
+            tower.patch_embed,
+            *self.compressor.children(),
+        ]
         for block in blocks:
             fully_shard(block, mesh=mesh, reshard_after_forward=True)
 
@@ -231,7 +250,8 @@ class EmotionQwen(Supervised):
     def shows(self, sample: Sample) -> bool:
         """Whether a prompt says anything about its sample."""
         told = bool(self.input["words"] and sample.target.text) or bool(
-            set(self.descriptions) & set(sample.target.descriptions))  # fmt: skip
+            set(self.descriptions) & set(sample.target.descriptions)
+        )
         return told or sample.target.video is not None or sample.question is not None
 
     def setup(self, stage: str) -> None:
@@ -344,10 +364,14 @@ class EmotionQwen(Supervised):
 
     def _written(self, prefix: Prefix, samples: Rows) -> list[Prediction]:
         said = self.llm.sample(prefix, 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
-        texts = [self.llm.tokenizer.decode(ids[mask], skip_special_tokens=True).strip()
-                 for ids, mask in zip(said.ids[:, 0], said.mask[:, 0], strict=True)]  # fmt: skip
-        return [Prediction(s.id, s.dialogue, s.target.label, self.read_answer(s, text), text=text)
-                for s, text in zip(samples, texts, strict=True)]  # fmt: skip
+        texts = [
+            self.llm.tokenizer.decode(ids[mask], skip_special_tokens=True).strip()
+            for ids, mask in zip(said.ids[:, 0], said.mask[:, 0], strict=True)
+        ]
+        return [
+            Prediction(s.id, s.dialogue, s.target.label, self.read_answer(s, text), text=text)
+            for s, text in zip(samples, texts, strict=True)
+        ]
 
     def _reference(self, prefix: Prefix, samples: Rows) -> list[Prediction]:
         """Validation: mean log-probability of the tokens of each reference answer, which takes one pass."""
@@ -358,8 +382,10 @@ class EmotionQwen(Supervised):
             ids[row, 0, : len(answer)] = torch.tensor(answer, device=ids.device)
             mask[row, 0, : len(answer)] = True
         mean = self.llm.logprobs(prefix, ids, mask)[:, 0].sum(1) / mask[:, 0].sum(1)
-        return [Prediction(s.id, s.dialogue, s.target.label, None, details={"answer_logprob": round(x, 6)})
-                for s, x in zip(samples, mean.tolist(), strict=True)]  # fmt: skip
+        return [
+            Prediction(s.id, s.dialogue, s.target.label, None, details={"answer_logprob": round(x, 6)})
+            for s, x in zip(samples, mean.tolist(), strict=True)
+        ]
 
     # ---- scores
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
@@ -370,8 +396,14 @@ class EmotionQwen(Supervised):
             self.judge(Rows([s for s, _ in labelled]), [p for _, p in labelled])
         told = [p.details["answer_logprob"] for p in predictions if "answer_logprob" in (p.details or {})]
         if told:
-            self.log("val/answer", sum(told) / len(told), on_step=False, on_epoch=True, batch_size=len(told),
-                     sync_dist=self.trainer.world_size > 1)  # fmt: skip
+            self.log(
+                "val/answer",
+                sum(told) / len(told),
+                on_step=False,
+                on_epoch=True,
+                batch_size=len(told),
+                sync_dist=self.trainer.world_size > 1,
+            )
 
     def summary(self, rows: Sequence[Mapping[str, Any]], run: Path) -> dict[str, Any]:
         data = self.trainer.datamodule
@@ -436,8 +468,10 @@ class EmotionQwenAdapters(EmotionQwen):
         super().setup(stage)
         absent = sorted(set(self.trainer.datamodule.label_sets) - set(self.runs))
         if absent and self.without == "refuse":
-            raise ValueError(f"no adapter for {', '.join(absent)}; there are {', '.join(self.runs)}. Give one with "
-                             "--model.adapters, or answer without one: --model.without base")  # fmt: skip
+            raise ValueError(
+                f"no adapter for {', '.join(absent)}; there are {', '.join(self.runs)}. Give one with "
+                "--model.adapters, or answer without one: --model.without base"
+            )
 
     def after_start(self) -> None:
         common: dict[str, Tensor] = {}
@@ -448,8 +482,10 @@ class EmotionQwenAdapters(EmotionQwen):
             said = content["zoo"]
             expected = f"{EmotionQwen.__module__}.{EmotionQwen.__qualname__}"
             if said["class"] != expected or "llm" not in said["adapters"]:
-                raise ValueError(f"{path} holds a {said['class']} with LoRA on {list(said['adapters']) or 'nothing'}; "
-                                 "expected a run of EmotionQwen with LoRA on llm")  # fmt: skip
+                raise ValueError(
+                    f"{path} holds a {said['class']} with LoRA on {list(said['adapters']) or 'nothing'}; "
+                    "expected a run of EmotionQwen with LoRA on llm"
+                )
             self._check_bases(said, path)
             state = content["state_dict"]
             lora = {k.removeprefix("llm."): v for k, v in state.items() if ".lora_" in k}

@@ -48,10 +48,13 @@ PARTS = (
 EXPERTS, GATE = ("compressor.general.", "compressor.emotion."), "compressor.gate."
 JOINED = f"{GATE}attention.in_proj_"  # what torch's attention keeps q, k, v in
 WORDS = {  # what the name of a module may end in
-    letter: re.compile(rf"(?:.*[._])?(?:{letter}|{word}|{letter}_(?:proj|linear)|{word}_proj|to_{letter}|w_?{letter}"
-                       rf"|(?:linear|proj)_{letter})", re.IGNORECASE)
+    letter: re.compile(
+        rf"(?:.*[._])?(?:{letter}|{word}|{letter}_(?:proj|linear)|{word}_proj|to_{letter}|w_?{letter}"
+        rf"|(?:linear|proj)_{letter})",
+        re.IGNORECASE,
+    )
     for letter, word in (("q", "query"), ("k", "key"), ("v", "value"))
-}  # fmt: skip
+}
 HINT = (
     "write a table, a YAML file with one line per tensor, 'regular expression of the whole name': our name (or null to "
     "leave it out), and give it as table= (see zoo.models.emotion_qwen.weights)"
@@ -257,8 +260,9 @@ def _gate_roles(width: int, fused: bool) -> dict[str, Shape]:
     if fused:
         parts = {"in_proj_weight": (3 * width, width), "in_proj_bias": (3 * width,)}
     else:
-        parts = {f"{x}.{leaf}": (width, width)[: 2 if leaf == "weight" else 1]
-                 for x in WORDS for leaf in ("weight", "bias")}  # fmt: skip
+        parts = {
+            f"{x}.{leaf}": (width, width)[: 2 if leaf == "weight" else 1] for x in WORDS for leaf in ("weight", "bias")
+        }
     parts |= {"out_proj.weight": (width, width), "out_proj.bias": (width,)}
     return {f"attention.{k}": v for k, v in parts.items()} | {"linear.weight": (2, width), "linear.bias": (2,)}
 

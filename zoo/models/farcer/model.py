@@ -145,10 +145,13 @@ class FARCER(Prompted):
         **kwargs: Any,
     ) -> None:
         if template == "chat" and chat:
-            raise ValueError("template chat writes Llama-3's chat tokens itself; with --model.chat true choose another "
-                             "(--model.template plain, or a file)")  # fmt: skip
-        super().__init__(lr=lr, weight_decay=weight_decay, warmup=warmup, chat=False if template == "chat" else chat,
-                         **kwargs)  # fmt: skip
+            raise ValueError(
+                "template chat writes Llama-3's chat tokens itself; with --model.chat true choose another "
+                "(--model.template plain, or a file)"
+            )
+        super().__init__(
+            lr=lr, weight_decay=weight_decay, warmup=warmup, chat=False if template == "chat" else chat, **kwargs
+        )
         if (
             min(layers, max_new_tokens) < 1
             or min(window or 0, shot_window or 0, train_shots, shots) < 0
@@ -188,8 +191,9 @@ class FARCER(Prompted):
     @property
     def reads(self) -> tuple[str, ...]:
         """A constant face, or another's, tells nothing of the sample."""
-        return readable_parts({"text"} | ({"turns"} if self.window != 0 else set()) | (
-            {"face"} if self.faces == "own" else set()))  # fmt: skip
+        return readable_parts(
+            {"text"} | ({"turns"} if self.window != 0 else set()) | ({"face"} if self.faces == "own" else set())
+        )
 
     # ---- parts
     def build(self) -> None:

@@ -45,8 +45,12 @@ class GRPO(Reinforced):
         if not self.functions:
             raise ValueError("GRPO needs at least one reward: --model.rewards+=my_module.my_reward")
         self.template, self.verbalizer = load_template(template, self.templates), verbalizer
-        self.prompt = {"window": window, "kinds": tuple(descriptions or ()), "verbalizer": verbalizer,
-                       "max_length": max_length}  # fmt: skip
+        self.prompt = {
+            "window": window,
+            "kinds": tuple(descriptions or ()),
+            "verbalizer": verbalizer,
+            "max_length": max_length,
+        }
 
     def build(self) -> None:
         super().build()
@@ -57,5 +61,12 @@ class GRPO(Reinforced):
         return prompt_reads(self.template, self.prompt["window"], self.prompt["kinds"])
 
     def collator(self, training: bool) -> PromptCollator:
-        return PromptCollator(self.llm.tokenizer, self.llm.pad_id, self.template, training=False, chat=self.chats,
-                              system=self.system, **self.prompt)  # fmt: skip
+        return PromptCollator(
+            self.llm.tokenizer,
+            self.llm.pad_id,
+            self.template,
+            training=False,
+            chat=self.chats,
+            system=self.system,
+            **self.prompt,
+        )

@@ -75,9 +75,17 @@ class InstructERC(Supervised):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            llm, lora=lora, template=template, window=window, max_length=max_length, lr=lr, betas=betas, warmup=warmup,
-            schedule=schedule, **kwargs,
-        )  # fmt: skip
+            llm,
+            lora=lora,
+            template=template,
+            window=window,
+            max_length=max_length,
+            lr=lr,
+            betas=betas,
+            warmup=warmup,
+            schedule=schedule,
+            **kwargs,
+        )
         if impact < 0 or speakers < 1:
             raise ValueError(f"need impact >= 0 and speakers >= 1, got {impact} and {speakers}")
         if task == "emotion" and impact and not window:

@@ -105,8 +105,10 @@ class MeritModel(Senses):
     ) -> None:
         super().__init__(**kwargs)
         if not neutral_distance >= 0 or votes < 2 or not vote_temperature > 0:
-            raise ValueError("need neutral_distance >= 0, votes >= 2 and vote_temperature > 0, got "
-                             f"{neutral_distance}, {votes} and {vote_temperature}")  # fmt: skip
+            raise ValueError(
+                "need neutral_distance >= 0, votes >= 2 and vote_temperature > 0, got "
+                f"{neutral_distance}, {votes} and {vote_temperature}"
+            )
         if self.decode == "beam":
             raise ValueError("beam search takes prompts of words only; decode by score, greedy or vote")
         self.distance, self.neutral_distance, self.angles = distance, neutral_distance, angles
@@ -169,24 +171,37 @@ class MeritModel(Senses):
     def _greedy(self, batch: dict[str, Any]) -> list[Prediction]:
         said = self.llm.sample(self.encode(batch), 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
         texts = [self._text(ids, mask) for ids, mask in zip(said.ids[:, 0], said.mask[:, 0], strict=True)]
-        return [Prediction(s.id, s.dialogue, s.target.label, self.read_answer(s, text), text=text)
-                for s, text in zip(batch["samples"], texts, strict=True)]  # fmt: skip
+        return [
+            Prediction(s.id, s.dialogue, s.target.label, self.read_answer(s, text), text=text)
+            for s, text in zip(batch["samples"], texts, strict=True)
+        ]
 
     def _by_vote(self, batch: dict[str, Any]) -> list[Prediction]:
         """The majority of `votes` drawn answers; the draw depends on the run's seed and the batch."""
         samples: Rows = batch["samples"]
         seed = zlib.crc32("\n".join([str(self.trainer.datamodule.run_seed), *samples.ids()]).encode())
         generator = torch.Generator(self.device).manual_seed(seed)
-        said = self.llm.sample(self.encode(batch), self.votes, max_new_tokens=self.max_new_tokens,
-                               temperature=self.vote_temperature, generator=generator)  # fmt: skip
+        said = self.llm.sample(
+            self.encode(batch),
+            self.votes,
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.vote_temperature,
+            generator=generator,
+        )
         predictions = []
         for i, s in enumerate(samples):
             texts = [self._text(ids, mask) for ids, mask in zip(said.ids[i], said.mask[i], strict=True)]
             votes = [self.read_index(s, text) for text in texts]
             winner, names = majority(votes), s.labels.names
-            predictions.append(Prediction(
-                s.id, s.dialogue, s.target.label, None if winner is None else names[winner],
-                details={"answers": [None if v is None else names[v] for v in votes]}))  # fmt: skip
+            predictions.append(
+                Prediction(
+                    s.id,
+                    s.dialogue,
+                    s.target.label,
+                    None if winner is None else names[winner],
+                    details={"answers": [None if v is None else names[v] for v in votes]},
+                )
+            )
         return predictions
 
     def _text(self, ids: Tensor, mask: Tensor) -> str:
@@ -213,8 +228,12 @@ class MeritModel(Senses):
         winners = [index[r["predicted"]] for r in rows]
         drawn = vote_numbers(groups, winners) | truth_numbers(groups, winners, gold)
         own = sum(self_consistency(g, w) for g in groups) / len(groups)
-        return numbers | {"consistency_self": own, "votes": len(groups[0]), "pass@k": drawn["pass@k"],
-                          "majority_ratio": drawn["majority_ratio"]}  # fmt: skip
+        return numbers | {
+            "consistency_self": own,
+            "votes": len(groups[0]),
+            "pass@k": drawn["pass@k"],
+            "majority_ratio": drawn["majority_ratio"],
+        }
 
 
 class Merit(MeritModel, Supervised):
@@ -279,8 +298,9 @@ class MeritRLVR(MeritModel, Reinforced):
         **kwargs: Any,
     ) -> None:
         self.decode = decode
-        super().__init__(llm=llm, lora=lora, answers=answers, max_new_tokens=max_new_tokens, objective=objective,
-                         **kwargs)  # fmt: skip
+        super().__init__(
+            llm=llm, lora=lora, answers=answers, max_new_tokens=max_new_tokens, objective=objective, **kwargs
+        )
         if lora is None:
             raise ValueError("MERIT reinforces adapters on a frozen model: give --model.lora")
         if type(self).rewards is Reinforced.rewards and not self.functions:
@@ -305,8 +325,18 @@ class MeritRLVR(MeritModel, Reinforced):
 
     def collator(self, training: bool) -> SensesCollator:
         return SensesCollator(
-            self.llm.tokenizer, self.llm.pad_id, self.template, self.window, self.descriptions, self.verbalizer,
-            self.max_length, training=False, chat=self.chats, system=self.system, **self.senses())  # fmt: skip
+            self.llm.tokenizer,
+            self.llm.pad_id,
+            self.template,
+            self.window,
+            self.descriptions,
+            self.verbalizer,
+            self.max_length,
+            training=False,
+            chat=self.chats,
+            system=self.system,
+            **self.senses(),
+        )
 
     # validation asks how right the answers are, not what they are worth
     def judge(self, samples: Rows, predictions: Sequence[Prediction]) -> None:
@@ -346,8 +376,10 @@ class MeritTTRL(MeritRLVR):
         if self.functions:
             raise ValueError("the vote is the reward at test time; rewards of your own belong to MeritRLVR")
         if (alpha is not None and not alpha > 0) or not 0 <= agreement <= 1 or not 0 <= balance < math.inf:
-            raise ValueError("need alpha > 0 or null (binary; alpha 0 would make all answers worth the same), "
-                             f"0 <= agreement <= 1 and balance >= 0; got {alpha}, {agreement}, {balance}")  # fmt: skip
+            raise ValueError(
+                "need alpha > 0 or null (binary; alpha 0 would make all answers worth the same), "
+                f"0 <= agreement <= 1 and balance >= 0; got {alpha}, {agreement}, {balance}"
+            )
         self.alpha, self.agreement, self.balance, self.guard, self.keep = alpha, agreement, balance, guard, keep
         self.start: Seen | None = None  # before adaptation
         self.last: Seen | None = None  # at the last check that passed
@@ -396,8 +428,10 @@ class MeritTTRL(MeritRLVR):
         data = self.trainer.datamodule
         if not hasattr(data, "truth"):
             own = type(data).__name__
-            raise ValueError(f"adaptation takes its samples from zoo.data.Adaptation, which removes their labels; got "
-                             f"{own}. Wrap it: --data Adaptation --data.corpus {own}")  # fmt: skip
+            raise ValueError(
+                f"adaptation takes its samples from zoo.data.Adaptation, which removes their labels; got "
+                f"{own}. Wrap it: --data Adaptation --data.corpus {own}"
+            )
         if len(data.label_sets) != 1:
             raise ValueError(f"adaptation takes one corpus at a time, got {', '.join(data.label_sets)}")
         if self.balance and self.trainer.limit_val_batches == 0:
@@ -427,12 +461,21 @@ class MeritTTRL(MeritRLVR):
             self._remember()
             return
         broken = self.guard.broken(now, self.start, self.most) if self.guard is not None else None
-        self.log_dict({"val/entropy": now.entropy, "val/confidence": now.confidence, "val/information": now.information,
-                       "val/top_share": max(now.shares), "val/drift": now.drift(self.start),
-                       "val/collapsed": float(broken is not None)})  # fmt: skip
+        self.log_dict(
+            {
+                "val/entropy": now.entropy,
+                "val/confidence": now.confidence,
+                "val/information": now.information,
+                "val/top_share": max(now.shares),
+                "val/drift": now.drift(self.start),
+                "val/collapsed": float(broken is not None),
+            }
+        )
         if broken is not None:
-            rank_zero_warn(f"adaptation ended at step {self.global_step}: {broken}. The weights of the last check "
-                           "that passed are taken back")  # fmt: skip
+            rank_zero_warn(
+                f"adaptation ended at step {self.global_step}: {broken}. The weights of the last check "
+                "that passed are taken back"
+            )
             own = dict(self.named_parameters())
             with torch.no_grad():
                 for name, value in self.good.items():
@@ -452,10 +495,14 @@ class MeritTTRL(MeritRLVR):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_save_checkpoint(checkpoint)
-        checkpoint["adaptation"] = json.dumps({
-            "start": vars(self.start) if self.start is not None else None,
-            "last": vars(self.last) if self.last is not None else None, "most": self.most,
-            "drawn": self.drawn.tolist() if self.drawn is not None else None})  # fmt: skip
+        checkpoint["adaptation"] = json.dumps(
+            {
+                "start": vars(self.start) if self.start is not None else None,
+                "last": vars(self.last) if self.last is not None else None,
+                "most": self.most,
+                "drawn": self.drawn.tolist() if self.drawn is not None else None,
+            }
+        )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         super().on_load_checkpoint(checkpoint)

@@ -16,13 +16,37 @@ from zoo.schema import Labels
 
 # Degrees on Plutchik's wheel (2001); what it lacks is placed between its neighbours (ours). None: the centre.
 WHEEL: dict[str, float | None] = {
-    "joy": 0.0, "trust": 45.0, "fear": 90.0, "surprise": 135.0, "sadness": 180.0, "disgust": 225.0, "anger": 270.0,
+    "joy": 0.0,
+    "trust": 45.0,
+    "fear": 90.0,
+    "surprise": 135.0,
+    "sadness": 180.0,
+    "disgust": 225.0,
+    "anger": 270.0,
     "anticipation": 315.0,
-    "happy": 0.0, "happiness": 0.0, "amusement": 0.0, "joyful": 0.0, "content": 0.0, "contentment": 0.0,
-    "awe": 112.5, "scared": 90.0, "fearful": 90.0, "worried": 90.0, "sad": 180.0, "mad": 270.0, "angry": 270.0,
-    "frustrated": 247.5, "frustration": 247.5, "excited": 337.5, "excitement": 337.5, "powerful": 337.5,
-    "peaceful": 22.5, "surprised": 135.0, "disgusted": 225.0, "neutral": None,
-}  # fmt: skip
+    "happy": 0.0,
+    "happiness": 0.0,
+    "amusement": 0.0,
+    "joyful": 0.0,
+    "content": 0.0,
+    "contentment": 0.0,
+    "awe": 112.5,
+    "scared": 90.0,
+    "fearful": 90.0,
+    "worried": 90.0,
+    "sad": 180.0,
+    "mad": 270.0,
+    "angry": 270.0,
+    "frustrated": 247.5,
+    "frustration": 247.5,
+    "excited": 337.5,
+    "excitement": 337.5,
+    "powerful": 337.5,
+    "peaceful": 22.5,
+    "surprised": 135.0,
+    "disgusted": 225.0,
+    "neutral": None,
+}
 
 
 # ------------------------------------------------------------------------------------------------------------ distances
@@ -183,8 +207,10 @@ class Guard:
 
     def __post_init__(self) -> None:
         if not 0 < self.drift <= 1 or not 0 <= self.entropy < 1 or self.information < 0:
-            raise ValueError("need 0 < drift <= 1, 0 <= entropy < 1 and information >= 0, got "
-                             f"{self.drift}, {self.entropy} and {self.information}")  # fmt: skip
+            raise ValueError(
+                "need 0 < drift <= 1, 0 <= entropy < 1 and information >= 0, got "
+                f"{self.drift}, {self.entropy} and {self.information}"
+            )
 
     def broken(self, now: Seen, start: Seen, most: float) -> str | None:
         """What is wrong, in words; None if nothing is.

@@ -1,5 +1,4 @@
 from zoo.models.selector.model import ModalitySelector, SelectedClassifier, SelectorStart
 from zoo.models.selector.parts import Downstream, Format, Response
 
-__all__ = ["Downstream", "Format", "ModalitySelector", "Response", "SelectedClassifier",
-           "SelectorStart"]  # fmt: skip
+__all__ = ["Downstream", "Format", "ModalitySelector", "Response", "SelectedClassifier", "SelectorStart"]

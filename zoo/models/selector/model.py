@@ -115,19 +115,23 @@ class ModalitySelector(Reinforced):
     ) -> None:
         super().__init__(llm, chat=chat, **kwargs)
         if window < 0 or max_length < 2 or not math.isfinite(downstream_weight):
-            raise ValueError("need window >= 0, max_length >= 2 and a finite downstream_weight; got "
-                             f"{window}, {max_length} and {downstream_weight}")  # fmt: skip
-        if exploration == "forced" and (
-            self.objective.kind != "reinforce_group" or self.iterations > 1 or self.n % 2
-        ):
+            raise ValueError(
+                "need window >= 0, max_length >= 2 and a finite downstream_weight; got "
+                f"{window}, {max_length} and {downstream_weight}"
+            )
+        if exploration == "forced" and (self.objective.kind != "reinforce_group" or self.iterations > 1 or self.n % 2):
             raise ValueError(
                 "exploration forced puts both decisions into every group: it needs an even number of answers, "
                 f"objective.kind reinforce_group and 1 iteration; got {self.n}, {self.objective.kind} and "
                 f"{self.iterations}"
             )
         self.template = load_template(template, self.templates)
-        self.prompt = {"window": window, "kinds": tuple(descriptions or ()), "verbalizer": None,
-                       "max_length": max_length}  # fmt: skip
+        self.prompt = {
+            "window": window,
+            "kinds": tuple(descriptions or ()),
+            "verbalizer": None,
+            "max_length": max_length,
+        }
         self.system = load_template(system, self.templates).render()
         self.tagged, self.forced = reasoning == "think", exploration == "forced"
         terms: list[tuple[Any, float]] = []
@@ -156,8 +160,14 @@ class ModalitySelector(Reinforced):
 
     def collator(self, training: bool) -> PromptCollator:
         return PromptCollator(
-            self.llm.tokenizer, self.llm.pad_id, self.template, training=False, chat=self.chats, system=self.system,
-            **self.prompt)
+            self.llm.tokenizer,
+            self.llm.pad_id,
+            self.template,
+            training=False,
+            chat=self.chats,
+            system=self.system,
+            **self.prompt,
+        )
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -204,9 +214,10 @@ class ModalitySelector(Reinforced):
             thoughts, tag, _ = tokenizer.decode(ids[real], skip_special_tokens=True).partition("<answer>\n")
             text = f"{thoughts}{tag}{(KEEP, DISCARD)[len(answers) % 2]}\n</answer>"
             answers.append(
-                [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] if tag
+                [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+                if tag
                 else ids[real].tolist()
-            )  # fmt: skip
+            )
         shape = (*rollout.ids.shape[:2], max(map(len, answers)))
         ids = torch.full((len(answers), shape[2]), self.llm.pad_id, device=rollout.ids.device)
         real = torch.zeros_like(ids, dtype=torch.bool)
@@ -311,8 +322,15 @@ class SelectorStart(Supervised):
         max_new_tokens: int = 96,
         **kwargs: Any,
     ) -> None:
-        super().__init__(llm, template=template, window=window, descriptions=descriptions, decode="greedy",
-                         max_new_tokens=max_new_tokens, **kwargs)  # fmt: skip
+        super().__init__(
+            llm,
+            template=template,
+            window=window,
+            descriptions=descriptions,
+            decode="greedy",
+            max_new_tokens=max_new_tokens,
+            **kwargs,
+        )
         self.comparisons = {
             row["id"]: tuple(max(side, key=side.get) for side in (row["details"]["without"], row["details"]["with"]))
             for row in read_rows(comparisons, "predictions.jsonl")
