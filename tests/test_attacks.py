@@ -17,7 +17,7 @@ import torch
 import yaml
 
 from tests.runs_helper import checkpoint, fit, flags, make_corpus, make_llm, refused, zoo
-from zoo import cli, configs, weights
+from zoo import cli, imports, weights
 from zoo.backbones import LLM
 from zoo.backbones.llm import LoRA
 from zoo.checkpoints import listing
@@ -49,9 +49,9 @@ def run(home, tmp_path) -> Path:
 def fresh(monkeypatch):
     """As a new process: nothing was allowed, and no module of a test's folder is loaded."""
     monkeypatch.setattr(sys, "path", [*sys.path])
-    monkeypatch.setattr(configs.imports, "folders", [])
-    monkeypatch.setattr(configs.imports, "modules", set())
-    for name in (configs.FOLDERS, configs.NAMED):
+    monkeypatch.setattr(imports.imports, "folders", [])
+    monkeypatch.setattr(imports.imports, "modules", set())
+    for name in (imports.FOLDERS, imports.NAMED):
         monkeypatch.delenv(name, raising=False)
     before = set(sys.modules)
     yield
@@ -149,19 +149,19 @@ def test_what_is_installed_may_be_named(fresh):
         "torchmetrics.Accuracy",
         "jinja2.Template",
     ):
-        configs.check_imports({"class_path": name}, "config.yaml")
+        imports.check_imports({"class_path": name}, "config.yaml")
     with pytest.raises(ValueError, match="no module nosuch_thing is installed"):
-        configs.check_imports({"class_path": "nosuch_thing.Model"}, "config.yaml")
-    configs.check_imports({"a": "face.jpg", "b": "os.pathsep.nothing", "c": "model.layers", "d": "2.5"}, "config.yaml")
+        imports.check_imports({"class_path": "nosuch_thing.Model"}, "config.yaml")
+    imports.check_imports({"a": "face.jpg", "b": "os.pathsep.nothing", "c": "model.layers", "d": "2.5"}, "config.yaml")
 
 
 def test_the_users_own_module_is_imported_where_he_names_it_and_with_the_flag(home, tmp_path, fresh):
     (tmp_path / "attack_callback.py").write_text("from lightning.pytorch import Callback\nclass Own(Callback): pass\n")
     model = flags(model__llm=home / "llm", data="MELD", data__root=home / "meld", data__batch_size=7)
     run = fit(tmp_path, "--model=CausalLM", *model, "--trainer.max_steps=1", "--trainer.callbacks+=attack_callback.Own")
-    configs.imports.modules.clear()
-    configs.imports.folders.clear()
-    os.environ.pop(configs.NAMED, None)
+    imports.imports.modules.clear()
+    imports.imports.folders.clear()
+    os.environ.pop(imports.NAMED, None)
     sys.modules.pop("attack_callback")
     message = refused("test", f"--ckpt_path={run}")
     assert "names attack_callback.Own" in message and "with --import ." in message

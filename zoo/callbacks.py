@@ -27,7 +27,7 @@ from lightning.pytorch.cli import SaveConfigCallback
 from lightning.pytorch.plugins import TorchCheckpointIO
 
 from zoo import interrupts
-from zoo.configs import import_flags
+from zoo.imports import import_flags
 from zoo.module import EmotionModule, read_checkpoint
 from zoo.progress import SECONDS, Meter
 from zoo.runs import run_folder

@@ -35,11 +35,12 @@ from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from zoo.checkpoints import load
-from zoo.configs import instantiated, read_run_config, take_imports, trust_words
+from zoo.configs import instantiated, read_run_config
 from zoo.data import EmotionData
 from zoo.data.base import Reading, Split
 from zoo.data.clips import SOUND, VIDEO, files_below, find_clips
 from zoo.data.text import checked_encoding, clean_text, read_table, some, whole_numbers
+from zoo.imports import take_imports, trust_words
 from zoo.media import Media, Unreadable
 from zoo.module import EmotionModule
 from zoo.runs import find_checkpoint, newest_config, run_of

@@ -49,9 +49,10 @@ from zoo.callbacks import (
     SaveConfig,
 )
 from zoo.checkpoints.listing import refuse_changed
-from zoo.configs import read_run_config, refuse_unreadable, take_imports, trust_words
+from zoo.configs import read_run_config, refuse_unreadable
 from zoo.data import EmotionData
 from zoo.errors import is_refusal
+from zoo.imports import take_imports, trust_words
 from zoo.module import EmotionModule
 from zoo.runs import (
     EVENTS,

@@ -22,7 +22,8 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace
 from zoo.arguments import SentenceParser
 from zoo.benchmark.plan import Bench, Row
 from zoo.benchmark.run import Job, Outcome, jobs, run
-from zoo.configs import refuse_unreadable, take_imports, trust_words
+from zoo.configs import refuse_unreadable
+from zoo.imports import take_imports, trust_words
 from zoo.runs import configs_first
 from zoo.storage import parse_yaml, read_yaml
 

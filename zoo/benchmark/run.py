@@ -40,8 +40,8 @@ import yaml
 
 from zoo import interrupts
 from zoo.benchmark.plan import REFERENCE, Bench, Row, flags
-from zoo.configs import import_flags
 from zoo.data.synthetic.release import end_with
+from zoo.imports import import_flags
 from zoo.runs import find_checkpoint
 from zoo.storage import InUse, locked, read_json, sha256_of
 

@@ -13,7 +13,8 @@ from zoo.checkpoints.exporting import labels_of, new_entry, whole_or_none, witho
 from zoo.checkpoints.fetching import PLACE, check_output, pull
 from zoo.checkpoints.listing import differences, entry_of, folder_of, index, terms, verify
 from zoo.checkpoints.loading import load, made
-from zoo.configs import read_run_config, take_imports, trust_words
+from zoo.configs import read_run_config
+from zoo.imports import take_imports, trust_words
 
 VERBS = ("list", "show", "pull", "convert", "verify", "publish")
 

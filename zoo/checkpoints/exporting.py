@@ -19,8 +19,9 @@ from torch import Tensor
 from zoo.checkpoints import probes
 from zoo.checkpoints.listing import INDEX, files_entry, index
 from zoo.checkpoints.loading import home_of, load, made
-from zoo.configs import instantiated, read_run_config, take_imports
+from zoo.configs import instantiated, read_run_config
 from zoo.data import EmotionData
+from zoo.imports import take_imports
 from zoo.module import read_checkpoint
 from zoo.runs import REPOSITORY, find_checkpoint, newest_config
 from zoo.schema import Labels

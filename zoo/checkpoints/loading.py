@@ -74,7 +74,7 @@ def made(config: Path, changes: Mapping[str, Any] | None = None) -> EmotionModul
     """The system of a config, without weights.
 
     Raises:
-        ValueError: no config of a run, or one that names what it may not import (`zoo.configs.check_imports`).
+        ValueError: no config of a run, or one that names what it may not import (`zoo.imports.check_imports`).
     """
     model_config = read_run_config(config)["model"]
     for name, value in (changes or {}).items():
