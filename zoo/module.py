@@ -30,7 +30,8 @@ from torch.nn.functional import cross_entropy
 
 from zoo import weights
 from zoo.backbones import LLM, Audio, LoRA, Vision
-from zoo.backbones.llm import REFERENCE, Dtype, Prefix
+from zoo.backbones.adapters import REFERENCE
+from zoo.backbones.llm import Dtype, Prefix
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
 from zoo.prompts import count_control_tokens, load_template, parse_label, render, words
 from zoo.runs import find_checkpoint, portable, portable_path, run_folder, set_aside_results

@@ -23,7 +23,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-REPOSITORY = Path(__file__).resolve().parents[1]
+from zoo.storage import REPOSITORY
+
 RESULTS = (
     "metrics.json",
     "predictions.jsonl",

@@ -6,7 +6,6 @@ import functools
 import json
 import re
 import shutil
-import sys
 
 import pytest
 import torch
@@ -16,9 +15,10 @@ from torch.nn.functional import rms_norm
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import make_tiny
-from zoo.backbones import LLM, LoRA
-from zoo.backbones.llm import Prefix, fingerprint, locate
-from zoo.backbones.shared_prefix import Packed
+from zoo.backbones import LLM, LoRA, hub
+from zoo.backbones.hub import fingerprint
+from zoo.backbones.llm import Prefix, locate_language_model
+from zoo.backbones.shared_prefix import PackedPlan
 
 RAGGED = (1, 4, 9, 6)  # prompt lengths
 # a trie: 1 to 3 tokens, some with the same first or first two tokens
@@ -377,10 +377,10 @@ def test_a_model_that_counts_padding_would_be_caught(llm, rows, monkeypatch, bro
     ids, mask = pad_left(rows)
     right = llm.score(llm.encode(ids, mask), CANDIDATES)
     if broken == "positions":  # new tokens numbered from the left edge of the batch
-        right_ones = Packed.positions.fget
+        right_ones = PackedPlan.positions.fget
         shift = torch.cat([torch.zeros_like(mask).long(), (~mask).sum(1, keepdim=True).expand(-1, 99)], 1)
         monkeypatch.setattr(
-            Packed, "positions", property(lambda plan: right_ones(plan) + shift[:, : right_ones(plan).shape[1]])
+            PackedPlan, "positions", property(lambda plan: right_ones(plan) + shift[:, : right_ones(plan).shape[1]])
         )
         wrong = llm.score(llm.encode(ids, mask), CANDIDATES)
     else:
@@ -392,13 +392,13 @@ def test_a_model_that_counts_padding_would_be_caught(llm, rows, monkeypatch, bro
 def test_scores_of_one_pass_are_those_behind_a_kept_prompt(llm, rows, monkeypatch):
     ids, mask = pad_left(rows)
     passes = []
-    follow = llm._follow
+    follow = llm.forward_with_plan
 
     def counted(embeddings, plan):
         passes.append(plan.prompt.shape[1])
         return follow(embeddings, plan)
 
-    monkeypatch.setattr(llm, "_follow", counted)
+    monkeypatch.setattr(llm, "forward_with_plan", counted)
     prefix = llm.encode(ids, mask)
     at_once = llm.score(prefix, CANDIDATES)
     assert passes == [ids.shape[1]] and prefix.cache is None
@@ -597,19 +597,19 @@ def test_fingerprints(tiny_llama, tiny_qwen2, tmp_path):
 
 
 def test_locate(tmp_path, monkeypatch):
-    monkeypatch.setattr(sys.modules["zoo.backbones.llm"], "REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr(hub, "REPOSITORY", tmp_path / "repository")
     monkeypatch.chdir(tmp_path)
     for folder in ("here", "repository/checkpoints/here", "repository/checkpoints/small", "repository/models/mine"):
         (tmp_path / folder).mkdir(parents=True)
         (tmp_path / folder / "config.json").write_text("{}")
     (tmp_path / "owner" / "empty").mkdir(parents=True)
-    assert locate("here") == "here"  # a folder before a published name
-    assert locate("small") == str(tmp_path / "repository/checkpoints/small")
-    assert locate("models/mine") == str(tmp_path / "repository/models/mine")
-    assert locate("owner/name") == "owner/name"  # a hub id
+    assert locate_language_model("here") == "here"  # a folder before a published name
+    assert locate_language_model("small") == str(tmp_path / "repository/checkpoints/small")
+    assert locate_language_model("models/mine") == str(tmp_path / "repository/models/mine")
+    assert locate_language_model("owner/name") == "owner/name"  # a hub id
     for wrong in ("nothing", "owner/empty", str(tmp_path / "nothing"), "a/b/c"):
         with pytest.raises(FileNotFoundError, match=re.escape(f"no language model at {wrong!r}: neither a folder")):
-            locate(wrong)
+            locate_language_model(wrong)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import (
 from tests.conftest import redraw, tiny_texts
 from zoo.backbones import LLM, LoRA, Prefix
 from zoo.backbones.mrope import SectionedRotary, mrope_positions
-from zoo.backbones.shared_prefix import Packed
+from zoo.backbones.shared_prefix import PackedPlan
 from zoo.backbones.tiny import make_folder
 
 SECTIONS = (2, 3, 3)  # Qwen2.5-VL's 16, 24, 24 for a head of 16 instead of 128
@@ -194,7 +194,7 @@ def reference(folder):
 @pytest.fixture(scope="module", params=["shared", "plain"])
 def llm(folder, request):
     made = LLM(str(folder), attention="sdpa" if request.param == "shared" else "eager", mrope=SECTIONS).eval()
-    assert (made.plain_because is None) == (request.param == "shared")
+    assert (made.prefix_sharing_unsupported_reason is None) == (request.param == "shared")
     return made.requires_grad_(False)
 
 
@@ -225,9 +225,9 @@ def padded(rows):
     return embeddings, mask, torch.stack([pad(at, (longest - at.shape[1], 0)) for _, at in rows], 1)
 
 
-def encode(llm, rows, behind=None):
+def encode(llm, rows, static_prefix=None):
     embeddings, mask, at = padded(rows)
-    return llm.encode(embeddings, mask, behind, positions=at)
+    return llm.encode(embeddings, mask, static_prefix, positions=at)
 
 
 def expected_logprobs(reference, rows, ids, mask):
@@ -317,7 +317,7 @@ def test_three_equal_positions_are_one(llm, rows, answers):
 def test_a_model_that_could_is_as_one_that_cannot(folder, llm, rows, answers):
     """No positions given: the model without `mrope`, in every verb, bit for bit; scores but for the order of sums,
     which differs on some CPUs."""
-    without = LLM(str(folder), attention="sdpa" if llm.plain_because is None else "eager").eval()
+    without = LLM(str(folder), attention="sdpa" if llm.prefix_sharing_unsupported_reason is None else "eager").eval()
     assert not any(isinstance(m, SectionedRotary) for m in without.modules())
     inputs = padded(rows)[:2]
     assert torch.equal(*(m.logprobs(m.encode(*inputs), *answers) for m in (llm, without)))
@@ -333,7 +333,7 @@ def test_behind_a_kept_beginning(llm, reference, rows, answers):
     fixed = torch.tensor([7, 8, 9])
     first, counted = reference.model.embed_tokens.weight[fixed], torch.arange(3).expand(3, -1)
     whole = [(torch.cat([first, x]), torch.cat([counted, at + 3], 1)) for x, at in rows]
-    prefix = encode(llm, rows, llm.keep(fixed))
+    prefix = encode(llm, rows, llm.cache_prefix(fixed))
     expected = expected_logprobs(reference, whole, *answers)
     close(llm.logprobs(prefix, *answers), expected)
     scores = torch.tensor([[reference.logprobs(*row, torch.tensor(c)).sum() for c in CANDIDATES] for row in whole])
@@ -417,7 +417,7 @@ def test_without_weights():
     llm = LLM("shape:llama-2-7b", device="meta", mrope=(16, 24, 24))
     embeddings = torch.empty(1, 4, llm.width, device="meta")
     plan = torch.ones(1, 4, dtype=torch.bool), torch.ones(1, 1, 2, dtype=torch.bool)
-    assert Packed(*plan, at=torch.zeros(3, 1, 4, dtype=torch.int64)).positions.shape == (3, 1, 6)
+    assert PackedPlan(*plan, prompt_positions=torch.zeros(3, 1, 4, dtype=torch.int64)).positions.shape == (3, 1, 6)
     rotary = llm.causal_lm.get_decoder().rotary_emb
     assert rotary(embeddings, torch.zeros(3, 1, 4, dtype=torch.int64, device="meta"))[0].shape == (1, 4, 128)
 

@@ -11,7 +11,7 @@ import torch
 
 from zoo.backbones import LLM, LoRA, shared_prefix
 from zoo.backbones.llm import Prefix
-from zoo.backbones.shared_prefix import Decoding, Packed
+from zoo.backbones.shared_prefix import DecodingPlan, PackedPlan
 
 TARGETS = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 CASES = {  # lengths of the prompts, lengths of the answers of each; 0 is an answer that is left out
@@ -27,8 +27,11 @@ CASES = {  # lengths of the prompts, lengths of the answers of each; 0 is an ans
 def pair(folder, dtype="float32", lora=True):
     """The same weights twice: sharing and plain, with the same adapters far from zero."""
     models = [LLM(str(folder), dtype=dtype) for _ in range(2)]
-    assert models[0].plain_because is None and "eager" in LLM(str(folder), attention="eager").plain_because
-    models[1].plain_because = "this is the plain one"
+    assert (
+        models[0].prefix_sharing_unsupported_reason is None
+        and "eager" in LLM(str(folder), attention="eager").prefix_sharing_unsupported_reason
+    )
+    models[1].prefix_sharing_unsupported_reason = "this is the plain one"
     if dtype == "float64":  # transformers' norms go through float32: a flip of its last bit would be 1e-7
         for norm in (m for model in models for m in model.modules() if type(m).__name__.endswith("RMSNorm")):
             norm.forward = lambda x, n=norm: n.weight * x * torch.rsqrt(x.square().mean(-1, True) + n.variance_epsilon)
@@ -114,7 +117,7 @@ def test_some_logits_at_a_time(tiny_llama, monkeypatch):
     """Pieces of the vocabulary's input, each computed again in the backward pass, change nothing."""
     results = []
     for at_once in (2**25, 640 * 3):
-        monkeypatch.setattr("zoo.backbones.llm.LOGITS_AT_ONCE", at_once)
+        monkeypatch.setattr("zoo.backbones.decoding.LOGITS_AT_ONCE", at_once)
         model = pair(tiny_llama)[0]
         loss = loss_of(model, *batch("ragged"))
         loss.backward()
@@ -161,13 +164,13 @@ def test_finished_answers_leave_and_the_others_go_on_unchanged(tiny_llama, monke
     shared, plain = pair(tiny_llama, dtype="float64")
     ids, mask, *_ = batch("ragged")
     sizes: list[int] = []
-    attend = Decoding.attend
+    attend = DecodingPlan.attend
 
     def counted(plan, layer, query, *rest):
         sizes.append(len(query))
         return attend(plan, layer, query, *rest)
 
-    monkeypatch.setattr(Decoding, "attend", counted)
+    monkeypatch.setattr(DecodingPlan, "attend", counted)
     for model in (shared, plain):
         model.causal_lm.generation_config.eos_token_id = list(range(0, 400, 6))
     drawn = shared.sample(shared.encode(ids, mask), 16, max_new_tokens=12, generator=torch.Generator().manual_seed(5))
@@ -201,12 +204,12 @@ def test_models_that_cannot_share_say_why():
     def config(**values):
         return SimpleNamespace(**values)
 
-    assert shared_prefix.unsupported(config(model_type="qwen2", layer_types=["full_attention"] * 2)) is None
-    assert shared_prefix.unsupported(config(model_type="llama")) is None
-    assert "sliding_attention" in shared_prefix.unsupported(
+    assert shared_prefix.unsupported_reason(config(model_type="qwen2", layer_types=["full_attention"] * 2)) is None
+    assert shared_prefix.unsupported_reason(config(model_type="llama")) is None
+    assert "sliding_attention" in shared_prefix.unsupported_reason(
         config(model_type="qwen2", layer_types=["full_attention", "sliding_attention"])
     )
-    assert "glm4" in shared_prefix.unsupported(config(model_type="glm4"))
+    assert "glm4" in shared_prefix.unsupported_reason(config(model_type="glm4"))
 
 
 def test_a_dropped_mask_would_be_noticed(tiny_llama, monkeypatch):
@@ -220,15 +223,15 @@ def test_a_dropped_mask_would_be_noticed(tiny_llama, monkeypatch):
 
     assert not differs()
     assert shared.check_sharing() < 1e-5 and plain.check_sharing() is None
-    right = Packed.positions.fget
+    right = PackedPlan.positions.fget
     with monkeypatch.context() as patch:
-        patch.setattr(Packed, "positions", property(lambda p: torch.arange(right(p).shape[1]).expand_as(right(p))))
+        patch.setattr(PackedPlan, "positions", property(lambda p: torch.arange(right(p).shape[1]).expand_as(right(p))))
         assert differs()
         with pytest.raises(RuntimeError, match="does not apply the attention mask"):
             shared.check_sharing()
     with monkeypatch.context() as patch:
         patch.setattr(
-            Packed,
+            PackedPlan,
             "__post_init__",
             lambda plan: setattr(
                 plan,
@@ -264,7 +267,7 @@ def test_prompts_behind_a_kept_beginning_are_whole_prompts(tiny_llama, case, pla
     model.requires_grad_(not frozen) if frozen else None
     fixed = torch.tensor([7, 5, 9, 4])
     b = len(ids)
-    behind = model.encode(ids, mask, behind=model.keep(fixed))
+    behind = model.encode(ids, mask, static_prefix=model.cache_prefix(fixed))
     whole = model.encode(torch.cat([fixed.expand(b, -1), ids], 1), torch.cat([mask.new_ones(b, 4), mask], 1))
     assert behind.lengths.tolist() == whole.lengths.tolist() == [n + 4 for n in CASES[case][0]]
     torch.testing.assert_close(
@@ -285,7 +288,7 @@ def test_gradients_reach_what_stands_behind_a_kept_beginning(tiny_llama):
         embeddings = model.embed(ids).clone().requires_grad_()
         fixed = torch.tensor([7, 5, 9, 4])
         if behind:
-            prefix = model.encode(embeddings, mask, behind=model.keep(fixed))
+            prefix = model.encode(embeddings, mask, static_prefix=model.cache_prefix(fixed))
         else:
             whole = torch.cat([model.embed(fixed).expand(len(ids), -1, -1), embeddings], 1)
             prefix = model.encode(whole, torch.cat([mask.new_ones(len(ids), 4), mask], 1))
@@ -299,17 +302,17 @@ def test_a_kept_beginning_follows_weights_and_adapter_switch(tiny_llama):
     model = pair(tiny_llama)[0]
     ids, mask, *_ = batch("ragged")
     fixed, labels = torch.tensor([7, 5, 9, 4]), [[3, 4], [8]]
-    kept = model.keep(fixed)
+    kept = model.cache_prefix(fixed)
 
     def scores():
         whole = torch.cat([fixed.expand(len(ids), -1), ids], 1), torch.cat([mask.new_ones(len(ids), 4), mask], 1)
         torch.testing.assert_close(
-            model.score(model.encode(ids, mask, behind=kept), labels),
+            model.score(model.encode(ids, mask, static_prefix=kept), labels),
             model.score(model.encode(*whole), labels),
             atol=2e-5,
             rtol=0,
         )
-        return kept.values[0][0]
+        return kept.key_values[0][0]
 
     with torch.inference_mode():
         first = scores()
@@ -323,15 +326,15 @@ def test_a_kept_beginning_follows_weights_and_adapter_switch(tiny_llama):
     optimizer.step()
     assert scores() is not before
     with pytest.raises(ValueError, match="at least one token"):
-        model.keep(torch.tensor([], dtype=torch.long))
+        model.cache_prefix(torch.tensor([], dtype=torch.long))
 
 
 def test_prompts_are_split_and_joined_without_a_trace(tiny_llama):
     model = pair(tiny_llama, lora=False)[0]
     ids, mask, answers, real = batch("ragged")
-    kept = model.keep(torch.tensor([7, 5]))
+    kept = model.cache_prefix(torch.tensor([7, 5]))
     for behind in (None, kept):
-        whole = model.encode(ids, mask, behind=behind)
+        whole = model.encode(ids, mask, static_prefix=behind)
         expected = model.logprobs(whole, answers, real)
         parts = [whole.rows(torch.tensor(rows)) for rows in ([1], [2, 0])]
         assert parts[0].embeddings.shape[1] == 1  # the padding is gone
@@ -341,7 +344,7 @@ def test_prompts_are_split_and_joined_without_a_trace(tiny_llama):
             model.logprobs(again, answers[order], real[order]), expected[order], atol=2e-5, rtol=0
         )
     with pytest.raises(ValueError, match="same fixed beginning"):
-        Prefix.join([model.encode(ids, mask), model.encode(ids, mask, behind=kept)])
+        Prefix.join([model.encode(ids, mask), model.encode(ids, mask, static_prefix=kept)])
 
 
 def test_entropy_of_what_was_sampled(tiny_llama):
@@ -379,7 +382,7 @@ def test_prefix_is_computed_once(tiny_llama, monkeypatch):
 @pytest.mark.parametrize("temperature", [1.0, 0.7])
 def test_a_frozen_head_takes_its_slopes_in_the_forward_pass(tiny_llama, monkeypatch, at_once, temperature):
     """The gradients are those of automatic differentiation, which a trained head still goes through."""
-    monkeypatch.setattr("zoo.backbones.llm.LOGITS_AT_ONCE", at_once)
+    monkeypatch.setattr("zoo.backbones.decoding.LOGITS_AT_ONCE", at_once)
     ids, mask, answers, real = batch("ragged")
     found = []
     for trained in (True, False):
@@ -387,7 +390,7 @@ def test_a_frozen_head_takes_its_slopes_in_the_forward_pass(tiny_llama, monkeypa
         model.causal_lm.get_output_embeddings().requires_grad_(trained)
         embeddings = model.embed(ids).detach().requires_grad_()
         logp = model.logprobs(model.encode(embeddings, mask), answers, real, temperature)
-        assert ("Slopes" in str(logp.grad_fn.next_functions)) is not trained
+        assert ("RowwiseGradient" in str(logp.grad_fn.next_functions)) is not trained
         (logp * torch.linspace(-1, 2, logp.numel()).view_as(logp)).sum().backward()
         found.append((logp.detach(), embeddings.grad))
     torch.testing.assert_close(found[0], found[1], atol=5e-5, rtol=1e-4)

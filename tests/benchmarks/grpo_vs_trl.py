@@ -341,7 +341,7 @@ class Ours:
 def zoo_arm(cell: Cell, steps: int, plain: bool) -> dict[str, Any]:
     ours, texts = Ours(cell), random_prompts(cell, steps + 2)
     if plain:
-        ours.llm.plain_because = "it is the other side of a comparison"
+        ours.llm.prefix_sharing_unsupported_reason = "it is the other side of a comparison"
     if not steps:
         return {"growth": ours.growth(texts[-PROMPTS:])}
     for i in range(steps + 1):

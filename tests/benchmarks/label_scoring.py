@@ -84,14 +84,14 @@ def scoring(rounds: int) -> list[str]:
         plain = Qwen2ForCausalLM.from_pretrained(folder, dtype=torch.float32, attn_implementation="sdpa").eval()
     generator = torch.Generator().manual_seed(1)
     fixed = torch.randint(200, VOCAB, (FIXED,), generator=generator)
-    kept, spent, apart = llm.keep(fixed), {"ours": [], "generate": [], "row per label": []}, 0.0
+    kept, spent, apart = llm.cache_prefix(fixed), {"ours": [], "generate": [], "row per label": []}, 0.0
     first = 0.0
     for i in range(rounds + 1):  # the first one warms up, and pays for the kept part
         own = torch.randint(200, VOCAB, (BATCH, OWN), generator=generator)
         prompts = torch.cat([fixed.expand(BATCH, -1), own], 1)
 
         def ours(own: Tensor = own) -> Tensor:
-            return llm.score(llm.encode(own, torch.ones_like(own), behind=kept), LABELS)
+            return llm.score(llm.encode(own, torch.ones_like(own), static_prefix=kept), LABELS)
 
         def generate(prompts: Tensor = prompts) -> Tensor:
             return plain.generate(

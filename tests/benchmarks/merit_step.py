@@ -98,7 +98,7 @@ def main() -> None:
     gradients = {}
     for repeat in range(options.repeats + 1):  # the first warms up
         for arm in times:
-            llm.plain_because = None if arm == "shared" else "the benchmark asks for it"
+            llm.prefix_sharing_unsupported_reason = None if arm == "shared" else "the benchmark asks for it"
             gc.collect()
             begun = time.process_time()
             gradients[arm] = step(llm, projections, ids, features)

@@ -556,7 +556,9 @@ def test_parameters_at_paper_size(configs, shape, count):
     trained = {n: p for n, p in llm.named_parameters() if p.requires_grad}
     assert sum(p.numel() for p in trained.values()) == count
     assert all(".lora_" in n for n in trained) and {p.device.type for p in llm.parameters()} == {"meta"}
-    assert ("glm is not one of" in (llm.plain_because or "")) == (shape == "glm-4-9b")  # the others share prompts
+    assert ("glm is not one of" in (llm.prefix_sharing_unsupported_reason or "")) == (
+        shape == "glm-4-9b"
+    )  # the others share prompts
 
 
 # ---- through the user's entry point

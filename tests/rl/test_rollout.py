@@ -140,7 +140,7 @@ def watched(llm, monkeypatch):
 
     def logprobs(prefix, answers, *rest):
         assert len(prefix.embeddings) == len(answers)
-        seen.append((len(answers), not llm.adapter_off))
+        seen.append((len(answers), not llm.adapter_state))
         return inner(prefix, answers, *rest)
 
     monkeypatch.setattr(llm, "logprobs", logprobs)

@@ -29,9 +29,9 @@ from transformers import HubertConfig, Wav2Vec2FeatureExtractor
 from transformers.utils import cached_file
 
 from zoo.backbones.folders import check_folder, reads_folder
-from zoo.backbones.llm import Dtype, refuse_infinite
+from zoo.backbones.hub import Dtype, locate, refuse_infinite
 from zoo.backbones.shapes import AUDIO_SHAPES
-from zoo.backbones.vision import FILES, encoder_fingerprint, locate_encoder
+from zoo.backbones.vision import FILES, encoder_fingerprint
 from zoo.storage import read_json
 
 RATE = 16000
@@ -139,7 +139,7 @@ class Audio(nn.Module):
             values, self.normalises = AUDIO_SHAPES[name]
             self.config = HubertConfig(architectures=["HubertModel"], **values)
         else:
-            self.path = locate_encoder(path, "audio encoder", "--model.audio")
+            self.path = locate(path, what="audio encoder", option="--model.audio", file_suffixes=FILES)
             if Path(self.path).is_dir():
                 check_folder(self.path, known=False)
             if Path(self.path).is_file():

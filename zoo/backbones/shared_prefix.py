@@ -27,8 +27,8 @@ FAMILIES = ("llama", "qwen2", "qwen3")  # whose attention passes the plan on and
 NO_MASK = (1, 1, 1, 1)  # a mask of four axes is taken as it is by transformers; a plan has its own
 
 
-def unsupported(config: PretrainedConfig) -> str | None:
-    """Why a model cannot share a prompt between answers; None if it can."""
+def unsupported_reason(config: PretrainedConfig) -> str | None:
+    """Return why a model cannot share a prompt between answers; None if it can."""
     if config.model_type not in FAMILIES:
         return f"{config.model_type} is not one of {', '.join(FAMILIES)}"
     others = sorted({kind for kind in getattr(config, "layer_types", None) or () if kind != "full_attention"})
@@ -36,24 +36,23 @@ def unsupported(config: PretrainedConfig) -> str | None:
 
 
 @dataclass
-class Packed:
-    """Plan of one pass over [prompt | answer 1 | ... | answer n], possibly behind tokens whose keys and values are kept
-    from an earlier pass.
+class PackedPlan:
+    """Plan of one pass over [prompt | answer 1 | ... | answer n], possibly behind tokens of an earlier pass.
 
     Attributes:
         prompt: (B, P) bool, left-padded, True on real tokens; P may be 0.
         answers: (B, n, T) bool, right-padded.
-        before: (B, K) bool, real tokens among the kept ones; None: nothing is kept.
-        kept: their keys and values for each layer, (B or 1, Hkv, K, hd) each.
-        at: (3, B, K + P) int64, positions of the kept tokens and of the prompt, 0 at padding; answers go on after the
-            largest. None: real tokens are counted.
+        past_mask: (B, K) bool, real tokens of the earlier pass; None: there was none.
+        past_key_values: their keys and values for each layer, (B or 1, Hkv, K, hd) each.
+        prompt_positions: (3, B, K + P) int64, positions of the earlier tokens and of the prompt, 0 at padding; answers
+            go on after the largest. None: real tokens are counted.
     """
 
     prompt: Tensor
     answers: Tensor
-    before: Tensor | None = None
-    kept: list[tuple[Tensor, Tensor]] | None = None
-    at: Tensor | None = None
+    past_mask: Tensor | None = None
+    past_key_values: list[tuple[Tensor, Tensor]] | None = None
+    prompt_positions: Tensor | None = None
     _masks: tuple[Tensor, Tensor] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -61,118 +60,127 @@ class Packed:
         device, p = self.prompt.device, self.prompt.shape[1]
         # a padded query sees itself: a row without any key would be NaN, also in the gradient
         causal = torch.ones(p, p, dtype=torch.bool, device=device).tril()
-        own_prompt = (causal & self.prompt[:, None]) | torch.eye(p, dtype=torch.bool, device=device)
+        prompt_sees = (causal & self.prompt[:, None]) | torch.eye(p, dtype=torch.bool, device=device)
         step = torch.arange(n * t, device=device)
         same = step[:, None] // t == step // t
-        own = same & (step <= step[:, None]) & self.answers.reshape(b, 1, n * t)
-        own = own | torch.eye(n * t, dtype=torch.bool, device=device)
-        seen = torch.cat([self.prompt[:, None].expand(b, n * t, p), own], 2)
-        if self.before is not None:
-            own_prompt, seen = (
-                torch.cat([self.before[:, None].expand(b, x.shape[1], -1), x], 2) for x in (own_prompt, seen)
+        answers_see = same & (step <= step[:, None]) & self.answers.reshape(b, 1, n * t)
+        answers_see = answers_see | torch.eye(n * t, dtype=torch.bool, device=device)
+        answers_see = torch.cat([self.prompt[:, None].expand(b, n * t, p), answers_see], 2)
+        if self.past_mask is not None:
+            prompt_sees, answers_see = (
+                torch.cat([self.past_mask[:, None].expand(b, x.shape[1], -1), x], 2) for x in (prompt_sees, answers_see)
             )
-        self._masks = (own_prompt[:, None], seen[:, None])  # (B, 1, P, K + P), (B, 1, nT, K + P + nT)
+        self._masks = (prompt_sees[:, None], answers_see[:, None])  # (B, 1, P, K + P), (B, 1, nT, K + P + nT)
 
     @property
     def positions(self) -> Tensor:
         """(B, P + nT) int64; (3, B, P + nT) where they are given."""
         b, n, t = self.answers.shape
-        if self.at is None:
-            first = 0 if self.before is None else self.before.sum(1)[:, None]
+        if self.prompt_positions is None:
+            first = 0 if self.past_mask is None else self.past_mask.sum(1)[:, None]
             prompt = first + (self.prompt.long().cumsum(1) - 1).clamp(min=0)
             after = first + self.prompt.sum(1)[:, None]
         else:
-            prompt = self.at[:, :, self.at.shape[2] - self.prompt.shape[1] :]
-            after = self.at.amax((0, 2))[:, None] + 1
+            prompt = self.prompt_positions[:, :, self.prompt_positions.shape[2] - self.prompt.shape[1] :]
+            after = self.prompt_positions.amax((0, 2))[:, None] + 1
         answers = (after[:, None] + torch.arange(t, device=after.device)).expand(b, n, t).reshape(b, n * t)
         return torch.cat([prompt, answers.expand(*prompt.shape[:-1], -1)], -1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """(B, H, S, hd) queries, (B, Hkv, S, hd) keys and values -> (B, H, S, hd)."""
         options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
-        own_prompt, seen = self._masks
+        prompt_sees, answers_see = self._masks
         p = self.prompt.shape[1]
-        if self.kept is not None:
+        if self.past_key_values is not None:
             key, value = (
-                torch.cat([kept.expand(len(x), -1, -1, -1), x], 2)
-                for kept, x in zip(self.kept[layer], (key, value), strict=True)
+                torch.cat([past.expand(len(x), -1, -1, -1), x], 2)
+                for past, x in zip(self.past_key_values[layer], (key, value), strict=True)
             )
-        answers = scaled_dot_product_attention(query[:, :, p:], key, value, seen, **options)
+        answers = scaled_dot_product_attention(query[:, :, p:], key, value, answers_see, **options)
         if p == 0:
             return answers
-        here = own_prompt.shape[-1]
+        known = prompt_sees.shape[-1]
         prompt = scaled_dot_product_attention(
-            query[:, :, :p], key[:, :, :here], value[:, :, :here], own_prompt, **options
+            query[:, :, :p], key[:, :, :known], value[:, :, :known], prompt_sees, **options
         )
         return torch.cat([prompt, answers], 2)
 
 
-class Decoding:
+class DecodingPlan:
     """Plan of decoding one token per answer: keys and values of the prompt once, of the answers each for itself.
 
     Args:
         prompt: (B, P) bool.
-        kept: keys and values of the prompt for each layer, (B, Hkv, P, hd) each.
+        prompt_key_values: keys and values of the prompt for each layer, (B, Hkv, P, hd) each.
         n: answers per prompt.
-        longest: tokens an answer may get.
-        after: (B,) int64, position of an answer's first token; None: the number of real tokens of the prompt.
+        max_new_tokens: tokens an answer may get.
+        answer_start: (B,) int64, position of an answer's first token; None: the number of real tokens of the prompt.
     """
 
     def __init__(
-        self, prompt: Tensor, kept: list[tuple[Tensor, Tensor]], n: int, longest: int, after: Tensor | None = None
+        self,
+        prompt: Tensor,
+        prompt_key_values: list[tuple[Tensor, Tensor]],
+        n: int,
+        max_new_tokens: int,
+        answer_start: Tensor | None = None,
     ) -> None:
-        self.precision = torch.promote_types(kept[0][0].dtype, torch.float32)  # of the softmax
-        self.n, self.done = n, 0  # answers per prompt that are still written; tokens each of them has
-        self.kept, self.after = kept, prompt.sum(1) if after is None else after
-        self.hidden = torch.zeros(prompt.shape, dtype=torch.float32, device=prompt.device).masked_fill(
+        self.precision = torch.promote_types(prompt_key_values[0][0].dtype, torch.float32)  # of the softmax
+        self.n, self.length = n, 0  # answers per prompt that are still written; tokens each of them has
+        self.prompt_key_values = prompt_key_values
+        self.answer_start = prompt.sum(1) if answer_start is None else answer_start
+        self.padding_bias = torch.zeros(prompt.shape, dtype=torch.float32, device=prompt.device).masked_fill(
             ~prompt, float("-inf")
         )
-        b, heads, _, width = kept[0][0].shape
-        self.own = [
-            (k.new_empty(b * n, heads, longest, width), v.new_empty(b * n, heads, longest, width)) for k, v in kept
+        b, heads, _, width = prompt_key_values[0][0].shape
+        self.answer_key_values = [
+            (k.new_empty(b * n, heads, max_new_tokens, width), v.new_empty(b * n, heads, max_new_tokens, width))
+            for k, v in prompt_key_values
         ]
 
     @property
     def positions(self) -> Tensor:
         """(B n, 1) int64 of the token that is fed now."""
-        return (self.after + self.done).repeat_interleave(self.n)[:, None]
+        return (self.answer_start + self.length).repeat_interleave(self.n)[:, None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """(B n, H, 1, hd) query, (B n, Hkv, 1, hd) key and value -> (B n, H, 1, hd)."""
-        before_key, before_value = self.kept[layer]
-        own_key, own_value = self.own[layer]
-        t = self.done
-        own_key[:, :, t], own_value[:, :, t] = key[:, :, 0], value[:, :, 0]
-        b, heads, _, width = before_key.shape
+        prompt_key, prompt_value = self.prompt_key_values[layer]
+        answer_key, answer_value = self.answer_key_values[layer]
+        t = self.length
+        answer_key[:, :, t], answer_value[:, :, t] = key[:, :, 0], value[:, :, 0]
+        b, heads, _, width = prompt_key.shape
         groups = query.shape[1] // heads
-        mine = query.reshape(b * self.n, heads, groups, width) * scaling
-        ours = mine.view(b, self.n, heads, groups, width).transpose(1, 2).reshape(b, heads, self.n * groups, width)
+        by_answer = query.reshape(b * self.n, heads, groups, width) * scaling
+        by_prompt_query = by_answer.view(b, self.n, heads, groups, width).transpose(1, 2)
+        by_prompt_query = by_prompt_query.reshape(b, heads, self.n * groups, width)
 
         def by_prompt(x: Tensor) -> Tensor:  # (B n, Hkv, groups, ...) -> (B, Hkv, n groups, ...)
             return x.view(b, self.n, heads, groups, -1).transpose(1, 2).reshape(b, heads, self.n * groups, -1)
 
-        before = (ours @ before_key.transpose(2, 3)) + self.hidden[:, None, None].to(query.dtype)
-        own = by_prompt(mine @ own_key[:, :, : t + 1].transpose(2, 3))
-        weight = torch.softmax(torch.cat([before, own], 3), 3, dtype=self.precision).to(value.dtype)
-        p = before.shape[3]
-        out = weight[..., :p] @ before_value  # (B, Hkv, n groups, hd)
-        rows = weight[..., p:].view(b, heads, self.n, groups, t + 1).transpose(1, 2)
+        bias = self.padding_bias[:, None, None].to(query.dtype)
+        prompt_scores = (by_prompt_query @ prompt_key.transpose(2, 3)) + bias
+        answer_scores = by_prompt(by_answer @ answer_key[:, :, : t + 1].transpose(2, 3))
+        weight = torch.softmax(torch.cat([prompt_scores, answer_scores], 3), 3, dtype=self.precision).to(value.dtype)
+        p = prompt_scores.shape[3]
+        out = weight[..., :p] @ prompt_value  # (B, Hkv, n groups, hd)
+        answer_weight = weight[..., p:].view(b, heads, self.n, groups, t + 1).transpose(1, 2)
         out = out.view(b, heads, self.n, groups, width).transpose(1, 2).reshape(b * self.n, heads, groups, width)
-        out = out + rows.reshape(b * self.n, heads, groups, t + 1) @ own_value[:, :, : t + 1]
+        out = out + answer_weight.reshape(b * self.n, heads, groups, t + 1) @ answer_value[:, :, : t + 1]
         return out.reshape(b * self.n, heads * groups, 1, width)
 
-    def keep(self, rows: Tensor, prompts: Tensor, n: int) -> None:
-        """Goes on with some rows only.
+    def select(self, rows: Tensor, prompts: Tensor, n: int) -> None:
+        """Go on with some rows only.
 
         Args:
             rows: (b n) int64, which rows, grouped by prompt.
             prompts: (b,) int64, which prompts they belong to.
             n: rows per prompt from now on.
         """
-        if len(prompts) < len(self.after):
-            self.kept = [(k[prompts], v[prompts]) for k, v in self.kept]
-            self.after, self.hidden = self.after[prompts], self.hidden[prompts]
-        self.own = [(k[rows], v[rows]) for k, v in self.own]
+        if len(prompts) < len(self.answer_start):
+            self.prompt_key_values = [(k[prompts], v[prompts]) for k, v in self.prompt_key_values]
+            self.answer_start, self.padding_bias = self.answer_start[prompts], self.padding_bias[prompts]
+        self.answer_key_values = [(k[rows], v[rows]) for k, v in self.answer_key_values]
         self.n = n
 
 
@@ -184,7 +192,7 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    plan: Packed | Decoding | None = None,
+    plan: PackedPlan | DecodingPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """transformers' attention interface: (B, H, S, hd) -> (B, S, H, hd). Without a plan: its own SDPA."""

@@ -31,7 +31,7 @@ from transformers.utils import logging as transformers_logging
 
 from zoo.backbones import mini_xception
 from zoo.backbones.folders import check_folder, reads_folder
-from zoo.backbones.llm import REPOSITORY, Dtype, fingerprint, read_weights, refuse_infinite, refuse_misfits
+from zoo.backbones.hub import Dtype, fingerprint, locate, read_weights, refuse_infinite, refuse_misfits
 from zoo.backbones.shapes import VISION_SHAPES
 
 # PIL's numbers, as preprocessor_config.json has them
@@ -46,28 +46,6 @@ CLASSES = {  # of transformers; those with an inner tower: its attribute
 }
 # what a folder may hold beyond the tower: the text half of a CLIP and its projections
 NOT_SEEN = r"text_model\..*|(vision_model\.)?embeddings\.position_ids|(visual|text)_projection\.weight|logit_scale"
-
-
-def locate_encoder(path: str, what: str, option: str) -> str:
-    """A model folder, a file, a published name of ``checkpoints/``, or a hub id, in this order.
-
-    Args:
-        what: for the message, as "image encoder".
-        option: the option that sets it, as "--model.vision".
-
-    Raises:
-        FileNotFoundError: if it is none of them, saying where was looked.
-    """
-    for place in (Path(path), REPOSITORY / path, REPOSITORY / "checkpoints" / path):
-        if place.is_file() or (place / "config.json").is_file():
-            return str(place)
-    if re.fullmatch(r"[\w.-]+/[\w.-]+", path) and not Path(path).exists() and Path(path).suffix not in FILES:
-        return path
-    raise FileNotFoundError(
-        f"no {what} at {path!r}: neither a file, nor a folder with a config.json, nor a published name in "
-        f"{REPOSITORY / 'checkpoints'}, nor a hub id of the form owner/name. Give {option} the folder that holds "
-        "config.json and the weights"
-    )
 
 
 def encoder_fingerprint(path: str, revision: str | None = None) -> str | None:
@@ -236,7 +214,7 @@ class Vision(nn.Module):
             self.path = path
             self._from_timm(path.removeprefix("timm:"), torch_dtype, device)
         else:
-            self.path = locate_encoder(path, "image encoder", "--model.vision")
+            self.path = locate(path, what="image encoder", option="--model.vision", file_suffixes=FILES)
             if Path(self.path).is_dir():
                 check_folder(self.path, known=False)
             if Path(self.path).is_file():

@@ -347,8 +347,8 @@ class FARCER(Prompted):
         if key not in self.kept:
             if len(self.kept) > 4 * PROMPTS:  # more than any run needs at a time
                 self.kept.clear()
-            self.kept[key] = self.llm.keep(fixed)
-        return self.llm.encode(embedded, batch["mask"], behind=self.kept[key])
+            self.kept[key] = self.llm.cache_prefix(fixed)
+        return self.llm.encode(embedded, batch["mask"], static_prefix=self.kept[key])
 
     # ---- training (Eq. 7)
     def on_fit_start(self) -> None:

@@ -1,0 +1,244 @@
+"""Sampling, scoring and log-probabilities of answers: the loops behind the verbs of `zoo.backbones.LLM`."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from zoo.backbones.prefix import Prefix, cached_key_values
+from zoo.backbones.shared_prefix import DecodingPlan, PackedPlan
+
+if TYPE_CHECKING:
+    from zoo.backbones.llm import LLM
+
+LOGITS_AT_ONCE = 2**22  # numbers (16 MiB in fp32)
+SHARE_TO_COMPACT = 0.75  # finished answers leave the batch when at most this share of it is left
+
+
+class Completions(NamedTuple):
+    """Sampled answers. B prompts, n answers each, up to T tokens."""
+
+    ids: Tensor  # (B, n, T) int64, pad after the end
+    mask: Tensor  # (B, n, T) bool: True on answer tokens, the end token included
+    logprobs: Tensor  # (B, n, T) float32: log-probability under the sampling distribution; 0 where masked
+    finished: Tensor  # (B, n) bool: False if cut off at max_new_tokens
+    entropy: Tensor  # (B, n, T) float32: of the distribution each token was drawn from, in nats; 0 where masked
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
+    """Switch dropout off; every module gets its own mode back."""
+    modes = {module: module.training for module in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, training in modes.items():
+            module.training = training
+
+
+# ---- sampling
+def sample(
+    llm: LLM, prefix: Prefix, n: int, max_new_tokens: int, temperature: float, generator: torch.Generator | None
+) -> Completions:
+    """Draw n answers of each prompt (see `LLM.sample`)."""
+    with evaluation_mode(llm):
+        llm.prefill(prefix)
+        b, device = prefix.mask.shape[0], prefix.mask.device
+        step_class = _SeparateStep if llm.prefix_sharing_unsupported_reason else _SharedStep
+        step = step_class(llm, prefix, n, max_new_tokens)
+        ids = torch.full((b * n, max_new_tokens), llm.pad_id, device=device)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        logprobs = torch.zeros_like(ids, dtype=prefix.logits.dtype)
+        entropy = torch.zeros_like(logprobs)
+        eos = torch.tensor(llm.eos_ids, device=device)
+        rows = torch.arange(b * n, device=device)  # the answers in the batch, grouped by prompt
+        alive = torch.ones_like(rows, dtype=torch.bool)
+        logits = prefix.logits.repeat_interleave(n, 0)
+        for t in range(max_new_tokens):
+            logp = torch.log_softmax(logits / temperature if temperature else logits, -1)
+            p = logp.exp()
+            token = torch.multinomial(p, 1, generator=generator)[:, 0] if temperature else logp.argmax(-1)
+            written = rows[alive]
+            ids[written, t], mask[written, t] = token[alive], True
+            logprobs[written, t] = logp.gather(1, token[:, None])[alive, 0]
+            entropy[written, t] = -(p * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(1)[alive]
+            alive = alive & ~torch.isin(token, eos)
+            if not alive.any() or t + 1 == max_new_tokens:
+                break
+            remaining = step.compact(alive)
+            rows, alive, token = rows[remaining], alive[remaining], token[remaining]
+            logits = llm.head(step(token))
+    finished = torch.ones(b * n, dtype=torch.bool, device=device)
+    finished[rows] = ~alive
+    t = int(mask.any(0).sum())
+    ids, mask, logprobs, entropy = (x[:, :t].reshape(b, n, t) for x in (ids, mask, logprobs, entropy))
+    return Completions(ids, mask, logprobs, finished.view(b, n), entropy)
+
+
+class _SharedStep:
+    """Decodes one token of every answer: the prompt's keys and values once, finished answers left out."""
+
+    def __init__(self, llm: LLM, prefix: Prefix, n: int, max_new_tokens: int) -> None:
+        self.llm = llm
+        key_values = cached_key_values(prefix.cache)
+        self.plan = DecodingPlan(prefix.mask, key_values, n, max_new_tokens, prefix.answer_start)
+
+    def compact(self, alive: Tensor) -> Tensor:
+        """Drop finished answers, and return the indices of the rows that go on.
+
+        These are all unfinished rows, and some finished ones where prompts have unequal numbers of unfinished rows.
+        """
+        by_prompt = alive.view(-1, self.plan.n)
+        count = by_prompt.sum(1)
+        prompts, n = count.nonzero()[:, 0], int(count.max())
+        if len(prompts) * n > SHARE_TO_COMPACT * len(alive):
+            return torch.arange(len(alive), device=alive.device)
+        first = by_prompt[prompts].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :n].sort(1)[0]
+        rows = (prompts[:, None] * self.plan.n + first).flatten()
+        self.plan.select(rows, prompts, n)
+        return rows
+
+    def __call__(self, token: Tensor) -> Tensor:
+        hidden = self.llm.forward_with_plan(self.llm.embed(token)[:, None], self.plan)[:, -1]
+        self.plan.length += 1
+        return hidden
+
+
+class _SeparateStep:
+    """The same for a model that cannot share: every answer has its own copy of the prompt's keys and values."""
+
+    def __init__(self, llm: LLM, prefix: Prefix, n: int, max_new_tokens: int) -> None:
+        self.llm, self.cache, self.mask = llm, copy.deepcopy(prefix.cache), prefix.mask.repeat_interleave(n, 0)
+        self.cache.batch_repeat_interleave(n)
+        start = prefix.answer_start
+        self.positions = None if start is None else start.repeat_interleave(n)[:, None]
+
+    def compact(self, alive: Tensor) -> Tensor:
+        return torch.arange(len(alive), device=alive.device)
+
+    def __call__(self, token: Tensor) -> Tensor:
+        self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
+        positions = self.positions
+        if positions is not None:
+            self.positions = positions + 1
+        return self.llm.hidden(self.llm.embed(token)[:, None], self.mask, self.cache, positions)[:, -1]
+
+
+# ---- log-probabilities of given tokens
+def token_logprobs(llm: LLM, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
+    """Compute (N,) float32 log-probabilities of tokens (N,) from the states before them (N, D), some rows at a time.
+
+    The logits of all rows together would be the largest tensor of a step. They are not kept for the backward pass
+    either: through a frozen head their gradients are (`_RowwiseGradient`), through a trained one they are computed
+    again.
+    """
+
+    def some_rows(hidden: Tensor, ids: Tensor) -> Tensor:
+        logits = llm.head(hidden) / temperature
+        return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
+
+    size = max(1, LOGITS_AT_ONCE // llm.causal_lm.config.vocab_size)
+    parts = list(zip(hidden.split(size), ids.split(size), strict=True))
+    frozen = not any(p.requires_grad for p in llm.causal_lm.get_output_embeddings().parameters())
+    if torch.is_grad_enabled() and frozen and hidden.requires_grad:
+        return _RowwiseGradient.apply(hidden, some_rows, parts)
+    if len(parts) <= 1 or not torch.is_grad_enabled():
+        return torch.cat([some_rows(*part) for part in parts]) if parts else hidden.new_zeros(0, dtype=torch.float32)
+    return torch.cat([checkpoint(some_rows, *part, use_reentrant=False) for part in parts])
+
+
+class _RowwiseGradient(torch.autograd.Function):
+    """Numbers that each depend on one row of states, some rows at a time.
+
+    Their gradients, as wide as the states, are taken in the forward pass, so that the logits are neither kept nor
+    computed again.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any, hidden: Tensor, some_rows: Callable[[Tensor, Tensor], Tensor], parts: list[tuple[Tensor, Tensor]]
+    ) -> Tensor:
+        values, gradients = [], []
+        for rows, ids in parts:
+            with torch.enable_grad():
+                rows = rows.detach().requires_grad_()
+                value = some_rows(rows, ids)
+                gradients += torch.autograd.grad(value.sum(), rows)
+            values.append(value.detach())
+        ctx.save_for_backward(torch.cat(gradients))
+        return torch.cat(values)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
+        (gradients,) = ctx.saved_tensors
+        return (gradient[:, None] * gradients).to(gradients.dtype), None, None
+
+
+# ---- scoring candidates
+def score(llm: LLM, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tensor:
+    """Compute the log-probability of each candidate after each prompt (see `LLM.score`)."""
+    answers = [tuple(candidate) for candidate in candidates]
+    _refuse_unfair(answers)
+    paths = _longest_beginnings(answers)
+    logp: dict[tuple[int, ...], Tensor] = {}  # trie node -> (B, V) log-probabilities of the next token
+    if not paths:  # all candidates are single tokens
+        llm.prefill(prefix)
+        root = prefix.logits
+    else:
+        ids = torch.full((len(paths), max(map(len, paths))), llm.pad_id, device=prefix.mask.device)
+        mask = torch.zeros_like(ids, dtype=torch.bool)
+        for i, path in enumerate(paths):
+            ids[i, : len(path)] = torch.tensor(path, device=ids.device)
+            mask[i, : len(path)] = True
+        root, hidden = _continue(llm, prefix, ids, mask)
+        after = torch.log_softmax(llm.head(hidden), -1)
+        logp = {path[: j + 1]: after[:, i, j] for i, path in enumerate(paths) for j in range(len(path))}
+    logp[()] = torch.log_softmax(root, -1)
+    return torch.stack([sum(logp[a[:i]][:, a[i]] for i in range(len(a))) for a in answers], 1)
+
+
+def _refuse_unfair(answers: Sequence[tuple[int, ...]]) -> None:
+    """Raise ValueError for a candidate that is empty, repeated, or the beginning of another."""
+    for i, answer in enumerate(answers):
+        if not answer or any(other[: len(answer)] == answer for other in (*answers[:i], *answers[i + 1 :])):
+            raise ValueError(f"candidates must be non-empty and none the beginning of another, got {list(answers)}")
+
+
+def _longest_beginnings(answers: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """Return the inner paths of the candidates' trie that no other inner path continues."""
+    inner = {answer[:i] for answer in answers for i in range(1, len(answer))}
+    return sorted(path for path in inner if not any(p[: len(path)] == path and p != path for p in inner))
+
+
+def _continue(llm: LLM, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Compute K continuations, ids (K, T) right-padded with mask (K, T), the same for every prompt.
+
+    Returns:
+        next-token logits (B, V) after the prompts, and last hidden states (B, K, T, D) of the continuations.
+    """
+    b, (k, t) = len(prefix.mask), ids.shape
+    if llm.prefix_sharing_unsupported_reason is not None:
+        llm.prefill(prefix)
+        cache = copy.deepcopy(prefix.cache)
+        cache.batch_repeat_interleave(k)
+        whole = torch.cat([prefix.mask.repeat_interleave(k, 0), mask.repeat(b, 1)], 1)
+        positions = None if prefix.positions is None else prefix.answer_positions(t).repeat_interleave(k, 0)
+        return prefix.logits, llm.hidden(llm.embed(ids.repeat(b, 1)), whole, cache, positions).view(b, k, t, -1)
+    rows, embedded = mask.expand(b, k, t), llm.embed(ids.view(1, -1).expand(b, -1))
+    if prefix.cache is not None and prefix.adapter_state == llm.adapter_state:
+        key_values = cached_key_values(prefix.cache)
+        plan = PackedPlan(prefix.mask[:, :0], rows, prefix.mask, key_values, prefix.positions)
+        return prefix.logits, llm.forward_with_plan(embedded, plan).view(b, k, t, -1)
+    past = (None, None)
+    if prefix.static_prefix is not None:
+        past = (prefix.static_mask, llm.static_key_values(prefix.static_prefix))
+    plan = PackedPlan(prefix.prompt_mask, rows, *past, prefix.positions)
+    hidden = llm.forward_with_plan(torch.cat([prefix.embeddings, embedded], 1), plan)
+    return llm.head(hidden[:, -k * t - 1]), hidden[:, -k * t :].view(b, k, t, -1)
