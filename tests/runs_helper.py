@@ -27,8 +27,8 @@ from tests.data.miniature import LABELS, line, write_meld
 from zoo.backbones.tiny import make_folder, make_hubert_folder, make_vit_folder
 from zoo.cli import main
 from zoo.data.meld import CLIPS
-from zoo.data.synthetic.release import encode
 from zoo.rl import Answer
+from zoo.sitcom.clips import encode
 
 QUIET = (
     "--trainer.accelerator=cpu",

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 
 from tests.runs_helper import QUIET, fit, flags, in_child, make_corpus, make_llm, metrics, rows, zoo
-from zoo.data.synthetic import release
 from zoo.module import EmotionModule
+from zoo.sitcom import clips
 from zoo.storage import read_jsonl
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -115,7 +115,7 @@ def test_an_interrupted_corpus_is_written_on(number, monkeypatch, capfd):
     def prepare(out: str) -> None:
         zoo("prepare", "synthetic", "--seed=3", "--dialogues=6", f"--out={out}", "--workers=1")
 
-    original = release.encode
+    original = clips.encode
 
     def encode(*clip: object) -> bytes:  # in the worker, while the command waits
         if not Path("sent").exists():
@@ -125,7 +125,7 @@ def test_an_interrupted_corpus_is_written_on(number, monkeypatch, capfd):
 
     prepare("whole")
     with monkeypatch.context() as patch:
-        patch.setattr(release, "encode", encode)
+        patch.setattr(clips, "encode", encode)
         assert in_child(lambda: prepare("part")) == 128 + number
     assert "zoo prepare: interrupted; what is done is kept; to go on, give the same" in capfd.readouterr().err
     assert not Path("part").exists()
@@ -153,7 +153,7 @@ def test_changed_samples_and_another_prediction_in_between(run, monkeypatch, cap
 HANDLERS = """
 import os, signal, sys, time
 from zoo import interrupts
-from zoo.data.synthetic import release
+from zoo.sitcom import release
 interrupts.listen()
 {body}
 """

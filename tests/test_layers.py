@@ -41,6 +41,7 @@ LAYERS = [
     ["reinforced", "senses"],
     ["module"],
     ["backbones", "data", "metrics", "prompts", "rl", "runs"],
+    ["sitcom"],
     ["answers", "configs", "media", "weights"],
     ["imports"],
     ["errors", "interrupts", "progress", "renaming", "storage", "templates", "schema"],

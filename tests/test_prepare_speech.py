@@ -12,8 +12,8 @@ import pytest
 from tests.runs_helper import make_corpus, refused, zoo
 from zoo.data import MELD
 from zoo.data.meld import CLIPS
-from zoo.data.synthetic.release import encode
 from zoo.prepare.speech import MEASURES, Bins, NotSpeech, fit_bins, measure
+from zoo.sitcom.clips import encode
 
 RATE = 16_000
 

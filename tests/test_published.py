@@ -13,8 +13,9 @@ from zoo.backbones import LLM, Audio, Vision
 from zoo.checkpoints import index, load, probes, verify
 from zoo.checkpoints.commands import _function
 from zoo.checkpoints.listing import INDEX
-from zoo.data.synthetic import faces, voices
-from zoo.data.synthetic.script import CAST, LABELS
+from zoo.sitcom import faces, voices
+from zoo.sitcom.cues import LABELS
+from zoo.sitcom.settings import CAST
 
 NAMES = sorted(p.parent.name for p in INDEX.parent.glob("*/config.yaml"))
 

@@ -10,12 +10,12 @@ import pytest
 
 from zoo.checkpoints.loading import made
 from zoo.data import Synthetic
-from zoo.data.synthetic import release
 from zoo.label import alike, tensors
 from zoo.models.baselines.model import Fitted
 from zoo.module import READABLE
 from zoo.runs import REPOSITORY
 from zoo.schema import Sample, Turn
+from zoo.sitcom import release
 
 CONFIGS = REPOSITORY / "configs"
 ANY = "tiny-llama-sitcom"

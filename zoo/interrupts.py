@@ -15,6 +15,7 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Iterator
 from types import FrameType
 
@@ -93,6 +94,17 @@ def _write(line: str) -> None:
         sys.stdout.flush()
     with contextlib.suppress(OSError):
         os.write(1, f"{line}\n".encode())
+
+
+def exit_with_parent(parent: int) -> None:
+    """End this process as soon as the process ``parent`` is gone: a killed run must not go on writing."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.2)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _in_forked_child() -> None:

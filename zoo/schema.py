@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+Split = Literal["train", "dev", "test"]
+
 UNPARSED = -1  # label index of an answer that names no label, or names several
 
 

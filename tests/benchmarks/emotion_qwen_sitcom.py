@@ -47,9 +47,9 @@ import numpy as np
 import yaml
 
 from zoo.data import SyntheticQuestions
-from zoo.data.synthetic.script import LABELS
 from zoo.metrics import mean_over_seeds, paired_difference
 from zoo.schema import Labels
+from zoo.sitcom.cues import LABELS
 
 CONFIGS = Path(__file__).parents[2] / "configs/emotion_qwen"
 EMOTIONS = ("studio", "wild")

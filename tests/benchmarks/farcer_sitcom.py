@@ -26,11 +26,12 @@ import numpy as np
 
 from zoo.cli import main as zoo
 from zoo.data import Synthetic
-from zoo.data.synthetic.script import LABELS, posterior, with_history
 from zoo.metrics import mean_over_seeds, paired_difference
 from zoo.models.farcer import FARCER
 from zoo.schema import Labels
 from zoo.senses import Remembered
+from zoo.sitcom.cues import LABELS
+from zoo.sitcom.posteriors import posterior, with_history
 
 CONFIGS = Path(__file__).parents[2] / "configs/farcer"
 SITCOM = Labels("synthetic", LABELS)

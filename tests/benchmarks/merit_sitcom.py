@@ -35,12 +35,12 @@ import torch
 
 import zoo.senses
 from zoo.cli import main as zoo_main
-from zoo.data.synthetic.script import LABELS
 from zoo.metrics import mean_over_seeds, paired_difference
 from zoo.models.merit import MeritTTRL
 from zoo.models.merit.parts import Guard, Seen, sums_of
 from zoo.module import label_scores
 from zoo.schema import Labels
+from zoo.sitcom.cues import LABELS
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs/merit"

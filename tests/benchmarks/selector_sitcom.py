@@ -34,9 +34,10 @@ import numpy as np
 import pandas as pd
 
 from zoo.data import Synthetic
-from zoo.data.synthetic.script import LABELS, posterior
 from zoo.metrics import mean_over_seeds, paired_difference
 from zoo.models.selector.parts import read_decisions
+from zoo.sitcom.cues import LABELS
+from zoo.sitcom.posteriors import posterior
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "selector"
 CELLS = {"shift": "clean", "matched": "noisy"}  # the captioner that the classifier was trained with

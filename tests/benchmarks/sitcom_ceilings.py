@@ -29,8 +29,9 @@ from sklearn.preprocessing import StandardScaler
 from torch import nn
 
 from zoo.data import Synthetic
-from zoo.data.synthetic.script import LABELS, posterior
 from zoo.media import Media
+from zoo.sitcom.cues import LABELS
+from zoo.sitcom.posteriors import posterior
 
 RATE = 16_000
 

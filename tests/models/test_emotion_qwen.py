@@ -36,12 +36,12 @@ from zoo.backbones.mrope import mrope_positions
 from zoo.backbones.patches import small_patch_vision
 from zoo.checkpoints import load
 from zoo.data import MELD
-from zoo.data.synthetic.release import encode
 from zoo.models.causal_lm import CausalLM
 from zoo.models.emotion_qwen import EmotionQwen
 from zoo.models.emotion_qwen.faces import EMOTIONS, Face, FaceCapture
 from zoo.module import Rows
 from zoo.schema import Labels, Sample, Turn
+from zoo.sitcom.clips import encode
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "emotion_qwen"
 LABELS = MELD.labels

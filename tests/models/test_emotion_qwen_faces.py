@@ -13,7 +13,6 @@ import pytest
 import torch
 
 from zoo.backbones.tiny import make_vit_folder
-from zoo.data.synthetic import faces as drawn
 from zoo.models.emotion_qwen.faces import (
     EMOTIONS,
     DeepFaceFaces,
@@ -26,6 +25,7 @@ from zoo.models.emotion_qwen.faces import (
     clip_box,
     face_lines,
 )
+from zoo.sitcom import faces as drawn
 
 MELD_WORDS = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
 FER_OF_MELD = ("neutral", "surprise", "fear", "sad", "happy", "disgust", "angry")

@@ -40,7 +40,6 @@ import yaml
 
 from zoo import interrupts
 from zoo.benchmark.plan import REFERENCE, Bench, Row, flags
-from zoo.data.synthetic.release import end_with
 from zoo.imports import import_flags
 from zoo.runs import find_checkpoint
 from zoo.storage import InUse, locked, read_json, sha256_of
@@ -318,7 +317,7 @@ def _server() -> multiprocessing.context.ForkServerContext:
 
 def _child(verb: str, args: list[str], cwd: str, log: str, note: str, before: dict, threads: int) -> None:
     """The process of a command: as ``python -m zoo VERB ARGS`` would run it, with its output in a file."""
-    end_with(os.getppid())
+    interrupts.exit_with_parent(os.getppid())
     os.chdir(cwd)  # the server's may be another
     with locked(Path(log).with_name(RUNNING), "the job", wait=True), open(log, "a") as file:
         os.dup2(file.fileno(), 1)

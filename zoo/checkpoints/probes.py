@@ -26,10 +26,11 @@ from lightning.pytorch import Trainer
 from zoo.backbones import Vision
 from zoo.data import EmotionData
 from zoo.data.base import Reading, Split
-from zoo.data.synthetic.release import dialogues, encode, render
-from zoo.data.synthetic.script import Settings
 from zoo.module import EmotionModule
 from zoo.schema import Labels, Sample, Turn
+from zoo.sitcom.clips import encode, render
+from zoo.sitcom.release import split_dialogues
+from zoo.sitcom.settings import Settings
 from zoo.storage import inside, read_json, read_jsonl
 
 PROBE = "probe.json"
@@ -64,7 +65,7 @@ def write(module: EmotionModule, folder: Path, labels: Sequence[Labels], options
     clips = any(hasattr(module, part) for part in ("vision", "audio"))
     shots = any(options.get(key) for key in ("shots", "train_shots"))
     kinds = options.get("descriptions") or ()
-    (dialogue,) = dialogues(SEED, "test", 1, Settings())
+    (dialogue,) = split_dialogues(SEED, "test", 1, Settings())
     turns: list[Turn] = []
     for i, said in enumerate(dialogue.utterances[:TURNS]):
         clip = None
@@ -78,7 +79,7 @@ def write(module: EmotionModule, folder: Path, labels: Sequence[Labels], options
         for i in range(len(turns))
     ]
     examples = []
-    for number, other in enumerate(dialogues(SEED, "train", EXAMPLES, Settings()) if shots else ()):
+    for number, other in enumerate(split_dialogues(SEED, "train", EXAMPLES, Settings()) if shots else ()):
         own = [Turn(u.id, u.speaker, u.text, u.label, _described(u.descriptions, kinds)) for u in other.utterances]
         examples.append(_sample(own, labels[number % len(labels)], "train", other.id, keep_label=False))
     content = {

@@ -15,7 +15,7 @@ from zoo.data.mer2024 import MER2024
 from zoo.data.mosei import MOSEI
 from zoo.data.resplit import Resplit
 from zoo.data.synthetic import Synthetic
-from zoo.data.synthetic.questions import NamedSynthetic, SyntheticQuestions, SyntheticReasons
+from zoo.data.synthetic_questions import NamedSynthetic, SyntheticQuestions, SyntheticReasons
 
 __all__ = ["EmotionData", "Reading", "GoEmotions", "Joint", "MELD", "Synthetic"]
 __all__ += ["DFEW", "EMER", "EmoSet", "MER2024", "MOSEI"]

@@ -22,11 +22,10 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from zoo.data.text import checked_encoding, whole_number
-from zoo.schema import Labels, Sample, Turn
+from zoo.schema import Labels, Sample, Split, Turn
 
 log = logging.getLogger(__name__)
 
-Split = Literal["train", "dev", "test"]
 Collator = Callable[[Sequence[Sample], np.random.Generator], dict[str, Any]]
 
 

@@ -98,10 +98,11 @@ def _synthetic(add: Add) -> Callable[[argparse.Namespace], None]:
     parser.add_argument("--report", action="store_true", help="print the best reachable scores")
 
     def run(options: argparse.Namespace) -> None:
-        from zoo.data.synthetic.contact_sheet import contact_sheet
-        from zoo.data.synthetic.release import write
-        from zoo.data.synthetic.script import Settings, ceilings
         from zoo.data.text import whole_number
+        from zoo.sitcom.contact_sheet import contact_sheet
+        from zoo.sitcom.posteriors import ceilings
+        from zoo.sitcom.release import write
+        from zoo.sitcom.settings import Settings
 
         if options.workers is not None:
             whole_number("--workers", options.workers, 1)

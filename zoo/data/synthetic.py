@@ -1,8 +1,7 @@
 """Synthetic: the embedded corpus, a sitcom that is generated and whose best reachable scores are known.
 
-`script` writes the dialogues and knows every probability, `phrases` has the words, `cues` the odds of what is a number,
-`faces` and `voices` draw and speak, `release` writes it all down as a MELD release. Read the principle at the top of
-`script` before comparing systems that select or drop modalities.
+`zoo.sitcom` generates it. Read the principle at the top of `zoo.sitcom.script` before comparing systems that select or
+drop modalities.
 """
 
 from __future__ import annotations
@@ -15,9 +14,11 @@ import numpy as np
 
 from zoo.data.base import EmotionData, Reading, Split
 from zoo.data.meld import MELD
-from zoo.data.synthetic.release import dialogues, read_record
-from zoo.data.synthetic.script import LABELS, Dialogue, Settings, posterior, with_history
 from zoo.schema import Labels, Sample, Turn
+from zoo.sitcom.cues import LABELS
+from zoo.sitcom.posteriors import posterior, with_history
+from zoo.sitcom.release import read_record, split_dialogues
+from zoo.sitcom.settings import Dialogue, Settings
 
 SIZES: dict[Split, int] = {"train": 400, "dev": 60, "test": 100}
 
@@ -97,7 +98,7 @@ class Synthetic(EmotionData):
 
     def dialogues(self, split: Split) -> list[Dialogue]:
         """The split as written, hidden truth and all; generated anew at each call, about 0.3 s per 1000 utterances."""
-        return dialogues(self.corpus_seed, split, self.sizes[split], self.settings)
+        return split_dialogues(self.corpus_seed, split, self.sizes[split], self.settings)
 
     def reachable(self, split: Split, reads: Sequence[str]) -> dict[str, str]:
         """The most probable label of every utterance, exact. ``turns`` adds the same parts of the turns before."""

@@ -62,24 +62,27 @@ class CueModel:
     faint: float = 0.5
 
     def sample(self, rng: random.Random, label: str) -> tuple[CueState, str, tuple[float, ...]]:
-        """One draw -> (state, label shown, the D parameters). Takes the same number of draws for every label."""
-        which, whom, strength = rng.random(), rng.random(), rng.random()
+        """Draw (state, label shown, the D parameters). Takes the same number of draws for every label."""
+        state_draw, mask_draw, strength = rng.random(), rng.random(), rng.random()
         noise = [rng.gauss(0.0, 1.0) * sd for sd in self.noise]
         intensity = self.intensities[int(strength * len(self.intensities))]
         state: CueState = "faint" if intensity < self.faint else "clear"
-        shown = label
-        if which < self.misleading:
+        shown_label = label
+        if state_draw < self.misleading:
             masks = self.masks[label]
-            state, shown = "misleading", masks[int(whom * len(masks))]
-        elif label != "neutral" and which < self.misleading + self.absent:
-            state, shown = "absent", "neutral"
+            state, shown_label = "misleading", masks[int(mask_draw * len(masks))]
+        elif label != "neutral" and state_draw < self.misleading + self.absent:
+            state, shown_label = "absent", "neutral"
         elif label == "neutral":
             state = "clear"
-        direction = self.directions[shown]
-        return state, shown, tuple(intensity * d + e for d, e in zip(direction, noise, strict=True))
+        direction = self.directions[shown_label]
+        return state, shown_label, tuple(intensity * d + e for d, e in zip(direction, noise, strict=True))
 
     def likelihood(self, values: Sequence[float]) -> np.ndarray:
-        """p(values | label) up to one factor that is the same for all labels, (L,); at least one entry is positive."""
+        """Return p(values | label) up to one factor that is the same for all labels, (L,).
+
+        At least one entry is positive.
+        """
         centres = np.multiply.outer(np.array(self.intensities), self._directions)  # (I, L, D)
         log_p = -0.5 * (((np.asarray(values) - centres) / np.asarray(self.noise)) ** 2).sum(-1)  # (I, L)
         log_p -= log_p.max()
@@ -87,7 +90,7 @@ class CueModel:
 
     @cached_property
     def shown(self) -> np.ndarray:
-        """P(label shown | label), (L, L); rows sum to 1."""
+        """Return P(label shown | label), (L, L); rows sum to 1."""
         odds = np.zeros((len(self.labels),) * 2)
         for i, label in enumerate(self.labels):
             for mask in self.masks[label]:

@@ -10,9 +10,22 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from zoo.data.synthetic import faces
-from zoo.data.synthetic.cues import DISGUISE, LABELS
-from zoo.data.synthetic.faces import EXPRESSION, OBJECTS, PLACES, SIZE, WALLS, Scene, clip, frame, scene
+from zoo.sitcom import faces
+from zoo.sitcom.cues import DISGUISE, LABELS
+from zoo.sitcom.faces import (
+    EXPRESSION,
+    OBJECTS,
+    PLACES,
+    SIZE,
+    WALLS,
+    Scene,
+    clip,
+    expression,
+    frame,
+    people,
+    scene,
+    scenery,
+)
 
 CAST = ("Nina", "Omar", "Greta", "Felix", "Priya", "Marcus", "Lucia", "Teddy", "Joan", "Walt")
 DOMAINS = ("studio", "wild")
@@ -54,10 +67,10 @@ def test_the_same_arguments_give_the_same_pixels_in_any_order_and_in_another_pro
     # the packages are replaced by empty ones: their own imports take seconds, and the faces need none of them
     code = f"""
 import hashlib, sys, types
-for name, path in {[(n, list(sys.modules[n].__path__)) for n in ("zoo", "zoo.data", "zoo.data.synthetic")]}:
+for name, path in {[(n, list(sys.modules[n].__path__)) for n in ("zoo", "zoo.sitcom")]}:
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__path__ = path
-from zoo.data.synthetic.faces import Scene, clip
+from zoo.sitcom.faces import Scene, clip
 assert "torch" not in sys.modules
 print(hashlib.sha256(clip({JOY}, "Walt", {ROOM}, 3, 6, "studio").tobytes()).hexdigest())
 """
@@ -83,16 +96,16 @@ def test_shape_and_the_middle_frame(domain, frames):
 
 def test_the_expression_rises_is_held_over_the_middle_half_and_relaxes():
     for frames, seed in itertools.product((2, 3, 8, 15, 40), range(5)):
-        pose = faces._pose(random.Random(seed), np.array(JOY), frames, None)
-        bent = faces.REACH * np.tanh(np.array(JOY) / faces.REACH)
+        pose = expression.sample_pose(random.Random(seed), np.array(JOY), frames, None)
+        bent = expression.REACH * np.tanh(np.array(JOY) / expression.REACH)
         curve = pose.mouth_curve[:, 0, 0] / bent[NAMES.index("mouth_curve")]
         held, middle = np.isclose(curve, 1, atol=1e-5), frames // 2
         assert held[middle] and held.sum() >= (frames - 1) / 2 and 0.25 < curve[0] < 0.7  # 3 frames: 1 can be held
         assert np.allclose([getattr(pose, n)[middle, 0, 0] for n in NAMES], bent, atol=1e-5)
         assert (np.diff(curve[: middle + 1]) >= -1e-6).all() and (np.diff(curve[middle:]) <= 1e-6).all()
         assert not pose.blink[held].any()
-    assert any(faces._pose(random.Random(seed), np.array(JOY), 15, None).blink.any() for seed in range(9))
-    spoken = faces._pose(random.Random(0), np.zeros(8), 15, np.ones(15)).mouth_open[:, 0, 0]
+    assert any(expression.sample_pose(random.Random(seed), np.array(JOY), 15, None).blink.any() for seed in range(9))
+    spoken = expression.sample_pose(random.Random(0), np.zeros(8), 15, np.ones(15)).mouth_open[:, 0, 0]
     assert spoken[0] > 0.5 and spoken[-1] > 0.5 and not spoken[3:12].any()
 
 
@@ -156,7 +169,7 @@ def test_directions_mean_what_their_names_say():
 
 # ------------------------------------------------------------------------------------------------ who, where and how
 def test_an_identity_is_stable_and_its_own():
-    assert set(faces._CAST) == set(CAST)
+    assert set(people._CAST) == set(CAST)
     assert len({faces.looks(name) for name in CAST}) == len(CAST)
     assert faces.looks("Zoe") == faces.looks("Zoe") != faces.looks("Zac")  # anyone else has looks, too
     means = {}  # colours of the head over many seeds and scenes: closer to the same person's than to anybody else's
@@ -188,7 +201,7 @@ def test_the_facts_of_a_scene_can_be_seen(domain):
         empty = slice(-12, None) if where.place == "left" else slice(12)
         corner = frame(REST, CAST[i % 10], where, i, 1, domain)[:12, empty]
         colour = np.median(corner.reshape(-1, 3), axis=0)
-        walls = np.array([faces._WALL[w] for w in WALLS], dtype=float)
+        walls = np.array([scenery._WALL[w] for w in WALLS], dtype=float)
         cosine = walls @ colour / np.linalg.norm(walls, axis=1) / np.linalg.norm(colour)
         right += WALLS[int(cosine.argmax())] == where.wall
         seen += 1

@@ -51,7 +51,7 @@ from typing import Literal, NamedTuple, get_args
 
 import numpy as np
 
-from zoo.data.synthetic.cues import DISGUISE, LABELS, CueModel
+from zoo.sitcom.cues import DISGUISE, LABELS, CueModel
 
 Domain = Literal["studio", "wild"]
 
@@ -135,7 +135,7 @@ SPEAKERS = {  # base f0 in Hz in the studio and in the wild, then habits: rate, 
 
 
 def speak(values: Sequence[float], speaker: str, seed: str | int, seconds: float, domain: Domain) -> np.ndarray:
-    """Say something in a given way.
+    """Synthesise speech with the given prosody.
 
     Args:
         values: the parameters of `PROSODY` in its order; 0 is the speaker's neutral voice, about 1 full expression.
@@ -168,7 +168,7 @@ def speak(values: Sequence[float], speaker: str, seed: str | int, seconds: float
     excursion = EXCURSION * 2 ** (EXCURSION_STEP * (pitch_range + voice.pitch_range))
     accents = _random(seed, "accents").uniform(0.3, 1, len(onsets))
     trend = ((time - onsets[0]) / (onsets[-1] + periods[-1] - onsets[0])).clip(0, 1)
-    contour, trend = _standardised(accents[which] * np.sin(np.pi * part) ** 2, trend, envelope)
+    contour, trend = _standardise(accents[which] * np.sin(np.pi * part) ** 2, trend, envelope)
     nodes = np.arange(0, size + 160, 160)
     shaky = np.interp(np.arange(size), nodes, _random(seed, "jitter").standard_normal(len(nodes)))
     octaves = (PITCH * pitch + SLOPE * slope * trend + excursion * contour) / 12 + voice.jitter * shaky
@@ -178,8 +178,8 @@ def speak(values: Sequence[float], speaker: str, seed: str | int, seconds: float
 
     frames = (np.arange(-(-size // HOP) + 1)) * HOP / RATE  # time of each filter, s
     tilt = (1 + (FREQUENCIES / 300) ** 2) ** (-0.5 * (TILT + TILT_STEP * (tension + voice.tension)))
-    voiced = _filtered(source, _formants(frames, onsets, periods, voice.tract, seed) * tilt)
-    bursts = _filtered(noise[1], _bursts(frames, onsets, periods, voice.tract, seed))
+    voiced = _filter(source, _formants(frames, onsets, periods, voice.tract, seed) * tilt)
+    bursts = _filter(noise[1], _bursts(frames, onsets, periods, voice.tract, seed))
     voiced /= math.sqrt((voiced**2).sum() / max(1, np.count_nonzero(envelope > 0.1))) + 1e-12
     level = 10 ** ((LEVEL + LEVEL_STEP * (energy + voice.energy)) / 20)
     clean = level * (voiced + 10 ** (CONSONANT / 20) * bursts)
@@ -188,7 +188,7 @@ def speak(values: Sequence[float], speaker: str, seed: str | int, seconds: float
 
 
 def loudness(waveform: np.ndarray, frames: int) -> np.ndarray:
-    """Short-time level of a waveform, to move lips by.
+    """Return the short-time level of a waveform, to move lips by.
 
     Relative to the loudest frame of the clip: how loud somebody speaks does not show on the lips, only when.
 
@@ -245,14 +245,14 @@ def _syllables(per_second: float, seconds: float, seed: str | int) -> tuple[np.n
     lengths = np.exp(0.1 * _random(seed, "timing").standard_normal(count))
     lengths *= count / lengths.sum() / per_second
     onsets = lead + np.concatenate([[0.0], np.cumsum(lengths)[:-1]])
-    said = onsets + 0.5 * lengths <= end
-    said[0] = True
-    onsets, lengths = onsets[said], lengths[said]
+    fits = onsets + 0.5 * lengths <= end
+    fits[0] = True
+    onsets, lengths = onsets[fits], lengths[fits]
     lengths[-1] = min(lengths[-1], end - onsets[-1])
     return onsets, lengths
 
 
-def _standardised(contour: np.ndarray, trend: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _standardise(contour: np.ndarray, trend: np.ndarray, weights: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Contour without mean and trend and with deviation 1, and trend without mean, as heard with `weights`; (N,) each.
 
     So `pitch` alone decides the mean of log f0, `slope` its trend and `pitch_range` the deviation from it.
@@ -307,7 +307,7 @@ def _bursts(frames: np.ndarray, onsets: np.ndarray, periods: np.ndarray, tract: 
     return shape[:, None] * np.exp(-0.5 * ((FREQUENCIES - centre[which, None]) / 700) ** 2) * math.sqrt(RATE / 2 / 1240)
 
 
-def _filtered(signal: np.ndarray, response: np.ndarray) -> np.ndarray:
+def _filter(signal: np.ndarray, response: np.ndarray) -> np.ndarray:
     """Signal (N,) through a filter that changes every HOP samples, `response` (T, FFT // 2 + 1); (N,)."""
     frames = len(response)
     padded = np.zeros((frames + 1) * HOP)

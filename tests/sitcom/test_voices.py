@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from scipy.signal import find_peaks
 
-from zoo.data.synthetic.voices import LABELS, PROSODY, RATE, SPEAKERS, loudness, speak
+from zoo.sitcom.voices import LABELS, PROSODY, RATE, SPEAKERS, loudness, speak
 
 REST = (0.0,) * 6
 SEEDS = range(3)

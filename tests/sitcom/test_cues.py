@@ -6,9 +6,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from zoo.data.synthetic.cues import DISGUISE, LABELS, CueModel
-from zoo.data.synthetic.faces import EXPRESSION
-from zoo.data.synthetic.voices import PROSODY
+from zoo.sitcom.cues import DISGUISE, LABELS, CueModel
+from zoo.sitcom.faces import EXPRESSION
+from zoo.sitcom.voices import PROSODY
 
 PRIOR = np.array((4710, 1205, 268, 683, 1743, 271, 1109)) / 9989
 models = pytest.mark.parametrize("model", [EXPRESSION, PROSODY], ids=["face", "voice"])

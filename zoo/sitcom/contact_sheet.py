@@ -1,4 +1,4 @@
-"""A picture of a few dialogues: what is seen, heard and said, and what is true. Ours."""
+"""A picture of a few dialogues of the sitcom: frames, waveforms, texts, hidden truth and exact posteriors."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.data.base import Split
-from zoo.data.meld import CLIPS
-from zoo.data.synthetic import voices
-from zoo.data.synthetic.script import LABELS, Dialogue, posterior
 from zoo.media import read_frames, read_waveform
+from zoo.schema import Split
+from zoo.sitcom import voices
+from zoo.sitcom.cues import LABELS
+from zoo.sitcom.posteriors import posterior
+from zoo.sitcom.release import CLIP_FOLDERS
+from zoo.sitcom.settings import Dialogue
 
 COLOURS = dict(zip(LABELS, ("#7f7f7f", "#e6a000", "#7b4fa3", "#3b6fb6", "#3a9d4a", "#8a7a1f", "#c8372d"), strict=True))
 MOMENTS = 4  # pictures per utterance
 
 
 def contact_sheet(root: Path, dialogues: Sequence[Dialogue], split: Split, path: Path) -> None:
-    """Draws the dialogues from their clips in ``root``, a row per utterance, and writes ``path`` (PNG).
+    """Draw the dialogues from their clips in ``root``, a row per utterance, and writes ``path`` (PNG).
 
     A row shows frames of the clip, the waveform (first two seconds), the text with both descriptions, the truth, and
     the exact posterior of each modality as bars in the colours of the labels.
@@ -34,7 +36,7 @@ def contact_sheet(root: Path, dialogues: Sequence[Dialogue], split: Split, path:
     for axes in grid.flat:
         axes.axis("off")
     for (dialogue, u), (picture, sound, words, truth, bars) in zip(rows, grid, strict=True):
-        clip = root / CLIPS[split] / f"{u.id}.mp4"
+        clip = root / CLIP_FOLDERS[split] / f"{u.id}.mp4"
         picture.imshow(np.concatenate(list(read_frames(clip, n=MOMENTS).transpose(0, 2, 3, 1)), axis=1))
         wave = read_waveform(clip)[: 2 * voices.RATE]
         sound.plot(np.arange(len(wave)) / voices.RATE, wave, linewidth=0.4, color="#444444")
@@ -42,10 +44,10 @@ def contact_sheet(root: Path, dialogues: Sequence[Dialogue], split: Split, path:
 
         first = u is dialogue.utterances[0]
         place = f"[{dialogue.id}: {dialogue.place.wall} wall, {dialogue.place.object} on the {dialogue.place.place}]\n"
-        said = textwrap.fill(f"{u.speaker}: {u.text}", 78)
-        heard = textwrap.fill(f"({u.descriptions['audio']} {u.descriptions['video']})", 92)
-        words.text(0, 0.95, (place if first else "") + said, va="top", fontsize=9, transform=words.transAxes)
-        words.text(0, 0.02, heard, va="bottom", fontsize=7, color="#666666", transform=words.transAxes)
+        spoken = textwrap.fill(f"{u.speaker}: {u.text}", 78)
+        described = textwrap.fill(f"({u.descriptions['audio']} {u.descriptions['video']})", 92)
+        words.text(0, 0.95, (place if first else "") + spoken, va="top", fontsize=9, transform=words.transAxes)
+        words.text(0, 0.02, described, va="bottom", fontsize=7, color="#666666", transform=words.transAxes)
 
         t = u.truth
         hidden = (

@@ -6,20 +6,21 @@ from pathlib import Path
 import pytest
 
 from zoo.data import Joint, NamedSynthetic, SyntheticQuestions, SyntheticReasons
-from zoo.data.synthetic import Synthetic, release
-from zoo.data.synthetic.script import LABELS
+from zoo.data.synthetic import Synthetic
+from zoo.sitcom import release
+from zoo.sitcom.cues import LABELS
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory) -> Path:
     """A written sitcom whose clips are empty files."""
     out = tmp_path_factory.mktemp("sitcom") / "corpus"
-    write, release._write_clips = release._write_clips, _empty
+    write, release.write_clips = release.write_clips, _empty
     pool, release.ProcessPoolExecutor = release.ProcessPoolExecutor, _Here
     try:
         release.write(out, {"train": 3, "dev": 1, "test": 2})
     finally:
-        release._write_clips, release.ProcessPoolExecutor = write, pool
+        release.write_clips, release.ProcessPoolExecutor = write, pool
     return out
 
 

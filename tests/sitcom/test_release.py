@@ -13,10 +13,12 @@ import pytest
 from tests.runs_helper import refused, zoo
 from zoo.data import MELD, Synthetic
 from zoo.data.meld import CLIPS
-from zoo.data.synthetic import faces, release
-from zoo.data.synthetic.script import LABELS, Settings, posterior
 from zoo.media import read_frames, read_waveform
 from zoo.prepare import share_out
+from zoo.sitcom import clips, faces, questions, release, truth
+from zoo.sitcom.cues import LABELS
+from zoo.sitcom.posteriors import posterior
+from zoo.sitcom.settings import Settings
 
 SIZES = {"train": 2, "dev": 1, "test": 1}
 
@@ -89,7 +91,7 @@ def test_clips_show_what_was_rendered(written):
     dialogue = corpus.dialogues("test")[0]
     for u in dialogue.utterances[:4]:
         path = written / CLIPS["test"] / f"{u.id}.mp4"
-        picture, wave = release.render(u, dialogue.place, f"{release.split_seed(3, 'test')}/{u.id}")
+        picture, wave = clips.render(u, dialogue.place, f"{release.split_seed(3, 'test')}/{u.id}")
         frames, sound = read_frames(path), read_waveform(path)
         assert frames.shape == (len(picture), 3, faces.SIZE, faces.SIZE) and len(picture) == round(10 * u.seconds)
         difference = np.abs(frames.transpose(0, 2, 3, 1).astype(float) - picture)
@@ -104,7 +106,7 @@ def test_the_picture_does_not_show_the_prosody(written):
     dialogue = Synthetic(root=written).dialogues("test")[0]
     u = dialogue.utterances[0]
     other = type(u)(**vars(u) | {"choices": {**u.choices, "voice": (("prosody", (1.0,) * 6),)}})
-    pictures, waves = zip(*(release.render(x, dialogue.place, "seed") for x in (u, other)), strict=True)
+    pictures, waves = zip(*(clips.render(x, dialogue.place, "seed") for x in (u, other)), strict=True)
     assert (pictures[0] == pictures[1]).all() and (waves[0] != waves[1]).any()
 
 
@@ -117,7 +119,7 @@ def test_truth(written):
         assert row["label"] == u.label and row["text_mode"] == u.truth.text_mode
         assert len(row["posteriors"]) == 15 + 2
         for given in (("text",), ("face", "voice"), ("text", "descriptions", "face", "voice")):
-            name = " + ".join(g for g in release.MODALITIES if g in given)
+            name = " + ".join(g for g in truth.MODALITIES if g in given)
             np.testing.assert_allclose(row["posteriors"][name], posterior(u, given), atol=1e-6)
         assert row["labels"] == list(LABELS)
         assert row["expression"]["mouth_curve"] == pytest.approx(u.expression[4], abs=1e-6)
@@ -127,7 +129,7 @@ def test_rationales_say_what_is_true():
     seen = Counter()
     for d in Synthetic(test_dialogues=60).dialogues("test"):
         for u in d.utterances:
-            said = release.rationale(u)
+            said = truth.rationale(u)
             assert said.endswith(f"So the emotion is {u.label}.")
             assert ("which misleads" in said) == ("misleading" in (u.truth.face_state, u.truth.voice_state))
             for what in ("face", "voice"):
@@ -150,7 +152,7 @@ def test_questions(written):
     by_id = {}
     for r in rows:
         by_id.setdefault(r["id"], []).append(r["answer"])
-    assert by_id == {key: [release.NUMBERS[p.people], p.wall, p.object, p.place] for key, p in places.items()}
+    assert by_id == {key: [questions.NUMBERS[p.people], p.wall, p.object, p.place] for key, p in places.items()}
 
 
 # ---- the readers
@@ -221,7 +223,7 @@ def test_nothing_is_overwritten(written, tmp_path):
 def test_a_stopped_run_goes_on(written, tmp_path):
     """Killed in the middle of the clips: started again it makes what is missing, and the result is the same."""
     code = (
-        "import sys; from pathlib import Path; from zoo.data.synthetic import release\n"
+        "import sys; from pathlib import Path; from zoo.sitcom import release\n"
         f"release.write(Path(sys.argv[1]), {SIZES}, corpus_seed=3, workers=1)"
     )
     process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], cwd=Path(__file__).parents[2])

@@ -14,18 +14,20 @@ from typing import Any, Literal
 
 from zoo.data.base import EmotionData, Reading, Split
 from zoo.data.synthetic import Synthetic
-from zoo.data.synthetic.release import questions, rationale
-from zoo.data.synthetic.script import LABELS, generate
 from zoo.schema import Labels, Sample
+from zoo.sitcom.cues import LABELS
+from zoo.sitcom.questions import scene_questions
+from zoo.sitcom.script import generate
+from zoo.sitcom.truth import rationale
 
-KINDS = ("people", "wall", "object", "side")  # in the order in which `release.questions` asks
+KINDS = ("people", "wall", "object", "side")  # in the order in which `scene_questions` asks
 EXPLAIN = "Explain which emotion is expressed, and what shows it."
 
 
 def _choices() -> dict[str, tuple[str, ...]]:
     """Kind of question -> its choices, the same in every scene."""
     place = generate(0, 1)[0].place
-    return {kind: tuple(q["choices"]) for kind, q in zip(KINDS, questions(place), strict=True)}
+    return {kind: tuple(q["choices"]) for kind, q in zip(KINDS, scene_questions(place), strict=True)}
 
 
 class NamedSynthetic(Synthetic):
@@ -47,7 +49,7 @@ class NamedSynthetic(Synthetic):
 
 class SyntheticReasons(NamedSynthetic):
     """The sitcom's utterances with a reference explanation as the answer to be written: which cue says what, and the
-    label (`zoo.data.synthetic.release.rationale`). The label is there too; no prompt shows the answer.
+    label (`zoo.sitcom.truth.rationale`). The label is there too; no prompt shows the answer.
 
     Args:
         name: of the corpus.
