@@ -25,7 +25,7 @@ from zoo.backbones import LLM
 from zoo.benchmark import collect
 from zoo.checkpoints.exporting import _once
 from zoo.data import MELD
-from zoo.label import read_turns
+from zoo.label.requests import read_turns
 from zoo.media import Media, Unreadable
 from zoo.schema import Labels
 from zoo.storage import read_json, read_jsonl, read_yaml

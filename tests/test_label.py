@@ -17,7 +17,8 @@ from tests.media_files import sine, write_clip
 from tests.runs_helper import fit, flags, make_corpus, make_ears, make_eyes, make_llm, no_picture, refused, rows, zoo
 from zoo.checkpoints.listing import index
 from zoo.data.meld import CLIPS
-from zoo.label import System, Used, without_discarded
+from zoo.label.system import System
+from zoo.label.used_inputs import UsedInputs
 from zoo.schema import Labels, Sample, Turn
 from zoo.storage import locked
 
@@ -215,14 +216,14 @@ def test_a_policy_decides_first(home, table):
     ("decision", "why"), [("discard", "discarded by the selector (S: plain)"), ("keep", "no room")]
 )
 def test_the_selectors_reason_stands_where_the_descriptions_do(decision, why):
-    used = Used(("words",), {"picture": "not given", "video description": "no room"})
-    usage = without_discarded(used, {"system": "S", "decision": decision, "text": "plain"})
-    assert usage == Used(("words",), {"picture": "not given", "video description": why})
+    used = UsedInputs(("words",), {"picture": "not given", "video description": "no room"})
+    usage = used.with_selection({"system": "S", "decision": decision, "text": "plain"})
+    assert usage == UsedInputs(("words",), {"picture": "not given", "video description": why})
 
 
 @pytest.mark.parametrize("name", [n for n, e in index().items() if e["source"] == "shipped"])
 def test_published_weights_say_what_they_know(name):
-    sentence = System(name).knows()
+    sentence = System(name).describe_training()
     known = (
         "GoEmotions (single English sentences from Reddit)"
         if name == "tiny-llama"
@@ -275,7 +276,8 @@ def test_the_ending_says_what_a_file_holds(home, tmp_path):
 
 def test_a_system_without_tensors_is_asked(monkeypatch):
     """Its input is the samples themselves; then what it answers says what it used."""
-    from zoo.label import Clips, tensors
+    from zoo.label.samples import RequestedSamples
+    from zoo.label.used_inputs import batch_tensors
 
     labels = Labels("meld", ("joy", "anger"))
     sample = Sample("meld/asked/x", "meld/asked/x", labels, Turn("x", "Ada", "Oh!", descriptions={"audio": "loud"}))
@@ -286,11 +288,11 @@ def test_a_system_without_tensors_is_asked(monkeypatch):
 
             return [Prediction(s.id, s.dialogue, None, "joy", {"joy": float(len(s.target.text))}) for s in batch["own"]]
 
-    clips = Clips.__new__(Clips)
+    clips = RequestedSamples.__new__(RequestedSamples)
     clips.used, clips.failed = {}, {}
-    monkeypatch.setattr(Clips, "trainer", type("T", (), {"lightning_module": Words()})(), raising=False)
-    assert not tensors({"own": [sample]})
-    assert clips.look(sample, lambda samples, rng: {"own": samples})
+    monkeypatch.setattr(RequestedSamples, "trainer", type("T", (), {"lightning_module": Words()})(), raising=False)
+    assert not batch_tensors({"own": [sample]})
+    assert clips.inspect(sample, lambda samples, rng: {"own": samples})
     assert clips.used[sample.id].used == ("words",) and "audio description" in clips.used[sample.id].unused
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from zoo.checkpoints.loading import made
 from zoo.data import Synthetic
-from zoo.label import alike, tensors
+from zoo.label.used_inputs import batch_tensors, equal_inputs
 from zoo.models.baselines.model import Fitted
 from zoo.module import READABLE
 from zoo.runs import REPOSITORY
@@ -85,8 +85,8 @@ def test_a_system_reads_what_its_batches_change_with(config, options, reads, cor
 
     def seen(one: Sample) -> list:
         batch = collator([one], np.random.default_rng(0))
-        return tensors(batch) or [p.row() for p in module.predict(batch)]
+        return batch_tensors(batch) or [p.row() for p in module.predict(batch)]
 
     whole = seen(sample)
-    assert alike(whole, seen(sample))
-    assert tuple(part for part in READABLE if not alike(whole, seen(bare(sample, part)))) == reads
+    assert equal_inputs(whole, seen(sample))
+    assert tuple(part for part in READABLE if not equal_inputs(whole, seen(bare(sample, part)))) == reads

@@ -245,7 +245,7 @@ def _run(verb: str, args: list[str]) -> None:
     elif verb == "prepare":
         from zoo.prepare import main as command
     elif verb == "label":
-        from zoo.label import main as command
+        from zoo.label.command import main as command
     elif verb == "export":
         from zoo.checkpoints import export as command
     else:

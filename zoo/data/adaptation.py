@@ -9,10 +9,11 @@ import numpy as np
 
 from zoo.data.base import EmotionData, Reading, Split
 from zoo.data.text import whole_number
-from zoo.schema import Labels, Sample
+from zoo.data.wrapped import WrappedCorpus
+from zoo.schema import Sample
 
 
-class Adaptation(EmotionData):
+class Adaptation(WrappedCorpus):
     """The unlabelled part of a corpus as training and validation split, in the words of test-time training.
 
     ``transductive``: adapt to the whole test split and report on it (MERIT, TTRL). ``inductive``: adapt to one half of
@@ -35,32 +36,16 @@ class Adaptation(EmotionData):
         split_seed: int = 0,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(corpus, **kwargs)
         if protocol not in ("transductive", "inductive") or half not in (0, 1):
             raise ValueError(f"protocol is transductive or inductive and half 0 or 1, got {protocol!r} and {half!r}")
-        for option, value in (("root", self.root), ("encoding", self.encoding)):
-            if value is not None:
-                raise ValueError(
-                    f"Adaptation has no folder of its own, got {option} {value}; give --data.corpus.{option}"
-                )
-        self.corpus, self.half, self.split_seed = corpus, half, whole_number("split_seed", split_seed)
+        self.half, self.split_seed = half, whole_number("split_seed", split_seed)
         self.transductive = protocol == "transductive"
         self.protocol = f"{corpus.protocol}, {protocol}"
         self._truth: dict[str, int] = {}
 
-    @property
-    def labels(self) -> Labels:
-        return self.corpus.labels
-
-    @property
-    def label_sets(self) -> dict[str, Labels]:
-        return self.corpus.label_sets
-
-    def corpora(self) -> list[EmotionData]:
-        return self.corpus.corpora()
-
     def halves(self) -> tuple[set[str], set[str]]:
-        """Dialogues of the test split, drawn into two halves."""
+        """Draw the dialogues of the test split into two halves."""
         names = sorted({s.dialogue for s in self.corpus.samples("test")})
         order = np.random.default_rng(self.split_seed).permutation(len(names))
         middle = len(names) // 2
@@ -70,25 +55,25 @@ class Adaptation(EmotionData):
         whole = self.corpus.reading("test")
         adapt = [*self.halves()] if not self.transductive else [{s.dialogue for s in whole.samples}] * 2
         if split == "test":
-            own = adapt[1 - self.half]
-            samples = [s for s in whole.samples if s.dialogue in own]
+            reported = adapt[1 - self.half]
+            samples = [s for s in whole.samples if s.dialogue in reported]
             return Reading(samples, whole.official, dict(whole.excluded), dict(whole.notes), whole.listed)
         samples = [s for s in whole.samples if s.dialogue in adapt[self.half]]
         self._truth |= {s.id: s.label for s in samples if s.label >= 0}
-        bare = [unlabelled(s) for s in samples]
+        bare = [without_labels(s) for s in samples]
         return Reading(bare, whole.official, dict(whole.excluded), dict(whole.notes), whole.listed)
 
     @property
     def labelled(self) -> bool:
-        """Whether somebody knows all labels of the samples to adapt to."""
+        """Whether the labels of all samples to adapt to are known."""
         return all(s.id in self._truth for s in self.samples("train"))
 
     def truth(self, sample_id: str) -> int | None:
-        """Index of the true label of a sample to adapt to: to say how right the votes are, and for nothing else."""
+        """Return the index of the true label of a sample to adapt to; only the log may use it."""
         return self._truth.get(sample_id)
 
 
-def unlabelled(sample: Sample) -> Sample:
-    """The sample without any label of its dialogue, and without the answer it would be taught."""
+def without_labels(sample: Sample) -> Sample:
+    """Return the sample without any label of its dialogue, and without the answer it would be taught."""
     history = tuple(replace(t, label=None) for t in sample.history)
     return replace(sample, target=replace(sample.target, label=None), history=history, answer=None)

@@ -8,10 +8,11 @@ import numpy as np
 
 from zoo.data.base import EmotionData, Reading, Split
 from zoo.data.text import whole_number
-from zoo.schema import Labels, Sample
+from zoo.data.wrapped import WrappedCorpus
+from zoo.schema import Sample
 
 
-class Resplit(EmotionData):
+class Resplit(WrappedCorpus):
     """A random split of whole dialogues (videos, sessions: whatever `Sample.dialogue` is), the same on every machine.
 
     Its results are a protocol of their own, which names share and seed: other papers' splits hold other samples.
@@ -26,30 +27,16 @@ class Resplit(EmotionData):
     def __init__(
         self, corpus: EmotionData, train_share: float = 0.8, dev_share: float = 0.1, split_seed: int = 0, **kwargs: Any
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(corpus, **kwargs)
         if not 0 < train_share < 1 or not 0 < dev_share < 1:
             raise ValueError(f"shares lie between 0 and 1, got train_share {train_share} and dev_share {dev_share}")
-        for option, value in (("root", self.root), ("encoding", self.encoding)):
-            if value is not None:
-                raise ValueError(f"Resplit has no folder of its own, got {option} {value}; give --data.corpus.{option}")
-        self.corpus, self.train_share, self.dev_share = corpus, train_share, dev_share
+        self.train_share, self.dev_share = train_share, dev_share
         self.split_seed = whole_number("split_seed", split_seed)
         self.protocol = f"{corpus.protocol}, random {train_share:.0%} of dialogues, seed {split_seed}"
         self._parts: dict[Split, set[str]] = {}
 
-    @property
-    def labels(self) -> Labels:
-        return self.corpus.labels
-
-    @property
-    def label_sets(self) -> dict[str, Labels]:
-        return self.corpus.label_sets
-
-    def corpora(self) -> list[EmotionData]:
-        return self.corpus.corpora()
-
     def parts(self) -> dict[Split, set[str]]:
-        """Dialogues of each new split. ValueError if one would be empty."""
+        """Return the dialogues of each new split. ValueError if one would be empty."""
         if not self._parts:
             names = sorted({s.dialogue for s in self._all()})
             order = [names[i] for i in np.random.default_rng(self.split_seed).permutation(len(names))]
@@ -67,8 +54,8 @@ class Resplit(EmotionData):
         return [s for split in self.corpus.splits() for s in self.corpus.samples(split)]
 
     def read(self, split: Split) -> Reading:
-        own = self.parts()[split]
+        chosen = self.parts()[split]
         excluded: dict[str, str] = {}
         for part in self.corpus.splits():
             excluded |= self.corpus.reading(part).excluded
-        return Reading([s for s in self._all() if s.dialogue in own], None, excluded)
+        return Reading([s for s in self._all() if s.dialogue in chosen], None, excluded)

@@ -1,0 +1,44 @@
+"""The base of every corpus whose samples come from another one."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import Any
+
+from zoo.data.base import EmotionData, Reading, Split
+from zoo.schema import Labels
+
+
+class WrappedCorpus(EmotionData, ABC):
+    """A corpus whose samples come from another one, with its labels.
+
+    Args:
+        corpus: where the samples come from.
+
+    Raises:
+        ValueError: an option is given that belongs to the inner corpus.
+    """
+
+    def __init__(self, corpus: EmotionData, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        for option, value in (("root", self.root), ("encoding", self.encoding)):
+            if value is not None:
+                raise ValueError(
+                    f"{type(self).__name__} has no folder of its own, got {option} {value}; give --data.corpus.{option}"
+                )
+        self.corpus = corpus
+
+    @property
+    def labels(self) -> Labels:
+        return self.corpus.labels
+
+    @property
+    def label_sets(self) -> dict[str, Labels]:
+        return self.corpus.label_sets
+
+    def corpora(self) -> list[EmotionData]:
+        return self.corpus.corpora()
+
+    @abstractmethod
+    def read(self, split: Split) -> Reading:
+        """Read one split; see `EmotionData.read`."""
