@@ -6,7 +6,7 @@ from jsonargparse import ArgumentParser
 
 from tests.data.miniature import write_goemotions, write_meld
 from zoo.data import Adaptation, GoEmotions, Joint
-from zoo.data.adaptation import unlabelled
+from zoo.data.adaptation import without_labels
 from zoo.data.base import EmotionData
 from zoo.data.meld import MELD
 
@@ -71,7 +71,7 @@ def test_no_label_but_everything_else_is_kept(root, protocol):
 
 def test_a_written_answer_is_a_label_too(root):
     sample = replace(meld(root).samples("test")[3], question="Which?", answer="Joy, because she laughs.")
-    bare = unlabelled(sample)
+    bare = without_labels(sample)
     assert (bare.answer, bare.question, bare.target.text) == (None, "Which?", sample.target.text)
 
 
@@ -84,7 +84,7 @@ def test_truth_is_known_of_what_is_adapted_to_alone(root):
     assert data.labelled
     bare = Adaptation(meld(root))
     whole = bare.corpus.reading("test")
-    whole.samples[3] = unlabelled(whole.samples[3])
+    whole.samples[3] = without_labels(whole.samples[3])
     assert not bare.labelled and bare.truth(whole.samples[4].id) is not None
 
 
