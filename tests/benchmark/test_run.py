@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import os
 import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import dataclass
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 
 import pytest
@@ -17,6 +20,7 @@ import yaml
 from tests.benchmark.conftest import Made, bench, config
 from tests.runs_helper import metrics, refused, rows, zoo
 from zoo.benchmark.run import _complaint
+from zoo.cli import main
 
 
 def results_of(made: Made, row: str, seed: int = 0) -> Path:
@@ -135,10 +139,6 @@ def test_one_script_per_job(made, tmp_path):
     assert str(Path.cwd()) not in text.replace(str(made.home), "")  # it is submitted from there
 
 
-def command(file: Path, out: Path) -> list[str]:
-    return [sys.executable, "-m", "zoo", "bench", "--config", str(file), "--out", str(out)]
-
-
 def children(process: int) -> list[int]:
     """Ids of the processes below a process."""
     below, level = [], [process]
@@ -153,8 +153,29 @@ def children(process: int) -> list[int]:
     return below
 
 
-def started(made, tmp_path, name: str) -> tuple[subprocess.Popen, Path, Path]:
-    """A benchmark in the middle of the training of its one row; its file and the folder of its job."""
+@dataclass
+class Command:
+    """A benchmark that runs in a process of its own, with all that it prints in a file."""
+
+    process: BaseProcess
+    log: Path
+
+    def finish(self) -> tuple[int, str]:
+        """Wait for its end; return its exit code, and what it printed."""
+        self.process.join()
+        return self.process.exitcode, self.log.read_text()
+
+
+def run_command(args: list[str], log: str) -> None:
+    """Run ``zoo ARGS`` with its output in a file."""
+    with open(log, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
+    main(args)
+
+
+def long_bench(made: Made, folder: Path) -> tuple[Path, Path]:
+    """Write a benchmark of one row that trains long enough to be interrupted; return its file and its job's folder."""
     content = {
         "title": "t",
         "data": yaml.safe_load(made.file.read_text())["data"],
@@ -166,19 +187,27 @@ def started(made, tmp_path, name: str) -> tuple[subprocess.Popen, Path, Path]:
             }
         },
     }
-    file = tmp_path / "bench.yaml"
+    file = folder / "bench.yaml"
     file.write_text(yaml.safe_dump(content))
-    env = os.environ | {"OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(
-        command(file, tmp_path / name), env=env, stdout=subprocess.PIPE, text=True, stderr=subprocess.STDOUT
-    )
-    home = tmp_path / name / "runs" / "long" / "seed-0"
+    return file, folder / "out" / "runs" / "long" / "seed-0"
+
+
+def start_in_training(file: Path, home: Path) -> Command:
+    """Start a benchmark; return when its job is in the middle of the training.
+
+    It is forked off the server of this process, which has imported everything: to start Python would take longer than
+    all the rest. `undisturbed` is what the command line gives.
+    """
+    log = file.with_name("printed.txt")
+    args = ["bench", "--config", str(file), "--out", str(file.with_name("out"))]
+    process = multiprocessing.get_context("forkserver").Process(target=run_command, args=(args, str(log)))
+    process.start()
     last = home / "lightning_logs" / "version_0" / "checkpoints" / "last.ckpt"
     while not last.is_file():
-        assert process.poll() is None, process.stdout.read()
+        assert process.is_alive(), log.read_text()
         time.sleep(0.01)
     time.sleep(0.3)
-    return process, file, home
+    return Command(process, log)
 
 
 STOPS = {  # name -> signal, and who gets it: the benchmark, the job's own process, or all of them as from a scheduler
@@ -192,22 +221,24 @@ STOPS = {  # name -> signal, and who gets it: the benchmark, the job's own proce
 
 @pytest.fixture(scope="module")
 def undisturbed(made, tmp_path_factory) -> list[dict]:
-    """Answers of the long row of `started` without interruption."""
+    """Answers of the row of `long_bench` without interruption."""
     folder = tmp_path_factory.mktemp("undisturbed")
-    process, _, home = started(made, folder, "whole")
-    assert process.wait() == 0
+    file, home = long_bench(made, folder)
+    command = [sys.executable, "-m", "zoo", "bench", "--config", file, "--out", folder / "out", "--report=false"]
+    subprocess.run(command, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     return rows(home / "results")
 
 
 @pytest.mark.parametrize("name", STOPS)
 def test_stopped_in_the_middle_of_a_training_it_ends_as_an_undisturbed_one(name, made, undisturbed, tmp_path):
     number, receiver, code = STOPS[name]
-    process, file, home = started(made, tmp_path, "stopped")
-    every = [process.pid, *children(process.pid)]
+    file, home = long_bench(made, tmp_path)
+    command = start_in_training(file, home)
+    every = [command.process.pid, *children(command.process.pid)]
     for pid in {"benchmark": every[:1], "job": every[-1:], "all": every}[receiver]:
         os.kill(pid, number)
-    printed = process.communicate()[0]
-    assert process.returncode == code, printed
+    exit_code, printed = command.finish()
+    assert exit_code == code, printed
     assert not (home / "fit.json").exists() and not (home / "failed.json").exists()
     log = (home / "log.txt").read_text()
     if receiver != "job" and number != signal.SIGKILL:
@@ -216,8 +247,8 @@ def test_stopped_in_the_middle_of_a_training_it_ends_as_an_undisturbed_one(name,
         assert "interrupted at step" in log and "go on with: zoo fit" in log
     if receiver == "job":  # the benchmark goes on, and ranks nothing that is half trained
         assert "long seed 0: interrupted" in printed and "1 of 1 jobs were interrupted" in printed
-        assert not (tmp_path / "stopped" / "report.html").exists()
-    assert bench("--config", file, "--out", tmp_path / "stopped", "--report=false") == 0
+        assert not (tmp_path / "out" / "report.html").exists()
+    assert bench("--config", file, "--out", tmp_path / "out", "--report=false") == 0
     assert "--ckpt_path=" in (home / "log.txt").read_text()  # it went on
     assert json.loads((home / "fit.json").read_text())["interrupted"] == 1
     assert rows(home / "results") == undisturbed
