@@ -298,7 +298,7 @@ def test_unsafe_code_is_noticed(code: str, found: list[str]):
 # ---- text files
 SPLITLINES = {  # file -> why its texts may be cut at U+0085 and U+2028
     "zoo/benchmark/run.py": "the log of a command, shown in part",
-    "zoo/media.py": "bytes, which are cut at line breaks alone",
+    "zoo/media/cache.py": "bytes, which are cut at line breaks alone",
 }
 
 

@@ -27,7 +27,6 @@ from zoo.data import MELD
 from zoo.media import Media
 from zoo.prepare import captions, chat, ver
 from zoo.prepare.chat import Answers, Asker, Endpoint, LocalText, NoAnswer, Stopped
-from zoo.schema import Turn
 
 FRAMES = np.full((2, 3, 32, 48), 40, np.uint8)  # a dark frame and a bright one
 FRAMES[1] = 200
@@ -1013,30 +1012,6 @@ def test_a_corpus_without_clips(server, tmp_path):
         "out",
     )
     assert "no clip or picture" in said and not server.requests
-
-
-def test_a_part_of_a_file():
-    """An utterance inside a longer clip: only its own frames, its half of the picture and its sound."""
-    video = np.zeros((10, 3, 4, 6), np.uint8)
-    video[:] = np.arange(10, dtype=np.uint8)[:, None, None, None] * 10
-    video[..., 3:] += 1
-
-    class Ten:
-        """A frame per second."""
-
-        def frames(self, path, n=None, at="uniform", size=None):
-            return video[[int(at)]] if at != "uniform" else video[:n]
-
-        def waveform(self, path, rate):
-            return np.repeat(np.arange(10, dtype=np.float32), rate)
-
-    turn = Turn("u", "", "", video=Path("v.mp4"), audio=Path("v.mp4"), start=4.0, end=8.0, crop="right")
-    frames = chat.frames_of(Ten(), turn, 2, 4)
-    assert frames.shape == (2, 3, 4, 3) and frames[:, 0, 0, 0].tolist() == [51, 71]
-    sound = chat.sound_of(Ten(), turn)
-    assert len(sound) == 4 * chat.RATE and set(sound.tolist()) == {4.0, 5.0, 6.0, 7.0}
-    own = Turn("u", "", "", video=Path("v.mp4"), audio=Path("own.wav"), start=4.0, end=8.0)  # a file of its own: whole
-    assert len(chat.sound_of(Ten(), own)) == 10 * chat.RATE
 
 
 def test_what_only_stands_in_a_history_is_described_too(meld):

@@ -2,7 +2,6 @@
 and which frames of a film an utterance is."""
 
 import re
-from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -14,11 +13,11 @@ from tests.media_files import sine, write_clip
 from tests.runs_helper import label_clip, make_ears, make_eyes
 from zoo.backbones import LLM, Audio, Vision
 from zoo.data import MELD
-from zoo.media import Media, Unreadable
+from zoo.media import Media
 from zoo.models.merit import Merit
 from zoo.prompts import load_template
 from zoo.schema import Sample, Turn
-from zoo.senses import AT_ONCE, AUDIO, VISION, Remembered, SensesCollator, frames_of, key_of, wave_of
+from zoo.senses import AT_ONCE, AUDIO, VISION, Remembered, SensesCollator
 
 SEVEN = MELD.labels
 
@@ -371,65 +370,3 @@ def test_what_a_validation_remembers_can_be_trained_on():
 
 
 # ---- frames of a film
-@pytest.fixture(scope="module")
-def film(home) -> Path:
-    """Two seconds of 80 x 40 pixels; frame i is i * 10 bright on the left, 250 - i * 10 on the right."""
-    frames = np.zeros((20, 40, 80, 3), np.uint8)
-    for i in range(20):
-        frames[i, :, :40], frames[i, :, 40:] = i * 10, 250 - i * 10
-    return write_clip(home / "film.mp4", list(frames), fps=10)
-
-
-def whole(film, **options):
-    return Turn("x", "", "hi", video=film, **options)
-
-
-def test_a_clip_of_its_own_is_spread_over(media, film):
-    own = frames_of(media, whole(film), 4, 32)
-    direct = media.frames(film, n=4, size=32)
-    assert own.shape == (4, 3, 32, 32) and direct.shape == (4, 3, 32, 64)
-    assert np.array_equal(own, direct[..., 16:48])  # its middle square
-    middle = frames_of(media, whole(film), 2, 32, middle=0.5)
-    assert np.array_equal(middle, direct[1:3, ..., 16:48])
-
-
-def test_an_utterance_within_a_film(media, film):
-    """Four frames in the middles of four equal parts of its seconds."""
-    own = frames_of(media, whole(film, start=0.8, end=1.6), 4, 32)
-    direct = [media.frames(film, at=t, size=32)[0][..., 16:48] for t in (0.9, 1.1, 1.3, 1.5)]
-    assert np.array_equal(own, np.stack(direct)) and not np.array_equal(own[0], own[1])
-    part = frames_of(media, whole(film, start=0.8, end=1.6), 2, 32, middle=0.5)
-    assert np.array_equal(part, np.stack(direct[1:3]))
-
-
-@pytest.mark.parametrize("crop, level", [("left", 90), ("right", 160)])
-def test_the_half_of_a_speaker(media, film, crop, level):
-    for turn in (whole(film, start=0.8, end=1.1, crop=crop), whole(film, crop=crop)):
-        own = frames_of(media, turn, 1, 32)
-        assert own.shape == (1, 3, 32, 32) and own.dtype == np.uint8
-    inside = frames_of(media, whole(film, start=0.85, end=1.05, crop=crop), 1, 32)
-    assert abs(float(inside[..., 4:28, 4:28].mean()) - level) < 6  # frame 9
-
-
-def test_sound_is_cut_to_its_middle(media, home):
-    turn = Turn("x", "", "hi", audio=home / "long.mp4")
-    wave = media.waveform(turn.audio)
-    own, cut = wave_of(media, turn, 8000)
-    start = (len(wave) - 8000) // 2
-    assert cut and np.array_equal(own, wave[start : start + 8000])
-    own, cut = wave_of(media, turn, len(wave))
-    assert not cut and np.array_equal(own, wave)
-    with pytest.raises(Unreadable):
-        wave_of(media, Turn("x", "", "hi", audio=home / "broken.mp4"), 8000)
-
-
-def test_parts_of_one_film_are_told_apart(film):
-    turns = [
-        whole(film),
-        whole(film, start=0.0, end=1.0),
-        whole(film, start=1.0, end=2.0),
-        whole(film, start=0.0, end=1.0, crop="left"),
-        whole(film, start=0.0, end=1.0, crop="right"),
-    ]
-    assert len({key_of(t, t.video) for t in turns}) == 5
-    assert key_of(turns[0], film) == key_of(replace(turns[0], id="y", text="other"), film)

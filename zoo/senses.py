@@ -17,11 +17,11 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import resize
 
 from zoo.backbones import LLM, Audio, Vision
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media, Unreadable
+from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_key, utterance_sound
 from zoo.module import IGNORE, EmotionModule, PromptCollator, readable_parts
 from zoo.schema import Sample, Turn
 
@@ -30,54 +30,6 @@ VISION, AUDIO = "<|vision|>", "<|audio|>"
 MARKS = {VISION: 1, AUDIO: 2}  # mark -> what stands at its positions in a batch's ``slots``
 REMEMBERED = 2**28  # bytes of features that are kept per encoder
 AT_ONCE = 16  # clips that pass an encoder together
-
-
-# ------------------------------------------------------------------------------------------------------- reading clips
-def frames_of(media: Media, turn: Turn, n: int, size: int, middle: float = 1.0) -> np.ndarray:
-    """n frames, evenly spaced over the middle part of an utterance, cut to the middle square: of its own clip, or of
-    its seconds and its half of a longer film.
-
-    Args:
-        size: side of the square in pixels.
-        middle: share of the utterance around its middle.
-
-    Returns:
-        (n, 3, size, size) uint8.
-
-    Raises:
-        Unreadable: the clip gives no frame.
-    """
-    spread = max(n, round(n / middle))
-    first = (spread - n) // 2
-    side = size if turn.crop is None else None
-    if turn.start is None or turn.end is None:
-        frames = media.frames(turn.video, n=spread, size=side)[first : first + n]
-    else:
-        parts = (np.arange(first, first + n) + 0.5) / spread
-        moments = turn.start + (turn.end - turn.start) * parts
-        frames = np.concatenate([media.frames(turn.video, at=float(t), size=side) for t in moments])
-    if turn.crop is not None:
-        half = frames.shape[3] // 2
-        frames = frames[..., :half] if turn.crop == "left" else frames[..., half:]
-        frames = resize(torch.from_numpy(np.ascontiguousarray(frames)), [size], antialias=True).numpy()
-    top, left = ((length - size) // 2 for length in frames.shape[2:])
-    return frames[:, :, top : top + size, left : left + size]
-
-
-def wave_of(media: Media, turn: Turn, most: int) -> tuple[np.ndarray, bool]:
-    """The sound of an utterance, (N,) float32 at 16 kHz, and whether it was cut to its middle `most` samples.
-
-    Raises:
-        Unreadable: the file gives no sound.
-    """
-    wave = media.waveform(turn.audio)
-    start = max(0, (len(wave) - most) // 2)
-    return wave[start : start + most], len(wave) > most
-
-
-def key_of(turn: Turn, path: Path) -> tuple[Hashable, ...]:
-    """Identity of what `frames_of` and `wave_of` read."""
-    return str(path), turn.start, turn.end, turn.crop
 
 
 class Remembered:
@@ -189,9 +141,9 @@ class SensesCollator(PromptCollator):
             cut += shortened
             nothing += seen is None and heard is None and not (self.words and sample.target.text)
             if seen is not None:
-                frames.append((key_of(sample.target, sample.target.video), seen))
+                frames.append((utterance_key(sample.target, sample.target.video), seen))
             if heard is not None:
-                waves.append((key_of(sample.target, sample.target.audio), heard))
+                waves.append((utterance_key(sample.target, sample.target.audio), heard))
             shown = {"vision": VISION if seen is not None else "", "audio": AUDIO if heard is not None else ""}
             said = sample if self.words else replace(sample, target=replace(sample.target, text=""))
             ids, short = self.prompt_ids(said, rng, shown)
@@ -225,7 +177,7 @@ class SensesCollator(PromptCollator):
         if not self.frames or turn.video is None:
             return None
         try:
-            return frames_of(self.media, turn, self.frames, self.size)
+            return utterance_frames(self.media, turn, self.frames, side=self.size, square=True)
         except Unreadable:
             return None
 
@@ -233,7 +185,7 @@ class SensesCollator(PromptCollator):
         if not self.audio_tokens or turn.audio is None:
             return None, False
         try:
-            return wave_of(self.media, turn, round(self.max_seconds * 16_000))
+            return middle_of_sound(utterance_sound(self.media, turn), round(self.max_seconds * RATE))
         except Unreadable:
             return None, False
 

@@ -102,24 +102,29 @@ class Shared:
             self.seen.held.update({key: (own,) for key, own in held["seen"].items()})
             self.heard.held.update({key: (own,) for key, own in held["heard"].items()})
         self.size = len(self.seen.held)
-        build, frames_of, wave_of = zoo.senses.Senses.build, zoo.senses.frames_of, zoo.senses.wave_of
+        build, read_frames, read_sound = (
+            zoo.senses.Senses.build,
+            zoo.senses.utterance_frames,
+            zoo.senses.utterance_sound,
+        )
         known = {key[:-1] for key in self.seen.held}, {key[:-2] for key in self.heard.held}
 
         def share(module: zoo.senses.Senses) -> None:
             build(module)
             module.seen, module.heard = self.seen, self.heard
 
-        def frames(media, turn, n, size, middle=1.0):  # noqa: ANN001, ANN202
-            if zoo.senses.key_of(turn, turn.video) in known[0]:
+        def frames(media, turn, n, **options):  # noqa: ANN001, ANN202
+            if zoo.senses.utterance_key(turn, turn.video) in known[0]:
                 return np.zeros((n, 3, 1, 1), np.uint8)
-            return frames_of(media, turn, n, size, middle)
+            return read_frames(media, turn, n, **options)
 
-        def wave(media, turn, most):  # noqa: ANN001, ANN202
-            if zoo.senses.key_of(turn, turn.audio) in known[1]:
-                return np.zeros(1, np.float32), False
-            return wave_of(media, turn, most)
+        def sound(media, turn):  # noqa: ANN001, ANN202
+            if zoo.senses.utterance_key(turn, turn.audio) in known[1]:
+                return np.zeros(1, np.float32)
+            return read_sound(media, turn)
 
-        zoo.senses.Senses.build, zoo.senses.frames_of, zoo.senses.wave_of = share, frames, wave
+        zoo.senses.Senses.build = share
+        zoo.senses.utterance_frames, zoo.senses.utterance_sound = frames, sound
 
     def save(self) -> None:
         if len(self.seen.held) > self.size:

@@ -22,6 +22,7 @@ from jsonargparse import ArgumentParser
 from zoo.data import EmotionData
 from zoo.data.text import clean_text
 from zoo.media import Media, Unreadable
+from zoo.media.clips import utterance_frames, utterance_sound
 from zoo.prepare import chat
 from zoo.schema import Sample, Turn
 from zoo.storage import write_jsonl, write_whole
@@ -96,8 +97,8 @@ def describe(
         if (turn.video if kind == "video" else turn.audio) is None:
             return "left_out", "no clip" if kind == "video" else "no sound"
         try:
-            seen = chat.frames_of(media, turn, frames, size) if kind == "video" else None
-            heard = chat.sound_of(media, turn) if kind == "audio" else None
+            seen = utterance_frames(media, turn, frames, side=size) if kind == "video" else None
+            heard = utterance_sound(media, turn) if kind == "audio" else None
             return "text", clean_text(ask(model, prompt, seen, heard))
         except Unreadable as error:
             return "left_out", error.reason

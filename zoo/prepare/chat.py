@@ -40,16 +40,15 @@ import numpy as np
 from jinja2 import Template, TemplateError
 from PIL import Image
 
-from zoo.media import MAX_SECONDS, Media
+from zoo.media import MAX_SECONDS
+from zoo.media.clips import RATE
 from zoo.progress import reported
 from zoo.prompts import load_template
-from zoo.schema import Turn
 from zoo.storage import InUse, locked, write_whole
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
 TEMPLATES = Path(__file__).parent / "templates"
 KEY_ENV = "ZOO_API_KEY"
-RATE = 16_000  # Hz of the sound that is sent
 LONGEST_WAIT = 60.0  # seconds before another try, whatever the service asks for
 MOST_BYTES = 4 * 2**20  # of one reply
 AGAIN = {408, 409, 425, 429}  # and every 5xx: the same request may succeed later
@@ -535,29 +534,6 @@ def rubbish(text: str, max_words: int, language: str, forbidden: Collection[str]
 
 
 # ------------------------------------------------------------------------------------------------ what a model is shown
-def frames_of(media: Media, turn: Turn, n: int, size: int) -> np.ndarray:
-    """uint8 (n, 3, H, W), evenly spread over the utterance, the shorter side ``size``. Raises Unreadable."""
-    if turn.video is None:
-        raise ValueError(f"{turn.id} has no clip; expected one, ask for its frames only where there is")
-    if turn.start is None or turn.end is None:
-        frames = media.frames(turn.video, n=n, size=size)
-    else:  # the file holds more than the utterance
-        times = turn.start + (np.arange(n) + 0.5) * (turn.end - turn.start) / n
-        frames = np.concatenate([media.frames(turn.video, at=float(t), size=size) for t in times])
-    half = frames.shape[-1] // 2
-    return {None: frames, "left": frames[..., :half], "right": frames[..., half:]}[turn.crop]
-
-
-def sound_of(media: Media, turn: Turn) -> np.ndarray:
-    """float32 (N,) at `RATE` Hz. Raises Unreadable."""
-    if turn.audio is None:
-        raise ValueError(f"{turn.id} has no sound; expected some, ask for it only where there is")
-    sound = media.waveform(turn.audio, RATE)
-    if turn.audio == turn.video and turn.start is not None and turn.end is not None:
-        return sound[round(turn.start * RATE) : round(turn.end * RATE)]
-    return sound
-
-
 def template(given: Path | None, name: str, language: str) -> tuple[Template, str]:
     """A prompt: the user's own file or ours of this language; and the beginning of its sha256.
 

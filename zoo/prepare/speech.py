@@ -31,11 +31,12 @@ from jsonargparse import ArgumentParser
 from scipy.ndimage import median_filter
 from scipy.signal import find_peaks
 
-from zoo import media as decoding
 from zoo.data import EmotionData
 from zoo.data.captions import MAX_SECONDS
 from zoo.data.text import drop_repeats, read_table, some
+from zoo.media import MAX_SECONDS as MAX_CLIP_SECONDS
 from zoo.media import Media, Unreadable
+from zoo.media.clips import RATE, utterance_sound
 from zoo.prepare import chat
 from zoo.prepare.captions import turns_of
 from zoo.schema import Turn
@@ -81,7 +82,7 @@ def measure(wave: np.ndarray) -> Values:
     Raises:
         NotSpeech: too short, too long, or silent.
     """
-    seconds = len(wave) / chat.RATE
+    seconds = len(wave) / RATE
     if not SHORTEST <= seconds <= MAX_SECONDS:
         raise NotSpeech(f"lasts {seconds:.2f} s; expected {SHORTEST} to {MAX_SECONDS} s")
     frames = np.lib.stride_tricks.sliding_window_view(wave.astype(np.float64), FRAME)[::HOP]  # (T, FRAME)
@@ -115,7 +116,7 @@ def pitch(frames: np.ndarray) -> np.ndarray:
     window = np.hanning(FRAME)
     size = 2 * FRAME
     own = np.fft.irfft(np.abs(np.fft.rfft(window, size)) ** 2)
-    first, last = int(chat.RATE / HIGHEST), int(chat.RATE / LOWEST) + 1
+    first, last = int(RATE / HIGHEST), int(RATE / LOWEST) + 1
     spectrum = np.abs(np.fft.rfft(frames * window, size)) ** 2
     auto = np.fft.irfft(spectrum)[:, : last + 2] / own[: last + 2]
     auto = auto / np.maximum(auto[:, :1], 1e-12)  # (T, lags)
@@ -129,7 +130,7 @@ def pitch(frames: np.ndarray) -> np.ndarray:
     bend = left - 2 * top + right
     shift = np.where(bend < 0, 0.5 * (left - right) / np.where(bend < 0, bend, -1.0), 0.0)  # of a parabola's vertex
     voiced = (worth[rows, best] > -1) & (top > VOICED)
-    hertz = np.where(voiced, chat.RATE / (lags[best] + shift), 0.0)
+    hertz = np.where(voiced, RATE / (lags[best] + shift), 0.0)
     return np.where(voiced, median_filter(hertz, 5, mode="nearest"), 0.0)
 
 
@@ -221,8 +222,8 @@ def from_clips(
         if turn.audio is None:
             return "no clip", 0.0
         try:
-            wave = chat.sound_of(media, turn)
-            return measure(wave), len(wave) / chat.RATE
+            wave = utterance_sound(media, turn)
+            return measure(wave), len(wave) / RATE
         except Unreadable as error:
             return error.reason, 0.0
         except NotSpeech as error:
@@ -305,7 +306,7 @@ def _parser() -> ArgumentParser:
     add("--least", type=int, default=30, help="training utterances a speaker needs for thresholds of their own")
     add("--cache", type=Path, help="folder of the decoded clips; none if not given")
     add("--timeout", "--clip_timeout", type=float, default=30.0, help="seconds one clip may take to decode")
-    add("--max_clip_seconds", type=float, default=decoding.MAX_SECONDS, help="a longer clip is left out, and listed")
+    add("--max_clip_seconds", type=float, default=MAX_CLIP_SECONDS, help="a longer clip is left out, and listed")
     add("--workers", type=int, default=1, help="clips at once")
     return parser
 

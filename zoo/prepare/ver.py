@@ -35,6 +35,7 @@ from zoo.data import EmotionData
 from zoo.data.clips import VIDEO
 from zoo.data.text import clean_text, read_table, some
 from zoo.media import Media, Unreadable
+from zoo.media.clips import utterance_frames, utterance_sound
 from zoo.prepare import chat
 from zoo.prompts import escape
 from zoo.schema import Sample, Turn
@@ -227,8 +228,8 @@ def build(
             turn, shown = clip.turn, {"kind": clip.kind, "label": escape(clip.label), "text": escape(clip.turn.text)}
             n = min(frames, 1) if clip.kind == "image" else frames
             try:
-                seen = chat.frames_of(media, turn, n, size) if n else None
-                heard = chat.sound_of(media, turn) if sound and turn.audio is not None else None
+                seen = utterance_frames(media, turn, n, side=size) if n else None
+                heard = utterance_sound(media, turn) if sound and turn.audio is not None else None
                 described = {kind: escape(text) for kind, text in turn.descriptions.items()}
                 prompt = chat.filled(reason, **shown, frames=n, sound=heard is not None, descriptions=described)
                 reasons = {model.name: usable(model, prompt, seen, heard) for model in models}

@@ -23,6 +23,7 @@ from torch import Tensor
 from zoo.backbones.mrope import Segment, mrope_positions
 from zoo.backbones.patches import to_patches
 from zoo.media import Media, Unreadable
+from zoo.media.clips import utterance_frames
 from zoo.models.emotion_qwen.faces import FaceCapture
 from zoo.module import IGNORE, PromptCollator, answer_ids
 from zoo.prompts import escape
@@ -122,17 +123,12 @@ class QwenCollator(PromptCollator):
             Unreadable: nothing to be had, or over 200 times longer than wide.
         """
         if turn.video.suffix.lower() in STILL:
-            frames, seconds = self.media.frames(turn.video, n=1), None
+            n, seconds, turn = 1, None, replace(turn, start=None, end=None)
         elif turn.start is not None and turn.end is not None:
             n, seconds = self._spread(turn.end - turn.start)
-            moments = turn.start + (turn.end - turn.start) * (np.arange(n) + 0.5) / n
-            frames = np.concatenate([self.media.frames(turn.video, at=float(t)) for t in moments])
         else:
             n, seconds = self._spread(seconds_of(turn.video))
-            frames = self.media.frames(turn.video, n=n)
-        if turn.crop is not None:
-            half = frames.shape[3] // 2
-            frames = frames[..., :half] if turn.crop == "left" else frames[..., half:]
+        frames = utterance_frames(self.media, turn, n)
         height, width = frames.shape[2:]
         if max(height, width) > LONGEST * min(height, width):
             raise Unreadable(turn.video, f"{height} x {width} pixels: over {LONGEST} times longer than wide; crop it")

@@ -12,9 +12,9 @@ import numpy as np
 import torch
 from jinja2 import Template
 from torch import Tensor, nn
-from torchvision.transforms.v2.functional import resize
 
 from zoo.media import Media, Unreadable
+from zoo.media.clips import utterance_frames
 from zoo.module import Rows, answer_ids, chat_text
 from zoo.prompts import CONTROL, escape, words
 from zoo.schema import Labels, Sample, Turn
@@ -301,17 +301,10 @@ class Pictures:
 
     def read(self, turn: Turn) -> np.ndarray | None:
         """uint8 (3, S, S); None if the file gives no picture (`Media` notes why)."""
-        square = (self.size, self.size)
         try:
-            if turn.crop is None:
-                return self.media.frames(turn.video, at=turn.frame_at, size=square)[0]
-            frame = self.media.frames(turn.video, at=turn.frame_at)[0]
+            return utterance_frames(self.media, turn, 1, side=(self.size, self.size), rows=ROWS)[0]
         except Unreadable:
             return None
-        height, half = frame.shape[1], frame.shape[2] // 2
-        frame = frame[:, int(ROWS[0] * height) : int(ROWS[1] * height)]
-        frame = frame[..., :half] if turn.crop == "left" else frame[..., half:]
-        return resize(torch.from_numpy(np.ascontiguousarray(frame)), list(square), antialias=True).numpy()
 
 
 # ------------------------------------------------------------------------------------------------------------- collator

@@ -22,10 +22,10 @@ from torchaudio.functional import melscale_fbanks
 from zoo.backbones import Audio, Vision
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media, Unreadable
+from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_sound
 from zoo.module import EmotionModule, Rows, class_weights
 from zoo.prompts import words
 from zoo.schema import Labels, Prediction, Sample
-from zoo.senses import frames_of, wave_of
 
 MELS, FFT = 40, 512  # of the acoustic task
 
@@ -366,7 +366,9 @@ class FaceCollator:
         if sample.target.video is None:
             return None
         try:
-            frames = frames_of(self.media, sample.target, self.frames, self.size, self.middle)
+            frames = utterance_frames(
+                self.media, sample.target, self.frames, side=self.size, square=True, middle=self.middle
+            )
         except Unreadable:
             return None
         if not self.training:
@@ -421,6 +423,6 @@ class VoiceCollator:
         if sample.target.audio is None:
             return None, False
         try:
-            return wave_of(self.media, sample.target, round(self.max_seconds * 16_000))
+            return middle_of_sound(utterance_sound(self.media, sample.target), round(self.max_seconds * RATE))
         except Unreadable:
             return None, False

@@ -12,11 +12,13 @@ import signal
 import struct
 import subprocess
 import sys
+import threading
 import time
 import zlib
 from fractions import Fraction
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import soundfile
@@ -25,8 +27,8 @@ from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 
 from tests.media_files import clip, corners, grey, numbers, pitch, quarters, sine, write_clip
-from zoo import media as module
-from zoo.media import Media, Unreadable, read_frames, read_waveform, scan
+from zoo.media import Media, Unreadable, cache, read_frames, read_waveform, scan, worker
+from zoo.media.worker import current_decoder
 
 
 @pytest.fixture(scope="module")
@@ -98,7 +100,7 @@ def test_avi_has_no_presentation_times_but_its_frames_are_in_order(tmp_path):
 
 def test_clip_whose_clock_starts_late(tmp_path):
     path = write_clip(tmp_path / "late.ts", [grey(i) for i in range(25)], options={"output_ts_offset": "3"})
-    with module.av.open(str(path)) as container:
+    with av.open(str(path)) as container:
         assert container.start_time >= 3_000_000  # us: the case is real
     assert numbers(read_frames(path, at=0.2)) == [5] and numbers(read_frames(path, 5)) == [2, 7, 12, 17, 22]
 
@@ -107,7 +109,7 @@ def test_frames_that_the_edit_list_hides_do_not_count(tmp_path):
     times = [40 * i - 400 for i in range(30)]  # the first ten lie before the clip's start
     options = {"avoid_negative_ts": "disabled"}
     path = write_clip(tmp_path / "edited.mp4", [grey(i) for i in range(30)], times=times, options=options)
-    with module.av.open(str(path)) as container:
+    with av.open(str(path)) as container:
         assert sum(packet.is_discard for packet in container.demux(video=0)) == 10  # the case is real
     assert numbers(read_frames(path)) == list(range(10, 30)) and numbers(read_frames(path, 2)) == [15, 25]
 
@@ -137,7 +139,7 @@ def test_rotation_is_applied(tmp_path, turn, shape, seen):
     path = write_clip(tmp_path / "turned.mp4", [quarters()] * 2, turn=turn)
     frames = read_frames(path)
     assert frames.shape == (2, 3, *shape) and corners(frames[1]) == seen
-    with module.av.open(str(path)) as container:
+    with av.open(str(path)) as container:
         assert corners(next(container.decode(video=0)).to_ndarray(format="rgb24").transpose(2, 0, 1)) == "rgbw"
 
 
@@ -347,7 +349,7 @@ def _make_broken(folder: Path) -> dict[str, tuple[Path, str, str]]:
 def test_broken_files_say_what_is_wrong_and_leave_the_decoder_alive(tmp_path, capfd):
     broken = _make_broken(tmp_path)
     media = Media(tmp_path / "cache", timeout=10)
-    decoder = module._decoder()
+    decoder = current_decoder()
     for name, (path, frames, sound) in broken.items():
         for reads, says in (((read_frames, media.frames), frames), ((read_waveform, media.waveform), sound)):
             for read in reads:
@@ -357,7 +359,7 @@ def test_broken_files_say_what_is_wrong_and_leave_the_decoder_alive(tmp_path, ca
                     assert caught.value.path == path and "\n" not in caught.value.reason, name
                 else:
                     assert read(path).size
-    assert module._decoder() is decoder  # none of them took the process down
+    assert current_decoder() is decoder  # none of them took the process down
     assert capfd.readouterr() == ("", "")  # no library talks to the user's terminal
 
 
@@ -395,11 +397,11 @@ def test_huge_pictures_are_refused_before_they_are_decoded(tmp_path):
     header = b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + size + struct.pack(">I", zlib.crc32(size))
     (tmp_path / "bomb.png").write_bytes(header + struct.pack(">I4s", 99, b"IDAT") + bytes(99))
     media = Media()
-    before = _peak(module._decoder().process.pid)
+    before = _peak(current_decoder().process.pid)
     for path in (film, tmp_path / "huge.png", tmp_path / "bomb.png"):
         with pytest.raises(Unreadable, match="million pixels|exceeds limit"):
             media.frames(path, 1, size=32)
-    assert _peak(module._decoder().process.pid) - before < 100_000  # kB; one such picture has 144 MB
+    assert _peak(current_decoder().process.pid) - before < 100_000  # kB; one such picture has 144 MB
     small = write_clip(tmp_path / "small.mp4", [quarters(64, 96)])
     with pytest.raises(Unreadable, match="pictures of 96x64"):
         Media(max_pixels=64 * 96 - 1).frames(small)
@@ -413,9 +415,9 @@ def _peak(pid: int) -> int:
 
 
 def test_the_memory_of_the_decoder_has_an_end(tmp_path, monkeypatch):
-    code = BAD_DECODER.replace("media.serve()", "media.MAX_MEMORY = 50_000_000; media.serve()")
-    monkeypatch.setattr(module, "CHILD", [sys.executable, "-P", "-c", code, module.__file__])
-    monkeypatch.setattr(module, "_local", module.threading.local())
+    code = BAD_DECODER.replace("worker.serve()", "worker.MAX_MEMORY = 50_000_000; worker.serve()")
+    monkeypatch.setattr(worker, "CHILD", [sys.executable, "-P", "-c", code, CHILD_PROGRAM])
+    monkeypatch.setattr(worker, "_local", threading.local())
     Image.new("RGB", (4000, 4000)).save(tmp_path / "large.png")
     with pytest.raises(Unreadable, match="too much memory"):
         Media().frames(tmp_path / "large.png", size=32)
@@ -504,7 +506,7 @@ def _no_decoder(monkeypatch) -> None:
     def fail():
         raise AssertionError("decoded although it is in the cache")
 
-    monkeypatch.setattr(module, "_decoder", fail)
+    monkeypatch.setattr(worker, "current_decoder", fail)
 
 
 def test_the_second_time_comes_from_the_cache_for_equal_bytes_and_equal_requests_only(tmp_path, usual, monkeypatch):
@@ -532,8 +534,8 @@ def test_a_file_is_hashed_once_until_it_changes(tmp_path, usual, monkeypatch):
     path.write_bytes(usual.read_bytes())
     os.utime(path, (1e9, 1e9))  # last changed long ago: only then is its hash remembered
     hashed = []
-    digest = module.hashlib.file_digest
-    monkeypatch.setattr(module.hashlib, "file_digest", lambda file, name: hashed.append(1) or digest(file, name))
+    digest = cache.hashlib.file_digest
+    monkeypatch.setattr(cache.hashlib, "file_digest", lambda file, name: hashed.append(1) or digest(file, name))
     media = Media(tmp_path / "cache")
     for _ in range(3):
         media.frames(path, 2)
@@ -572,7 +574,7 @@ for path in sys.argv[2:]:
 def test_two_processes_fill_one_cache(tmp_path):
     paths = [clip(tmp_path / f"{i}.mp4", count=20 + i, seconds=0.3, rate=16_000) for i in range(6)]
     command = [sys.executable, "-c", FILL, str(tmp_path / "cache"), *map(str, paths)]
-    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[1]) for _ in "ab"]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=Path(__file__).parents[2]) for _ in "ab"]
     said = [process.communicate(timeout=60)[0] for process in both]
     assert said[0] == said[1] and len(said[0].splitlines()) == 6
     assert [process.returncode for process in both] == [0, 0]
@@ -583,12 +585,12 @@ def test_two_processes_fill_one_cache(tmp_path):
 # ---- files that hang or crash
 
 
+CHILD_PROGRAM = worker.CHILD[-1]
 BAD_DECODER = """
-import importlib.util, os, re, sys, time
-spec = importlib.util.spec_from_file_location("media", sys.argv[1])
-media = sys.modules["media"] = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(media)
-real = media._frames
+import os, re, runpy, sys, time
+runpy.run_path(sys.argv[1])  # makes the packages known, starts nothing
+from zoo.media import worker
+real = worker.decode_frames
 def frames(path, *args, **kwargs):
     name = os.path.basename(path)
     if "asleep" in name:
@@ -603,16 +605,16 @@ def frames(path, *args, **kwargs):
         {}["no such key"]
     print("noise that is not part of the protocol", flush=True)
     return real(path, *args, **kwargs)
-media._frames = frames
-media.serve()
+worker.decode_frames = frames
+worker.serve()
 """
 
 
 @pytest.fixture
 def bad_decoder(monkeypatch):
     """Files of certain names hang, crash, ..."""
-    monkeypatch.setattr(module, "CHILD", [sys.executable, "-P", "-c", BAD_DECODER, module.__file__])
-    monkeypatch.setattr(module, "_local", module.threading.local())
+    monkeypatch.setattr(worker, "CHILD", [sys.executable, "-P", "-c", BAD_DECODER, CHILD_PROGRAM])
+    monkeypatch.setattr(worker, "_local", threading.local())
 
 
 @pytest.mark.parametrize("how", ["asleep", "busy"])
@@ -621,7 +623,7 @@ def test_a_file_that_hangs_costs_its_time_limit_once(tmp_path, usual, bad_decode
     path.write_bytes(clip(path, count=5).read_bytes())
     fine.write_bytes(usual.read_bytes())
     media = Media(tmp_path / "cache", timeout=0.5)
-    first = module._decoder().process.pid
+    first = current_decoder().process.pid
 
     start = time.perf_counter()
     with pytest.raises(Unreadable, match="longer than 0.5 s to decode"):
@@ -630,11 +632,11 @@ def test_a_file_that_hangs_costs_its_time_limit_once(tmp_path, usual, bad_decode
     assert gone(first, 60) and first not in dict(children())  # dead and buried
 
     assert numbers(media.frames(fine, 4)) == [4, 14, 23, 33]  # the next file works
-    second = module._decoder()
+    second = current_decoder()
     for again in (media, Media(tmp_path / "cache", timeout=0.5)):  # also in the next epoch's workers
         with pytest.raises(Unreadable, match="longer than 0.5 s to decode"):
             again.frames(path, 4)
-        assert module._decoder() is second  # it was not tried once more, which would have ended the decoder
+        assert current_decoder() is second  # it was not tried once more, which would have ended the decoder
     with pytest.raises(Unreadable, match="longer than 0.6 s to decode"):  # another limit: tried again
         Media(tmp_path / "cache", timeout=0.6).frames(path, 4)
     path.write_bytes(usual.read_bytes())  # repaired: read again (its bytes are in the cache by now)
@@ -660,7 +662,7 @@ def test_a_file_that_crashes_the_decoder(tmp_path, usual, bad_decoder):
 def test_an_interrupted_answer_is_not_taken_for_the_next_file(tmp_path, usual, monkeypatch):
     other = write_clip(tmp_path / "other.mp4", [grey(9)])
     media = Media()
-    decoder = module._decoder()
+    decoder = current_decoder()
 
     def interrupted(*_):
         raise KeyboardInterrupt
@@ -668,31 +670,31 @@ def test_an_interrupted_answer_is_not_taken_for_the_next_file(tmp_path, usual, m
     monkeypatch.setattr(decoder, "_read", interrupted)
     with pytest.raises(KeyboardInterrupt):
         media.frames(usual, 1)
-    assert numbers(media.frames(other, 1)) == [9] and module._decoder() is not decoder
+    assert numbers(media.frames(other, 1)) == [9] and current_decoder() is not decoder
 
 
 def test_a_decoder_that_died_between_two_files_is_replaced(usual):
-    module._decoder().process.kill()
+    current_decoder().process.kill()
     assert numbers(Media().frames(usual, 1)) == [19]
 
 
 def test_a_decoder_that_cannot_start_says_so(monkeypatch, usual):
-    monkeypatch.setattr(module, "CHILD", [sys.executable, "-c", "raise SystemExit(3)"])
-    monkeypatch.setattr(module, "_local", module.threading.local())
+    monkeypatch.setattr(worker, "CHILD", [sys.executable, "-c", "raise SystemExit(3)"])
+    monkeypatch.setattr(worker, "_local", threading.local())
     with pytest.raises(RuntimeError, match="did not start.*exit code 3"):
         Media().frames(usual, 1)
 
 
 ORPHAN = """
 import os, sys, threading
-from zoo import media
+from zoo.media import worker
 if len(sys.argv) > 2:
-    media.CHILD = [sys.executable, "-P", "-c", sys.argv[2], media.__file__]
-    decoder = media._decoder()
+    worker.CHILD = [sys.executable, "-P", "-c", sys.argv[2], worker.CHILD[-1]]
+    decoder = worker.current_decoder()
     threading.Thread(target=decoder.decode, args=("asleep", 2.0), kwargs={"kind": "frames"}).start()
     while decoder.idle:
         pass
-print(media._decoder().process.pid if len(sys.argv) < 3 else decoder.process.pid, flush=True)
+print(worker.current_decoder().process.pid if len(sys.argv) < 3 else decoder.process.pid, flush=True)
 os.kill(os.getpid(), 9)
 """
 
@@ -700,15 +702,15 @@ os.kill(os.getpid(), 9)
 @pytest.mark.parametrize("hanging", [False, True])
 def test_the_decoder_dies_with_its_parent(hanging):
     command = [sys.executable, "-c", ORPHAN, "x", *([BAD_DECODER] if hanging else [])]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, cwd=Path(__file__).parents[2])
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert gone(int(done.stdout), within=60)
 
 
 FORKED = """
 import os, time
-from zoo import media
-decoder = media._decoder()
+from zoo.media import worker
+decoder = worker.current_decoder()
 if os.fork() == 0:
     os.close(1)
     time.sleep(20)  # a worker that outlives its parent
@@ -721,18 +723,30 @@ os.kill(os.getpid(), 9)
 
 def test_a_forked_process_does_not_keep_its_parents_decoder_alive():
     command = [sys.executable, "-c", FORKED]
-    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=30, cwd=Path(__file__).parents[1])
+    done = subprocess.run(command, stdout=subprocess.PIPE, text=True, timeout=30, cwd=Path(__file__).parents[2])
     assert gone(int(done.stdout), within=60)
 
 
-def test_the_decoder_starts_without_torch():
+def test_the_decoder_starts_without_torch(tmp_path):
+    """Nor anything of the zoo but what decodes, from any working directory, and with no path to the zoo."""
+    (tmp_path / "zoo").mkdir()  # a folder that a decoder must not take for the package
+    (tmp_path / "zoo" / "__init__.py").write_text("raise SystemExit(9)")
     code = (
-        "import importlib.util, sys; spec = importlib.util.spec_from_file_location('media', sys.argv[1]);"
-        "media = sys.modules['media'] = importlib.util.module_from_spec(spec); spec.loader.exec_module(media);"
-        "print([m for m in ('torch', 'torchaudio', 'scipy', 'zoo') if m in sys.modules])"
+        "import runpy, sys; runpy.run_path(sys.argv[1]); from zoo.media.worker import serve;"
+        "print(sorted(m for m in sys.modules if m.split('.')[0] in ('torch', 'torchaudio', 'scipy', 'zoo')))"
     )
-    done = subprocess.run([sys.executable, "-P", "-c", code, module.__file__], capture_output=True, text=True)
-    assert done.stdout.strip() == "[]", done.stderr
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    command = [sys.executable, "-I", "-c", code, CHILD_PROGRAM]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
+    parts = ("", ".container", ".frames", ".sound", ".worker")
+    assert done.stdout.strip() == str(["zoo", *(f"zoo.media{part}" for part in parts)]), done.stderr
+
+
+def test_a_worker_that_is_spawned_decodes_too(tmp_path, usual, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    loader = DataLoader(Clips([usual], Media()), num_workers=1, batch_size=1, multiprocessing_context="spawn")
+    ((frames, _, _, decoder),) = list(loader)
+    assert numbers(frames[0].numpy()) == numbers(read_frames(usual, 2)) and gone(int(decoder[0]), within=60)
 
 
 # ---- the record of problems
@@ -819,14 +833,14 @@ class Clips(Dataset):
 
     def __getitem__(self, i: int) -> tuple[torch.Tensor, int, int, int]:
         frames = torch.from_numpy(self.media.frames(self.paths[i], 2, size=32))
-        return frames, len(self.media.waveform(self.paths[i])), os.getpid(), module._decoder().process.pid
+        return frames, len(self.media.waveform(self.paths[i])), os.getpid(), current_decoder().process.pid
 
 
 def test_in_a_dataloader_with_two_workers(tmp_path, usual):
     paths = [clip(tmp_path / f"{i}.mp4", count=10 + i, seconds=0.2) for i in range(8)]
     media = Media(tmp_path / "cache")
     media.frames(usual, 1)  # a decoder of the main process, which the workers must not use
-    mine = module._decoder().process.pid
+    mine = current_decoder().process.pid
     rows = list(DataLoader(Clips(paths, media), num_workers=2, batch_size=2))
     frames = torch.cat([row[0] for row in rows])
     assert [numbers(f.numpy()) for f in frames] == [numbers(read_frames(p, 2)) for p in paths]
@@ -834,7 +848,7 @@ def test_in_a_dataloader_with_two_workers(tmp_path, usual):
     decoders = {int(pid) for row in rows for pid in row[3]}
     assert len(workers) == 2 and len(decoders) == 2 and not decoders & {mine, *workers}
     assert all(gone(pid, within=60) for pid in decoders)
-    assert module._decoder().process.pid == mine and numbers(media.frames(usual, 1)) == [19]  # still works
+    assert current_decoder().process.pid == mine and numbers(media.frames(usual, 1)) == [19]  # still works
     assert not [pid for pid, state in children() if state == "Z"]
     (tmp_path / "0.mp4").write_text("broken now")
     with pytest.raises(Unreadable, match="0.mp4: is broken"):
@@ -933,6 +947,7 @@ def test_what_comes_from_the_cache_is_still_said_to_be_cut(tmp_path):
 
 def test_every_option_that_a_message_names_exists():
     """`--model.max_clip_seconds` of the systems that read clips, `--max_clip_seconds` of the prepare commands."""
-    source = Path(module.__file__).read_text(encoding="utf-8")
+    sources = Path(cache.__file__).parent.glob("*.py")
+    source = "".join(file.read_text(encoding="utf-8") for file in sources)
     named = set(re.findall(r"--(?:model\.)?[a-z_]+(?:\.[a-z_]+)*", source))
     assert named == {"--model.max_clip_seconds", "--max_clip_seconds", "--model.timeout", "--clip_timeout"}

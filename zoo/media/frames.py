@@ -1,0 +1,304 @@
+"""Frames of clips and pictures: which one is shown when, upright, in RGB, resized.
+
+Imported by the decoding process, which must start fast: no torch, and nothing of the zoo.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import struct
+from fractions import Fraction
+from typing import Any, Literal
+
+import av
+import numpy as np
+from av.sidedata.sidedata import Type as SideData
+from PIL import Image, ImageOps, WebPImagePlugin  # noqa: F401  (the last registers WebP)
+
+from zoo.media.container import (
+    MAX_PIXELS,
+    MAX_SECONDS,
+    Unreadable,
+    check_seconds,
+    clip_start,
+    cut_note,
+    decode_stream,
+    first_stream,
+    missing_bytes,
+    open_container,
+    open_file,
+    promised_seconds,
+)
+
+MAX_BYTES = 512 * 2**20  # of the frames one call returns
+PICTURE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # and RIFF....WEBP
+
+At = Literal["uniform", "middle"] | float
+Size = int | tuple[int, int] | None
+
+
+def read_frames(
+    path: str | os.PathLike,
+    n: int | None = None,
+    at: At = "uniform",
+    size: Size = None,
+    *,
+    max_seconds: float = MAX_SECONDS,
+    max_pixels: int = MAX_PIXELS,
+) -> np.ndarray:
+    """Decode frames of a clip or a picture in this process, without a time limit.
+
+    Args:
+        n: how many frames, spread over the clip: those shown at the centres of n equal parts. A clip with fewer frames
+            than n repeats them. None: every frame; one that cannot be decoded is replaced by the one before it.
+        at: "uniform" as above; "middle": the one frame shown at half time; or a time in seconds: the one frame shown
+            then (the first before the clip starts, the last after it ends).
+        size: (height, width), or the length of the shorter side with the aspect kept; None: as in the file.
+        max_seconds: a longer clip is refused.
+        max_pixels: a larger picture is refused before it is decoded.
+
+    Returns:
+        uint8 (T, 3, H, W), RGB; T is 1 for "middle" or a time.
+
+    Raises:
+        Unreadable: the file gives no frame, or more than the limits allow.
+        ValueError: n, at or size make no sense.
+    """
+    n, at, size = normalize_request(n, at, size)
+    return decode_frames(path, n, at, size, max_seconds, max_pixels)[0]
+
+
+def normalize_request(n: int | None, at: At, size: Size) -> tuple[int | None, At, Size]:
+    """Check a request and return its one spelling, so that equal requests share a cache entry.
+
+    Raises:
+        ValueError: n, at or size make no sense.
+    """
+    if n is not None and (isinstance(n, bool) or int(n) != n or n < 1):
+        raise ValueError(f"n is the number of frames, 1 or more, or None for all; got {n!r}")
+    if at == "middle":
+        n, at = 1, "uniform"  # the centre of one part
+    if at != "uniform":
+        if isinstance(at, str | bool) or not (math.isfinite(at) and at >= 0):
+            raise ValueError(f"at is 'uniform', 'middle' or a time in seconds, 0 or more; got {at!r}")
+        if n not in (None, 1):
+            raise ValueError(f"at={at!r} is one frame, but n={n}; leave n out")
+        n, at = 1, float(at)
+    return (None if n is None else int(n)), at, _normalize_size(size)
+
+
+def _normalize_size(size: Size) -> Size:
+    """Return a size in whole pixels. ValueError if it is none."""
+    if size is None:
+        return None
+    sides = (size,) if isinstance(size, int) else tuple(size)
+    if not (len(sides) <= 2 and all(int(side) == side and side >= 1 for side in sides)):
+        raise ValueError(f"size is (height, width) or the shorter side, in pixels; got {size!r}")
+    return int(size) if isinstance(size, int) else (int(sides[0]), int(sides[1]))
+
+
+class _TimesOutOfOrder(Exception):
+    """Raised where time stamps do not rise with the frames.
+
+    AVI files store none, and those that FFmpeg makes up for B-frames are wrong.
+    """
+
+
+def decode_frames(
+    path: str | os.PathLike, n: int | None, at: At, size: Size, max_seconds: float, max_pixels: int
+) -> tuple[np.ndarray, str | None]:
+    """Decode as `read_frames`, and describe what is wrong with a file that could be read; None for nothing."""
+    with open_file(path) as fd:
+        head = os.pread(fd, 16, 0)
+        if head.startswith(PICTURE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
+            picture = _resize(path, _read_picture(path, fd, max_pixels), size, 1, count=n or 1)
+            return np.repeat(_channels_first(picture)[None], n or 1, axis=0), None
+
+        with open_container(fd) as container:
+            stream = first_stream(path, container, "video")
+            _check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
+            times, step, torn = _read_timeline(path, container, stream, max_seconds)
+            if at != "uniform":  # + half a tick: a frame's own time, rounded, means that frame
+                targets = [float((clip_start(container) + Fraction(at)) / stream.time_base) + 0.5]
+            elif n is None:
+                targets = [float(t) for t in times]
+            else:
+                span = times[-1] + step - times[0]
+                targets = [times[0] + (i + 0.5) / n * span for i in range(n)]
+            decoded = float((times[-1] + step * (not torn) - times[0]) * stream.time_base)
+            torn = torn or missing_bytes(fd) > 0
+            frame = float(step * stream.time_base)
+            note = cut_note(decoded, promised_seconds(container, stream), torn, max(2 * frame, 0.05), "video")
+
+        for by_order in (False, True):
+            lost = [0]
+            with open_container(fd) as container:
+                stream = first_stream(path, container, "video")
+                # against a size that grows half-way; FFmpeg counts padded lines, so it gets room
+                stream.codec_context.options = {"max_pixels": str(2 * max_pixels + 2**16)}
+                try:
+                    frames = _decode_shown(path, container, stream, times, step, targets, size, by_order, lost)
+                except _TimesOutOfOrder:
+                    continue
+            break
+        if frames is None:
+            raise Unreadable(path, "has a video stream of which no frame decodes; replace or convert it")
+        return frames, note or (f"damaged: {lost[0]} of {len(times)} frames" if lost[0] else None)
+
+
+def _check_pixels(path: str | os.PathLike, width: int, height: int, max_pixels: int) -> None:
+    """Raise Unreadable for a picture larger than the limit."""
+    if width * height > max_pixels:
+        raise Unreadable(
+            path,
+            f"has pictures of {width}x{height}, over the limit of {max_pixels / 1e6:.1f} million pixels; scale it down",
+        )
+
+
+def _read_timeline(
+    path: str | os.PathLike, container: av.container.InputContainer, stream: Any, max_seconds: float
+) -> tuple[list[int], int, bool]:
+    """Read when each frame is shown, from packets and without decoding.
+
+    The header's duration and frame count are not trusted.
+
+    Returns:
+        presentation times of all frames, rising, in ticks of the stream's time base; how many ticks the last one is
+        shown; and whether the file ends inside a frame.
+    """
+    torn = False
+    times: list[int | None] = []
+    durations: dict[int | None, int] = {}
+    tick = float(stream.time_base)
+    with contextlib.suppress(av.FFmpegError):  # what was read so far is used
+        for packet in container.demux(stream):
+            if packet.size and not packet.is_discard:
+                times.append(packet.pts)
+                durations[packet.pts] = packet.duration or 0
+                torn = packet.is_corrupt
+                if len(times) > 1 and packet.pts is not None and times[0] is not None:
+                    check_seconds(path, (packet.pts - times[0]) * tick, max_seconds)
+    if not times:
+        raise Unreadable(path, "has a video stream without frames; replace or convert it")
+    rate = stream.average_rate or stream.guessed_rate or 25
+    step = max(round(1 / (rate * stream.time_base)), 1)
+    if None in times:  # bare streams carry no times
+        times = [i * step for i in range(len(times))]
+        check_seconds(path, times[-1] * tick, max_seconds)
+    times = sorted(times)
+    return times, durations.get(times[-1]) or step, torn
+
+
+def _decode_shown(
+    path: str | os.PathLike,
+    container: av.container.InputContainer,
+    stream: Any,
+    times: list[int],
+    step: int,
+    targets: list[float],
+    size: Size,
+    by_order: bool,
+    lost: list[int],
+) -> np.ndarray | None:
+    """Decode the frames shown at the targets: of each the last frame that starts at or before it.
+
+    Args:
+        times: presentation times of all frames, rising, in ticks.
+        step: ticks between two frames.
+        targets: rising times, in ticks.
+        by_order: the k-th frame belongs to the k-th time, whatever its own time stamp says.
+        lost: lost[0] counts packets that do not decode.
+
+    Returns:
+        uint8 (len(targets), 3, H, W); None if no frame decodes.
+    """
+    convert = av.video.reformatter.VideoReformatter()
+    out: np.ndarray | None = None
+    filled = 0
+
+    def fill(until: int, frame: av.VideoFrame) -> None:
+        nonlocal out, filled
+        if until == filled:
+            return
+        picture = convert.reformat(frame, format="rgb24").to_ndarray()
+        picture, ratio = _turn_upright(picture, frame, stream.sample_aspect_ratio)
+        like = size if out is None else out.shape[2:]  # a size that changes half-way: as the first
+        picture = _resize(path, picture, like, ratio, count=len(targets))
+        if out is None:
+            out = np.empty((len(targets), 3, *picture.shape[:2]), np.uint8)
+        out[filled:until] = _channels_first(picture)
+        filled = until
+
+    current, now = None, 0
+    for k, frame in enumerate(decode_stream(container, stream, lost)):
+        if by_order:
+            starts = times[k] if k < len(times) else times[-1] + (k - len(times) + 1) * step
+        else:
+            starts = frame.pts
+            if starts is None or (current is not None and starts <= now):
+                raise _TimesOutOfOrder
+        due = filled
+        while due < len(targets) and targets[due] < starts:
+            due += 1
+        fill(due, current if current is not None else frame)
+        if filled == len(targets):
+            return out
+        current, now = frame, starts
+    if current is not None:
+        fill(len(targets), current)
+    return out
+
+
+def _turn_upright(picture: np.ndarray, frame: av.VideoFrame, pixel: Fraction | None) -> tuple[np.ndarray, Fraction]:
+    """Turn and mirror a picture (H, W, 3) as the display matrix says, in right angles.
+
+    Returns:
+        the picture, and width / height of its pixels.
+    """
+    pixel = pixel if pixel and Fraction(1, 10) < pixel < 10 else Fraction(1)  # beyond: a broken header
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    if matrix is None:
+        return picture, pixel
+    a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))  # x' = a x + c y, y' = b x + d y
+    if abs(b) > abs(a):
+        picture, pixel, across, down = picture.swapaxes(0, 1), 1 / pixel, c, b
+    else:
+        across, down = a, d
+    return picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1], pixel
+
+
+def _read_picture(path: str | os.PathLike, fd: int, max_pixels: int) -> np.ndarray:
+    """Read a picture file as uint8 (H, W, 3)."""
+    os.lseek(fd, 0, os.SEEK_SET)
+    with open(os.dup(fd), "rb") as file, Image.open(file, formats=("JPEG", "PNG", "WEBP")) as image:
+        _check_pixels(path, image.width, image.height, max_pixels)
+        image = ImageOps.exif_transpose(image)
+        if image.mode.startswith("I"):  # 16-bit grey: convert would clip it to white
+            image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
+        return np.asarray(image.convert("RGB"))
+
+
+def _resize(path: str | os.PathLike, picture: np.ndarray, size: Size, pixel: Fraction, count: int) -> np.ndarray:
+    """Resize a picture (H, W, 3) as asked for. Unreadable if `count` such pictures were too many bytes."""
+    height, width = picture.shape[0], max(round(picture.shape[1] * pixel), 1)
+    if isinstance(size, int):  # as torchvision's Resize
+        short = min(height, width)
+        height, width = height * size // short, width * size // short
+    elif size is not None:
+        height, width = size
+    if count * 3 * height * width > MAX_BYTES:
+        raise Unreadable(
+            path,
+            f"{count} frames of {width}x{height} are more than {MAX_BYTES >> 20} MB; take fewer frames, or scale the "
+            "clip down",
+        )
+    if (height, width) == picture.shape[:2]:
+        return picture
+    image = Image.fromarray(np.ascontiguousarray(picture))
+    return np.asarray(image.resize((width, height), Image.Resampling.BICUBIC))
+
+
+def _channels_first(picture: np.ndarray) -> np.ndarray:
+    return picture.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
