@@ -15,7 +15,7 @@ import torch
 
 from tests import runs_helper
 from tests.runs_helper import checkpoint, make_corpus, make_llm, newest, untied
-from zoo.backbones.patches import small_patch_vision
+from zoo.backbones.patch_vision import small_patch_vision
 from zoo.cli import main
 
 SCRIPT = Path(sys.executable).with_name("zoo")

@@ -19,7 +19,7 @@ from transformers import (
 )
 
 from zoo.backbones import AUDIO_SHAPES, Audio
-from zoo.backbones.audio import from_transformers, to_transformers
+from zoo.backbones.hubert_weights import from_transformers, to_transformers
 from zoo.backbones.tiny import make_hubert_folder
 
 WORDS = ("angry", "happy", "neutral")

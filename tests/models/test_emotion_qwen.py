@@ -33,7 +33,7 @@ from tests.runs_helper import (
 )
 from zoo.backbones import LLM
 from zoo.backbones.mrope import mrope_positions
-from zoo.backbones.patches import small_patch_vision
+from zoo.backbones.patch_vision import small_patch_vision
 from zoo.checkpoints import load
 from zoo.data import MELD
 from zoo.models.causal_lm import CausalLM

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from zoo.backbones.patches import PatchVision, small_patch_vision
+from zoo.backbones.patch_vision import PatchVision, small_patch_vision
 from zoo.models.emotion_qwen.parts import Expert, FusionProjector, Gate, HybridCompressor, MLPProjector, inner_to_match
 
 WIDTH, TO, HEADS = 16, 12, 4

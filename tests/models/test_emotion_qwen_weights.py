@@ -9,7 +9,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from zoo.backbones import LLM
-from zoo.backbones.patches import PatchVision, small_patch_vision
+from zoo.backbones.patch_vision import PatchVision, small_patch_vision
 from zoo.models.emotion_qwen.parts import HybridCompressor
 from zoo.models.emotion_qwen.weights import from_published, read_published, to_published
 

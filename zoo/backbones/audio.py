@@ -1,4 +1,4 @@
-"""Ears: HuBERT (Hsu et al. 2021) by torchaudio's model, with weights of transformers or of torchaudio.
+"""Audio encoder: HuBERT (Hsu et al. 2021) by torchaudio's model, with weights of transformers or of torchaudio.
 
     audio.hidden(waves, lengths)              one vector per 20 ms, and how many are true
     audio.pooled(waves, lengths, segments)    their means over equal parts of each clip
@@ -17,83 +17,29 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
-from typing import Any
 
 import torch
 import torchaudio
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 from transformers import HubertConfig, Wav2Vec2FeatureExtractor
-from transformers.utils import cached_file
 
+from zoo.backbones import hubert_weights
 from zoo.backbones.folders import check_folder, reads_folder
-from zoo.backbones.hub import Dtype, locate, refuse_infinite
-from zoo.backbones.shapes import AUDIO_SHAPES
-from zoo.backbones.vision import FILES, encoder_fingerprint
+from zoo.backbones.frozen import FrozenEncoder
+from zoo.backbones.hub import Dtype, new_model_folder, refuse_infinite
+from zoo.backbones.shapes import AUDIO_SHAPES, shape_named
 from zoo.storage import read_json
 
 RATE = 16000
-# what torchaudio's model is, so what a config must say; a missing value is transformers' default
-FIXED = {
-    "hidden_act": "gelu",
-    "feat_extract_activation": "gelu",
-    "feat_proj_layer_norm": True,
-    "conv_pos_batch_norm": False,
-    "layer_norm_eps": 1e-5,
-}
 HEADS = ("projector", "classifier", "layer_weights")
 KINDS = ("HubertModel", "HubertForSequenceClassification", "HubertForCTC")
-NOT_HEARD = r"lm_head\."  # a recogniser's letters: its encoder alone is used
-
-# ---- one key map, both directions: names in our `hubert` (torchaudio's) <-> names in a transformers folder
-_RENAMED = (  # (torchaudio, transformers), beginnings of names; the rest is the same in both
-    ("feature_extractor.", "feature_extractor."),
-    ("encoder.feature_projection.", "feature_projection."),
-    ("encoder.transformer.", "encoder."),
-    ("masked_spec_embed", "masked_spec_embed"),
-)
-# weight norm of the positional convolution: torch's old names (most published files) and its present ones
-_WEIGHT_NORM = (("weight_g", "parametrizations.weight.original0"), ("weight_v", "parametrizations.weight.original1"))
+RECOGNISER_HEAD = r"lm_head\."  # a recogniser's letters: its encoder alone is used
 
 
-def _present(name: str) -> str:
-    for old, new in _WEIGHT_NORM:
-        if name.endswith(f"pos_conv_embed.conv.{old}"):
-            return name.removesuffix(old) + new
-    return name
-
-
-def to_transformers(state: dict[str, Tensor], old_weight_norm: bool = False) -> dict[str, Tensor]:
-    """Names of torchaudio's model -> names of transformers' HubertModel, without the prefix ``hubert.``.
-
-    Args:
-        old_weight_norm: write ``weight_g`` and ``weight_v``, as files of transformers 4 before 2023 have them.
-    """
-    renamed = _rename(state, _RENAMED)
-    if old_weight_norm:
-        for old, new in _WEIGHT_NORM:
-            renamed = {k.removesuffix(new) + old if k.endswith(new) else k: v for k, v in renamed.items()}
-    return renamed
-
-
-def from_transformers(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Names of transformers' HubertModel, with or without the prefix ``hubert.``, either weight norm's names -> names
-    of torchaudio's model. Names it does not know come out as they are, for the strict loader to refuse."""
-    bare = {k.removeprefix("hubert."): v for k, v in state.items()}
-    return _rename({_present(k): v for k, v in bare.items()}, [(b, a) for a, b in _RENAMED])
-
-
-def _rename(state: dict[str, Tensor], table: Any) -> dict[str, Tensor]:
-    out = {}
-    for name, tensor in state.items():
-        hit = next(((old, new) for old, new in table if name.startswith(old)), ("", ""))
-        out[hit[1] + name.removeprefix(hit[0])] = tensor
-    return out
-
-
-class Audio(nn.Module):
+class Audio(FrozenEncoder):
     """HuBERT with its input normalisation and, where the weights have one, a classification head.
 
     Args:
@@ -128,41 +74,26 @@ class Audio(nn.Module):
         device: str | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        self.revision, self.frozen, self.gradient_checkpointing = revision, False, gradient_checkpointing
+        super().__init__(path, revision, what="audio encoder", option="--model.audio")
+        self.gradient_checkpointing = gradient_checkpointing
         state: dict[str, Tensor] | None = None
-        heads: dict[str, Tensor] = {}
         if path.startswith("shape:"):
-            self.path, name = path, path.removeprefix("shape:")
-            if name not in AUDIO_SHAPES:
-                raise ValueError(f"unknown shape {name!r}; expected one of {', '.join(AUDIO_SHAPES)}")
-            values, self.normalises = AUDIO_SHAPES[name]
+            values, self.normalises = shape_named(path, AUDIO_SHAPES)
             self.config = HubertConfig(architectures=["HubertModel"], **values)
+        elif Path(self.path).is_file():
+            state = hubert_weights.read_file(Path(self.path))
+            self.config, self.normalises = hubert_weights.config_from_weights(state, self.path)
+            state = {f"hubert.{hubert_weights.current_name(k)}": v for k, v in state.items()}
         else:
-            self.path = locate(path, what="audio encoder", option="--model.audio", file_suffixes=FILES)
             if Path(self.path).is_dir():
                 check_folder(self.path, known=False)
-            if Path(self.path).is_file():
-                state = _read(Path(self.path))
-                state = {_present(k): v for k, v in state.items()}
-                self.config, self.normalises = _config_of(state, self.path)
-            else:
-                self.config, self.normalises = self._read_configs()
-                state = self._read_folder() if device != "meta" else None
-                if state is not None:
-                    heads = {k: v for k, v in state.items() if k.split(".")[0] in HEADS}
-                    state = {k: v for k, v in state.items() if k not in heads and not re.match(NOT_HEARD, k)}
-                    state = from_transformers(state)
-        _refuse_config(self.config, self.path)
+            self.config, self.normalises = self._read_configs()
+            state = self._read_folder() if device != "meta" else None
+        hubert_weights.refuse_config(self.config, self.path)
         self._build(getattr(torch, dtype), device)
-        if state is not None and device != "meta":
-            # SpecAugment's vector is unused here: kept if the file has it, whatever the config says
-            vector = state.get("masked_spec_embed")
-            self.hubert.masked_spec_embed = (
-                None if vector is None else torch.empty(self.config.hidden_size).to(self.dtype)
-            )
-            _load_strictly(self, self.path, {f"hubert.{k}": v for k, v in state.items()} | heads)
         if device != "meta":
+            if state is not None:
+                self._fill(state)
             refuse_infinite(self.state_dict(), self.path)
         self.train()
         self.width, self.rate = self.config.hidden_size, RATE
@@ -173,6 +104,7 @@ class Audio(nn.Module):
 
     # ---- loading
     def _build(self, dtype: torch.dtype, device: str | None) -> None:
+        """Make the modules that the config describes, with random weights."""
         c = self.config
         with torch.device(device or "cpu"):
             self.hubert = torchaudio.models.wav2vec2_model(
@@ -205,21 +137,16 @@ class Audio(nn.Module):
                     self.layer_weights = nn.Parameter(torch.full((states,), 1 / states))
         self.to(dtype)
 
-    def _file(self, name: str) -> Path | None:
-        if Path(self.path).is_dir():
-            return Path(self.path) / name if (Path(self.path) / name).is_file() else None
-        found = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=False)
-        return Path(found) if found else None
-
     def _read_configs(self) -> tuple[HubertConfig, bool]:
-        config = read_json(self._file("config.json"))
+        """Read the config, and whether the waveform is normalised first."""
+        config = read_json(self.find_file("config.json"))
         kind = (config.get("architectures") or ["HubertModel"])[0]
         if config.get("model_type") != "hubert" or kind not in KINDS:
             raise ValueError(
                 f"{self.path} holds a {kind} (model_type {config.get('model_type')!r}); expected one of "
                 f"{', '.join(KINDS)}"
             )
-        file = self._file("preprocessor_config.json")
+        file = self.find_file("preprocessor_config.json")
         if file is None:
             raise FileNotFoundError(
                 f"{self.path} has no preprocessor_config.json: whether the waveform is normalised would be a guess"
@@ -230,42 +157,35 @@ class Audio(nn.Module):
         return HubertConfig.from_dict(config), bool(preparation.get("do_normalize", True))
 
     def _read_folder(self) -> dict[str, Tensor]:
-        index = self._file("model.safetensors.index.json")
+        """Read all tensors of a folder or hub model, under the names of this module."""
+        index = self.find_file("model.safetensors.index.json")
         names = sorted(set(read_json(index)["weight_map"].values())) if index else ["model.safetensors"]
-        files = [self._file(name) for name in names]
+        files = [self.find_file(name) for name in names]
         if None in files and not index:
-            files = [self._file("pytorch_model.bin")]  # hubert-base-ls960 is published in this form only
+            files = [self.find_file("pytorch_model.bin")]  # hubert-base-ls960 is published in this form only
         if None in files:
             raise FileNotFoundError(f"{self.path} has a config.json but lacks {names}, and pytorch_model.bin")
         state: dict[str, Tensor] = {}
         for file in files:
-            state |= _read(file)
-        return state
+            state |= hubert_weights.read_file(file)
+        heads = {k: v for k, v in state.items() if k.split(".")[0] in HEADS}
+        encoder = {k: v for k, v in state.items() if k not in heads and not re.match(RECOGNISER_HEAD, k)}
+        return {f"hubert.{k}": v for k, v in hubert_weights.from_transformers(encoder).items()} | heads
+
+    def _fill(self, state: dict[str, Tensor]) -> None:
+        """Load tensors strictly, under the names of this module."""
+        # SpecAugment's vector is unused here: kept if the file has it, whatever the config says
+        has_vector = "hubert.masked_spec_embed" in state
+        self.hubert.masked_spec_embed = torch.empty(self.config.hidden_size).to(self.dtype) if has_vector else None
+        hubert_weights.load_strictly(self, self.path, state)
 
     # ---- parts
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.hubert.parameters()).dtype
-
     @property
     def labels(self) -> tuple[str, ...] | None:
         if self.classifier is None:
             return None
         words = tuple(self.config.id2label[i] for i in range(self.config.num_labels))
         return None if all(re.fullmatch(r"LABEL_\d+", w) for w in words) else words
-
-    def fingerprint(self) -> str | None:
-        """Identity of the weights `path` names (see `encoder_fingerprint`)."""
-        return encoder_fingerprint(self.path, self.revision)
-
-    def freeze(self) -> Audio:
-        """No gradients, and eval mode for good: `train` leaves a frozen encoder as it is (dropout, layer drop)."""
-        self.requires_grad_(False).eval()
-        self.frozen = True
-        return self
-
-    def train(self, mode: bool = True) -> Audio:
-        return super().train(mode and not self.frozen)
 
     def frames(self, lengths: Tensor) -> Tensor:
         """(B,) samples -> (B,) int64 frames, at least one."""
@@ -406,15 +326,14 @@ class Audio(nn.Module):
     def save(self, folder: str | Path, dtype: Dtype = "float32") -> Path:
         """Writes config.json, model.safetensors and preprocessor_config.json as transformers would: both its
         `from_pretrained` and this class load them with the same outputs. FileExistsError if there is a model."""
-        folder = Path(folder)
-        if (folder / "config.json").exists():
-            raise FileExistsError(f"{folder} already holds a model; choose another folder or delete it first")
+        folder = new_model_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = self.state_dict()
-        inner = to_transformers({k.removeprefix("hubert."): v for k, v in state.items() if k.startswith("hubert.")})
+        encoder = {k.removeprefix("hubert."): v for k, v in state.items() if k.startswith("hubert.")}
+        encoder = hubert_weights.to_transformers(encoder)
         heads = {k: v for k, v in state.items() if not k.startswith("hubert.")}
         prefix = "hubert." if self.classifier is not None else ""
-        tensors = {f"{prefix}{k}": v for k, v in inner.items()} | heads
+        tensors = {f"{prefix}{k}": v for k, v in encoder.items()} | heads
         tensors = {k: v.detach().to("cpu", getattr(torch, dtype)).contiguous() for k, v in tensors.items()}
         config = copy.deepcopy(self.config)
         config.architectures = ["HubertForSequenceClassification" if prefix else "HubertModel"]
@@ -445,57 +364,3 @@ def _norm_over_time(x: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
     variance = (wide - mean).masked_fill(~true, 0.0).square().sum(2, keepdim=True) / count
     scale = norm.weight.float()[:, None] * (variance + norm.eps).rsqrt()
     return ((wide - mean) * scale + norm.bias.float()[:, None]).to(x.dtype)
-
-
-def _read(file: Path) -> dict[str, Tensor]:
-    """A state dict, without unpickling anything but tensors."""
-    try:
-        if file.suffix == ".safetensors":
-            return load_file(file)
-        if file.suffix not in (*FILES, ".bin"):
-            raise ValueError(f"known files end in .pt, .pth or .safetensors, got {file.name}")
-        state = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # safetensors and torch raise many types; the cause stays chained
-        raise ValueError(f"the weights in {file} could not be read ({type(error).__name__}: {error})") from error
-    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise ValueError(f"{file} holds no plain state dict (name -> tensor); save model.state_dict() alone")
-    return state
-
-
-def _config_of(state: dict[str, Tensor], path: str) -> tuple[HubertConfig, bool]:
-    """The config of torchaudio's hubert_base or hubert_large, and whether its waveform is normalised, by the width."""
-    bias = state.get("encoder.feature_projection.projection.bias")
-    width = None if bias is None else len(bias)
-    name = {768: "hubert-base", 1024: "hubert-large"}.get(width)
-    if name is None:
-        raise ValueError(
-            f"{path} is no state dict of torchaudio's hubert_base (768 wide) or hubert_large (1024): got "
-            f"{'no encoder.feature_projection.projection.bias' if width is None else f'width {width}'}"
-        )
-    values, _ = AUDIO_SHAPES[name]
-    conv_bias = "feature_extractor.conv_layers.0.conv.bias" in state
-    values = values | {"conv_bias": conv_bias, "mask_time_prob": 0.0, "mask_feature_prob": 0.0}
-    return HubertConfig(architectures=["HubertModel"], **values), name == "hubert-large"  # torchaudio's bundles
-
-
-def _refuse_config(config: HubertConfig, path: str) -> None:
-    wrong = {k: getattr(config, k, v) for k, v in FIXED.items() if getattr(config, k, v) != v}
-    if getattr(config, "adapter_attn_dim", None) is not None:
-        wrong["adapter_attn_dim"] = config.adapter_attn_dim
-    if wrong:
-        raise ValueError(f"{path}: torchaudio's HuBERT has no {wrong}; expected {FIXED} and no adapters")
-
-
-def _load_strictly(module: nn.Module, path: str, state: dict[str, Tensor]) -> None:
-    expected = module.state_dict()
-    missing, left_over = sorted(expected.keys() - state.keys()), sorted(state.keys() - expected.keys())
-    shapes = [
-        f"{k}: {tuple(state[k].shape)} in the file, {tuple(v.shape)} in the model"
-        for k, v in expected.items()
-        if k in state and state[k].shape != v.shape
-    ]
-    said = (("missing", missing), ("left over", left_over), ("of another shape", shapes))
-    problems = [f"{len(names)} {what}: {names[:3]}" for what, names in said if names]
-    if problems:
-        raise ValueError(f"the weights in {path} do not fit: {'; '.join(problems)}")
-    module.load_state_dict(state)

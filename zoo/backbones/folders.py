@@ -1,8 +1,8 @@
-"""Model folders: looked at before a library reads them, and refused in words that can be followed.
+"""Checks of model folders before a library reads them, with errors that say what to do.
 
-A folder is a stranger's: its config.json may be a list, its numbers absurd, its files Git LFS pointers. `reads_folder`
-is the one boundary to transformers, timm and safetensors: what they raise while a backbone is made from a folder names
-the folder and no host.
+A folder may come from a stranger: its config.json may be a list, its numbers absurd, its files Git LFS pointers.
+`reads_folder` is the one boundary to transformers, timm and safetensors: what they raise while a backbone is made from
+a folder names the folder and no host.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ READ = re.compile(r"config|(?:tokenizer|preprocessor|generation|special).*|.*\.i
 
 
 def reads_folder(make: Callable[..., None]) -> Callable[..., None]:
-    """For the ``__init__`` of a backbone whose first argument is its path: see the module's own words.
+    """Decorate the ``__init__`` of a backbone whose first argument is its path, so that errors name the folder.
 
     Raises:
         ValueError, FileNotFoundError: the folder is damaged, incomplete or of an unknown kind; names it.
@@ -78,7 +78,7 @@ def reads_folder(make: Callable[..., None]) -> Callable[..., None]:
 
 @contextlib.contextmanager
 def refused_by_name(path: str) -> Iterator[None]:
-    """Inside, a model folder (or a model of the hub) is read by a library."""
+    """Turn what a library raises over a model folder, or a model of the hub, into an error that names it."""
     try:
         yield
     except (MemoryError, ModuleNotFoundError):
@@ -117,7 +117,7 @@ def _without_hosts(text: str) -> str:
 
 
 def check_folder(folder: str | Path, known: bool = True) -> dict[str, Any]:
-    """The config.json of a model folder, once every file that a library would read was looked at.
+    """Check every file of a model folder that a library would read, and return its config.json.
 
     Args:
         known: the model type must be one of transformers.
@@ -151,7 +151,7 @@ def check_folder(folder: str | Path, known: bool = True) -> dict[str, Any]:
 
 
 def _check_tokens(content: Mapping[str, Any], file: Path, rows: int | None) -> None:
-    """ValueError for a token that the model has no row for; -1 as padding is an old word for none."""
+    """Raise ValueError for a token that the model has no row for; -1 as padding is an old word for none."""
     for key in TOKENS:
         value = content.get(key)
         for token in value if isinstance(value, list) else [value]:
@@ -176,49 +176,69 @@ def _check_index(file: Path, content: Mapping[str, Any]) -> None:
 
 
 def _check_config(config: Mapping[str, Any], file: Path, known: bool) -> None:
-    def wrong(what: str) -> ValueError:
-        return ValueError(f"{file}: {what}; fetch it again")
-
-    kind = config.get("model_type")
-    if known and not isinstance(kind, str):
-        raise ValueError(f"{file} names no model_type (got {kind!r:.60}); is it the config of a model?")
-    if known and kind not in CONFIG_MAPPING:
-        own_code = " It brings code of its own (auto_map), which is never run." if "auto_map" in config else ""
-        raise ValueError(
-            f"{file} names the model type {kind!r:.80}, which the installed transformers does not "
-            f"know.{own_code} Use another model, or a newer transformers if it is a new kind"
-        )
+    """Raise ValueError for a config.json that describes no model, or none that could be built."""
+    if known:
+        _check_model_type(config, file)
     names = config.get("architectures")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
-        raise wrong(f"architectures is {names!r:.60}, expected a list of names")
-    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
-        for key, largest in LARGEST.items():
-            value = part.get(key)
-            if value is None or isinstance(value, list):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise wrong(f"{key} is {value!r:.60}, expected a whole number")
-            if value > largest or (key in POSITIVE and value < 1):
-                raise wrong(f"{key} is {value!r:.60}, expected 1 to {largest}")
-    for part in (config, *(v for v in config.values() if isinstance(v, dict))):
-        for key in ACTIVATIONS:
-            if isinstance(part.get(key), str) and part[key] not in ACT2FN:
-                near = difflib.get_close_matches(part[key], list(ACT2FN), 1)
-                raise ValueError(
-                    f"{file}: {key} is {part[key]!r:.60}, which the installed transformers does not know"
-                    f"{f'; did it mean {near[0]}?' if near else ''}; correct it, or fetch the file "
-                    "again"
-                )
+        raise _wrong(file, f"architectures is {names!r:.60}, expected a list of names")
+    sections = (config, *(value for value in config.values() if isinstance(value, dict)))
+    for section in sections:
+        _check_sizes(section, file)
+    for section in sections:
+        _check_activations(section, file)
+    _check_heads(config, file)
+
+
+def _wrong(file: Path, what: str) -> ValueError:
+    return ValueError(f"{file}: {what}; fetch it again")
+
+
+def _check_model_type(config: Mapping[str, Any], file: Path) -> None:
+    kind = config.get("model_type")
+    if not isinstance(kind, str):
+        raise ValueError(f"{file} names no model_type (got {kind!r:.60}); is it the config of a model?")
+    if kind not in CONFIG_MAPPING:
+        foreign_code = " It brings code of its own (auto_map), which is never run." if "auto_map" in config else ""
+        raise ValueError(
+            f"{file} names the model type {kind!r:.80}, which the installed transformers does not "
+            f"know.{foreign_code} Use another model, or a newer transformers if it is a new kind"
+        )
+
+
+def _check_sizes(section: Mapping[str, Any], file: Path) -> None:
+    for key, largest in LARGEST.items():
+        value = section.get(key)
+        if value is None or isinstance(value, list):
+            continue
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise _wrong(file, f"{key} is {value!r:.60}, expected a whole number")
+        if value > largest or (key in POSITIVE and value < 1):
+            raise _wrong(file, f"{key} is {value!r:.60}, expected 1 to {largest}")
+
+
+def _check_activations(section: Mapping[str, Any], file: Path) -> None:
+    for key in ACTIVATIONS:
+        if isinstance(section.get(key), str) and section[key] not in ACT2FN:
+            near = difflib.get_close_matches(section[key], list(ACT2FN), 1)
+            raise ValueError(
+                f"{file}: {key} is {section[key]!r:.60}, which the installed transformers does not know"
+                f"{f'; did it mean {near[0]}?' if near else ''}; correct it, or fetch the file "
+                "again"
+            )
+
+
+def _check_heads(config: Mapping[str, Any], file: Path) -> None:
     width, heads, groups = (config.get(k) for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
     if isinstance(width, int) and isinstance(heads, int):
         if width % heads and config.get("head_dim") is None:
-            raise wrong(f"hidden_size {width} is no multiple of num_attention_heads {heads}")
+            raise _wrong(file, f"hidden_size {width} is no multiple of num_attention_heads {heads}")
         if isinstance(groups, int) and heads % groups:
-            raise wrong(f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
+            raise _wrong(file, f"num_attention_heads {heads} is no multiple of num_key_value_heads {groups}")
 
 
 def check_tokenizer_files(folder: str | Path) -> None:
-    """ValueError or FileNotFoundError for a folder without a tokenizer, or whose tokenizer.json is none."""
+    """Raise ValueError or FileNotFoundError for a folder without a tokenizer, or whose tokenizer.json is none."""
     folder = Path(folder)
     if not any((folder / name).is_file() for name in TOKENIZERS):
         raise FileNotFoundError(
@@ -234,8 +254,10 @@ def check_tokenizer_files(folder: str | Path) -> None:
 
 
 def check_vocabulary(tokenizer: Any, rows: int, path: str) -> None:
-    """ValueError for a tokenizer that writes tokens which the model has no row for. Added tokens that no text has (a
-    [PAD] beyond the embedding, as in some copies of Llama-2) are never written."""
+    """Raise ValueError for a tokenizer that writes tokens which the model has no row for.
+
+    Added tokens that no text has (a [PAD] beyond the embedding, as in some copies of Llama-2) are never written.
+    """
     added = set(tokenizer.get_added_vocab())
     beyond = [repr(token) for token, index in tokenizer.get_vocab().items() if index >= rows and token not in added]
     needed = {"eos_token": tokenizer.eos_token_id, "bos_token": tokenizer.bos_token_id}
@@ -248,7 +270,7 @@ def check_vocabulary(tokenizer: Any, rows: int, path: str) -> None:
 
 
 def no_safetensors(folder: str | Path) -> FileNotFoundError:
-    """For a folder whose weights are missing, or are pickles; the command in it was tried."""
+    """Return the error for a folder whose weights are missing, or are pickles; the command in it was tried."""
     folder = Path(folder)
     pickled = sorted(p.name for ending in ("*.bin", "*.pth") for p in folder.glob(ending))
     if not pickled:

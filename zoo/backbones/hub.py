@@ -9,11 +9,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -111,6 +112,17 @@ def fingerprint(path: str, revision: str | None = None) -> str:
 
 
 # ---- reading weights
+@contextlib.contextmanager
+def without_key_report() -> Iterator[None]:
+    """Silence transformers' report of the keys that did not fit: the caller judges them by name (`refuse_misfits`)."""
+    before = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(before)
+
+
 def read_weights(kind: Any, path: str, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
     """Call ``kind.from_pretrained`` on safetensors alone.
 

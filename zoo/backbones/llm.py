@@ -39,7 +39,7 @@ from zoo.backbones.hub import (
 )
 from zoo.backbones.mrope import SectionedRotary
 from zoo.backbones.prefix import KeyValues, Prefix, StaticPrefix, cached_key_values, positions_from_mask
-from zoo.backbones.shapes import SHAPES
+from zoo.backbones.shapes import SHAPES, shape_named
 from zoo.backbones.shared_prefix import DecodingPlan, PackedPlan
 
 log = logging.getLogger(__name__)
@@ -96,10 +96,7 @@ class LLM(AdaptedModel):
         self.path, self.revision, self.mrope = path, revision, mrope
         torch_dtype = getattr(torch, dtype)
         if path.startswith("shape:"):
-            name = path.removeprefix("shape:")
-            if name not in SHAPES:
-                raise ValueError(f"unknown shape {name!r}; expected one of {', '.join(SHAPES)}")
-            kind, values = SHAPES[name]
+            kind, values = shape_named(path, SHAPES)
             config = AutoConfig.for_model(kind, **values)
             self.tokenizer = None
         else:

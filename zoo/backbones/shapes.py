@@ -4,7 +4,10 @@ weights) where its weights are not at hand. The values are those of each model's
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+Shape = TypeVar("Shape")
 
 # name -> (transformers model_type, config values). Parameter counts in comments are asserted in the tests.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
@@ -186,3 +189,11 @@ AUDIO_SHAPES: dict[str, tuple[dict[str, Any], bool]] = {
         True,
     ),
 }
+
+
+def shape_named(path: str, table: Mapping[str, Shape]) -> Shape:
+    """Look up the shape that ``shape:NAME`` names. ValueError for an unknown name."""
+    name = path.removeprefix("shape:")
+    if name not in table:
+        raise ValueError(f"unknown shape {name!r}; expected one of {', '.join(table)}")
+    return table[name]

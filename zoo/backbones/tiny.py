@@ -25,6 +25,8 @@ from transformers import (
     Wav2Vec2FeatureExtractor,
 )
 
+from zoo.backbones.hub import new_model_folder
+
 SPECIAL = ("<pad>", "<s>", "</s>")
 
 
@@ -78,9 +80,7 @@ def make_folder(
     With the defaults: 2,114,880 parameters at a full vocabulary of 4096. Raises FileExistsError if ``out`` already
         holds a model.
     """
-    out = Path(out)
-    if (out / "config.json").exists():
-        raise FileExistsError(f"{out} already holds a model; choose another folder or delete it first")
+    out = new_model_folder(out)
     tokenizer = make_tokenizer(texts, vocab_size)
     config_class, model_class = {"llama": (LlamaConfig, LlamaForCausalLM), "qwen2": (Qwen2Config, Qwen2ForCausalLM)}[
         family
@@ -215,9 +215,7 @@ def _write(
     processor: Any,
     given: dict[str, torch.Tensor] | None = None,
 ) -> Path:
-    out = Path(out)
-    if (out / "config.json").exists():
-        raise FileExistsError(f"{out} already holds a model; choose another folder or delete it first")
+    out = new_model_folder(out)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = kind(config)

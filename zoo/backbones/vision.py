@@ -1,4 +1,4 @@
-"""Eyes: one image encoder behind four verbs, whatever library or file its weights come from.
+"""Image encoders behind four verbs, whatever library or file their weights come from.
 
     vision.prepare(frames)          uint8 frames of any size -> the model's own input
     vision.hidden(frames)           one vector per token, before the final norm (`normed=True`: after it)
@@ -11,32 +11,27 @@ Frames are uint8 (N, 3, H, W), RGB. Transformers' ViT and CLIP, timm models, and
 from __future__ import annotations
 
 import copy
-import hashlib
 import re
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
 import timm
-import timm.data
 import torch
 import transformers
 from timm.models import save_for_hf
 from torch import Tensor, nn
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.v2 import functional as pictures
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 
 from zoo.backbones import mini_xception
 from zoo.backbones.folders import check_folder, reads_folder
-from zoo.backbones.hub import Dtype, fingerprint, locate, read_weights, refuse_infinite, refuse_misfits
-from zoo.backbones.shapes import VISION_SHAPES
+from zoo.backbones.frozen import FrozenEncoder
+from zoo.backbones.hub import Dtype, new_model_folder, read_weights, refuse_infinite, refuse_misfits, without_key_report
+from zoo.backbones.preprocessing import GREY, Preparation
+from zoo.backbones.shapes import VISION_SHAPES, shape_named
 
-# PIL's numbers, as preprocessor_config.json has them
-RESAMPLE = {0: InterpolationMode.NEAREST_EXACT, 2: InterpolationMode.BILINEAR, 3: InterpolationMode.BICUBIC}
-FILES = (".hdf5", ".h5", ".safetensors", ".pt", ".pth")
 CLASSES = {  # of transformers; those with an inner tower: its attribute
     "ViTModel": "",
     "ViTForImageClassification": "vit",
@@ -44,129 +39,11 @@ CLASSES = {  # of transformers; those with an inner tower: its attribute
     "CLIPVisionModelWithProjection": "vision_model",
     "CLIPForImageClassification": "vision_model",
 }
-# what a folder may hold beyond the tower: the text half of a CLIP and its projections
-NOT_SEEN = r"text_model\..*|(vision_model\.)?embeddings\.position_ids|(visual|text)_projection\.weight|logit_scale"
+# keys that a folder may hold beyond the tower: the text half of a CLIP and its projections
+TEXT_HALF = r"text_model\..*|(vision_model\.)?embeddings\.position_ids|(visual|text)_projection\.weight|logit_scale"
 
 
-def encoder_fingerprint(path: str, revision: str | None = None) -> str | None:
-    """Identity of an encoder: `fingerprint` of a folder, sha256 of a whole file (also of a folder's
-    pytorch_model.bin), of the name alone for ``timm:``, and None for random weights of a ``shape:``."""
-    if path.startswith("shape:"):
-        return None
-    if path.startswith("timm:"):
-        return hashlib.sha256(path.encode()).hexdigest()
-    files = [Path(path)] if Path(path).is_file() else [Path(path) / "pytorch_model.bin"]
-    digest = hashlib.sha256(b"" if Path(path).is_file() else fingerprint(path, revision).encode())
-    for file in files:
-        if file.is_file():
-            with file.open("rb") as f:
-                digest.update(hashlib.file_digest(f, "sha256").digest())
-    return digest.hexdigest()
-
-
-@dataclass(frozen=True)
-class Preparation:
-    """How frames become the input of a model.
-
-    Attributes:
-        resize: (height, width) whatever the shape of the frame was, or the length of its shorter side, or None.
-        crop: side of the square then cut from the middle, or None.
-        resample: PIL's number: 0 nearest, 2 bilinear, 3 bicubic; both of these antialiased.
-        scale: factor from 0..255.
-        mean, std: per channel, after scaling.
-        grey: to one channel first (ITU-R 601 luma, as PIL's "L" and OpenCV).
-        crop_rounds: torchvision's centre crop rounds half a pixel, transformers' cuts it off.
-    """
-
-    resize: tuple[int, int] | int | None
-    crop: int | None
-    resample: int
-    scale: float
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-    grey: bool = False
-    crop_rounds: bool = False
-
-    @classmethod
-    def of_transformers(cls, processor: Any) -> Preparation:
-        """From an image processor. ValueError for a step that is not known here."""
-        said = processor.to_dict()
-        resize = said.get("size") if said.get("do_resize") else None
-        if resize is not None:
-            known = {k: v for k, v in dict(resize).items() if v is not None}
-            if set(known) == {"height", "width"}:
-                resize = (known["height"], known["width"])
-            elif set(known) == {"shortest_edge"}:
-                resize = known["shortest_edge"]
-            else:
-                raise ValueError(f"cannot resize to {known}; expected height and width, or shortest_edge")
-        crop = None
-        if said.get("do_center_crop"):
-            sides = {v for v in dict(said["crop_size"]).values() if v is not None}
-            if len(sides) != 1:
-                raise ValueError(f"cannot crop to {said['crop_size']}; expected a square")
-            crop = sides.pop()
-        resample = int(said.get("resample") if said.get("resample") is not None else 2)
-        if resample not in RESAMPLE:
-            raise ValueError(f"resample is {resample}; known are 0 (nearest), 2 (bilinear), 3 (bicubic)")
-        normalise = said.get("do_normalize", True)
-        return cls(
-            resize,
-            crop,
-            resample,
-            said.get("rescale_factor", 1 / 255) if said.get("do_rescale", True) else 1.0,
-            tuple(said["image_mean"]) if normalise else (0.0, 0.0, 0.0),
-            tuple(said["image_std"]) if normalise else (1.0, 1.0, 1.0),
-        )
-
-    @classmethod
-    def of_timm(cls, model: nn.Module) -> Preparation:
-        """As timm's own evaluation transform. ValueError for a crop mode that is not known here."""
-        said = timm.data.resolve_model_data_config(model)
-        _, height, width = said["input_size"]
-        enlarged = tuple(int(side / said["crop_pct"]) for side in (height, width))
-        resample = {"nearest": 0, "bilinear": 2, "bicubic": 3}.get(said["interpolation"])
-        if resample is None or height != width or said["crop_mode"] not in ("center", "squash"):
-            raise ValueError(f"timm's preprocessing {said} is not known here: expected a square, bilinear or bicubic")
-        resize = enlarged if said["crop_mode"] == "squash" else enlarged[0]
-        return cls(resize, height, resample, 1 / 255, tuple(said["mean"]), tuple(said["std"]), crop_rounds=True)
-
-    @property
-    def size(self) -> int | None:
-        """Side of the square that comes out; None if it depends on the frame."""
-        if self.crop is not None:
-            return self.crop
-        fixed = isinstance(self.resize, tuple) and self.resize[0] == self.resize[1]
-        return self.resize[0] if fixed else None
-
-    def __call__(self, frames: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) -> float32 (N, 3 or 1, S, S), on the same device.
-
-        Raises:
-            ValueError: frames of another type or shape, or none at all.
-        """
-        if frames.dtype != torch.uint8 or frames.ndim != 4 or frames.shape[1] != 3 or 0 in frames.shape:
-            raise ValueError(f"expected frames uint8 (N, 3, H, W) in RGB, got {frames.dtype} {tuple(frames.shape)}")
-        x = pictures.rgb_to_grayscale(frames) if self.grey else frames
-        if self.resize is not None:
-            size = list(self.resize) if isinstance(self.resize, tuple) else [self.resize]
-            x = pictures.resize(x, size, RESAMPLE[self.resample], antialias=True)
-        if self.crop is not None:
-            x = self._crop(x)
-        mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std))
-        return (x.float() * self.scale - mean) / std
-
-    def _crop(self, x: Tensor) -> Tensor:
-        if self.crop_rounds or min(x.shape[-2:]) < self.crop:
-            return pictures.center_crop(x, [self.crop])
-        top, left = ((side - self.crop) // 2 for side in x.shape[-2:])
-        return x[..., top : top + self.crop, left : left + self.crop]
-
-
-GREY = Preparation((mini_xception.SIZE,) * 2, None, 2, 1 / 255, (0.5,), (0.5,), grey=True)  # squashed, to [-1, 1]
-
-
-class Vision(nn.Module):
+class Vision(FrozenEncoder):
     """An image encoder with its preprocessing.
 
     Args:
@@ -192,6 +69,8 @@ class Vision(nn.Module):
         ValueError: another kind of model, or weights that do not fit or are not finite.
     """
 
+    NOT_FILES = ("shape:", "timm:")
+
     @reads_folder
     def __init__(
         self,
@@ -202,19 +81,15 @@ class Vision(nn.Module):
         device: str | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        self.revision, self.frozen = revision, False
+        super().__init__(path, revision, what="image encoder", option="--model.vision")
         self.processor: Any = None  # transformers' own, to be saved again
         self.model: nn.Module
         torch_dtype = getattr(torch, dtype)
         if path.startswith("shape:"):
-            self.path = path
-            self._from_shape(path.removeprefix("shape:"), torch_dtype, attention, device)
+            self._from_shape(torch_dtype, attention, device)
         elif path.startswith("timm:"):
-            self.path = path
             self._from_timm(path.removeprefix("timm:"), torch_dtype, device)
         else:
-            self.path = locate(path, what="image encoder", option="--model.vision", file_suffixes=FILES)
             if Path(self.path).is_dir():
                 check_folder(self.path, known=False)
             if Path(self.path).is_file():
@@ -232,10 +107,8 @@ class Vision(nn.Module):
             self._checkpointing()
 
     # ---- loading
-    def _from_shape(self, name: str, dtype: torch.dtype, attention: str, device: str | None) -> None:
-        if name not in VISION_SHAPES:
-            raise ValueError(f"unknown shape {name!r}; expected one of {', '.join(VISION_SHAPES)}")
-        kind, values, preprocessing = VISION_SHAPES[name]
+    def _from_shape(self, dtype: torch.dtype, attention: str, device: str | None) -> None:
+        kind, values, preprocessing = shape_named(self.path, VISION_SHAPES)
         config = getattr(transformers, "ViTConfig" if kind.startswith("ViT") else "CLIPVisionConfig")(**values)
         processor = getattr(transformers, preprocessing["image_processor_type"])
         self.processor = processor(**{k: v for k, v in preprocessing.items() if k != "image_processor_type"})
@@ -247,7 +120,7 @@ class Vision(nn.Module):
         config = AutoConfig.from_pretrained(self.path, revision=self.revision)
         kind = (config.architectures or [""])[0]
         if config.model_type == "clip" and kind != "CLIPForImageClassification":
-            kind, config = "CLIPVisionModel", config.vision_config  # a whole CLIP: its eyes
+            kind, config = "CLIPVisionModel", config.vision_config  # a whole CLIP: its image half
         if kind not in CLASSES:
             raise ValueError(
                 f"{self.path} holds a {kind or config.model_type}; image encoders of transformers known here: "
@@ -267,17 +140,13 @@ class Vision(nn.Module):
         self._adopt_transformers(model)
 
     def _load(self, kind: type, config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
-        before = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # its report of the keys is judged below, by name
-        try:
+        with without_key_report():
             model, info = read_weights(
                 kind, self.path, config=config, dtype=dtype, revision=self.revision, attn_implementation=attention
             )
-        finally:
-            transformers_logging.set_verbosity(before)
         if kind.__name__ == "ViTModel" and set(info["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}:
             model.pooler, info["missing_keys"] = None, set()  # made without one; nothing here reads it
-        info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not re.fullmatch(NOT_SEEN, k)}
+        info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not re.fullmatch(TEXT_HALF, k)}
         refuse_misfits(info, self.path)
         return model
 
@@ -346,28 +215,10 @@ class Vision(nn.Module):
         inner = CLASSES[type(self.model).__name__] if self.kind == "transformers" else ""
         return getattr(self.model, inner) if inner else self.model
 
-    @property
-    def dtype(self) -> torch.dtype:
-        return next(self.model.parameters()).dtype
-
     def _has_head(self) -> bool:
         if self.kind == "transformers":
             return isinstance(getattr(self.model, "classifier", None), nn.Linear)
         return self.kind == "mini_xception" or self.model.num_classes > 0
-
-    def fingerprint(self) -> str | None:
-        """Identity of the weights `path` names (see `encoder_fingerprint`)."""
-        return encoder_fingerprint(self.path, self.revision)
-
-    def freeze(self) -> Vision:
-        """No gradients, and eval mode for good: `train` leaves a frozen encoder as it is, so that dropout and running
-        statistics do not move under a model that is trained around it."""
-        self.requires_grad_(False).eval()
-        self.frozen = True
-        return self
-
-    def train(self, mode: bool = True) -> Vision:
-        return super().train(mode and not self.frozen)
 
     # ---- verbs
     def prepare(self, frames: Tensor) -> Tensor:
@@ -439,9 +290,7 @@ class Vision(nn.Module):
             FileExistsError: the folder already holds a model.
             ValueError: mini-XCEPTION, for which there is no such format.
         """
-        folder = Path(folder)
-        if (folder / "config.json").exists():
-            raise FileExistsError(f"{folder} already holds a model; choose another folder or delete it first")
+        folder = new_model_folder(folder)
         if self.kind == "mini_xception":
             raise ValueError("mini-XCEPTION has no folder format; its trained weights are in the run's checkpoint")
         model = copy.deepcopy(self.model).to("cpu", getattr(torch, dtype)).requires_grad_(True)

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from zoo.backbones.mrope import Segment, mrope_positions
-from zoo.backbones.patches import to_patches
+from zoo.backbones.patch_vision import to_patches
 from zoo.media import Media, Unreadable
 from zoo.media.clips import utterance_frames
 from zoo.models.emotion_qwen.faces import FaceCapture

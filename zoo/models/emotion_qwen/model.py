@@ -42,7 +42,7 @@ from torch.distributed.fsdp import fully_shard
 
 from zoo.backbones import LLM, LoRA, Prefix
 from zoo.backbones.llm import Dtype
-from zoo.backbones.patches import PatchVision
+from zoo.backbones.patch_vision import PatchVision
 from zoo.media import MAX_SECONDS, Media
 from zoo.metrics import evaluate, reason_overlap
 from zoo.models.emotion_qwen.faces import FaceCapture
@@ -66,7 +66,7 @@ class EmotionQwen(Supervised):
 
     Args:
         llm: folder, published name or hub id of the language model; P: Qwen2.5-7B.
-        vision: folder, published name, hub id or ``shape:NAME`` of the tower (see `zoo.backbones.patches`), also a
+        vision: folder, published name, hub id or ``shape:NAME`` of the tower (see `zoo.backbones.patch_vision`), also a
             whole Qwen2.5-VL, of which the tower alone is read.
         vision_dtype: dtype of tower and compressor.
         vision_revision: hub revision to pin.

@@ -1,4 +1,4 @@
-"""Eyes that keep a picture's own shape: the vision tower of Qwen2.5-VL (Bai et al. 2025) without its merger.
+"""An image encoder that keeps a picture's own shape: the vision tower of Qwen2.5-VL (Bai et al. 2025), no merger.
 
     patches, grid = to_patches(frames)               a picture or a video of any size -> what the tower reads
     features, order = vision.hidden(patches, grid)   one vector per patch, in the tower's window order
@@ -26,13 +26,20 @@ from torchvision.transforms.v2 import functional as pictures
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
 from zoo.backbones.folders import no_safetensors, reads_folder
-from zoo.backbones.hub import Dtype, locate, refuse_infinite, refuse_misfits
-from zoo.backbones.vision import FILES, encoder_fingerprint
+from zoo.backbones.frozen import FrozenEncoder
+from zoo.backbones.hub import (
+    Dtype,
+    new_model_folder,
+    refuse_infinite,
+    refuse_misfits,
+    unreadable_weights,
+    without_key_report,
+)
+from zoo.backbones.shapes import shape_named
 from zoo.storage import read_json
 
 # name -> values of its config. `PatchVision("shape:NAME")` builds it.
@@ -138,7 +145,7 @@ class _Tower(Qwen2_5_VisionTransformerPretrainedModel):
         self.merger = nn.Identity()
 
 
-class PatchVision(nn.Module):
+class PatchVision(FrozenEncoder):
     """The vision tower of Qwen2.5-VL.
 
     Args:
@@ -172,16 +179,11 @@ class PatchVision(nn.Module):
         device: str | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__()
-        self.revision, self.frozen = revision, False
+        super().__init__(path, revision, what="vision tower", option="--model.vision")
         options = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
         if path.startswith("shape:"):
-            self.path, name = path, path.removeprefix("shape:")
-            if name not in PATCH_SHAPES:
-                raise ValueError(f"unknown shape {name!r}; expected one of {', '.join(PATCH_SHAPES)}")
-            config = Qwen2_5_VLVisionConfig(**PATCH_SHAPES[name])
+            config = Qwen2_5_VLVisionConfig(**shape_named(path, PATCH_SHAPES))
         else:
-            self.path = locate(path, what="vision tower", option="--model.vision", file_suffixes=FILES)
             if Path(self.path).is_file():
                 raise ValueError(f"{path} is a file; expected the folder that holds config.json and *.safetensors")
             config = self._read_config()
@@ -199,14 +201,8 @@ class PatchVision(nn.Module):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     # ---- loading
-    def _file(self, name: str) -> Path | None:
-        if Path(self.path).is_dir():
-            return Path(self.path) / name if (Path(self.path) / name).is_file() else None
-        found = cached_file(self.path, name, revision=self.revision, _raise_exceptions_for_missing_entries=False)
-        return Path(found) if found else None
-
     def _read_config(self) -> Qwen2_5_VLVisionConfig:
-        file = self._file("config.json")
+        file = self.find_file("config.json")
         if file is None:
             raise FileNotFoundError(f"{self.path} has no config.json")
         config = read_json(file)
@@ -221,10 +217,8 @@ class PatchVision(nn.Module):
 
     def _load(self, config: Qwen2_5_VLVisionConfig, options: dict[str, Any]) -> nn.Module:
         state = self._read_tower()
-        before = transformers_logging.get_verbosity()
-        transformers_logging.set_verbosity_error()  # its report of the keys is judged below, by name
         transformers_logging.disable_progress_bar()
-        try:
+        with without_key_report():
             model, info = _Tower.from_pretrained(
                 None,
                 config=config,
@@ -233,15 +227,13 @@ class PatchVision(nn.Module):
                 ignore_mismatched_sizes=True,  # they are in the second value, and refused with their names
                 **options,
             )
-        finally:
-            transformers_logging.set_verbosity(before)
         refuse_misfits(info, self.path)
         return model
 
     def _read_tower(self) -> dict[str, Tensor]:
         """Tensors of the tower under its own names, whatever else the files hold; its merger is left behind."""
         try:
-            index, single = self._file("model.safetensors.index.json"), self._file("model.safetensors")
+            index, single = self.find_file("model.safetensors.index.json"), self.find_file("model.safetensors")
             if index is not None:
                 where = read_json(index)["weight_map"]
             elif single is not None:
@@ -263,7 +255,7 @@ class PatchVision(nn.Module):
             }
             state: dict[str, Tensor] = {}
             for place in sorted(set(wanted.values())):
-                shard = self._file(place)
+                shard = self.find_file(place)
                 if shard is None:
                     raise FileNotFoundError(f"{self.path} lacks {place}, which model.safetensors.index.json names")
                 with safe_open(shard, "pt") as file:
@@ -273,28 +265,7 @@ class PatchVision(nn.Module):
                     state |= {name.removeprefix(begins[0]): file.get_tensor(name) for name in there}
             return state
         except (SafetensorError, KeyError) as error:
-            raise ValueError(
-                f"the weights in {self.path} could not be read ({type(error).__name__}: {error}); "
-                "a truncated or damaged download? Fetch the folder again"
-            ) from error
-
-    # ---- parts
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.model.patch_embed.proj.weight.dtype
-
-    def fingerprint(self) -> str | None:
-        """Identity of the weights `path` names (see `encoder_fingerprint`); of a whole Qwen2.5-VL: of all of it."""
-        return encoder_fingerprint(self.path, self.revision)
-
-    def freeze(self) -> PatchVision:
-        """No gradients, and eval mode for good: `train` leaves a frozen tower as it is."""
-        self.requires_grad_(False).eval()
-        self.frozen = True
-        return self
-
-    def train(self, mode: bool = True) -> PatchVision:
-        return super().train(mode and not self.frozen)
+            raise unreadable_weights(self.path, error) from error
 
     # ---- verbs
     def prepare(
@@ -320,7 +291,7 @@ class PatchVision(nn.Module):
             ValueError: a grid that is none, or that does not fit the patches or the merge.
         """
         self._refuse(patches, grid)
-        device, grid = self.model.patch_embed.proj.weight.device, grid.cpu()  # lengths on the CPU: no waits per block
+        device, grid = self.device, grid.cpu()  # lengths on the CPU: no waits per block
         index, windows = get_vision_window_index(grid, self.merge, self.model.window_size, self.patch)
         out = self.model(
             patches.to(device, self.dtype),
@@ -349,9 +320,7 @@ class PatchVision(nn.Module):
     def save(self, folder: str | Path, dtype: Dtype = "float32") -> Path:
         """Writes config.json and model.safetensors of the tower alone; this class and transformers' own tower (which
         then draws a merger at random) load it with the same outputs. FileExistsError if the folder holds a model."""
-        folder = Path(folder)
-        if (folder / "config.json").exists():
-            raise FileExistsError(f"{folder} already holds a model; choose another folder or delete it first")
+        folder = new_model_folder(folder)
         config = copy.deepcopy(self.model.config)
         config.architectures, config.dtype = ["Qwen2_5_VisionTransformerPretrainedModel"], dtype
         state = {
@@ -408,9 +377,7 @@ def small_patch_vision(
         FileExistsError: ``folder`` already holds a model.
         ValueError: sizes that do not go together.
     """
-    folder = Path(folder)
-    if (folder / "config.json").exists():
-        raise FileExistsError(f"{folder} already holds a model; choose another folder or delete it first")
+    folder = new_model_folder(folder)
     config = Qwen2_5_VLVisionConfig(
         depth=depth,
         hidden_size=width,

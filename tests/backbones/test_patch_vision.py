@@ -14,7 +14,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
-from zoo.backbones.patches import PatchVision, small_patch_vision, to_patches
+from zoo.backbones.patch_vision import PatchVision, small_patch_vision, to_patches
 
 SMALL = {"depth": 3, "width": 32, "heads": 2, "intermediate_size": 48, "full_attention": (1,)}
 GRIDS = torch.tensor([[1, 8, 14], [2, 4, 10], [1, 12, 2]])  # no square, one video; windows of 6 patches

@@ -1,0 +1,92 @@
+"""What the encoders of pictures and sound have in common."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+from typing import ClassVar, Self
+
+import torch
+from torch import nn
+
+from zoo.backbones import hub
+
+WEIGHT_FILES = (".hdf5", ".h5", ".safetensors", ".pt", ".pth")  # endings of single files that hold a whole encoder
+
+
+class FrozenEncoder(nn.Module):
+    """A pretrained encoder that can be frozen for good.
+
+    Args:
+        path: where its weights come from: ``shape:NAME`` for random ones, ``timm:NAME``, or a folder, file, published
+            name or hub id, which is searched for.
+        revision: hub revision (a commit hash) to pin.
+        what: kind of encoder for messages, e.g. "image encoder".
+        option: the option that sets the path, e.g. "--model.vision".
+
+    Attributes:
+        path: where the weights were found.
+        revision: as given.
+        frozen: whether `freeze` was called.
+
+    Raises:
+        FileNotFoundError: nothing at ``path``.
+    """
+
+    NOT_FILES: ClassVar[tuple[str, ...]] = ("shape:",)  # beginnings of paths that name no file
+
+    def __init__(self, path: str, revision: str | None, *, what: str, option: str) -> None:
+        super().__init__()
+        self.revision, self.frozen = revision, False
+        if path.startswith(self.NOT_FILES):
+            self.path = path
+        else:
+            self.path = hub.locate(path, what=what, option=option, file_suffixes=WEIGHT_FILES)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """dtype of the weights."""
+        return next(self.parameters()).dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weights."""
+        return next(self.parameters()).device
+
+    def freeze(self) -> Self:
+        """Switch gradients off, and set eval mode for good.
+
+        `train` leaves a frozen encoder as it is, so that dropout, layer drop and running statistics do not move under a
+        model that is trained around it.
+        """
+        self.requires_grad_(False).eval()
+        self.frozen = True
+        return self
+
+    def train(self, mode: bool = True) -> Self:
+        """Set training or eval mode; a frozen encoder stays in eval mode."""
+        return super().train(mode and not self.frozen)
+
+    def fingerprint(self) -> str | None:
+        """Return the identity of the weights that `path` names.
+
+        It is that of the folder (`hub.fingerprint`) together with its pytorch_model.bin, if it has one; of a file, the
+        sha256 of all of it; of ``timm:NAME``, of the name alone; None for the random weights of ``shape:NAME``.
+        """
+        if self.path.startswith("shape:"):
+            return None
+        if self.path.startswith("timm:"):
+            return hashlib.sha256(self.path.encode()).hexdigest()
+        if Path(self.path).is_file():
+            digest, file = hashlib.sha256(), Path(self.path)
+        else:
+            digest = hashlib.sha256(hub.fingerprint(self.path, self.revision).encode())
+            file = Path(self.path) / "pytorch_model.bin"
+        if file.is_file():
+            with file.open("rb") as f:
+                digest.update(hashlib.file_digest(f, "sha256").digest())
+        return digest.hexdigest()
+
+    def find_file(self, name: str) -> Path | None:
+        """Return the path of one file of the model; None if it has no such file."""
+        return hub.find_file(self.path, name, self.revision)
