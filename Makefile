@@ -33,9 +33,9 @@ demo: $(if $(wildcard $(DEV)),$(DEV),$(PLAIN))
 
 # MKL_CBWR: Intel's library then adds up in one order on every CPU, so that short trainings end alike everywhere;
 # one thread per process: the models of the tests are too small for more to pay; a file's tests stay together, because
-# they share what they trained
+# they share what they trained, and the longest files come first (tests/conftest.py)
 test: $(DEV)
-	$(OFFLINE) MKL_CBWR=AVX2,STRICT OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $${PROCESSES:-2} --dist loadfile \
+	$(OFFLINE) MKL_CBWR=AVX2,STRICT OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $${PROCESSES:-2} --dist loadfile --no-loadscope-reorder \
 		--nbmake --nbmake-timeout=600 tests notebooks
 
 lint: $(DEV)

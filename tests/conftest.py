@@ -1,4 +1,8 @@
-"""Small language models for all tests: real model folders, made once per session."""
+"""Small language models for all tests: real model folders, made once per session.
+
+Libraries are imported where they are needed: the process that deals out the tests reads this file before it starts
+those that run them.
+"""
 
 from __future__ import annotations
 
@@ -7,16 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
-
-from tests.data.miniature import LABELS, line
-from tests.runs_helper import no_picture, one_thread
-from zoo.backbones.tiny import make_folder
 
 
 def tiny_texts(count: int = 40) -> list[str]:
     """Made-up utterances of every label, each followed by its label: enough for the label words to become one token."""
+    from tests.data.miniature import LABELS, line
+
     rng = random.Random(0)
     return [f"{line(rng, label)}\nemotion: {label}" for _ in range(count) for label in LABELS]
 
@@ -24,6 +24,9 @@ def tiny_texts(count: int = 40) -> list[str]:
 def redraw(folder: Path, seed: int = 0) -> None:
     """Draws the weights of a model folder again, far larger than usual: the next token is then far from uniform and
     depends on every token before it, so that a mistake in positions, masks or caches shows."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
     generator = torch.Generator().manual_seed(seed)
     tensors = load_file(folder / "model.safetensors")
     for name, tensor in sorted(tensors.items()):
@@ -34,6 +37,8 @@ def redraw(folder: Path, seed: int = 0) -> None:
 
 def make_tiny(folder: Path, family: str = "llama", texts: Sequence[str] | None = None, seed: int = 0) -> Path:
     """A model folder of 32 units and 2 layers, with four heads (qwen2: two of keys and values)."""
+    from zoo.backbones.tiny import make_folder
+
     made = make_folder(
         folder, texts or tiny_texts(), family, 640, 32, 2, 4, 2 if family == "qwen2" else None, 64, seed=seed
     )
@@ -53,10 +58,42 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny(tmp_path_factory.mktemp("models") / "tiny_qwen2", "qwen2")
 
 
+# ---- order
+# Files that take longest, by CPU time. `make test` gives whole files to its processes in this order: a long file that
+# begins last would leave the other processes idle.
+LONGEST = (
+    "models/test_contract.py",
+    "test_attacks.py",
+    "benchmark/test_run.py",
+    "test_lightning_cli.py",
+    "models/test_merit.py",
+    "test_configs.py",
+    "sitcom/test_release.py",
+    "test_checkpoints.py",
+    "models/test_baselines.py",
+    "models/test_emotion_qwen.py",
+    "checkpoints/test_systems.py",
+    "sitcom/test_script.py",
+    "models/test_selector.py",
+    "models/test_farcer.py",
+    "test_cli.py",
+    "test_chat.py",
+    "backbones/test_shared_prefix.py",
+)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put the notebooks first, then the longest files; the rest stays in its order."""
+    place = {Path(__file__).parent / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: -1 if item.path.suffix == ".ipynb" else place.get(item.path, len(place)))
+
+
 # ---- runs through the command line (usefixtures)
 @pytest.fixture(scope="module")
 def one_threaded():
     """Bit-identical results need one thread."""
+    from tests.runs_helper import one_thread
+
     with one_thread():
         yield
 
@@ -64,5 +101,7 @@ def one_threaded():
 @pytest.fixture
 def elsewhere(tmp_path, monkeypatch):
     """Relative paths land in a folder of the test's own, and no time goes into pictures."""
+    from tests.runs_helper import no_picture
+
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("zoo.module.confusion_picture", no_picture)

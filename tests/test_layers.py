@@ -23,6 +23,8 @@ from importlinter import configuration
 from importlinter.application import output, use_cases
 from rich.console import Console
 
+from tests.conftest import LONGEST
+
 configuration.configure()
 ROOT = Path(__file__).parents[1]
 CONTRACTS = {
@@ -162,6 +164,13 @@ def test_no_layer_imports_a_higher_one_or_its_neighbour(package: Path):
     assert "layers" in broken
     missed = [pair for pair in up + beside if "zoo.{} is not allowed to import zoo.{}:".format(*pair) not in said]
     assert not missed
+
+
+# ---- the order of the tests
+def test_the_longest_files_are_there():
+    """A file that was moved would no longer come first."""
+    missing = [name for name in LONGEST if not (ROOT / "tests" / name).is_file()]
+    assert not missing, f"correct LONGEST in tests/conftest.py: {missing}"
 
 
 # ---- nothing of somebody's machine, no secrets
