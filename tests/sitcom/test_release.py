@@ -1,10 +1,10 @@
 import hashlib
 import json
+import multiprocessing
 import re
 import subprocess
-import sys
+import time
 from collections import Counter
-from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -222,16 +222,15 @@ def test_nothing_is_overwritten(written, tmp_path):
 
 def test_a_stopped_run_goes_on(written, tmp_path):
     """Killed in the middle of the clips: started again it makes what is missing, and the result is the same."""
-    code = (
-        "import sys; from pathlib import Path; from zoo.sitcom import release\n"
-        f"release.write(Path(sys.argv[1]), {SIZES}, corpus_seed=3, workers=1)"
-    )
-    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path / "out")], cwd=Path(__file__).parents[2])
+    options = {"corpus_seed": 3, "workers": 1}
+    context = multiprocessing.get_context("fork")  # a new Python would import everything again
+    process = context.Process(target=release.write, args=(tmp_path / "out", SIZES), kwargs=options)
+    process.start()
     partial = tmp_path / "out.partial"
-    while len(list(partial.rglob("*.mp4"))) < 3 and process.poll() is None:
-        pass
+    while len(list(partial.rglob("*.mp4"))) < 3 and process.is_alive():
+        time.sleep(0.01)
     process.kill()
-    process.wait()
+    process.join()
     made = {p: p.stat().st_mtime_ns for p in partial.rglob("*.mp4")}
     assert made and not (tmp_path / "out").exists()
     release.write(tmp_path / "out", SIZES, corpus_seed=3)

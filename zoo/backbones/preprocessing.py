@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import timm.data
 import torch
 from torch import Tensor, nn
 from torchvision.transforms import InterpolationMode
@@ -60,7 +59,9 @@ class Preparation:
     @classmethod
     def of_timm(cls, model: nn.Module) -> Preparation:
         """Read the preprocessing of timm's evaluation transform. ValueError for one that is not known here."""
-        settings = timm.data.resolve_model_data_config(model)
+        from timm.data import resolve_model_data_config  # here, see Vision._from_timm
+
+        settings = resolve_model_data_config(model)
         _, height, width = settings["input_size"]
         enlarged = tuple(int(side / settings["crop_pct"]) for side in (height, width))
         resample = {"nearest": 0, "bilinear": 2, "bicubic": 3}.get(settings["interpolation"])

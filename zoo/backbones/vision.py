@@ -16,10 +16,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-import timm
 import torch
 import transformers
-from timm.models import save_for_hf
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoImageProcessor
 from transformers.utils import cached_file
@@ -171,6 +169,8 @@ class Vision(FrozenEncoder):
         return '"architecture"' in file.read_text() and '"model_type"' not in file.read_text()
 
     def _from_timm(self, name: str, dtype: torch.dtype, device: str | None) -> None:
+        import timm  # here, because it imports wandb, too: a tenth of the start of every command
+
         try:
             with torch.device(device or "cpu"):
                 model = timm.create_model(name, pretrained=device != "meta")
@@ -295,6 +295,8 @@ class Vision(FrozenEncoder):
             raise ValueError("mini-XCEPTION has no folder format; its trained weights are in the run's checkpoint")
         model = copy.deepcopy(self.model).to("cpu", getattr(torch, dtype)).requires_grad_(True)
         if self.kind == "timm":
+            from timm.models import save_for_hf
+
             save_for_hf(model, str(folder), safe_serialization=True)
         else:
             transformers_logging.disable_progress_bar()
