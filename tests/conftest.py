@@ -64,6 +64,7 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 LONGEST = (
     "models/test_contract.py",
     "test_attacks.py",
+    "test_resume.py",
     "benchmark/test_run.py",
     "test_lightning_cli.py",
     "models/test_merit.py",
@@ -76,6 +77,7 @@ LONGEST = (
     "sitcom/test_script.py",
     "models/test_selector.py",
     "models/test_farcer.py",
+    "test_interrupts.py",
     "test_cli.py",
     "test_chat.py",
     "backbones/test_shared_prefix.py",

@@ -130,6 +130,25 @@ def test_a_checkpoint_never_sets_a_value(run, tmp_path):
     assert len(logged(run, "train/loss")) == 4  # two steps per epoch
 
 
+@pytest.mark.parametrize("verb", cli.LIGHTNING_VERBS)
+def test_a_command_has_a_parser_for_its_own_verb_alone(verb, home, capsys, monkeypatch):
+    """Each command builds its parser anew, and nothing of an earlier one is left in it."""
+    parsers = []
+    prepare = ZooCLI._prepare_subcommand_parser
+    monkeypatch.setattr(
+        ZooCLI, "_prepare_subcommand_parser", lambda self, *a, **k: parsers.append(a[1]) or prepare(self, *a, **k)
+    )
+    printed = []
+    for more in ([], ["--model.lr=0.7"], []):
+        with pytest.raises(SystemExit) as leaving:
+            zoo(verb, "--model=CausalLM", *base(home), *more, "--print_config")
+        assert leaving.value.code in (0, None)
+        printed.append(yaml.safe_load(capsys.readouterr().out))
+    assert parsers == [verb] * 3
+    assert [one["model"]["init_args"].pop("lr") == 0.7 for one in printed] == [False, True, False]
+    assert printed[0] == printed[1] == printed[2]
+
+
 def test_the_private_method_that_is_replaced_still_exists():
     """If this fails after an update of Lightning, a checkpoint may set values again; see the test above."""
     assert callable(LightningCLI._parse_ckpt_path)

@@ -6,7 +6,6 @@ import shutil
 import h5py
 import numpy as np
 import pytest
-import timm
 import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -184,6 +183,8 @@ def test_clip_with_a_head(clips):
 @pytest.fixture
 def no_download(monkeypatch):
     """`timm:NAME` would fetch weights: random ones of a fixed seed instead."""
+    import timm
+
     made = timm.create_model
 
     def create(name, pretrained=False, **options):
@@ -197,8 +198,10 @@ def no_download(monkeypatch):
 def test_timm_vit(no_download, tmp_path):
     vision, x = Vision("timm:vit_tiny_patch16_224").eval(), frames(2, 100, 130)
     theirs = no_download("vit_tiny_patch16_224").eval()
-    config = timm.data.resolve_model_data_config(theirs)
-    transform = timm.data.create_transform(**config)
+    from timm.data import create_transform, resolve_model_data_config
+
+    config = resolve_model_data_config(theirs)
+    transform = create_transform(**config)
     pixels = torch.stack([transform(Image.fromarray(f.permute(1, 2, 0).numpy())) for f in x])
     assert (vision.prepare(x) - pixels).abs().max() <= 1 / 255 / min(config["std"]) + 1e-6
     pixels = vision.prepare(x)

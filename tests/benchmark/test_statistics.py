@@ -5,7 +5,6 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from scipy.stats import binomtest
-from statsmodels.stats.multitest import multipletests
 
 from zoo.benchmark.statistics import LEVEL, against, mcnemar_p, typical
 from zoo.metrics import evaluate, paired_difference
@@ -93,6 +92,8 @@ def test_holm_corrects_over_all_rows_and_a_verdict_needs_both_tests():
     found = against(runs, "a", MELD, "weighted_f1")
     assert set(found) == set("bcdef")
     for kind in ("p_bootstrap", "p_mcnemar"):
+        from statsmodels.stats.multitest import multipletests  # here: it takes a second
+
         corrected = multipletests([f[kind] for f in found.values()], method="holm")[1]
         assert [f[f"{kind}_holm"] for f in found.values()] == pytest.approx(list(corrected))
         assert any(f[f"{kind}_holm"] > f[kind] for f in found.values())
