@@ -81,7 +81,7 @@ class Turn:
 
     @property
     def frame_at(self) -> float | Literal["middle"]:
-        """Where half of the utterance is over, as ``zoo.media`` takes it: ``frames(turn.video, at=turn.frame_at)``."""
+        """Where half of the utterance is over, for `zoo.media`: ``frames(turn.video, position=turn.frame_at)``."""
         return "middle" if self.start is None or self.end is None else (self.start + self.end) / 2
 
 

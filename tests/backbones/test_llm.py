@@ -15,9 +15,8 @@ from torch.nn.functional import rms_norm
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import make_tiny
-from zoo.backbones import LLM, LoRA, hub
-from zoo.backbones.hub import fingerprint
-from zoo.backbones.llm import Prefix, locate_language_model
+from zoo.backbones import LLM, LoRA
+from zoo.backbones.llm import Prefix
 from zoo.backbones.shared_prefix import PackedPlan
 
 RAGGED = (1, 4, 9, 6)  # prompt lengths
@@ -360,6 +359,16 @@ def test_beam(llm, plain, rows):
 
 
 # ---- batches
+def test_greedy_text(llm, rows):
+    prefix = llm.encode(*pad_left(rows))
+    texts = llm.greedy_text(prefix, 6)
+    answers = llm.sample(prefix, 1, max_new_tokens=6, temperature=0)
+    assert texts == [
+        llm.tokenizer.decode([i for i in row.tolist() if i > 2], skip_special_tokens=True) for row in answers.ids[:, 0]
+    ]
+    assert len(set(texts)) > 1 and texts == llm.beam(*pad_left(rows), beams=1, max_new_tokens=6)
+
+
 def test_batch_composition_never_matters(llm, rows):
     """Alone, in a batch, in another order, beside a far longer prompt, repeated."""
     long = random_rows([30], seed=9)
@@ -579,37 +588,6 @@ def test_a_model_is_loaded_in_training_mode_and_in_the_asked_dtype(tiny_llama, t
     assert all(m.training for m in llm.modules())
     assert llm.head(torch.zeros(1, 32)).dtype == torch.float32
     assert LLM(str(half), dtype="bfloat16").head(torch.zeros(1, 32, dtype=torch.bfloat16)).dtype == torch.float32
-
-
-def test_fingerprints(tiny_llama, tiny_qwen2, tmp_path):
-    copied = shutil.copytree(tiny_llama, tmp_path / "copy")
-    assert fingerprint(str(copied)) == fingerprint(str(tiny_llama)) != fingerprint(str(tiny_qwen2))
-    config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16", "transformers_version": "9"}))
-    assert fingerprint(str(copied)) == fingerprint(str(tiny_llama))
-    (copied / "config.json").write_text(json.dumps(config | {"rms_norm_eps": 0.1}))
-    assert fingerprint(str(copied)) != fingerprint(str(tiny_llama))
-    (copied / "config.json").write_text(json.dumps(config))
-    tensors = load_file(copied / "model.safetensors")
-    tensors["model.norm.weight"][5] += 1e-3  # one number
-    save_file(tensors, copied / "model.safetensors", {"format": "pt"})
-    assert fingerprint(str(copied)) != fingerprint(str(tiny_llama))
-
-
-def test_locate(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "REPOSITORY", tmp_path / "repository")
-    monkeypatch.chdir(tmp_path)
-    for folder in ("here", "repository/checkpoints/here", "repository/checkpoints/small", "repository/models/mine"):
-        (tmp_path / folder).mkdir(parents=True)
-        (tmp_path / folder / "config.json").write_text("{}")
-    (tmp_path / "owner" / "empty").mkdir(parents=True)
-    assert locate_language_model("here") == "here"  # a folder before a published name
-    assert locate_language_model("small") == str(tmp_path / "repository/checkpoints/small")
-    assert locate_language_model("models/mine") == str(tmp_path / "repository/models/mine")
-    assert locate_language_model("owner/name") == "owner/name"  # a hub id
-    for wrong in ("nothing", "owner/empty", str(tmp_path / "nothing"), "a/b/c"):
-        with pytest.raises(FileNotFoundError, match=re.escape(f"no language model at {wrong!r}: neither a folder")):
-            locate_language_model(wrong)
 
 
 @pytest.fixture

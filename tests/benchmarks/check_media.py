@@ -38,9 +38,9 @@ def check(folder: Path, suffixes: set[str], media: Media, workers: int) -> tuple
     for path in paths:
         try:
             start = time.perf_counter()
-            cached = media.waveform(path) if sounds else media.frames(path, at="middle")
+            cached = media.waveform(path) if sounds else media.frames(path, position="middle")
             hits += time.perf_counter() - start
-            direct = read_waveform(path) if sounds else read_frames(path, at="middle")
+            direct = read_waveform(path) if sounds else read_frames(path, position="middle")
         except Unreadable:
             continue  # reported above
         if cached.tobytes() != direct.tobytes() or cached.shape != direct.shape:

@@ -146,7 +146,7 @@ def face_probe(train: Synthetic, test: Synthetic, media: Media, epochs: int = 14
 
     def frames(data: Synthetic, split: str) -> torch.Tensor:
         return torch.from_numpy(
-            np.concatenate([media.frames(s.target.video, n=1, at="middle") for s in data.samples(split)])
+            np.concatenate([media.frames(s.target.video, n=1, position="middle") for s in data.samples(split)])
         )
 
     torch.manual_seed(0)

@@ -220,7 +220,7 @@ def test_the_frame_shows_the_speaker_in_the_middle_of_the_utterance(root):
     for turn, (key, _, start, end, _) in zip(turns, utterances(FIRST), strict=False):
         assert (turn.id, turn.start, turn.end, turn.video.name) == (key, start, end, f"{FIRST}.avi")
         assert turn.crop == ("left" if "_F0" in key else "right")  # the actress wears the markers
-        (frame,) = read_frames(turn.video, at=turn.frame_at)  # (3, H, W)
+        (frame,) = read_frames(turn.video, position=turn.frame_at)  # (3, H, W)
         width = frame.shape[2] // 2
         half = frame[:, :, :width] if turn.crop == "left" else frame[:, :, width:]
         red, green, blue = half[:, 4:-4, 4:-4].reshape(3, -1).mean(1)

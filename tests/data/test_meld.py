@@ -191,7 +191,7 @@ def test_the_frame_of_an_utterance_is_the_one_at_half_time_of_its_clip(tmp_path,
     clip(tmp_path / CLIPS["test"] / "dia0_utt0.mp4", count=25, seconds=1.0)
     turn = read(tmp_path, rows, "test").samples[0].target
     assert (turn.start, turn.end, turn.crop, turn.frame_at) == (None, None, None, "middle")
-    assert numbers(read_frames(turn.video, at=turn.frame_at)) == [12]
+    assert numbers(read_frames(turn.video, position=turn.frame_at)) == [12]
 
 
 def test_known_bad_clip_is_not_used_but_its_text_is(tmp_path):

@@ -44,7 +44,7 @@ def test_a_clip_of_its_own_is_spread_over(media, film):
 def test_an_utterance_within_a_film(media, film):
     """Four frames in the middles of four equal parts of its seconds."""
     own = utterance_frames(media, turn_of(film, start=0.8, end=1.6), 4, side=32, square=True)
-    direct = [media.frames(film, at=t, size=32)[0][..., 16:48] for t in (0.9, 1.1, 1.3, 1.5)]
+    direct = [media.frames(film, position=t, size=32)[0][..., 16:48] for t in (0.9, 1.1, 1.3, 1.5)]
     assert np.array_equal(own, np.stack(direct)) and not np.array_equal(own[0], own[1])
     part = utterance_frames(media, turn_of(film, start=0.8, end=1.6), 2, side=32, square=True, middle=0.5)
     assert np.array_equal(part, np.stack(direct[1:3]))
@@ -104,8 +104,8 @@ def test_a_part_of_a_file():
     class Ten:
         """A frame per second."""
 
-        def frames(self, path, n=None, at="uniform", size=None):
-            return video[[int(at)]] if at != "uniform" else video[:n]
+        def frames(self, path, n=None, position="uniform", size=None):
+            return video[[int(position)]] if position != "uniform" else video[:n]
 
         def waveform(self, path, rate):
             return np.repeat(np.arange(10, dtype=np.float32), rate)

@@ -70,12 +70,12 @@ def test_uniform_frames_are_those_at_the_centres_of_equal_parts(usual):
     for n in (1, 3, 8, 38):
         assert numbers(read_frames(usual, n)) == [int((i + 0.5) / n * 38) for i in range(n)]
     assert numbers(read_frames(usual)) == list(range(38))
-    assert numbers(read_frames(usual, at="middle")) == [19]
+    assert numbers(read_frames(usual, position="middle")) == [19]
 
 
 def test_frame_at_a_time_is_the_one_shown_then(usual):
     for seconds, number in ((0, 0), (0.039, 0), (0.04, 1), (0.05, 1), (1 / 3, 8), (1.47, 36), (1.48, 37), (99, 37)):
-        assert numbers(read_frames(usual, at=seconds)) == [number], seconds
+        assert numbers(read_frames(usual, position=seconds)) == [number], seconds
 
 
 def test_a_short_clip_repeats_its_frames(tmp_path):
@@ -83,12 +83,19 @@ def test_a_short_clip_repeats_its_frames(tmp_path):
     assert numbers(read_frames(path, 7)) == [0, 0, 1, 1, 1, 2, 2]
     one = write_clip(tmp_path / "one.mp4", [grey(5)])
     assert numbers(read_frames(one, 4)) == [5, 5, 5, 5] and numbers(read_frames(one)) == [5]
-    assert numbers(read_frames(one, at="middle")) == numbers(read_frames(one, at=3.0)) == [5]
+    assert numbers(read_frames(one, position="middle")) == numbers(read_frames(one, position=3.0)) == [5]
 
 
 def test_variable_frame_rate_goes_by_time_not_by_count(tmp_path):
     path = write_clip(tmp_path / "vfr.mkv", [grey(i) for i in range(5)], times=[0, 100, 200, 1000, 1040])
-    assert [numbers(read_frames(path, at=t))[0] for t in (0.05, 0.15, 0.9, 1.0, 1.039, 1.04)] == [0, 1, 2, 3, 3, 4]
+    assert [numbers(read_frames(path, position=t))[0] for t in (0.05, 0.15, 0.9, 1.0, 1.039, 1.04)] == [
+        0,
+        1,
+        2,
+        3,
+        3,
+        4,
+    ]
     assert numbers(read_frames(path, 4)) == [1, 2, 2, 2]  # at 0.135, 0.405, 0.675, 0.945 s of 1.08 s
 
 
@@ -102,7 +109,7 @@ def test_clip_whose_clock_starts_late(tmp_path):
     path = write_clip(tmp_path / "late.ts", [grey(i) for i in range(25)], options={"output_ts_offset": "3"})
     with av.open(str(path)) as container:
         assert container.start_time >= 3_000_000  # us: the case is real
-    assert numbers(read_frames(path, at=0.2)) == [5] and numbers(read_frames(path, 5)) == [2, 7, 12, 17, 22]
+    assert numbers(read_frames(path, position=0.2)) == [5] and numbers(read_frames(path, 5)) == [2, 7, 12, 17, 22]
 
 
 def test_frames_that_the_edit_list_hides_do_not_count(tmp_path):
@@ -161,7 +168,7 @@ def test_pictures_are_clips_of_one_frame_whatever_they_are_called(tmp_path):
         picture.save(path, kind)
         frames = read_frames(path, 3)
         assert frames.shape == (3, 3, 64, 96) and [corners(f) for f in frames] == ["rgbw"] * 3
-        assert read_frames(path, at=2.0, size=32).shape == (1, 3, 32, 48) and len(read_frames(path)) == 1
+        assert read_frames(path, position=2.0, size=32).shape == (1, 3, 32, 48) and len(read_frames(path)) == 1
 
 
 def test_picture_modes(tmp_path):
@@ -193,9 +200,9 @@ def test_picture_modes(tmp_path):
     [
         ({"n": 0}, "1 or more"),
         ({"n": 2.5}, "1 or more"),
-        ({"at": "start"}, "time in seconds"),
-        ({"at": -1.0}, "0 or more"),
-        ({"at": float("nan")}, "0 or more"),
+        ({"position": "start"}, "time in seconds"),
+        ({"position": -1.0}, "0 or more"),
+        ({"position": float("nan")}, "0 or more"),
         ({"n": 3, "at": 1.0}, "leave n out"),
         ({"size": 0}, "height, width"),
         ({"size": (1, 2, 3)}, "height, width"),
@@ -518,7 +525,7 @@ def test_the_second_time_comes_from_the_cache_for_equal_bytes_and_equal_requests
         _no_decoder(patch)
         media = Media(tmp_path / "cache")
         assert numbers(media.frames(path, 4)) == numbers(media.frames(twin, 4)) == [4, 14, 23, 33]
-        for arguments in ({"n": 5}, {"n": 4, "size": 32}, {"at": 0.3}, {}):
+        for arguments in ({"n": 5}, {"n": 4, "size": 32}, {"position": 0.3}, {}):
             with pytest.raises(AssertionError, match="decoded"):
                 media.frames(path, **arguments)
         with pytest.raises(AssertionError, match="decoded"):

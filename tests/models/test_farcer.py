@@ -320,7 +320,7 @@ class Reference:
             elif left > 0:  # a further position of the same image
                 left -= 1
             else:
-                frame = torch.from_numpy(Media().frames(next(shown).video, at="middle", size=(32, 32)))
+                frame = torch.from_numpy(Media().frames(next(shown).video, position="middle", size=(32, 32)))
                 pixels = self.processor(frame, return_tensors="pt").pixel_values
                 state = self.vit(pixels, output_hidden_states=True).hidden_states[-1][0]
                 state = state if self.model.vision_tokens == "all" else state[:1]

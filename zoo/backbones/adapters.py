@@ -69,6 +69,7 @@ class AdaptedModel(nn.Module):
 
     @property
     def _adapter_names(self) -> list[str]:
+        """Names of all adapters, the trained ones and the reference included."""
         return list(self.model.peft_config) if isinstance(self.model, PeftModel) else []
 
     def add_lora(self, lora: LoRA) -> None:
@@ -181,6 +182,7 @@ class AdaptedModel(nn.Module):
 
     @contextlib.contextmanager
     def _in_state(self, adapter_state: str) -> Iterator[None]:
+        """Set `adapter_state`, and restore it afterwards."""
         before, self.adapter_state = self.adapter_state, adapter_state
         try:
             yield
@@ -189,6 +191,7 @@ class AdaptedModel(nn.Module):
 
 
 def _lora_config(lora: LoRA, names: Sequence[str]) -> LoraConfig:
+    """Return peft's config for adapters on the modules of these names."""
     return LoraConfig(
         r=lora.r,
         lora_alpha=lora.alpha,

@@ -182,20 +182,23 @@ class Audio(FrozenEncoder):
     # ---- parts
     @property
     def labels(self) -> tuple[str, ...] | None:
+        """Words of the head's classes; None without a head or with nameless classes."""
         if self.classifier is None:
             return None
         words = tuple(self.config.id2label[i] for i in range(self.config.num_labels))
         return None if all(re.fullmatch(r"LABEL_\d+", w) for w in words) else words
 
     def frames(self, lengths: Tensor) -> Tensor:
-        """(B,) samples -> (B,) int64 frames, at least one."""
+        """Count frames: (B,) samples -> (B,) int64 frames, at least one."""
         for kernel, stride in zip(self.config.conv_kernel, self.config.conv_stride, strict=True):
             lengths = (lengths.clamp(min=kernel) - kernel) // stride + 1
         return lengths
 
     def prepare(self, waves: Tensor, lengths: Tensor) -> Tensor:
-        """Waves as the network takes them: mean 0 and variance 1 over the true samples (where the preprocessing says
-        so), zero after them, and at least one frame long.
+        """Prepare waves as the network takes them.
+
+        They get mean 0 and variance 1 over the true samples (where the preprocessing says so), zero after them, and at
+        least the length of one frame.
 
         Args:
             waves: (B, N) float, 16 kHz.
@@ -225,8 +228,11 @@ class Audio(FrozenEncoder):
         return F.pad(waves, (0, max(0, self.shortest - waves.shape[1])))
 
     def _extract(self, x: Tensor, lengths: Tensor) -> Tensor:
-        """(B, N) waves -> (B, T, conv_dim[-1]). As torchaudio's feature extractor, except that the norm over time of
-        the "base" kind counts only the frames of each clip's own samples."""
+        """Extract features: (B, N) waves -> (B, T, conv_dim[-1]).
+
+        As torchaudio's feature extractor, except that the norm over time of the "base" kind counts only the frames of
+        each clip's own samples.
+        """
         x = x[:, None]
         for layer in self.hubert.feature_extractor.conv_layers:
             x = layer.conv(x)
@@ -240,7 +246,7 @@ class Audio(FrozenEncoder):
         return x.transpose(1, 2)
 
     def _states(self, waves: Tensor, lengths: Tensor) -> tuple[list[Tensor], Tensor]:
-        """States (B, T, width) before and after each transformer layer, and the true frames (B,)."""
+        """Compute states (B, T, width) before and after each transformer layer, and the true frames (B,)."""
         dtype, device = self.dtype, next(self.hubert.parameters()).device
         waves, lengths = waves.to(device), lengths.to(device)
         x = self.prepare(waves, lengths).to(dtype)
@@ -270,7 +276,7 @@ class Audio(FrozenEncoder):
 
     # ---- verbs
     def hidden(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """One vector for each 20 ms: transformers' last_hidden_state of the clip alone.
+        """Compute one vector for each 20 ms: transformers' last_hidden_state of the clip alone.
 
         Args:
             waves: (B, N) float, 16 kHz.
@@ -287,7 +293,7 @@ class Audio(FrozenEncoder):
         return x.masked_fill(~true[..., None], 0.0), frames
 
     def pooled(self, waves: Tensor, lengths: Tensor, segments: int = 1) -> Tensor:
-        """Means of `hidden` over equal parts of each clip's true frames.
+        """Average `hidden` over equal parts of each clip's true frames.
 
         Part k of K covers frames floor(k T / K) up to ceil((k + 1) T / K): where T is no multiple of K, neighbours
         share a frame, and a clip of fewer frames than parts repeats them. No part is ever empty.
@@ -306,8 +312,10 @@ class Audio(FrozenEncoder):
         return (inside.to(hidden.dtype) @ hidden) / (end - start)[..., None].to(hidden.dtype)
 
     def logits(self, waves: Tensor, lengths: Tensor) -> Tensor:
-        """(B, N) waves -> (B, classes) logits by transformers' head: projector, mean over true frames, classifier.
-        ValueError for weights without a head."""
+        """Classify clips: (B, N) waves -> (B, classes) logits.
+
+        By transformers' head: projector, mean over true frames, classifier. ValueError for weights without a head.
+        """
         if self.classifier is None:
             raise ValueError(f"{self.path} has no classification head; train one on pooled(waves, lengths)")
         if self.layer_weights is None:
@@ -318,14 +326,16 @@ class Audio(FrozenEncoder):
         return self.classify(x, frames)
 
     def classify(self, x: Tensor, frames: Tensor) -> Tensor:
-        """The head alone: (B, T, width) states and true frames (B,) -> (B, classes) logits."""
+        """Apply the head alone: (B, T, width) states and true frames (B,) -> (B, classes) logits."""
         true = torch.arange(x.shape[1], device=x.device) < frames[:, None]
         x = self.projector(x).masked_fill(~true[..., None], 0.0).sum(1) / frames[:, None].to(x.dtype)
         return self.classifier(x)
 
     def save(self, folder: str | Path, dtype: Dtype = "float32") -> Path:
-        """Writes config.json, model.safetensors and preprocessor_config.json as transformers would: both its
-        `from_pretrained` and this class load them with the same outputs. FileExistsError if there is a model."""
+        """Write config.json, model.safetensors and preprocessor_config.json as transformers would.
+
+        Both its `from_pretrained` and this class load them with the same outputs. FileExistsError if there is a model.
+        """
         folder = new_model_folder(folder)
         folder.mkdir(parents=True, exist_ok=True)
         state = self.state_dict()
@@ -354,7 +364,7 @@ class Audio(FrozenEncoder):
 
 
 def _norm_over_time(x: Tensor, lengths: Tensor, norm: nn.GroupNorm) -> Tensor:
-    """Group norm with a group per channel, over the first `lengths` frames of (B, C, T); what follows is padding."""
+    """Normalise over the first `lengths` frames of (B, C, T), a group per channel; what follows is padding."""
     if bool((lengths == x.shape[2]).all()):
         return norm(x)
     true = (torch.arange(x.shape[2], device=x.device) < lengths[:, None])[:, None]  # (B, 1, T)

@@ -1,4 +1,4 @@
-"""Chat templates: a model folder's own program for writing a conversation, within the limits of `zoo.templates`."""
+"""Chat templates of model folders, run within the limits of `zoo.templates`: they are a stranger's program."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from zoo.templates import BadTemplate, bounded
 
 
 def with_limits(tokenizer: Any, path: str) -> Any:
-    """The tokenizer, whose ``apply_chat_template`` ends in any case."""
-    tokenizer.apply_chat_template = functools.partial(_applied, tokenizer, path)
+    """Return the tokenizer, with an ``apply_chat_template`` that always ends."""
+    tokenizer.apply_chat_template = functools.partial(_apply_chat_template, tokenizer, path)
     return tokenizer
 
 
-def _applied(
+def _apply_chat_template(
     tokenizer: Any,
     path: str,
     conversation: Sequence[Mapping[str, Any]],
@@ -26,7 +26,7 @@ def _applied(
     tokenize: bool = False,
     **options: Any,
 ) -> Any:
-    """A conversation as text; with ``tokenize``, its ids.
+    """Write a conversation as text; with ``tokenize``, as ids.
 
     Raises:
         ValueError: the template is damaged, refuses this conversation, or does not end; names the folder.
@@ -34,7 +34,7 @@ def _applied(
     try:
         template = tokenizer.get_chat_template()
         text = bounded(
-            _written,
+            _render,
             [dict(m) for m in conversation],
             template,
             add_generation_prompt,
@@ -48,9 +48,10 @@ def _applied(
     return tokenizer(text, add_special_tokens=False)["input_ids"] if tokenize else text
 
 
-def _written(
+def _render(
     messages: list[dict[str, Any]], template: str, add_generation_prompt: bool, options: Mapping[str, Any]
 ) -> str:
+    """Render one conversation (in a process with limits)."""
     texts, _ = render_jinja_template(
         conversations=[messages], chat_template=template, add_generation_prompt=add_generation_prompt, **options
     )

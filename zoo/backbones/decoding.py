@@ -112,7 +112,10 @@ class _SharedStep:
 
 
 class _SeparateStep:
-    """The same for a model that cannot share: every answer has its own copy of the prompt's keys and values."""
+    """Decodes one token of every answer, each with its own copy of the prompt's keys and values.
+
+    For a model that cannot share.
+    """
 
     def __init__(self, llm: LLM, prefix: Prefix, n: int, max_new_tokens: int) -> None:
         self.llm, self.cache, self.mask = llm, copy.deepcopy(prefix.cache), prefix.mask.repeat_interleave(n, 0)
@@ -121,6 +124,7 @@ class _SeparateStep:
         self.positions = None if start is None else start.repeat_interleave(n)[:, None]
 
     def compact(self, alive: Tensor) -> Tensor:
+        """Return the indices of all rows: none is dropped."""
         return torch.arange(len(alive), device=alive.device)
 
     def __call__(self, token: Tensor) -> Tensor:

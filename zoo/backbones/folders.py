@@ -88,8 +88,8 @@ def refused_by_name(path: str) -> Iterator[None]:
             raise
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        if _of_the_hub(path, error):
-            why = "the network is switched off (HF_HUB_OFFLINE)" if _offline() else "it could not be fetched"
+        if _concerns_the_hub(path, error):
+            why = "the network is switched off (HF_HUB_OFFLINE)" if _is_offline() else "it could not be fetched"
             raise FileNotFoundError(
                 f"{path} is no folder here and not among the models that were fetched before, and {why}. Give a folder "
                 "with config.json, tokenizer and *.safetensors, or fetch it once where there is a network: hf download "
@@ -101,18 +101,21 @@ def refused_by_name(path: str) -> Iterator[None]:
         ) from error
 
 
-def _of_the_hub(path: str, error: Exception) -> bool:
+def _concerns_the_hub(path: str, error: Exception) -> bool:
+    """Tell whether an error is about a model of the hub, rather than about a folder."""
     library = type(error).__module__.partition(".")[0]
     return not Path(path).exists() and (
         isinstance(error, OSError) or library in ("huggingface_hub", "httpx", "requests")
     )
 
 
-def _offline() -> bool:
+def _is_offline() -> bool:
+    """Tell whether the network is switched off."""
     return os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "ON", "YES", "TRUE")
 
 
 def _without_hosts(text: str) -> str:
+    """Replace addresses in a message."""
     return re.sub(r"'?https?://\S+", "the hub", text)
 
 
@@ -167,6 +170,7 @@ def _check_tokens(content: Mapping[str, Any], file: Path, rows: int | None) -> N
 
 
 def _check_index(file: Path, content: Mapping[str, Any]) -> None:
+    """Raise ValueError or FileNotFoundError for an index of weight files that names none, or a missing one."""
     where = content.get("weight_map")
     if not isinstance(where, dict) or not where:
         raise ValueError(f"{file} has no weight_map (tensor -> file); fetch it again")
@@ -191,10 +195,12 @@ def _check_config(config: Mapping[str, Any], file: Path, known: bool) -> None:
 
 
 def _wrong(file: Path, what: str) -> ValueError:
+    """Return the error for a file with a wrong value."""
     return ValueError(f"{file}: {what}; fetch it again")
 
 
 def _check_model_type(config: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError for a model type that transformers does not have."""
     kind = config.get("model_type")
     if not isinstance(kind, str):
         raise ValueError(f"{file} names no model_type (got {kind!r:.60}); is it the config of a model?")
@@ -207,6 +213,7 @@ def _check_model_type(config: Mapping[str, Any], file: Path) -> None:
 
 
 def _check_sizes(section: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError for sizes that are no numbers, or those of no model."""
     for key, largest in LARGEST.items():
         value = section.get(key)
         if value is None or isinstance(value, list):
@@ -218,6 +225,7 @@ def _check_sizes(section: Mapping[str, Any], file: Path) -> None:
 
 
 def _check_activations(section: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError for an activation function that transformers does not have."""
     for key in ACTIVATIONS:
         if isinstance(section.get(key), str) and section[key] not in ACT2FN:
             near = difflib.get_close_matches(section[key], list(ACT2FN), 1)
@@ -229,6 +237,7 @@ def _check_activations(section: Mapping[str, Any], file: Path) -> None:
 
 
 def _check_heads(config: Mapping[str, Any], file: Path) -> None:
+    """Raise ValueError for numbers of attention heads that do not divide each other."""
     width, heads, groups = (config.get(k) for k in ("hidden_size", "num_attention_heads", "num_key_value_heads"))
     if isinstance(width, int) and isinstance(heads, int):
         if width % heads and config.get("head_dim") is None:

@@ -128,6 +128,7 @@ class LLM(AdaptedModel):
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def _load(self, path: str, dtype: torch.dtype, attention: str) -> nn.Module:
+        """Read the weights, strictly and checked."""
         model, info = read_weights(
             AutoModelForCausalLM, path, dtype=dtype, revision=self.revision, attn_implementation=attention
         )

@@ -28,6 +28,7 @@ KERAS_EPS, KERAS_MOMENTUM = 1e-3, 0.99  # Keras keeps 99 % of the running statis
 
 
 def batch_norm(width: int) -> nn.BatchNorm2d:
+    """Make a batch norm with Keras' constants."""
     return nn.BatchNorm2d(width, eps=KERAS_EPS, momentum=1 - KERAS_MOMENTUM)
 
 
@@ -60,7 +61,7 @@ class Block(nn.Module):
 
 
 def max_pool_same(x: Tensor) -> Tensor:
-    """3x3, stride 2, with TensorFlow's "same" padding: an even side is padded after its end only, unlike torch's."""
+    """Pool by 3x3, stride 2, with TensorFlow's "same" padding: unlike torch's, after the end of an even side only."""
     padding = []
     for side in (x.shape[-1], x.shape[-2]):
         missing = max((-(-side // 2) - 1) * 2 + 3 - side, 0)
@@ -79,6 +80,7 @@ class MiniXception(nn.Module):
         self.head = nn.Conv2d(WIDTHS[-1], len(LABELS), 3, padding=1)
 
     def features(self, grey: Tensor) -> Tensor:
+        """Compute the maps before the head: (N, 1, 64, 64) in [-1, 1] -> (N, 128, 4, 4)."""
         x = F.relu(self.norm1(self.conv1(grey)))
         x = F.relu(self.norm2(self.conv2(x)))
         for block in self.blocks:
@@ -104,7 +106,7 @@ POOL = {"pool_size": [3, 3], "strides": [2, 2], "padding": "same", "data_format"
 
 
 def keras_layers() -> dict[str, tuple[str, tuple[str, ...], dict[str, Any], str]]:
-    """The network as Keras describes it: layer name -> (class, names of its inputs, settings, our module's name).
+    """Describe the network as Keras does: layer name -> (class, names of its inputs, settings, our module's name).
 
     The numbers in the names are in the order in which the layers were made: the side branch of a block comes first.
     """
@@ -147,7 +149,7 @@ def keras_layers() -> dict[str, tuple[str, tuple[str, ...], dict[str, Any], str]
 
 
 def keras_arrays(layers: dict[str, tuple[str, tuple[str, ...], dict[str, Any], str]]) -> dict[str, tuple[str, str]]:
-    """Array of the file ``layer/array`` -> (name in our state dict, how its axes turn)."""
+    """Map each array of the file, ``layer/array``, to (name in our state dict, how its axes turn)."""
     parts = {
         "Conv2D": {"kernel": ("weight", "dense")},
         "SeparableConv2D": {
@@ -171,7 +173,7 @@ def keras_arrays(layers: dict[str, tuple[str, tuple[str, ...], dict[str, Any], s
 
 
 def read_keras(path: str | Path) -> dict[str, Tensor]:
-    """State dict of `MiniXception` (float32) from a Keras 2 file.
+    """Read a state dict of `MiniXception` (float32) from a Keras 2 file.
 
     Raises:
         ValueError: not an HDF5 file of Keras, another network, or arrays that are missing, left over, of another shape
@@ -181,13 +183,13 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
         with h5py.File(path, "r") as file:
             if "model_config" not in file.attrs or "model_weights" not in file:
                 raise ValueError(f"{path} lacks model_config or model_weights; expected a whole model saved by Keras 2")
-            said = file.attrs["model_config"]
-            description = json.loads(said.decode() if isinstance(said, bytes) else said)
-            found: dict[str, np.ndarray] = {}
+            text = file.attrs["model_config"]
+            description = json.loads(text.decode() if isinstance(text, bytes) else text)
+            file_arrays: dict[str, np.ndarray] = {}
 
             def take(name: str, item: h5py.Dataset | h5py.Group) -> None:
                 if isinstance(item, h5py.Dataset):  # conv2d_1/conv2d_1_1/kernel:0
-                    found[f"{name.split('/')[0]}/{name.split('/')[-1].split(':')[0]}"] = np.asarray(item)
+                    file_arrays[f"{name.split('/')[0]}/{name.split('/')[-1].split(':')[0]}"] = np.asarray(item)
 
             file["model_weights"].visititems(take)
     except OSError as error:
@@ -195,11 +197,11 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
     layers = keras_layers()
     _check_description(path, description, layers)
     arrays = keras_arrays(layers)
-    _refuse(path, "arrays", arrays.keys() - found.keys(), found.keys() - arrays.keys())
+    _refuse(path, "arrays", arrays.keys() - file_arrays.keys(), file_arrays.keys() - arrays.keys())
     state, problems = {}, []
     shapes = {k: tuple(v.shape) for k, v in MiniXception().state_dict().items()}
     for name, (ours, turn) in arrays.items():
-        array = found[name]
+        array = file_arrays[name]
         if array.ndim == 4:  # (H, W, in, out) -> (out, in, H, W); a depthwise kernel is (H, W, channels, 1)
             array = array.transpose((2, 3, 0, 1) if turn == "depthwise" else (3, 2, 0, 1))
         if array.shape != shapes[ours]:
@@ -217,17 +219,18 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
 
 
 def _check_description(path: str | Path, description: dict[str, Any], layers: dict[str, Any]) -> None:
+    """Raise ValueError for a file that describes another network."""
     described = {layer["name"]: layer for layer in description.get("config", {}).get("layers", [])}
     _refuse(path, "layers", layers.keys() - described.keys(), described.keys() - layers.keys())
     problems = []
     for name, (kind, inputs, settings, _) in layers.items():
         layer = described[name]
         nodes = layer["inbound_nodes"]
-        said = tuple(sorted(node[0] for node in nodes[0])) if nodes else ()
+        sources = tuple(sorted(node[0] for node in nodes[0])) if nodes else ()
         if layer["class_name"] != kind:
             problems.append(f"{name} is a {layer['class_name']}, expected {kind}")
-        elif said != tuple(sorted(inputs)):
-            problems.append(f"{name} reads {said}, expected {inputs}")
+        elif sources != tuple(sorted(inputs)):
+            problems.append(f"{name} reads {sources}, expected {inputs}")
         for key, value in settings.items():
             if layer["config"].get(key) != value:
                 problems.append(f"{name}.{key} is {layer['config'].get(key)!r}, expected {value!r}")
@@ -236,6 +239,7 @@ def _check_description(path: str | Path, description: dict[str, Any], layers: di
 
 
 def _refuse(path: str | Path, what: str, missing: set[str], left_over: set[str]) -> None:
+    """Raise ValueError if anything is missing or left over."""
     if missing or left_over:
         raise ValueError(
             f"{path} is not mini-XCEPTION as published: {len(missing)} {what} missing: {sorted(missing)[:3]}; "

@@ -1,6 +1,7 @@
-"""Multimodal rotary positions (M-RoPE; Qwen2-VL, arXiv 2409.12191, Sec. 2.1): a token stands at a time, a height and a
-width, and each of the three turns its own section of the channels. A text token has three equal positions, so that text
-alone is rotated as ever.
+"""Multimodal rotary positions (M-RoPE; Qwen2-VL, arXiv 2409.12191, Sec. 2.1).
+
+A token has a time, a height and a width, and each of the three turns its own section of the channels. A text token has
+three equal positions, so that text alone is rotated as without M-RoPE.
 
 `mrope_positions` counts the positions of a prompt; `SectionedRotary` rotates by them, in the layout of Qwen2-VL and
 Qwen2.5-VL (contiguous sections; Qwen3-VL interleaves them, which this does not do).
@@ -17,7 +18,7 @@ Segment = int | tuple[int, int, int] | tuple[int, int, int, float]
 
 
 def mrope_positions(segments: Sequence[Segment], tokens_per_second: float = 2.0) -> Tensor:
-    """Positions of one prompt's tokens.
+    """Count the positions of one prompt's tokens.
 
     The tokens of a grid run over its width first, then its height, then its time. What follows a segment goes on after
     its largest position, of whichever of the three, as in the paper and in transformers 4. (transformers 5 goes on
@@ -56,8 +57,9 @@ def mrope_positions(segments: Sequence[Segment], tokens_per_second: float = 2.0)
 
 
 class SectionedRotary(nn.Module):
-    """A decoder's rotary module that also takes three positions per token. It has no parameters, and no buffers of its
-    own; one position per token goes to the decoder's module as it is.
+    """A decoder's rotary module that also takes three positions per token.
+
+    It has no parameters, and no buffers of its own; one position per token goes to the decoder's module as it is.
 
     Args:
         rotary: the decoder's module: (.., .., D) and positions (B, S) -> cosines and sines, (B, S, head_dim) each.
@@ -84,13 +86,13 @@ class SectionedRotary(nn.Module):
         self.rotary, self.sections = rotary, tuple(sections)
 
     def forward(self, x: Tensor, position_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """(B, S) or (3, B, S) positions -> cosines and sines, (B, S, head_dim) each."""
+        """Compute cosines and sines, (B, S, head_dim) each, of positions (B, S) or (3, B, S)."""
         if position_ids.ndim == 2:
             return self.rotary(x, position_ids)
         cos, sin = self.rotary(x, position_ids.flatten(0, 1))  # (3 B, S, head_dim)
         return self._mix(cos), self._mix(sin)
 
     def _mix(self, values: Tensor) -> Tensor:
-        """(3 B, S, head_dim) by each of the positions -> (B, S, head_dim), each section by its own."""
+        """Take each section from its own position: (3 B, S, head_dim) -> (B, S, head_dim)."""
         pieces = values.unflatten(0, (3, -1)).split(self.sections * 2, -1)  # both channels of a pair turn alike
         return torch.cat([piece[i % 3] for i, piece in enumerate(pieces)], -1)

@@ -84,8 +84,10 @@ def to_patches(
     merge: int = 2,
     temporal: int = 2,
 ) -> tuple[Tensor, Tensor]:
-    """A picture or a video as the tower reads it: resized (bicubic, antialiased) to whole groups of patches within the
-    pixel budget at nearly its own proportions, normalised as CLIP's pictures are, cut into patches.
+    """Cut a picture or a video into patches, as the tower reads it.
+
+    It is resized (bicubic, antialiased) to whole groups of patches within the pixel budget at nearly its own
+    proportions, and normalised as CLIP's pictures are.
 
     Equal to transformers' Qwen2-VL image and video processors. Their size rule is kept to the letter: where one side
     would be shorter than a group of patches it becomes one group, which can exceed ``max_pixels``.
@@ -138,7 +140,7 @@ def to_patches(
 
 # ---- the tower
 class _Tower(Qwen2_5_VisionTransformerPretrainedModel):
-    """transformers' tower; in place of the merger nothing, so that no file needs one and none is trained."""
+    """transformers' tower without its merger, so that no file needs one and none is trained."""
 
     def __init__(self, config: Qwen2_5_VLVisionConfig) -> None:
         super().__init__(config)
@@ -187,7 +189,7 @@ class PatchVision(FrozenEncoder):
             if Path(self.path).is_file():
                 raise ValueError(f"{path} is a file; expected the folder that holds config.json and *.safetensors")
             config = self._read_config()
-        _refuse_config(config, self.path)
+        _check_config(config, self.path)
         if path.startswith("shape:") or device == "meta":
             with torch.device(device or "cpu"):
                 self.model = _Tower._from_config(config, **options)
@@ -202,6 +204,7 @@ class PatchVision(FrozenEncoder):
 
     # ---- loading
     def _read_config(self) -> Qwen2_5_VLVisionConfig:
+        """Read the tower's part of config.json."""
         file = self.find_file("config.json")
         if file is None:
             raise FileNotFoundError(f"{self.path} has no config.json")
@@ -216,6 +219,7 @@ class PatchVision(FrozenEncoder):
         return Qwen2_5_VLVisionConfig.from_dict(values)
 
     def _load(self, config: Qwen2_5_VLVisionConfig, options: dict[str, Any]) -> nn.Module:
+        """Read the weights, strictly."""
         state = self._read_tower()
         transformers_logging.disable_progress_bar()
         with without_key_report():
@@ -231,7 +235,7 @@ class PatchVision(FrozenEncoder):
         return model
 
     def _read_tower(self) -> dict[str, Tensor]:
-        """Tensors of the tower under its own names, whatever else the files hold; its merger is left behind."""
+        """Read the tensors of the tower under its own names, whatever else the files hold, without its merger."""
         try:
             index, single = self.find_file("model.safetensors.index.json"), self.find_file("model.safetensors")
             if index is not None:
@@ -271,12 +275,14 @@ class PatchVision(FrozenEncoder):
     def prepare(
         self, frames: Tensor, min_pixels: int = 56 * 56, max_pixels: int = 1280 * 28 * 28
     ) -> tuple[Tensor, Tensor]:
-        """`to_patches` with this tower's own patch, merge and temporal sizes."""
+        """Call `to_patches` with this tower's own patch, merge and temporal sizes."""
         return to_patches(frames, min_pixels, max_pixels, self.patch, self.merge, self.temporal)
 
     def hidden(self, patches: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
-        """What the last block gives for every patch. Pictures and videos of one call do not see each other, nor do the
-        steps of one video (each is attended to on its own, as Qwen2.5-VL does).
+        """Compute the last block's output for every patch.
+
+        Pictures and videos of one call do not see each other, nor do the steps of one video (each is attended to on its
+        own, as Qwen2.5-VL does).
 
         Args:
             patches: float (N, 3 * temporal * patch^2), of all inputs one after another (`to_patches`).
@@ -290,7 +296,7 @@ class PatchVision(FrozenEncoder):
         Raises:
             ValueError: a grid that is none, or that does not fit the patches or the merge.
         """
-        self._refuse(patches, grid)
+        self._check_input(patches, grid)
         device, grid = self.device, grid.cpu()  # lengths on the CPU: no waits per block
         index, windows = get_vision_window_index(grid, self.merge, self.model.window_size, self.patch)
         out = self.model(
@@ -302,7 +308,8 @@ class PatchVision(FrozenEncoder):
         )
         return out.last_hidden_state, index.argsort().to(device)
 
-    def _refuse(self, patches: Tensor, grid: Tensor) -> None:
+    def _check_input(self, patches: Tensor, grid: Tensor) -> None:
+        """Raise ValueError for a grid that is none, or that does not fit the patches."""
         if grid.ndim != 2 or grid.shape[1] != 3 or not len(grid) or grid.is_floating_point() or grid.min() < 1:
             raise ValueError(
                 f"expected a grid of whole numbers (M, 3) from 1 up: t, h, w of every input; got {grid.dtype} "
@@ -318,8 +325,11 @@ class PatchVision(FrozenEncoder):
             )
 
     def save(self, folder: str | Path, dtype: Dtype = "float32") -> Path:
-        """Writes config.json and model.safetensors of the tower alone; this class and transformers' own tower (which
-        then draws a merger at random) load it with the same outputs. FileExistsError if the folder holds a model."""
+        """Write config.json and model.safetensors of the tower alone.
+
+        This class and transformers' own tower (which then draws a merger at random) load it with the same outputs.
+        FileExistsError if the folder holds a model.
+        """
         folder = new_model_folder(folder)
         config = copy.deepcopy(self.model.config)
         config.architectures, config.dtype = ["Qwen2_5_VisionTransformerPretrainedModel"], dtype
@@ -335,7 +345,8 @@ class PatchVision(FrozenEncoder):
         return f"{self.path}, {self.width} wide, patch {self.patch} px x {self.temporal} frames, merge {self.merge}"
 
 
-def _refuse_config(config: Qwen2_5_VLVisionConfig, path: str) -> None:
+def _check_config(config: Qwen2_5_VLVisionConfig, path: str) -> None:
+    """Raise ValueError for sizes that do not go together."""
     sizes = (config.patch_size, config.temporal_patch_size)
     if not all(isinstance(size, int) for size in sizes) or config.in_channels != 3:
         raise ValueError(
@@ -365,7 +376,7 @@ def small_patch_vision(
     merge: int = 2,
     seed: int = 0,
 ) -> Path:
-    """Writes a tower with random weights (fp32), of deviation 1/sqrt(width).
+    """Write a tower with random weights (fp32), of deviation 1/sqrt(width).
 
     With the defaults: 483,968 parameters; a picture of 96 x 96 has 36 tokens in 4 windows.
 
@@ -392,7 +403,7 @@ def small_patch_vision(
         initializer_range=width**-0.5,
         architectures=["Qwen2_5_VisionTransformerPretrainedModel"],
     )
-    _refuse_config(config, str(folder))
+    _check_config(config, str(folder))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = _Tower._from_config(config, dtype=torch.float32)

@@ -18,7 +18,7 @@ RESAMPLE = {0: InterpolationMode.NEAREST_EXACT, 2: InterpolationMode.BILINEAR, 3
 
 @dataclass(frozen=True)
 class Preparation:
-    """How frames become the input of a model.
+    """Preprocessing of an image encoder.
 
     Attributes:
         resize: (height, width) whatever the shape of the frame was, or the length of its shorter side, or None.
@@ -98,6 +98,7 @@ class Preparation:
         return (x.float() * self.scale - mean) / std
 
     def _crop(self, x: Tensor) -> Tensor:
+        """Cut the square out of the middle."""
         if self.crop_rounds or min(x.shape[-2:]) < self.crop:
             return pictures.center_crop(x, [self.crop])
         top, left = ((side - self.crop) // 2 for side in x.shape[-2:])

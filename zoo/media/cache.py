@@ -21,7 +21,7 @@ import numpy as np
 
 from zoo.media import worker
 from zoo.media.container import MAX_PIXELS, MAX_SECONDS, Unreadable, open_file
-from zoo.media.frames import At, Size, normalize_request
+from zoo.media.frames import Position, Size, normalize_request
 from zoo.media.sound import resample
 
 VERSION = 2  # of what comes out: raise it whenever a change here changes an array or what is said of it, and every
@@ -70,14 +70,14 @@ class Media:
         self._met: list[dict[str, Any]] = []  # rows of what was asked for since `met` was last called
 
     def frames(
-        self, path: str | os.PathLike, n: int | None = None, at: At = "uniform", size: Size = None
+        self, path: str | os.PathLike, n: int | None = None, position: Position = "uniform", size: Size = None
     ) -> np.ndarray:
         """Return frames as `read_frames` does: uint8 (T, 3, H, W)."""
-        n, at, size = normalize_request(n, at, size)
+        n, position, size = normalize_request(n, position, size)
         size_name = "x".join(map(str, size)) if isinstance(size, tuple) else size or "full"
-        request = f"frames-{n or 'all'}-{at}-{size_name}"
+        request = f"frames-{n or 'all'}-{position}-{size_name}"
         limits = {"max_seconds": self.max_seconds, "max_pixels": self.max_pixels}
-        return self._get(path, request, None, kind="frames", n=n, at=at, size=size, **limits)
+        return self._get(path, request, None, kind="frames", n=n, position=position, size=size, **limits)
 
     def waveform(self, path: str | os.PathLike, rate: int = 16_000) -> np.ndarray:
         """Return sound as `read_waveform` does: float32 (N,)."""

@@ -67,7 +67,7 @@ def utterance_frames(
     else:
         centres = (np.arange(first, first + n) + 0.5) / spread
         times = turn.start + (turn.end - turn.start) * centres
-        decoded = (media.frames(turn.video, at=float(time), size=decoded_size) for time in times)
+        decoded = (media.frames(turn.video, position=float(time), size=decoded_size) for time in times)
         frames = np.concatenate([_speaker_half(frame, turn, rows) for frame in decoded])
     if turn.crop is not None and side is not None:
         size = [side] if isinstance(side, int) else list(side)

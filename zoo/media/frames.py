@@ -35,14 +35,14 @@ from zoo.media.container import (
 MAX_BYTES = 512 * 2**20  # of the frames one call returns
 PICTURE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # and RIFF....WEBP
 
-At = Literal["uniform", "middle"] | float
+Position = Literal["uniform", "middle"] | float
 Size = int | tuple[int, int] | None
 
 
 def read_frames(
     path: str | os.PathLike,
     n: int | None = None,
-    at: At = "uniform",
+    position: Position = "uniform",
     size: Size = None,
     *,
     max_seconds: float = MAX_SECONDS,
@@ -53,8 +53,8 @@ def read_frames(
     Args:
         n: how many frames, spread over the clip: those shown at the centres of n equal parts. A clip with fewer frames
             than n repeats them. None: every frame; one that cannot be decoded is replaced by the one before it.
-        at: "uniform" as above; "middle": the one frame shown at half time; or a time in seconds: the one frame shown
-            then (the first before the clip starts, the last after it ends).
+        position: "uniform" as above; "middle": the one frame shown at half time; or a time in seconds: the one frame
+            shown then (the first before the clip starts, the last after it ends).
         size: (height, width), or the length of the shorter side with the aspect kept; None: as in the file.
         max_seconds: a longer clip is refused.
         max_pixels: a larger picture is refused before it is decoded.
@@ -64,29 +64,29 @@ def read_frames(
 
     Raises:
         Unreadable: the file gives no frame, or more than the limits allow.
-        ValueError: n, at or size make no sense.
+        ValueError: n, position or size make no sense.
     """
-    n, at, size = normalize_request(n, at, size)
-    return decode_frames(path, n, at, size, max_seconds, max_pixels)[0]
+    n, position, size = normalize_request(n, position, size)
+    return decode_frames(path, n, position, size, max_seconds, max_pixels)[0]
 
 
-def normalize_request(n: int | None, at: At, size: Size) -> tuple[int | None, At, Size]:
+def normalize_request(n: int | None, position: Position, size: Size) -> tuple[int | None, Position, Size]:
     """Check a request and return its one spelling, so that equal requests share a cache entry.
 
     Raises:
-        ValueError: n, at or size make no sense.
+        ValueError: n, position or size make no sense.
     """
     if n is not None and (isinstance(n, bool) or int(n) != n or n < 1):
         raise ValueError(f"n is the number of frames, 1 or more, or None for all; got {n!r}")
-    if at == "middle":
-        n, at = 1, "uniform"  # the centre of one part
-    if at != "uniform":
-        if isinstance(at, str | bool) or not (math.isfinite(at) and at >= 0):
-            raise ValueError(f"at is 'uniform', 'middle' or a time in seconds, 0 or more; got {at!r}")
+    if position == "middle":
+        n, position = 1, "uniform"  # the centre of one part
+    if position != "uniform":
+        if isinstance(position, str | bool) or not (math.isfinite(position) and position >= 0):
+            raise ValueError(f"position is 'uniform', 'middle' or a time in seconds, 0 or more; got {position!r}")
         if n not in (None, 1):
-            raise ValueError(f"at={at!r} is one frame, but n={n}; leave n out")
-        n, at = 1, float(at)
-    return (None if n is None else int(n)), at, _normalize_size(size)
+            raise ValueError(f"position={position!r} is one frame, but n={n}; leave n out")
+        n, position = 1, float(position)
+    return (None if n is None else int(n)), position, _normalize_size(size)
 
 
 def _normalize_size(size: Size) -> Size:
@@ -107,7 +107,7 @@ class _TimesOutOfOrder(Exception):
 
 
 def decode_frames(
-    path: str | os.PathLike, n: int | None, at: At, size: Size, max_seconds: float, max_pixels: int
+    path: str | os.PathLike, n: int | None, position: Position, size: Size, max_seconds: float, max_pixels: int
 ) -> tuple[np.ndarray, str | None]:
     """Decode as `read_frames`, and describe what is wrong with a file that could be read; None for nothing."""
     with open_file(path) as fd:
@@ -120,8 +120,8 @@ def decode_frames(
             stream = first_stream(path, container, "video")
             _check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
             times, step, torn = _read_timeline(path, container, stream, max_seconds)
-            if at != "uniform":  # + half a tick: a frame's own time, rounded, means that frame
-                targets = [float((clip_start(container) + Fraction(at)) / stream.time_base) + 0.5]
+            if position != "uniform":  # + half a tick: a frame's own time, rounded, means that frame
+                targets = [float((clip_start(container) + Fraction(position)) / stream.time_base) + 0.5]
             elif n is None:
                 targets = [float(t) for t in times]
             else:
@@ -301,4 +301,5 @@ def _resize(path: str | os.PathLike, picture: np.ndarray, size: Size, pixel: Fra
 
 
 def _channels_first(picture: np.ndarray) -> np.ndarray:
-    return picture.transpose(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+    """Turn (H, W, 3) into (3, H, W)."""
+    return picture.transpose(2, 0, 1)

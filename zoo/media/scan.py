@@ -59,7 +59,7 @@ def scan(
     if frames is None and waveform is None:
         raise ValueError("scan decodes nothing: give frames={...}, waveform={...} or both")
     if frames is not None:
-        normalize_request(**{"n": None, "at": "uniform", "size": None} | dict(frames))
+        normalize_request(**{"n": None, "position": "uniform", "size": None} | dict(frames))
     start = time.perf_counter()
     paths = list(paths)
     calls: list[Call] = [(media.frames, frames)] if frames is not None else []

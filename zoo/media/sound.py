@@ -84,6 +84,7 @@ def _check_rate(path: str | os.PathLike, rate: int) -> None:
 def _decode_with_soundfile(
     path: str | os.PathLike, fd: int, max_seconds: float
 ) -> tuple[list[np.ndarray], int, str | None]:
+    """Decode blocks of sound with libsndfile; returns as `decode_waveform`, in parts."""
     os.lseek(fd, 0, os.SEEK_SET)
     parts: list[np.ndarray] = []
     with soundfile.SoundFile(fd, closefd=False) as file:
@@ -101,6 +102,7 @@ def _decode_with_soundfile(
 def _decode_with_ffmpeg(
     path: str | os.PathLike, fd: int, max_seconds: float
 ) -> tuple[list[np.ndarray], int, str | None]:
+    """Decode blocks of sound with FFmpeg; returns as `decode_waveform`, in parts."""
     parts: list[np.ndarray] = []
     lost, read, rate = [0], 0, 0
     with open_container(fd) as container:
