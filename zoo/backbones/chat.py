@@ -1,4 +1,4 @@
-"""Chat templates of model folders, run within the limits of `zoo.templates`: they are a stranger's program."""
+"""Chat templates of model folders, run within the limits of `zoo.templates`: a template is a program."""
 
 from __future__ import annotations
 

@@ -1,5 +1,7 @@
-"""Published architectures as numbers, so that a paper-size system can be built (on the meta device, or with random
-weights) where its weights are not at hand. The values are those of each model's public config.json.
+"""Published architectures as numbers.
+
+A paper-size system can be built from them (on the meta device, or with random weights) where its weights are not at
+hand. The values are those of each model's public config.json.
 """
 
 from __future__ import annotations
@@ -116,7 +118,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     ),
 }
 
-# Eyes: name -> (class of transformers, config values, preprocessor_config). `Vision("shape:NAME")` builds them.
+# `Vision("shape:NAME")`: name -> (class of transformers, config values, preprocessor_config).
 VISION_SHAPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "vit-base-face": (  # trpakov/vit-face-expression, ViT-B/16
         "ViTForImageClassification",
@@ -162,7 +164,7 @@ VISION_SHAPES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     ),
 }
 
-# Ears: name -> (config values of HubertConfig, whether the waveform is normalised). `Audio("shape:NAME")` builds them.
+# `Audio("shape:NAME")`: name -> (config values of HubertConfig, whether the waveform is normalised).
 AUDIO_SHAPES: dict[str, tuple[dict[str, Any], bool]] = {
     "hubert-base": (  # facebook/hubert-base-ls960: 94,371,712, SpecAugment's mask vector of 768 included
         {

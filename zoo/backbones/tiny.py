@@ -1,6 +1,8 @@
-"""Small models made in code, so that every system runs on two CPU cores without a download: ordinary model folders with
-random weights. Language models come with a byte-level BPE tokenizer; train one with
-`configs/causal_lm/tiny_llama.yaml`. Eyes (ViT) and ears (HuBERT) come with a classification head.
+"""Small models made in code: ordinary model folders with random weights.
+
+They let every system run on two CPU cores without a download. Language models come with a byte-level BPE tokenizer;
+train one with `configs/causal_lm/tiny_llama.yaml`. The image encoder (ViT) and the audio encoder (HuBERT) come with a
+classification head.
 """
 
 from __future__ import annotations

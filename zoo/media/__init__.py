@@ -1,12 +1,13 @@
-"""Paths -> arrays: frames (T, 3, H, W) uint8 and waveforms (N,) float32. The only decoder of the zoo.
+"""Decode media files: frames (T, 3, H, W) uint8 and waveforms (N,) float32. The only decoder of the zoo.
 
     frames = read_frames("clip.mp4", n=8, size=(224, 224))   # 8 frames spread over the clip
     sound = read_waveform("clip.mp4")                        # 16 kHz, mono
 
 `Media` does the same for whole corpora: it decodes each file once (arrays are kept on disk under the hash of the
-file's bytes), gives up on a file after a time limit, and remembers what could not be read.
+file's bytes), gives up on a file after a time limit, and remembers what could not be read. `zoo.media.clips` reads the
+frames and the sound of an utterance.
 
-What comes out, whatever the file is called (its bytes decide, not its name):
+What comes out depends on the bytes of a file, not on its name:
 
 - Frames are RGB as a player shows them: rotation and mirroring of the display matrix or of EXIF and non-square pixels
   are applied, resizing is antialiased bicubic. An alpha channel is dropped, colours without a stated matrix are read as
