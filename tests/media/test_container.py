@@ -193,11 +193,11 @@ def _cut(path, share):
 def test_a_clip_that_was_cut_off_says_after_how_many_seconds(tmp_path, name, how):
     whole, media = clip(tmp_path / name, **how), Media()
     media.frames(whole, 4), media.waveform(whole)
-    assert media.damaged == [] and media.met() == []
+    assert media.damaged == [] and media.new_problems() == []
     cut = _cut(whole, 0.6)
     media.frames(cut, 4), media.waveform(cut)
-    met = {row["reason"].split(" of ")[-1].split()[-1]: row for row in media.met()}
-    assert met.keys() == {"video", "sound"} and media.met() == []
+    met = {row["reason"].split(" of ")[-1].split()[-1]: row for row in media.new_problems()}
+    assert met.keys() == {"video", "sound"} and media.new_problems() == []
     for row in met.values():
         assert row["problem"] == "damaged" and row["file"] == cut.name
         decoded, promised = map(float, re.search(r"cut off after ([\d.]+) of ([\d.]+) s", row["reason"]).groups())
@@ -208,7 +208,7 @@ def test_a_sliver_that_is_missing_at_the_end_is_noticed(tmp_path):
     whole = clip(tmp_path / "a.mp4", options={"movflags": "faststart"})
     media = Media()
     media.waveform(_cut(whole, 0.9))
-    assert "cut off after" in media.met()[0]["reason"]
+    assert "cut off after" in media.new_problems()[0]["reason"]
 
 
 @pytest.mark.parametrize(
@@ -217,9 +217,9 @@ def test_a_sliver_that_is_missing_at_the_end_is_noticed(tmp_path):
 def test_a_sound_file_that_was_cut_off_says_so(tmp_path, name, form):
     whole, media = tmp_path / name, Media()
     soundfile.write(whole, sine(440, 2, 16_000)[0], 16_000, format=form)
-    assert abs(len(media.waveform(whole)) - 32_000) < 1200 and media.met() == []
+    assert abs(len(media.waveform(whole)) - 32_000) < 1200 and media.new_problems() == []
     media.waveform(_cut(whole, 0.6))
-    assert re.search(r"cut off after 1\.\d\d of 2\.0\d s of sound", media.met()[0]["reason"])
+    assert re.search(r"cut off after 1\.\d\d of 2\.0\d s of sound", media.new_problems()[0]["reason"])
 
 
 def test_lengths_that_the_writer_did_not_know_are_no_promise(tmp_path):
@@ -256,10 +256,10 @@ def test_what_comes_from_the_cache_is_still_said_to_be_cut(tmp_path):
     for _ in range(2):
         media = Media(tmp_path / "cache")
         media.waveform(cut)
-        assert [row["problem"] for row in media.met()] == ["damaged"]
+        assert [row["problem"] for row in media.new_problems()] == ["damaged"]
         with pytest.raises(Unreadable):
             media.waveform(tmp_path / "gone.mp4")
-        assert [row["problem"] for row in media.met()] == ["unreadable"]
+        assert [row["problem"] for row in media.new_problems()] == ["unreadable"]
 
 
 def test_every_option_that_a_message_names_exists():

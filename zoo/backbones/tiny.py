@@ -77,12 +77,12 @@ def make_folder(
     max_length: int = 1024,
     seed: int = 0,
 ) -> Path:
-    """Writes config.json, model.safetensors (random, fp32) and the tokenizer to ``out``; embeddings are tied.
+    """Write config.json, model.safetensors (random, fp32) and the tokenizer to ``out``; embeddings are tied.
 
     Load the tokenizer through `LLM` or PreTrainedTokenizerFast: for qwen2, AutoTokenizer would build another one.
 
     With the defaults: 2,114,880 parameters at a full vocabulary of 4096. Raises FileExistsError if ``out`` already
-        holds a model.
+    holds a model.
     """
     out = new_model_folder(out)
     tokenizer = make_tokenizer(texts, vocab_size)
@@ -122,8 +122,9 @@ def make_vit_folder(
     dropout: float = 0.0,
     seed: int = 0,
 ) -> Path:
-    """Writes a ViTForImageClassification with random weights (fp32), its preprocessing (bilinear resize to the square,
-    to [-1, 1]) and its labels.
+    """Write a ViTForImageClassification with random weights (fp32), its preprocessing and its labels.
+
+    Pictures are resized to the square (bilinear), and scaled to [-1, 1].
 
     Weights are drawn with deviation 1/sqrt(width) and positions start as sines and cosines of row and column: with
     transformers' usual 0.02 and random positions, a model this small took more than twice the steps to tell a mouth
@@ -175,7 +176,7 @@ def make_hubert_folder(
     dropout: float = 0.0,
     seed: int = 0,
 ) -> Path:
-    """Writes a HubertForSequenceClassification with random weights (fp32) and its preprocessing.
+    """Write a HubertForSequenceClassification with random weights (fp32) and its preprocessing.
 
     HuBERT's own seven convolutions (400 samples seen, one frame per 320), with few channels: the first of them run at
     3200 frames a second and are most of the cost. One norm over time in front ("base" kind: norms over channels at

@@ -386,7 +386,7 @@ class Batches(Dataset):
         samples = [self.samples[i] for i in self.order(epoch)[number]]
         batch = self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
         media = getattr(self.collator, "media", None)  # of a collator that reads clips
-        return batch if media is None else batch | {"clip_problems": media.met()}
+        return batch if media is None else batch | {"clip_problems": media.new_problems()}
 
 
 class EvaluationOrder(SequentialSampler):

@@ -66,7 +66,7 @@ class RequestedSamples(WrappedCorpus):
         used, unused, media = [], {}, getattr(collator, "media", None)
         try:
             whole = system_input(sample)
-            media_notes = [] if media is None else media.met()
+            media_notes = [] if media is None else media.new_problems()
             for part, ablated in ablations(sample).items():
                 if ablated is None:
                     unused[part] = NOT_GIVEN

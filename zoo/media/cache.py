@@ -67,7 +67,7 @@ class Media:
         self._problems: dict[tuple[str | None, ...], dict[str, Any]] = {}
         self._problems_file: tuple[int, ...] = ()  # size, time and inode of problems.jsonl when it was last read
         self._problems_read = 0, 0  # its bytes that are in _problems: how many, and their checksum
-        self._met: list[dict[str, Any]] = []  # rows of what was asked for since `met` was last called
+        self._new_problems: list[dict[str, Any]] = []  # rows of what was asked for since `new_problems` was last called
 
     def frames(
         self, path: str | os.PathLike, n: int | None = None, position: Position = "uniform", size: Size = None
@@ -97,13 +97,13 @@ class Media:
         """Rows as above of files of which only a part could be read; the part is used."""
         return self._rows("damaged")
 
-    def met(self) -> list[dict[str, str]]:
+    def new_problems(self) -> list[dict[str, str]]:
         """Return rows {file, problem, reason} of what was asked for since the last call and was unreadable or damaged.
 
         Each row comes once, also where the array came from the cache. In a loader's worker: of that worker alone.
         """
-        rows = {tuple(row[key] for key in ("file", "problem", "reason")): None for row in self._met}
-        self._met = []
+        rows = {tuple(row[key] for key in ("file", "problem", "reason")): None for row in self._new_problems}
+        self._new_problems = []
         return [dict(zip(("file", "problem", "reason"), row, strict=True)) for row in rows]
 
     def _get(self, path: str | os.PathLike, request: str, rate: int | None, **arguments: Any) -> np.ndarray:
@@ -118,10 +118,10 @@ class Media:
         self._read_problems()
         if array is not None:
             if known := self._problems.get((sha256, request, "damaged", self._limits)):
-                self._met.append(known | {"file": _portable_name(path)})
+                self._new_problems.append(known | {"file": _portable_name(path)})
             return array
         if known := self._problems.get((sha256, request, "unreadable", self._limits)):
-            self._met.append(known | {"file": _portable_name(path)})
+            self._new_problems.append(known | {"file": _portable_name(path)})
             raise Unreadable(path, known["reason"])
         try:
             try:
@@ -161,7 +161,7 @@ class Media:
                     return sha256  # still being written, perhaps: a change within the clock's tick would go unseen
                 if memo:
                     with contextlib.suppress(OSError):  # a cache one may only read: only slower
-                        _write_whole(memo, [f"{identity} {sha256}".encode()])
+                        _write_atomically(memo, [f"{identity} {sha256}".encode()])
             self._hashes[absolute] = (identity, sha256)
             return sha256
 
@@ -169,7 +169,7 @@ class Media:
         """Remember a problem, in the cache where there is one."""
         row = {"file": _portable_name(path), "sha256": sha256, "request": request, "problem": problem, "reason": reason}
         row["limits"] = self._limits
-        self._met.append(row)
+        self._new_problems.append(row)
         if self.cache is None or sha256 is None:
             self._problems[self._key(row)] = row
         else:
@@ -231,7 +231,7 @@ def _save_entry(entry: Path, array: np.ndarray) -> None:
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     data = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b""
     checksum = zlib.crc32(data, zlib.crc32(header.getvalue()))
-    _write_whole(entry, [header.getvalue(), data, struct.pack("<I", checksum)])
+    _write_atomically(entry, [header.getvalue(), data, struct.pack("<I", checksum)])
 
 
 def _load_entry(entry: Path) -> np.ndarray | None:
@@ -251,7 +251,7 @@ def _load_entry(entry: Path) -> np.ndarray | None:
     return np.frombuffer(text, dtype, count=math.prod(shape), offset=start).reshape(shape)
 
 
-def _write_whole(path: Path, parts: list[Any]) -> None:
+def _write_atomically(path: Path, parts: list[Any]) -> None:
     """Write a file whole or not at all, whatever other processes write it; without `storage.write_whole`'s fsync."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
