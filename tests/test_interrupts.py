@@ -110,11 +110,20 @@ def test_interrupted_labels_are_kept_and_go_on(number, run, monkeypatch, capfd):
     assert {p.name for p in Path().iterdir()} == {"table.csv", "whole.jsonl", "part.jsonl"}
 
 
-@pytest.mark.parametrize("number", SIGNALS)
-def test_an_interrupted_corpus_is_written_on(number, monkeypatch, capfd):
-    def prepare(out: str) -> None:
-        zoo("prepare", "synthetic", "--seed=3", "--dialogues=6", f"--out={out}", "--workers=1")
+def prepare(out: str | Path) -> None:
+    zoo("prepare", "synthetic", "--seed=3", "--dialogues=3", f"--out={out}", "--workers=1")
 
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory) -> Path:
+    """A corpus that was written without interruption."""
+    folder = tmp_path_factory.mktemp("whole") / "corpus"
+    prepare(folder)
+    return folder
+
+
+@pytest.mark.parametrize("number", SIGNALS)
+def test_an_interrupted_corpus_is_written_on(number, whole, monkeypatch, capfd):
     original = clips.encode
 
     def encode(*clip: object) -> bytes:  # in the worker, while the command waits
@@ -123,15 +132,14 @@ def test_an_interrupted_corpus_is_written_on(number, monkeypatch, capfd):
             os.kill(os.getppid(), number)
         return original(*clip)
 
-    prepare("whole")
     with monkeypatch.context() as patch:
         patch.setattr(clips, "encode", encode)
         assert in_child(lambda: prepare("part")) == 128 + number
     assert "zoo prepare: interrupted; what is done is kept; to go on, give the same" in capfd.readouterr().err
     assert not Path("part").exists()
     prepare("part")
-    names = [p.relative_to("whole") for p in sorted(Path("whole").rglob("*")) if p.is_file()]
-    assert len(names) > 20 and all((Path("part") / n).read_bytes() == (Path("whole") / n).read_bytes() for n in names)
+    names = [p.relative_to(whole) for p in sorted(whole.rglob("*")) if p.is_file()]
+    assert len(names) > 20 and all((Path("part") / n).read_bytes() == (whole / n).read_bytes() for n in names)
 
 
 def test_changed_samples_and_another_prediction_in_between(run, monkeypatch, capfd, tmp_path):
@@ -153,7 +161,6 @@ def test_changed_samples_and_another_prediction_in_between(run, monkeypatch, cap
 HANDLERS = """
 import os, signal, sys, time
 from zoo import interrupts
-from zoo.sitcom import release
 interrupts.listen()
 {body}
 """
