@@ -65,6 +65,7 @@ LONGEST = (
     "models/test_contract.py",
     "test_attacks.py",
     "test_resume.py",
+    "test_processes.py",
     "benchmark/test_run.py",
     "test_lightning_cli.py",
     "models/test_merit.py",
