@@ -134,8 +134,7 @@ import os
 with locked(Path(sys.argv[1]), "it"):
     worker = os.fork()  # as a loader's worker
     if worker == 0:
-        time.sleep(60)
-    print(worker, flush=True)
+        print(os.getpid(), flush=True)  # by the worker, which has let go of the lock by now
     time.sleep(60)
 """
 
