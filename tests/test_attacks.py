@@ -276,7 +276,7 @@ def test_an_index_entry_stays_in_its_folder(entry, tmp_path, monkeypatch):
     file = tmp_path / "index.yaml"
     file.write_text(yaml.safe_dump({"evil": whole | entry if isinstance(entry, dict) else entry}))
     monkeypatch.setattr(listing, "INDEX", file)
-    assert "evil" in refused("checkpoints", "pull", "evil", "--to=evil", "--accept-licence")
+    assert "evil" in refused("checkpoints", "pull", "evil", "--to=evil", "--accept_licence")
     for command in (("show", "evil"), ("list",)):
         message = refused("checkpoints", *command)
         assert str(file) in message and (isinstance(entry, str) or next(iter(entry)) in message or "names" in message)

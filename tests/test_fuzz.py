@@ -22,7 +22,7 @@ from tests.data.miniature import write_meld
 from tests.runs_helper import fit, label_clip, make_llm
 from zoo import cli, configs, weights
 from zoo.backbones import LLM
-from zoo.benchmark import collect
+from zoo.benchmark import records
 from zoo.checkpoints.exporting import _once
 from zoo.data import MELD
 from zoo.label.requests import read_turns
@@ -262,9 +262,9 @@ def test_results_of_a_benchmark(tmp_path):
     }
     cost = {"seconds": 1.5, "peak_mib": 3.0, "interrupted": 0}
     for name, value, read in (
-        ("predictions.jsonl", row, lambda f: collect.read_rows(f, collect.ROW)),
-        ("metrics.json", record, lambda f: collect.read_record(f, collect.TEST)),
-        ("fit.json", cost, lambda f: collect.read_record(f, collect.COST)),
+        ("predictions.jsonl", row, lambda f: records.read_rows(f, records.ROW)),
+        ("metrics.json", record, lambda f: records.read_record(f, records.TEST)),
+        ("fit.json", cost, lambda f: records.read_record(f, records.COST)),
     ):
         file = tmp_path / name
         file.write_bytes(as_json(value) + b"\n")

@@ -8,7 +8,7 @@ from typing import ClassVar
 import pytest
 
 from zoo import renaming
-from zoo.renaming import Renamed, rename_flag, rename_options, renamed_options_of
+from zoo.renaming import Renamed, rename_flag, rename_options, renamed_options_of, underscore_flags
 
 
 class Base:
@@ -63,3 +63,14 @@ def test_both_names_at_once_are_refused():
 )
 def test_flags_get_their_new_names(flag, new):
     assert rename_flag(flag, RENAMED, "model") == new
+
+
+def test_hyphens_in_flags_are_read_as_underscores(caplog):
+    old = ["captions", "--send-to", "http://a-b", "--max-words=3", "--model.x-y=--no-flag", "-x-y", "--", "--as-it-is"]
+    with caplog.at_level(logging.WARNING):
+        new = underscore_flags(old)
+        assert underscore_flags(["--send-to=a-b", "--key_env", "--in"]) == ["--send_to=a-b", "--key_env", "--in"]
+    assert new == ["captions", "--send_to", "http://a-b", "--max_words=3", *old[4:]]
+    said = [record.getMessage() for record in caplog.records]
+    assert [line.partition(" is now ")[0] for line in said] == ["--send-to", "--max-words"]
+    assert said[0] == "--send-to is now --send_to; the hyphens are read in this release only"

@@ -340,7 +340,7 @@ def test_numbers_of_a_corpus_that_mean_nothing_are_refused(home, option, value):
         ["tiny", "--out", "x", "--vocab_size", "-5"],
         ["tiny", "--out", "x", "--layers", "0"],
         ["tiny", "--out", "x", "--synthetic", "-3"],
-        ["ver", "--collect", "--out", ".", "--min-rating", "-1"],
+        ["ver", "--collect", "--out", ".", "--min_rating", "-1"],
     ],
     ids=" ".join,
 )

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 from zoo import interrupts
 from zoo.errors import is_refusal, raised_by
+from zoo.renaming import underscore_flags
 
 LIGHTNING_VERBS = {
     "fit": "train a system: zoo fit --config configs/dialoguellm/demo.yaml",
@@ -234,6 +235,7 @@ def _whose(error: BaseException) -> str:
 
 
 def _run(verb: str, args: list[str]) -> None:
+    args = underscore_flags(args)
     if verb in LIGHTNING_VERBS:
         from zoo.lightning_cli import run
 
@@ -241,9 +243,9 @@ def _run(verb: str, args: list[str]) -> None:
         return
     command: Callable[[list[str]], None]
     if verb == "bench":
-        from zoo.benchmark import main as command
+        from zoo.benchmark.command import main as command
     elif verb == "prepare":
-        from zoo.prepare import main as command
+        from zoo.prepare.command import main as command
     elif verb == "label":
         from zoo.label.command import main as command
     elif verb == "export":

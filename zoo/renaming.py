@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -79,6 +79,26 @@ def rename_flag(flag: str, renamed: Mapping[str, str | Renamed], section: str) -
         return f"--{new}{match[2]}"
     value = values.get(match[3][1:], match[3][1:])
     return f"--{new}{match[2]}={str(value).lower() if isinstance(value, bool) else value}"
+
+
+def underscore_flags(args: Sequence[str]) -> list[str]:
+    """Return a command's arguments with underscores in the names of flags: ``--send-to=URL`` -> ``--send_to=URL``.
+
+    Hyphens are read for one release, with one line that says the new name. What follows a bare ``--`` is left alone.
+    """
+    end = list(args).index("--") if "--" in args else len(args)
+    spelled: list[str] = []
+    for arg in args[:end]:
+        match = re.match(r"--([a-z]\w*(?:-\w+)+)(=.*)?$", arg, re.DOTALL)
+        if match is None:
+            spelled.append(arg)
+            continue
+        name = match[1].replace("-", "_")
+        if match[1] not in _NOTED:
+            _NOTED.add(match[1])
+            log.warning("--%s is now --%s; the hyphens are read in this release only", match[1], name)
+        spelled.append(f"--{name}{match[2] or ''}")
+    return [*spelled, *args[end:]]
 
 
 _NOTED: set[str] = set()

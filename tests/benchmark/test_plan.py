@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from tests.runs_helper import refused
-from zoo.benchmark import parser
+from zoo.benchmark.command import parser
 from zoo.benchmark.plan import Bench, flags
 
 BENCHES = sorted((Path(__file__).parents[2] / "configs" / "bench").glob("*.yaml"))

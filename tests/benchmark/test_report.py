@@ -17,25 +17,12 @@ from pathlib import Path
 import pytest
 
 from tests.benchmark.made_up import BAD, hostile, made_up
-from zoo.benchmark.report import (
-    COSTS,
-    DRAWN_POINTS,
-    METRICS,
-    PUBLISHED,
-    amount,
-    cell,
-    curve,
-    markdown,
-    memory,
-    overlap,
-    percent,
-    pvalue,
-    scatter,
-    score_axis,
-    seconds,
-    signed,
-    write_report,
-)
+from zoo.benchmark.report import write_report
+from zoo.benchmark.report.content import COSTS, METRICS
+from zoo.benchmark.report.drawing import DRAWN_POINTS, curve, overlap, scatter, score_axis
+from zoo.benchmark.report.html import PUBLISHED
+from zoo.benchmark.report.markdown import escape_cell, render_markdown
+from zoo.benchmark.report.numbers import amount, memory, percent, pvalue, seconds, signed
 
 VOID = {"meta", "img", "input", "br", "link", "hr", "source", "base", "col"}
 
@@ -330,8 +317,8 @@ def test_languages_other_than_english_survive(bad):
 
 @pytest.mark.parametrize("text", ["a|b", "a\nb", "<b>", "`c`", "[x](y)", "*a* _b_", "a\\|b", "~~x~~", "# x", "&lt;"])
 def test_cell(text):
-    assert cell_undone(cell(text)) == " ".join(text.split())
-    assert not re.search(r"(?<!\\)[|`*_\[~]", cell(text).replace("\\\\", "")) and "\n" not in cell(text)
+    assert cell_undone(escape_cell(text)) == " ".join(text.split())
+    assert not re.search(r"(?<!\\)[|`*_\[~]", escape_cell(text).replace("\\\\", "")) and "\n" not in escape_cell(text)
 
 
 def test_size(tmp_path):
@@ -345,12 +332,12 @@ def test_size(tmp_path):
 def test_a_page_says_what_a_reader_could_misread(plain):
     """Few dialogues, some utterances of many, and curves of one point."""
     results, utterances = copy.deepcopy(plain[0]), made_up(shown=3)[1]
-    assert "too narrow" not in html(results) and "too narrow" not in markdown(results, results["rows"], [])
+    assert "too narrow" not in html(results) and "too narrow" not in render_markdown(results, results["rows"], [])
     results |= {"dialogues": 2}
     results["rows"][0]["curves"] = {"train/loss": [[100, 0.5]]}
     page = Page(html(results, utterances))
     assert "The test split has 2 dialogues. Intervals and comparisons are drawn from whole dialogues" in page.texts
-    assert "⚠ The test split has 2 dialogues" in markdown(results, results["rows"], [])
+    assert "⚠ The test split has 2 dialogues" in render_markdown(results, results["rows"], [])
     assert f"The first 3 of {results['n']:,} utterances, in whole dialogues" in page.texts
     assert page.texts.count("one value, at step 100") == 1
 
@@ -506,7 +493,7 @@ def test_axis_holds_everything_or_the_best(plain):
     axis = score_axis(rows, "weighted_f1")
     numbers = [x for r in rows for x in (*r["scores"]["weighted_f1"]["ci95"], *r["scores"]["weighted_f1"]["values"])]
     assert axis.low <= min(numbers) and max(numbers) <= axis.high
-    assert axis.at(axis.low) == 0 and axis.at(axis.high) == 100
+    assert axis.position(axis.low) == 0 and axis.position(axis.high) == 100
     assert axis.ticks[0] == pytest.approx(axis.low) and axis.ticks[-1] == pytest.approx(axis.high)
     one = score_axis([{"scores": {"uar": {"ci95": [0.5, 0.5], "values": [0.5]}}}], "uar")
     assert one.high > one.low

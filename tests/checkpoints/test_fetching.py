@@ -145,7 +145,7 @@ def test_gated_and_non_commercial_files_need_a_yes(entry, capsys):
         said = capsys.readouterr().out
         assert ("gated: yes" in said) == (word == "gated") and ("NOT allowed" in said) == (word != "gated")
         assert Server.asked == [] and not Path("here").exists()
-    zoo("checkpoints", "pull", "eyes", "--to", "here", "--accept-licence")
+    zoo("checkpoints", "pull", "eyes", "--to", "here", "--accept_licence")
     assert Path("here/weights.bin").is_file()
 
 

@@ -14,7 +14,7 @@ from tests.runs_helper import refused, zoo
 from zoo.data import MELD, Synthetic
 from zoo.data.meld import CLIPS
 from zoo.media import read_frames, read_waveform
-from zoo.prepare import share_out
+from zoo.prepare.sitcom import share_out
 from zoo.sitcom import clips, faces, questions, release, truth
 from zoo.sitcom.cues import LABELS
 from zoo.sitcom.posteriors import posterior

@@ -110,16 +110,16 @@ class Bench:
     show_texts: bool = True
 
     def seeds_of(self, name: str) -> list[int]:
-        own = self.rows[name].seeds
-        return self.seeds if own is None else own
+        seeds = self.rows[name].seeds
+        return self.seeds if seeds is None else seeds
 
     def needs(self, name: str) -> list[str]:
-        """Names of the rows that must be done before this one."""
+        """Return the names of the rows that must be done before this one."""
         row = self.rows[name]
         return list(dict.fromkeys(m[2] for value in row.values() for m in REFERENCE.finditer(value)))
 
     def order(self) -> list[str]:
-        """Every row after those it needs. ValueError naming the rows of a circle."""
+        """Return every row after those it needs. ValueError naming the rows of a circle."""
         done: list[str] = []
         while len(done) < len(self.rows):
             ready = [n for n in self.rows if n not in done and all(m in done for m in self.needs(n))]
@@ -130,18 +130,18 @@ class Bench:
         return done
 
     def seed_of(self, name: str, needed: str, seed: int) -> int:
-        """The seed of a needed row: the same, or its only one."""
-        own = self.seeds_of(needed)
-        if seed in own:
+        """Return the seed of a needed row: the same, or its only one."""
+        seeds = self.seeds_of(needed)
+        if seed in seeds:
             return seed
-        if len(own) == 1:
-            return own[0]
+        if len(seeds) == 1:
+            return seeds[0]
         raise ValueError(
-            f"row {name} with seed {seed} needs row {needed}, which has the seeds {own}; give both the same seeds"
+            f"row {name} with seed {seed} needs row {needed}, which has the seeds {seeds}; give both the same seeds"
         )
 
     def check(self) -> None:
-        """ValueError for a benchmark that could not be run to its end."""
+        """Raise ValueError for a benchmark that could not be run to its end."""
         if not self.rows or not any(row.ranked for row in self.rows.values()):
             raise ValueError("the benchmark has no row to rank; give at least one under rows")
         if not self.seeds:
@@ -155,49 +155,67 @@ class Bench:
                     self.seed_of(name, needed, seed)
 
     def _check(self, name: str, row: Row) -> None:
-        def wrong(what: str) -> ValueError:
-            return ValueError(f"row {name}: {what}")
-
+        """Raise ValueError for a row that could not be run to its end."""
         if not re.fullmatch(r"[A-Za-z0-9_.-]{1,200}", name) or not name.strip("."):
             raise ValueError(
                 f"row name {name!r:.80}: expected at most 200 letters, digits, '_', '.' and '-', and not "
                 "dots alone, since it names a folder"
             )
-        if (row.config is None) == (row.checkpoint is None):
-            raise wrong(
-                "expected either config (to train it) or checkpoint (to test it), got "
-                f"{'both' if row.config else 'neither'}"
+        problem = _source_problem(row) or _training_problem(row) or _option_problem(row)
+        for reference in (m for value in row.values() for m in REFERENCE.finditer(value)):
+            problem = problem or self._reference_problem(reference)
+        if problem:
+            raise ValueError(f"row {name}: {problem}")
+
+    def _reference_problem(self, reference: re.Match[str]) -> str | None:
+        """Return what is wrong with ``run:ROW`` or ``results:ROW``."""
+        text, kind, needed = reference[0], reference[1], reference[2]
+        if needed not in self.rows:
+            return f"{text} names no row; there are {', '.join(self.rows)}"
+        if kind == "results" and self.rows[needed].verb == "fit":
+            return (
+                f"{text}: row {needed} is only trained (verb fit), so it has no results; run:{needed} is its run folder"
             )
-        for file in row.config or ():
-            if not Path(file).is_file():
-                raise wrong(f"config {file} does not exist (looked for from {Path.cwd()})")
-        if row.verb == "fit" and not row.trains:
-            raise wrong("verb fit only trains, and this row is not trained; give it a config")
-        if row.zero_shot and row.config is None:
-            raise wrong("zero_shot tests a config without training; a checkpoint needs no such word")
-        if row.seeds is not None and (not row.seeds or len(set(row.seeds)) < len(row.seeds)):
-            raise wrong(f"seeds {row.seeds}: expected different ones, at least one")
-        if (row.adapt or row.train_data is not None) and not row.trains:
-            raise wrong("adapt and train_data say what a row is trained on, and this one is not trained")
-        if row.train_data is not None and (row.adapt or isinstance(row.train_data, Adaptation)):
-            raise wrong("a row that adapts is trained on the test split; write adapt: true, and no train_data")
-        for key in (*row.options, *row.test_options):
-            if re.match(r"data(\.class_path|$)|config$|ckpt_path$|trainer\.(default_root_dir|logger)$", key):
-                raise wrong(f"option {key} is the benchmark's own; use train_data, adapt, config or checkpoint")
-        for m in (m for value in row.values() for m in REFERENCE.finditer(value)):
-            kind, needed = m[1], m[2]
-            if needed not in self.rows:
-                raise wrong(f"{m[0]} names no row; there are {', '.join(self.rows)}")
-            if kind == "results" and self.rows[needed].verb == "fit":
-                raise wrong(
-                    f"{m[0]}: row {needed} is only trained (verb fit), so it has no results; run:{needed} is "
-                    "its run folder"
-                )
-            if kind == "run" and not self.rows[needed].trains:
-                raise wrong(
-                    f"{m[0]}: row {needed} is not trained, so it has no run folder; results:{needed} is the "
-                    "folder with its answers"
-                )
+        if kind == "run" and not self.rows[needed].trains:
+            return (
+                f"{text}: row {needed} is not trained, so it has no run folder; results:{needed} is the "
+                "folder with its answers"
+            )
+        return None
+
+
+def _source_problem(row: Row) -> str | None:
+    """Return what is wrong with where a row comes from: its config or its checkpoint."""
+    if (row.config is None) == (row.checkpoint is None):
+        return (
+            "expected either config (to train it) or checkpoint (to test it), got "
+            f"{'both' if row.config else 'neither'}"
+        )
+    missing = [file for file in row.config or () if not Path(file).is_file()]
+    return f"config {missing[0]} does not exist (looked for from {Path.cwd()})" if missing else None
+
+
+def _training_problem(row: Row) -> str | None:
+    """Return what is wrong with how a row is trained."""
+    if row.verb == "fit" and not row.trains:
+        return "verb fit only trains, and this row is not trained; give it a config"
+    if row.zero_shot and row.config is None:
+        return "zero_shot tests a config without training; a checkpoint needs no such word"
+    if row.seeds is not None and (not row.seeds or len(set(row.seeds)) < len(row.seeds)):
+        return f"seeds {row.seeds}: expected different ones, at least one"
+    if (row.adapt or row.train_data is not None) and not row.trains:
+        return "adapt and train_data say what a row is trained on, and this one is not trained"
+    if row.train_data is not None and (row.adapt or isinstance(row.train_data, Adaptation)):
+        return "a row that adapts is trained on the test split; write adapt: true, and no train_data"
+    return None
+
+
+def _option_problem(row: Row) -> str | None:
+    """Return what is wrong with a row's options: those that the benchmark sets itself."""
+    for key in (*row.options, *row.test_options):
+        if re.match(r"data(\.class_path|$)|config$|ckpt_path$|trainer\.(default_root_dir|logger)$", key):
+            return f"option {key} is the benchmark's own; use train_data, adapt, config or checkpoint"
+    return None
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:

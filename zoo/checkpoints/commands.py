@@ -33,7 +33,7 @@ def published(args: list[str]) -> None:
     fetch.add_argument("name")
     fetch.add_argument("--to", type=Path, help=f"folder for its files; {PLACE}/NAME if not given")
     fetch.add_argument("--revision", help="commit of the hub's repository, where none is recorded")
-    fetch.add_argument("--accept-licence", action="store_true", help="you have read the terms and accept them")
+    fetch.add_argument("--accept_licence", action="store_true", help="you have read the terms and accept them")
     turn = verbs.add_parser("convert", help="an authors' file as weights of the zoo, strictly, name by name")
     turn.add_argument("name", help="an entry, or a paper's folder under zoo/models")
     turn.add_argument("--from", dest="source", type=Path, required=True, help="the authors' file or folder")

@@ -48,7 +48,7 @@ def pull(name: str, to: Path | None, revision: str | None, accepted: bool) -> No
     if (entry["gated"] or entry["commercial"] is False) and not accepted:
         raise ValueError(
             f"{name} is {'gated' if entry['gated'] else 'not for commercial use'} ({entry['licence']}); read its "
-            "licence, then repeat the command with --accept-licence. Nothing was fetched"
+            "licence, then repeat the command with --accept_licence. Nothing was fetched"
         )
     wanted = revision or entry.get("revision")
     if entry["source"] == "hub" and wanted is None:

@@ -1,11 +1,11 @@
 """``zoo prepare captions``: plain descriptions of faces and voices by a model, in the files that --data.captions reads.
 
-    zoo prepare captions --data MELD --data.root DIR --model NAME --send-to URL --out OUT
+    zoo prepare captions --data MELD --data.root DIR --model NAME --send_to URL --out OUT
     zoo fit ... --data.captions '[OUT]'
 
 The model sees the frames, or hears the sound, of one utterance: neither its words nor its label. In OUT lie
 ``{video,audio}_description_{split}.json``, ``left_out.jsonl`` (utterances without a description, and why),
-``answers.jsonl`` (see `zoo.prepare.chat.Answers`) and ``settings.json``.
+``answers.jsonl`` (see `zoo.prepare.answer_store.AnswerStore`) and ``settings.json``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,11 @@ from zoo.data import EmotionData
 from zoo.data.text import clean_text
 from zoo.media import Media, Unreadable
 from zoo.media.clips import utterance_frames, utterance_sound
-from zoo.prepare import chat
+from zoo.prepare.answer_filter import rejection_reason
+from zoo.prepare.answer_store import AnswerStore, CachedClient, keep_settings, map_in_order
+from zoo.prepare.llm_client import ChatModel, QueryFailed
+from zoo.prepare.options import add_options, announce, build_models
+from zoo.prepare.prompt_files import fill_prompt, load_prompt
 from zoo.schema import Sample, Turn
 from zoo.storage import write_jsonl, write_whole
 
@@ -33,7 +37,7 @@ MOST_LISTED = 20  # lines of a printed list; the file has them all
 
 
 @dataclass
-class Described:
+class CaptionResult:
     """What `describe` did, for one kind and split.
 
     Attributes:
@@ -49,27 +53,27 @@ class Described:
     unanswered: dict[str, str] = field(default_factory=dict)
 
 
-def turns_of(samples: Iterable[Sample]) -> list[Turn]:
-    """Every utterance of a split once, those that only stand in a history too."""
+def utterances(samples: Iterable[Sample]) -> list[Turn]:
+    """Return every utterance of a split once, those that only stand in a history too."""
     return list({turn.id: turn for sample in samples for turn in (*sample.history, sample.target)}.values())
 
 
 def describe(
     turns: Sequence[Turn],
     kind: str,
-    model: chat.Model,
+    model: ChatModel,
     path: Path,
-    ask: chat.Asker,
+    client: CachedClient,
     language: str = "en",
     frames: int = 8,
     size: int = 448,
     max_words: int = 80,
     forbidden: Collection[str] = (),
-    own_template: Path | None = None,
+    template: Path | None = None,
     workers: int = 1,
     media: Media | None = None,
-) -> Described:
-    """Describes every utterance that has no description in the file yet, and writes the file.
+) -> CaptionResult:
+    """Describe every utterance that has no description in the file yet, and writes the file.
 
     Args:
         kind: video (the model sees ``frames`` frames) or audio (it hears the sound).
@@ -80,51 +84,53 @@ def describe(
         forbidden: a description that has one of these words is dropped.
 
     Raises:
-        chat.Stopped: too many failures; what was answered until then is in the file.
+        AbortRun: too many failures; what was answered until then is in the file.
         ValueError: a file of another form, or no such kind.
     """
     if kind not in KINDS:
         raise ValueError(f"kind is {' or '.join(KINDS)}, got {kind!r}")
     media = media or Media()
-    prompt = chat.filled(chat.template(own_template, f"caption_{kind}", language)[0], frames=frames)
-    done = Described()
-    before = _read(path)
+    prompt = fill_prompt(load_prompt(template, f"caption_{kind}", language)[0], frames=frames)
+    result = CaptionResult()
+    earlier = _read(path)
     for turn in turns:
-        if turn.id in before:  # checked again: the rules may have become stricter
-            _sort(done, turn.id, before[turn.id], max_words, language, forbidden)
+        if turn.id in earlier:  # checked again: the rules may have become stricter
+            _add_text(result, turn.id, earlier[turn.id], max_words, language, forbidden)
 
-    def one(turn: Turn) -> tuple[str, str]:
+    def ask(turn: Turn) -> tuple[str, str]:
         if (turn.video if kind == "video" else turn.audio) is None:
             return "left_out", "no clip" if kind == "video" else "no sound"
         try:
-            seen = utterance_frames(media, turn, frames, side=size) if kind == "video" else None
-            heard = utterance_sound(media, turn) if kind == "audio" else None
-            return "text", clean_text(ask(model, prompt, seen, heard))
+            clip_frames = utterance_frames(media, turn, frames, side=size) if kind == "video" else None
+            sound = utterance_sound(media, turn) if kind == "audio" else None
+            return "text", clean_text(client(model, prompt, clip_frames, sound))
         except Unreadable as error:
             return "left_out", error.reason
-        except chat.NoAnswer as error:
+        except QueryFailed as error:
             return "unanswered", str(error)
 
-    todo = [turn for turn in turns if turn.id not in before]
+    todo = [turn for turn in turns if turn.id not in earlier]
     try:
-        for turn, (what, text) in zip(todo, chat.in_order(one, todo, workers, f"{kind} descriptions"), strict=True):
-            if what == "text":
-                _sort(done, turn.id, text, max_words, language, forbidden)
-                if len(done.texts) % WRITE_EVERY == 0:
-                    _write(path, before, done)
+        for turn, (outcome, text) in zip(todo, map_in_order(ask, todo, workers, f"{kind} descriptions"), strict=True):
+            if outcome == "text":
+                _add_text(result, turn.id, text, max_words, language, forbidden)
+                if len(result.texts) % WRITE_EVERY == 0:
+                    _write(path, earlier, result)
             else:
-                getattr(done, what)[turn.id] = text
+                getattr(result, outcome)[turn.id] = text
     finally:
-        _write(path, before, done)
-    return done
+        _write(path, earlier, result)
+    return result
 
 
-def _sort(done: Described, key: str, text: str, max_words: int, language: str, forbidden: Collection[str]) -> None:
-    why = chat.rubbish(text, max_words, language, forbidden)
-    if why is None:
-        done.texts[key] = text
+def _add_text(
+    result: CaptionResult, key: str, text: str, max_words: int, language: str, forbidden: Collection[str]
+) -> None:
+    reason = rejection_reason(text, max_words, language, forbidden)
+    if reason is None:
+        result.texts[key] = text
     else:
-        done.dropped[key] = why
+        result.dropped[key] = reason
 
 
 def _read(path: Path) -> dict[str, str]:
@@ -137,9 +143,9 @@ def _read(path: Path) -> dict[str, str]:
     return texts
 
 
-def _write(path: Path, before: dict[str, str], done: Described) -> None:
-    """A later run with --limit keeps what an earlier one described."""
-    texts = {key: text for key, text in before.items() if key not in done.dropped} | done.texts
+def _write(path: Path, earlier: dict[str, str], result: CaptionResult) -> None:
+    """Write the descriptions; a run with --limit keeps what an earlier one described."""
+    texts = {key: text for key, text in earlier.items() if key not in result.dropped} | result.texts
     write_whole(path, json.dumps(texts, ensure_ascii=False, indent=0) + "\n")
 
 
@@ -154,50 +160,50 @@ def _parser() -> ArgumentParser:
     parser.add_subclass_arguments(EmotionData, "data", required=True, help="a corpus, as of `zoo fit`")
     add("--split", nargs="+", choices=["train", "dev", "test"], default=["train"], help="which, one or several")
     add("--kinds", nargs="+", choices=list(KINDS), default=["video"], help="video: from frames; audio: from the sound")
-    add("--model", required=True, help="its name at the address of --send-to")
+    add("--model", required=True, help="its name at the address of --send_to")
     add("--out", type=Path, required=True, help="folder of the descriptions and the answers")
     add("--frames", type=int, default=8, help="per clip")
-    add("--max-words", type=int, default=80, help="a longer description is dropped; a Chinese character is a word")
+    add("--max_words", type=int, default=80, help="a longer description is dropped; a Chinese character is a word")
     add(
-        "--forbid-labels",
+        "--forbid_labels",
         nargs="*",
         metavar="WORD",
         help="drop a description that has one of the corpus' label words or of these words",
     )
-    add("--video-template", type=Path, help="your own prompt for frames (Jinja)")
-    add("--audio-template", type=Path, help="your own prompt for sound")
-    chat.add_options(parser)
+    add("--video_template", type=Path, help="your own prompt for frames (Jinja)")
+    add("--audio_template", type=Path, help="your own prompt for sound")
+    add_options(parser)
     return parser
 
 
 def main(args: list[str]) -> None:
-    """``zoo prepare captions``"""
+    """Run ``zoo prepare captions``."""
     parser = _parser()
     options = parser.parse_args(args)
     if options.model.startswith("local:"):
-        raise ValueError(f"{options.model} is a text model; it cannot be given frames or sound. Name one of --send-to")
+        raise ValueError(f"{options.model} is a text model; it cannot be given frames or sound. Name one of --send_to")
     for name in ("frames", "size", "max_words", "workers"):
         if options[name] < 1:
-            raise ValueError(f"--{name.replace('_', '-')} is 1 or more, got {options[name]}")
+            raise ValueError(f"--{name} is 1 or more, got {options[name]}")
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit is 1 or more, got {options.limit}")
-    (model,) = chat.models([options.model], options)
+    (model,) = build_models([options.model], options)
     data = parser.instantiate(options).data
     forbidden = [] if options.forbid_labels is None else [*data.labels.names, *options.forbid_labels]
-    turns = {split: turns_of(data.samples(split))[: options.limit] for split in options.split}
+    turns = {split: utterances(data.samples(split))[: options.limit] for split in options.split}
     count = sum(map(len, turns.values()))
-    if not any(getattr(turn, kind) for kind in options.kinds for own in turns.values() for turn in own):
+    if not any(getattr(turn, kind) for kind in options.kinds for split_turns in turns.values() for turn in split_turns):
         raise ValueError(
             f"none of {count} utterances has a file to look at or listen to; expected clips where the corpus' reader "
             "looks for them (--data.help NAME says where). Correct --data.root, --split or --kinds"
         )
-    given = {"video": f"{options.frames} frames of up to {options.size} pixels", "audio": "the sound"}
-    what = f"{' and '.join(given[kind] for kind in options.kinds)} of {count} utterances, with a fixed prompt"
-    chat.announce([(model, what, True)], options.yes_send_media)
+    inputs = {"video": f"{options.frames} frames of up to {options.size} pixels", "audio": "the sound"}
+    sent = f"{' and '.join(inputs[kind] for kind in options.kinds)} of {count} utterances, with a fixed prompt"
+    announce([(model, sent, True)], options.yes_send_media)
     _run(options, model, turns, forbidden)
 
 
-def _run(options: Any, model: chat.Model, turns: dict[str, list[Turn]], forbidden: Sequence[str]) -> None:
+def _run(options: Any, model: ChatModel, turns: dict[str, list[Turn]], forbidden: Sequence[str]) -> None:
     out: Path = options.out
     jobs = [(kind, split) for kind in options.kinds for split in options.split]
     paths = {job: out / "{}_description_{}.json".format(*job) for job in jobs}
@@ -210,20 +216,20 @@ def _run(options: Any, model: chat.Model, turns: dict[str, list[Turn]], forbidde
         "size": options.size,
     }
     settings |= {
-        f"{k}_template": chat.template(given, f"caption_{k}", options.language)[1] for k, given in templates.items()
+        f"{k}_template": load_prompt(template, f"caption_{k}", options.language)[1] for k, template in templates.items()
     }
-    chat.same_settings(out / "settings.json", settings, [*paths.values(), out / "answers.jsonl"])
+    keep_settings(out / "settings.json", settings, [*paths.values(), out / "answers.jsonl"])
     media, listed, unanswered = Media(options.cache, options.clip_timeout, options.max_clip_seconds), [], 0
     try:
-        with chat.Answers(out / "answers.jsonl") as answers:
-            ask = chat.Asker(answers, options.max_failures)
+        with AnswerStore(out / "answers.jsonl") as store:
+            client = CachedClient(store, options.max_failures)
             for (kind, split), path in paths.items():
-                done = describe(
+                result = describe(
                     turns[split],
                     kind,
                     model,
                     path,
-                    ask,
+                    client,
                     options.language,
                     options.frames,
                     options.size,
@@ -233,11 +239,11 @@ def _run(options: Any, model: chat.Model, turns: dict[str, list[Turn]], forbidde
                     options.workers,
                     media,
                 )
-                print(f"{path}: {len(done.texts)} of {len(turns[split])} utterances ({ask.asked} asked so far)")
-                kept_out = {"dropped": done.dropped, "left out": done.left_out, "no answer": done.unanswered}
-                for what, rows in kept_out.items():
+                print(f"{path}: {len(result.texts)} of {len(turns[split])} utterances ({client.sent} asked so far)")
+                problems = {"dropped": result.dropped, "left out": result.left_out, "no answer": result.unanswered}
+                for what, rows in problems.items():
                     listed += [{"kind": kind, "split": split, "id": k, "what": what, "why": v} for k, v in rows.items()]
-                unanswered += len(done.unanswered)
+                unanswered += len(result.unanswered)
     finally:
         write_jsonl(out / "left_out.jsonl", listed)
     for row in listed[:MOST_LISTED]:

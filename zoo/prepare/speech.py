@@ -37,8 +37,8 @@ from zoo.data.text import drop_repeats, read_table, some
 from zoo.media import MAX_SECONDS as MAX_CLIP_SECONDS
 from zoo.media import Media, Unreadable
 from zoo.media.clips import RATE, utterance_sound
-from zoo.prepare import chat
-from zoo.prepare.captions import turns_of
+from zoo.prepare.answer_store import map_in_order
+from zoo.prepare.captions import utterances
 from zoo.schema import Turn
 from zoo.storage import write_whole
 
@@ -69,7 +69,7 @@ class NotSpeech(ValueError):
 
 # -------------------------------------------------------------------------------------------------------- measurements
 def measure(wave: np.ndarray) -> Values:
-    """The measures of one utterance.
+    """Measure one utterance.
 
     - loudness: dB of the mean power of the frames that are not pauses;
     - loudness variation: standard deviation of their levels, dB;
@@ -108,28 +108,28 @@ def measure(wave: np.ndarray) -> Values:
 
 
 def pitch(frames: np.ndarray) -> np.ndarray:
-    """Pitch of each frame (T, FRAME) in Hz, 0 where it is not voiced.
+    """Return the pitch of each frame (T, FRAME) in Hz, 0 where it is not voiced.
 
     The lag of the largest autocorrelation of the windowed frame over that of the window (Boersma 1993), between
     `LOWEST` and `HIGHEST`; then a median over five frames, against jumps of an octave.
     """
     window = np.hanning(FRAME)
     size = 2 * FRAME
-    own = np.fft.irfft(np.abs(np.fft.rfft(window, size)) ** 2)
+    window_auto = np.fft.irfft(np.abs(np.fft.rfft(window, size)) ** 2)
     first, last = int(RATE / HIGHEST), int(RATE / LOWEST) + 1
     spectrum = np.abs(np.fft.rfft(frames * window, size)) ** 2
-    auto = np.fft.irfft(spectrum)[:, : last + 2] / own[: last + 2]
+    auto = np.fft.irfft(spectrum)[:, : last + 2] / window_auto[: last + 2]
     auto = auto / np.maximum(auto[:, :1], 1e-12)  # (T, lags)
     middle = auto[:, first - 1 : last + 2]
     lags = np.arange(first, last + 1)
     peak = (middle[:, 1:-1] >= middle[:, :-2]) & (middle[:, 1:-1] > middle[:, 2:])
-    worth = np.where(peak, middle[:, 1:-1] - OCTAVE * np.log2(lags / first), -1.0)
-    best = worth.argmax(1)
+    score = np.where(peak, middle[:, 1:-1] - OCTAVE * np.log2(lags / first), -1.0)
+    best = score.argmax(1)
     rows = np.arange(len(frames))
     left, top, right = (middle[rows, best + i] for i in range(3))
     bend = left - 2 * top + right
     shift = np.where(bend < 0, 0.5 * (left - right) / np.where(bend < 0, bend, -1.0), 0.0)  # of a parabola's vertex
-    voiced = (worth[rows, best] > -1) & (top > VOICED)
+    voiced = (score[rows, best] > -1) & (top > VOICED)
     hertz = np.where(voiced, RATE / (lags[best] + shift), 0.0)
     return np.where(voiced, median_filter(hertz, 5, mode="nearest"), 0.0)
 
@@ -152,15 +152,15 @@ class Bins:
     spoken: Mapping[str, Mapping[str, int]]
 
     def word(self, speaker: str, name: str, value: float) -> str:
-        """One of five words; a value on a threshold belongs to the middle."""
+        """Return one of five words; a value on a threshold belongs to the middle."""
         a, b, c, d = self.speakers.get(speaker, {}).get(name, self.overall[name])
         return MEASURES[name][1][int(value >= a) + int(value >= b) + int(value > c) + int(value > d)]
 
     def sentence(self, speaker: str, values: Values) -> str:
-        """``loud voice, even; high pitch, very lively; slow``: what was not measured is not said."""
-        said = {name: self.word(speaker, name, v) for name, v in values.items() if name in self.overall}
+        """Return a description: ``loud voice, even; high pitch, very lively; slow``, without what was not measured."""
+        words = {name: self.word(speaker, name, v) for name, v in values.items() if name in self.overall}
         parts = [
-            ", ".join(f"{said[name]}{noun}" for name, noun in pair if name in said)
+            ", ".join(f"{words[name]}{noun}" for name, noun in pair if name in words)
             for pair in (
                 (("loudness", " voice"), ("loudness variation", "")),
                 (("pitch", " pitch"), ("pitch variation", "")),
@@ -171,7 +171,7 @@ class Bins:
 
 
 def fit_bins(measured: Sequence[tuple[str, Values]], least: int) -> Bins:
-    """Thresholds from (speaker, values) of the training utterances.
+    """Compute thresholds from (speaker, values) of the training utterances.
 
     Args:
         least: a speaker with fewer values of a measure is binned by the thresholds of all.
@@ -185,26 +185,26 @@ def fit_bins(measured: Sequence[tuple[str, Values]], least: int) -> Bins:
             "training split, or its rows of the table, there?"
         )
     everyone: dict[str, list[float]] = defaultdict(list)
-    own: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
+    by_speaker: dict[str, dict[str, list[float]]] = defaultdict(lambda: defaultdict(list))
     for speaker, values in measured:
         for name, value in values.items():
             everyone[name].append(value)
             if speaker:
-                own[speaker][name].append(value)
+                by_speaker[speaker][name].append(value)
 
     def thresholds(values: list[float]) -> tuple[float, ...]:
         return tuple(np.percentile(values, PERCENTILES).tolist())
 
     enough = {
-        speaker: kept
-        for speaker, of in sorted(own.items())
-        if (kept := {name: v for name, v in of.items() if len(v) >= least})
+        speaker: sufficient
+        for speaker, measures in sorted(by_speaker.items())
+        if (sufficient := {name: v for name, v in measures.items() if len(v) >= least})
     }
     return Bins(
         overall={name: thresholds(v) for name, v in everyone.items()},
-        speakers={s: {name: thresholds(v) for name, v in of.items()} for s, of in enough.items()},
+        speakers={s: {name: thresholds(v) for name, v in measures.items()} for s, measures in enough.items()},
         n={name: len(v) for name, v in everyone.items()},
-        spoken={s: {name: len(v) for name, v in of.items()} for s, of in enough.items()},
+        spoken={s: {name: len(v) for name, v in measures.items()} for s, measures in enough.items()},
     )
 
 
@@ -212,13 +212,13 @@ def fit_bins(measured: Sequence[tuple[str, Values]], least: int) -> Bins:
 def from_clips(
     turns: Sequence[Turn], media: Media, workers: int = 1
 ) -> tuple[dict[str, Values], dict[str, str], dict[str, float]]:
-    """Measures the clips of utterances.
+    """Measure the clips of utterances.
 
     Returns:
         key -> values; key -> why there are none; key -> seconds.
     """
 
-    def one(turn: Turn) -> tuple[Values | str, float]:
+    def measure_turn(turn: Turn) -> tuple[Values | str, float]:
         if turn.audio is None:
             return "no clip", 0.0
         try:
@@ -229,19 +229,19 @@ def from_clips(
         except NotSpeech as error:
             return str(error), 0.0
 
-    found, left_out, seconds = {}, {}, {}
-    for turn, (what, duration) in zip(turns, chat.in_order(one, turns, workers, "measured"), strict=True):
-        if isinstance(what, str):
-            left_out[turn.id] = what
+    measured, left_out, seconds = {}, {}, {}
+    for turn, (outcome, duration) in zip(turns, map_in_order(measure_turn, turns, workers, "measured"), strict=True):
+        if isinstance(outcome, str):
+            left_out[turn.id] = outcome
         else:
-            found[turn.id], seconds[turn.id] = what, duration
-    return found, left_out, seconds
+            measured[turn.id], seconds[turn.id] = outcome, duration
+    return measured, left_out, seconds
 
 
 def from_table(
     table: pd.DataFrame, split: str, turns: Sequence[Turn], path: Path
 ) -> tuple[dict[str, Values], dict[str, str]]:
-    """The values of one split in a table of measurements; an empty cell, or nan, was not measured.
+    """Read the values of one split in a table of measurements; an empty cell, or nan, was not measured.
 
     Returns:
         key -> values; key -> why there are none.
@@ -249,27 +249,27 @@ def from_table(
     Raises:
         ValueError: a cell that is no number, a key twice, or keys of another corpus.
     """
-    own = table[table["split"] == split].rename(columns={"id": "key"})
-    own, _ = drop_repeats(own, path)
+    rows = table[table["split"] == split].rename(columns={"id": "key"})
+    rows, _ = drop_repeats(rows, path)
     keys = {turn.id for turn in turns}
-    unknown = [key for key in own["key"] if key not in keys]
-    if len(unknown) > 0.01 * len(own):
+    unknown = [key for key in rows["key"] if key not in keys]
+    if len(unknown) > 0.01 * len(rows):
         raise ValueError(
-            f"{path}: {len(unknown)} of {len(own)} keys are not in the corpus' {split} split ({some(unknown)}); "
+            f"{path}: {len(unknown)} of {len(rows)} keys are not in the corpus' {split} split ({some(unknown)}); "
             f"expected keys like {some(sorted(keys), 2)}. Give the table made for this corpus"
         )
     numbers = {}
     for column in ("duration", *(column for column, _ in MEASURES.values())):
-        cells = own[column].str.strip().replace({"": "nan", "--undefined--": "nan"})
+        cells = rows[column].str.strip().replace({"": "nan", "--undefined--": "nan"})
         numbers[column] = pd.to_numeric(cells, errors="coerce")
         if (bad := numbers[column].isna() & (cells.str.lower() != "nan")).any():
             raise ValueError(
-                f"{path} row {bad.idxmax()}: {column} is {own[column][bad.idxmax()]!r}; expected a number "
+                f"{path} row {bad.idxmax()}: {column} is {rows[column][bad.idxmax()]!r}; expected a number "
                 "like 68.9, or nothing. Correct the cell"
             )
-    found, left_out = {}, dict.fromkeys(sorted(keys - set(own["key"])), f"no row in {path.name}")
-    for row in own.index[own["key"].isin(keys)]:
-        key, seconds = own["key"][row], numbers["duration"][row]
+    measured, left_out = {}, dict.fromkeys(sorted(keys - set(rows["key"])), f"no row in {path.name}")
+    for row in rows.index[rows["key"].isin(keys)]:
+        key, seconds = rows["key"][row], numbers["duration"][row]
         values = {
             name: float(numbers[column][row])
             for name, (column, _) in MEASURES.items()
@@ -282,8 +282,8 @@ def from_table(
         elif not values:
             left_out[key] = f"nothing measured in {path.name}"
         else:
-            found[key] = values
-    return found, left_out
+            measured[key] = values
+    return measured, left_out
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
@@ -312,7 +312,7 @@ def _parser() -> ArgumentParser:
 
 
 def main(args: list[str]) -> None:
-    """``zoo prepare speech``"""
+    """Run ``zoo prepare speech``."""
     parser = _parser()
     options = parser.parse_args(args)
     for name in ("least", "workers"):
@@ -321,52 +321,59 @@ def main(args: list[str]) -> None:
     data = parser.instantiate(options).data
     if "train" not in data.splits():
         raise ValueError(f"{type(data).__name__} has no training split; thresholds are fitted there and nowhere else")
-    turns = {split: turns_of(data.samples(split)) for split in data.splits()}
+    turns = {split: utterances(data.samples(split)) for split in data.splits()}
     table = None
     if options.features is not None:
         columns = ("split", "id", "duration", *(column for column, _ in MEASURES.values()))
         table = read_table(options.features, columns)
     media = Media(options.cache, options.timeout, options.max_clip_seconds)
-    found: dict[str, dict[str, Values]] = {}
+    measured: dict[str, dict[str, Values]] = {}
     left_out: dict[str, dict[str, str]] = {}
     rows: list[dict[str, Any]] = []
-    for split, own in turns.items():
+    for split, split_turns in turns.items():
         if table is not None:
-            found[split], left_out[split] = from_table(table, split, own, options.features)
+            measured[split], left_out[split] = from_table(table, split, split_turns, options.features)
             continue
-        found[split], left_out[split], seconds = from_clips(own, media, options.workers)
+        measured[split], left_out[split], seconds = from_clips(split_turns, media, options.workers)
         rows += [
             {"split": split, "id": key, "duration": f"{seconds[key]:.4f}"}
             | {column: f"{values[name]:.4f}" if name in values else "" for name, (column, _) in MEASURES.items()}
-            for key, values in found[split].items()
+            for key, values in measured[split].items()
         ]
-    write(options.out, turns, found, left_out, options.least, rows)
+    write(options.out, turns, measured, left_out, options.least, rows)
 
 
 def write(
     out: Path,
     turns: Mapping[str, Sequence[Turn]],
-    found: Mapping[str, Mapping[str, Values]],
+    measured: Mapping[str, Mapping[str, Values]],
     left_out: Mapping[str, Mapping[str, str]],
     least: int,
     rows: Sequence[Mapping[str, Any]] = (),
 ) -> Bins:
-    """Fits the thresholds on train, writes the files and prints what is in them.
+    """Fit the thresholds on the training split, write the files and print what is in them.
 
     Args:
-        turns, found, left_out: of every split.
+        turns, measured, left_out: of every split.
         rows: of ``speech_features.csv``; not written without any.
     """
-    speakers = {split: {turn.id: turn.speaker.strip() for turn in own} for split, own in turns.items()}
-    bins = fit_bins([(speakers["train"][key], values) for key, values in found["train"].items()], least)
+    speakers = {split: {turn.id: turn.speaker.strip() for turn in split_turns} for split, split_turns in turns.items()}
+    bins = fit_bins([(speakers["train"][key], values) for key, values in measured["train"].items()], least)
     out.mkdir(parents=True, exist_ok=True)
     counts = {}
-    for split, own in found.items():
-        texts = {key: bins.sentence(speakers[split][key], values) for key, values in own.items()}
+    for split, split_values in measured.items():
+        texts = {key: bins.sentence(speakers[split][key], values) for key, values in split_values.items()}
         path = out / f"speech_description_{split}.json"
         write_whole(path, json.dumps(texts, ensure_ascii=False, indent=0) + "\n")
-        lacking = Counter(f"without {name}" for values in own.values() for name in MEASURES if name not in values)
-        counts[split] = {"utterances": len(turns[split]), "used": len(own), "left out": len(left_out[split]), **lacking}
+        lacking = Counter(
+            f"without {name}" for values in split_values.values() for name in MEASURES if name not in values
+        )
+        counts[split] = {
+            "utterances": len(turns[split]),
+            "used": len(split_values),
+            "left out": len(left_out[split]),
+            **lacking,
+        }
         print(f"{path}: {', '.join(f'{n} {what}' for what, n in counts[split].items())}")
     record = {
         "fitted on": "train",
@@ -375,8 +382,8 @@ def write(
         "words": {name: words for name, (_, words) in MEASURES.items()},
         "all": {name: {"n": bins.n[name], "thresholds": t} for name, t in bins.overall.items()},
         "speakers": {
-            speaker: {name: {"n": bins.spoken[speaker][name], "thresholds": t} for name, t in own.items()}
-            for speaker, own in bins.speakers.items()
+            speaker: {name: {"n": bins.spoken[speaker][name], "thresholds": t} for name, t in measures.items()}
+            for speaker, measures in bins.speakers.items()
         },
         "counts": counts,
         "left out": left_out,
@@ -388,7 +395,7 @@ def write(
         writer.writeheader()
         writer.writerows(rows)
         write_whole(out / "speech_features.csv", text.getvalue())
-    if missing := Counter(reason for own in left_out.values() for reason in own.values()):
+    if missing := Counter(reason for reasons_by_key in left_out.values() for reason in reasons_by_key.values()):
         reasons = "; ".join(f"{n} {reason}" for reason, n in missing.most_common(5))
         print(f"left out, each named in {out / 'speech_bins.json'}: {reasons}")
     return bins

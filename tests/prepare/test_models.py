@@ -25,8 +25,11 @@ from PIL import Image
 from tests.runs_helper import LABELS, label_clip, make_corpus, refused, zoo
 from zoo.data import MELD
 from zoo.media import Media
-from zoo.prepare import captions, chat, ver
-from zoo.prepare.chat import Answers, Asker, Endpoint, LocalText, NoAnswer, Stopped
+from zoo.prepare import answer_filter, answer_store, captions, llm_client, prompt_files
+from zoo.prepare.answer_store import AnswerStore, CachedClient
+from zoo.prepare.llm_client import AbortRun, Endpoint, LocalText, QueryFailed
+from zoo.prepare.options import KEY_ENV
+from zoo.prepare.ver import clips as ver_clips
 
 FRAMES = np.full((2, 3, 32, 48), 40, np.uint8)  # a dark frame and a bright one
 FRAMES[1] = 200
@@ -107,7 +110,7 @@ other = pytest.fixture(servers)
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch):
-    for name in (chat.KEY_ENV, "http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"):
+    for name in (KEY_ENV, "http_proxy", "HTTP_PROXY", "https_proxy", "all_proxy"):
         monkeypatch.delenv(name, raising=False)
 
 
@@ -115,7 +118,7 @@ def clean(monkeypatch):
 def waits(monkeypatch) -> list[float]:
     """Seconds the client would have waited before trying again."""
     found: list[float] = []
-    monkeypatch.setattr(chat.time, "sleep", found.append)
+    monkeypatch.setattr(llm_client.time, "sleep", found.append)
     return found
 
 
@@ -144,7 +147,7 @@ def ver_args(clips: Path, server: Fake, *more: object, list: str = "list.jsonl")
         "--list",
         clips / list,
         *VERBS["ver"],
-        "--send-to",
+        "--send_to",
         server.url,
         "--out",
         "out",
@@ -223,7 +226,7 @@ def test_a_passing_fault_is_tried_again(server, fault):
 @pytest.mark.parametrize("fault", ["500", "429", "no json", "empty", "stalls"])
 def test_a_lasting_fault_is_no_answer(server, fault):
     server.reply = lambda number: PASSING[fault]
-    with pytest.raises(NoAnswer, match=r"^m: .*\(3 tries\)$"):
+    with pytest.raises(QueryFailed, match=r"^m: .*\(3 tries\)$"):
         endpoint(server, timeout=0.1, tries=3)("Why?")
     assert len(server.requests) == 3
 
@@ -232,18 +235,18 @@ def test_nobody_there():
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    with pytest.raises(NoAnswer, match="no reply"):
+    with pytest.raises(QueryFailed, match="no reply"):
         Endpoint(f"http://127.0.0.1:{port}/v1", "m", tries=2, wait=0.0)("Why?")
 
 
 @pytest.mark.parametrize(
     ("answer", "error", "said"),
     [
-        ((400, {}, b"too many pictures"), NoAnswer, "HTTP 400: too many pictures"),
-        ((401, {}, b"who?"), Stopped, "HTTP 401: who?"),
-        ((404, {}, b""), Stopped, "HTTP 404"),
-        ((200, {}, chat_reply("The brows", finish_reason="length")), NoAnswer, "raise --max-tokens"),
-        ((200, {}, chat_reply("x", finish_reason="content_filter")), NoAnswer, "held"),
+        ((400, {}, b"too many pictures"), QueryFailed, "HTTP 400: too many pictures"),
+        ((401, {}, b"who?"), AbortRun, "HTTP 401: who?"),
+        ((404, {}, b""), AbortRun, "HTTP 404"),
+        ((200, {}, chat_reply("The brows", finish_reason="length")), QueryFailed, "raise --max_tokens"),
+        ((200, {}, chat_reply("x", finish_reason="content_filter")), QueryFailed, "held"),
     ],
 )
 def test_what_is_not_tried_again(server, answer, error, said):
@@ -255,14 +258,14 @@ def test_what_is_not_tried_again(server, answer, error, said):
 
 def test_redirects_are_not_followed(server, other):
     server.reply = lambda number: (302, {"Location": other.url}, b"")
-    with pytest.raises(Stopped, match="HTTP 302"):
+    with pytest.raises(AbortRun, match="HTTP 302"):
         endpoint(server, key=KEY)("Why?", FRAMES)
     assert (len(server.requests), len(other.requests)) == (1, 0)
 
 
 def test_waits_double_and_the_service_may_ask_for_more(server, waits):
     server.reply = lambda number: (503, {}, b"")
-    with pytest.raises(NoAnswer):
+    with pytest.raises(QueryFailed):
         endpoint(server, tries=5, wait=1.5)("Why?")
     assert waits == [1.5, 3, 6, 12]
     del waits[:]
@@ -270,7 +273,7 @@ def test_waits_double_and_the_service_may_ask_for_more(server, waits):
     asked = ["7", date, "3600", "soon"]
     server.reply = lambda number: (429, {"Retry-After": asked[number % 5]}, b"") if number % 5 < 4 else None
     assert endpoint(server, tries=5, wait=1.0)("Why?") == SAID["en"]
-    assert waits[0] == 7 and 15 < waits[1] <= 20 and waits[2:] == [chat.LONGEST_WAIT, 8]
+    assert waits[0] == 7 and 15 < waits[1] <= 20 and waits[2:] == [llm_client.MAX_WAIT, 8]
 
 
 def test_thoughts_are_left_out(server):
@@ -294,7 +297,7 @@ def test_thoughts_are_left_out(server):
     ],
 )
 def test_this_machine(url, local):
-    assert chat.is_local(url) is local
+    assert llm_client.is_local(url) is local
 
 
 @pytest.mark.parametrize(
@@ -321,10 +324,10 @@ def test_a_proxy_gets_nothing_meant_for_this_machine(server, other, monkeypatch)
 
 
 def test_media_need_a_yes_even_in_python(server, monkeypatch):
-    monkeypatch.setattr(chat, "is_local", lambda url: False)
-    with pytest.raises(Stopped, match="--yes-send-media"):
+    monkeypatch.setattr(llm_client, "is_local", lambda url: False)
+    with pytest.raises(AbortRun, match="--yes_send_media"):
         endpoint(server)("Why?", FRAMES)
-    with pytest.raises(Stopped, match="--yes-send-media"):
+    with pytest.raises(AbortRun, match="--yes_send_media"):
         endpoint(server)("Why?", None, SOUND)
     assert not server.requests
     assert endpoint(server, send_media=True)("Why?", FRAMES) and endpoint(server)("Why?")
@@ -333,16 +336,16 @@ def test_media_need_a_yes_even_in_python(server, monkeypatch):
 @pytest.mark.parametrize("verb", VERBS)
 def test_nothing_is_sent_without_the_flag(server, meld, monkeypatch, verb):
     monkeypatch.setenv("OPENAI_BASE_URL", server.url)
-    monkeypatch.setenv(chat.KEY_ENV, KEY)
+    monkeypatch.setenv(KEY_ENV, KEY)
     monkeypatch.setattr(socket.socket, "connect", lambda *a: pytest.fail("a connection"))
     said = refused("prepare", verb, "--data", "MELD", "--data.root", meld, *VERBS[verb], "--out", "out")
-    assert "no address for A" in said and "nothing was sent" in said and "--send-to URL" in said
+    assert "no address for A" in said and "nothing was sent" in said and "--send_to URL" in said
     assert not server.requests and not Path("out").exists()
 
 
 @pytest.mark.parametrize("verb", VERBS)
 def test_clips_leave_only_with_a_yes(server, meld, monkeypatch, capsys, verb):
-    monkeypatch.setattr(chat, "is_local", lambda url: False)
+    monkeypatch.setattr(llm_client, "is_local", lambda url: False)
     args = [
         "prepare",
         verb,
@@ -359,20 +362,20 @@ def test_clips_leave_only_with_a_yes(server, meld, monkeypatch, capsys, verb):
         2,
         "--size",
         32,
-        "--send-to",
+        "--send_to",
         server.url,
     ]
     said = refused(*args)
-    assert "--yes-send-media" in said and "127.0.0.1" in said and not server.requests and not Path("out").exists()
+    assert "--yes_send_media" in said and "127.0.0.1" in said and not server.requests and not Path("out").exists()
     told = capsys.readouterr().out
     assert "leaves this machine, to 127.0.0.1 (A)" in told and "2 frames" in told and "of 2" in told
     assert ("label, words and the two texts" in told) == (verb == "ver")
-    zoo(*args, "--yes-send-media")
+    zoo(*args, "--yes_send_media")
     assert len(server.requests) == {"ver": 6, "captions": 2}[verb]
 
 
 def test_words_leave_without_a_yes_but_not_unsaid(server, clips, monkeypatch, capsys):
-    monkeypatch.setattr(chat, "is_local", lambda url: False)
+    monkeypatch.setattr(llm_client, "is_local", lambda url: False)
     build(clips, server, "--frames", 0)
     assert capsys.readouterr().out.count("leaves this machine") == 3
     assert len(server.requests) == 15
@@ -385,12 +388,12 @@ def test_the_key_is_written_nowhere(server, clips, monkeypatch, capsys, caplog):
     monkeypatch.setenv("MINE", KEY)
     server.text = f"The brows go up, {KEY}."
     server.reply = lambda number: (500, {}, f"bad key {KEY}".encode()) if number % 7 == 0 else None
-    monkeypatch.setattr(chat.time, "sleep", lambda seconds: None)
-    build(clips, server, "--key-env", "MINE", "--workers", 2)
+    monkeypatch.setattr(llm_client.time, "sleep", lambda seconds: None)
+    build(clips, server, "--key_env", "MINE", "--workers", 2)
     server.reply = lambda number: (400, {}, f"bad key {KEY}".encode())
     Path("out/answers.jsonl").write_text("")
     Path("out/ver.jsonl").write_text("")
-    assert "5 clips have no answer" in refused(*ver_args(clips, server, "--key-env", "MINE"))
+    assert "5 clips have no answer" in refused(*ver_args(clips, server, "--key_env", "MINE"))
     assert all(r.headers["Authorization"] == f"Bearer {KEY}" for r in server.requests)
     files = [path for path in Path().rglob("*") if path.is_file()]
     assert {"answers.jsonl", "ver.jsonl", "settings.json", "ratings.csv", "left_out.jsonl"} <= {f.name for f in files}
@@ -403,18 +406,18 @@ def test_the_key_is_written_nowhere(server, clips, monkeypatch, capsys, caplog):
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (["--key-env", "sk-not-a-name"], "is no name of an environment variable"),
-        (["--key-env", "NOT_SET"], "NOT_SET is not set"),
-        (["--key-env", "-", "-"], "expected 1, or 3"),
-        (["--send-to", "http://localhost:1", "http://localhost:2"], "2 addresses; expected 1, or 3"),
-        (["--send-to", "http://localhost:1", "http://localhost:2", "http://localhost:3"], "several addresses"),
-        (["--key-env", "-", "--request", "{"], "--request is no JSON object"),
-        (["--key-env", "-", "--request", '{"stream": true}'], "stream cannot be given"),
+        (["--key_env", "sk-not-a-name"], "is no name of an environment variable"),
+        (["--key_env", "NOT_SET"], "NOT_SET is not set"),
+        (["--key_env", "-", "-"], "expected 1, or 3"),
+        (["--send_to", "http://localhost:1", "http://localhost:2"], "2 addresses; expected 1, or 3"),
+        (["--send_to", "http://localhost:1", "http://localhost:2", "http://localhost:3"], "several addresses"),
+        (["--key_env", "-", "--request", "{"], "--request is no JSON object"),
+        (["--key_env", "-", "--request", '{"stream": true}'], "stream cannot be given"),
     ],
 )
 def test_addresses_and_keys_on_the_command_line(clips, monkeypatch, flags, said):
-    monkeypatch.setenv(chat.KEY_ENV, KEY)
-    to = [] if "--send-to" in flags else ["--send-to", *[f"http://localhost:{i}" for i in (1, 2, 3)]]
+    monkeypatch.setenv(KEY_ENV, KEY)
+    to = [] if "--send_to" in flags else ["--send_to", *[f"http://localhost:{i}" for i in (1, 2, 3)]]
     got = refused("prepare", "ver", "--list", clips / "list.jsonl", *VERBS["ver"], "--out", "out", *to, *flags)
     assert said in got and "sk-not" not in got and KEY not in got
 
@@ -436,9 +439,9 @@ def test_each_address_gets_its_own_key(server, other, clips, monkeypatch):
         32,
         "--limit",
         1,
-        "--send-to",
+        "--send_to",
         *urls,
-        "--key-env",
+        "--key_env",
         "MINE",
         "-",
         "MINE",
@@ -450,13 +453,13 @@ def test_each_address_gets_its_own_key(server, other, clips, monkeypatch):
 # ---- asked only once
 def test_an_answer_is_asked_for_once(server):
     for _ in range(2):
-        with Answers(Path("a/answers.jsonl")) as answers:
-            ask = Asker(answers)
+        with AnswerStore(Path("a/answers.jsonl")) as answers:
+            ask = CachedClient(answers)
             for _ in range(2):
                 assert ask(endpoint(server), "Why?", FRAMES, SOUND) == SAID["en"]
     assert len(server.requests) == 1
     (row,) = lines("a/answers.jsonl")
-    assert row == {"key": chat.question("m", "Why?", FRAMES, SOUND), "model": "m", "answer": SAID["en"]}
+    assert row == {"key": answer_store.question_key("m", "Why?", FRAMES, SOUND), "model": "m", "answer": SAID["en"]}
 
 
 def test_what_makes_a_question_another():
@@ -470,37 +473,37 @@ def test_what_makes_a_question_another():
         ("m", "p", FRAMES.reshape(1, 3, 64, 48), SOUND),
         ("m", "p", FRAMES, SOUND[:-1]),
     ]
-    assert len({chat.question(*one) for one in asked}) == len(asked) == 8
-    assert chat.question(*asked[0]) == chat.question("m", "p", FRAMES.copy(), SOUND.copy())
+    assert len({answer_store.question_key(*one) for one in asked}) == len(asked) == 8
+    assert answer_store.question_key(*asked[0]) == answer_store.question_key("m", "p", FRAMES.copy(), SOUND.copy())
 
 
 def test_the_file_of_answers_after_a_kill():
     path = Path("answers.jsonl")
-    with Answers(path) as answers:
+    with AnswerStore(path) as answers:
         answers.add("k1", "m", "一 two")
         with pytest.raises(ValueError, match="another run is at work"):
-            Answers(path)
+            AnswerStore(path)
     whole = path.read_bytes()
     path.write_bytes(whole + '{"key": "k2", "answer": "半'.encode()[:-1])  # in the middle of a character
-    with Answers(path) as answers:
+    with AnswerStore(path) as answers:
         assert (answers.get("k1"), answers.get("k2")) == ("一 two", None)
         answers.add("k3", "m", "three")
     assert path.read_bytes().startswith(whole) and [r["key"] for r in lines("answers.jsonl")] == ["k1", "k3"]
     path.write_bytes(b"rubbish\n" + whole)
     with pytest.raises(ValueError, match="line 1 is no answer.*Delete the line"):
-        Answers(path)
+        AnswerStore(path)
     assert path.read_bytes() == b"rubbish\n" + whole
 
 
 def test_too_many_failures_stop(server):
     server.reply = lambda number: (400, {}, b"no")
-    with Answers(Path("answers.jsonl")) as answers:
-        ask = Asker(answers, max_failures=2)
+    with AnswerStore(Path("answers.jsonl")) as answers:
+        ask = CachedClient(answers, max_failures=2)
         for prompt in "ab":
-            with pytest.raises(NoAnswer):
+            with pytest.raises(QueryFailed):
                 ask(endpoint(server), prompt)
         for prompt in "cd":
-            with pytest.raises(Stopped, match="3 questions had no answer .--max-failures 2.*run the command again"):
+            with pytest.raises(AbortRun, match="3 questions had no answer .--max_failures 2.*run the command again"):
                 ask(endpoint(server), prompt)
     assert len(server.requests) == 3
 
@@ -512,13 +515,13 @@ def test_in_order(workers):
     def work(i: int) -> int:
         time.sleep(0.02 if i == 0 else 0)
         if i == 5:
-            raise Stopped("enough")
+            raise AbortRun("enough")
         done.append(i)
         return i
 
     got = []
-    with pytest.raises(Stopped):
-        for i in chat.in_order(work, range(1000), workers):
+    with pytest.raises(AbortRun):
+        for i in answer_store.map_in_order(work, range(1000), workers):
             got.append(i)
     assert got == [0, 1, 2, 3, 4]
     assert len(done) < 20
@@ -546,7 +549,7 @@ def test_in_order(workers):
     ],
 )
 def test_rubbish(text, language, why):
-    got = chat.rubbish(text, 12, language, ["joy", "高兴"])
+    got = answer_filter.rejection_reason(text, 12, language, ["joy", "高兴"])
     assert got == why if why is None else got.startswith(why)
 
 
@@ -556,14 +559,14 @@ def test_local_text_model(tiny_llama):
     assert re.fullmatch(r"local:tiny_llama:[0-9a-f]{12}", model.name) and model.local
     first = model("neutral, or joy?")
     assert first and model("neutral, or joy?") == first
-    with pytest.raises(Stopped, match="text model; it cannot be given frames or sound.*--frames 0"):
+    with pytest.raises(AbortRun, match="text model; it cannot be given frames or sound.*--frames 0"):
         model("Why?", FRAMES)
-    with pytest.raises(Stopped, match="--frames 0"):
+    with pytest.raises(AbortRun, match="--frames 0"):
         model("Why?", None, SOUND)
 
 
 def test_local_model_merges(server, clips, tiny_llama):
-    build(clips, server, "--merger", f"local:{tiny_llama}", "--limit", 2, "--max-tokens", 12)
+    build(clips, server, "--merger", f"local:{tiny_llama}", "--limit", 2, "--max_tokens", 12)
     rows = lines("out/ver.jsonl") + lines("out/left_out.jsonl")  # random weights: some texts are none
     assert len(rows) == 2 and len(server.requests) == 4
     assert [r["model"].split(":")[0] for r in lines("out/answers.jsonl")] == ["A", "B", "local"] * 2
@@ -600,7 +603,7 @@ def test_from_clips_to_conversations(server, clips, language, capsys):
     assert server.prompts("B")[1] == asked != server.prompts("A")[0]
     for prompt in (asked, merged):
         assert LABELS[1] in prompt and "Words of clip1." in prompt
-        assert bool(chat.CJK.search(prompt)) == (language == "zh")
+        assert bool(answer_filter.CJK.search(prompt)) == (language == "zh")
     assert f"{SAID[language]} A" in merged and f"{SAID[language]} B" in merged
     kinds = [[p["type"] for p in r.body["messages"][0]["content"]] for r in server.requests[3:5]]
     assert kinds == [["image_url", "image_url", "input_audio", "text"]] * 2
@@ -694,7 +697,7 @@ def test_failures_are_listed_and_asked_again(server, clips, capsys):
 def test_too_many_failures_lose_nothing(server, clips):
     server.reply = lambda number: (400, {}, b"quota") if number >= 4 else None
     args = ver_args(clips, server)
-    assert "stopped: 2 questions had no answer (--max-failures 1)" in refused(*args, "--max-failures", 1)
+    assert "stopped: 2 questions had no answer (--max_failures 1)" in refused(*args, "--max_failures", 1)
     assert (len(lines("out/ver.jsonl")), len(lines("out/answers.jsonl")), len(server.requests)) == (1, 4, 6)
     assert Path("out/ratings.csv").exists()
     server.reply = None
@@ -766,11 +769,11 @@ def test_refusals_and_unreadable_clips_are_left_out(server, clips, tmp_path, cap
 
 def test_other_settings_are_not_mixed(server, clips):
     build(clips, server, "--limit", 1)
-    args = ["prepare", "ver", "--list", clips / "list.jsonl", "--send-to", server.url, "--out", "out", "--size", 32]
+    args = ["prepare", "ver", "--list", clips / "list.jsonl", "--send_to", server.url, "--out", "out", "--size", 32]
     said = refused(*args, "--models", "A", "D", "--merger", "C", "--frames", 2, "--language", "zh")
     assert "language: 'en', now 'zh'; " in said and "models: ['A', 'B'], now ['A', 'D']" in said
     (clips / "own.txt").write_text("Why {{ label }}?")
-    assert "reason_template" in refused(*args, *VERBS["ver"], "--frames", 2, "--reason-template", clips / "own.txt")
+    assert "reason_template" in refused(*args, *VERBS["ver"], "--frames", 2, "--reason_template", clips / "own.txt")
     assert len(server.requests) == 3
     Path("out/settings.json").unlink()
     assert "was not made by this command" in refused(*args, *VERBS["ver"], "--frames", 2)
@@ -788,14 +791,14 @@ def test_own_prompts(server, clips):
     Path("reason.txt").write_text("R {{ kind }} {{ label }} {{ frames }} {{ sound }}")
     Path("merge.txt").write_text("M {{ reasons|length }}")
     Path("question.txt").write_text("<{{ kind }}> Q")
-    own = ("--reason-template", "reason.txt", "--merge-template", "merge.txt")
+    own = ("--reason_template", "reason.txt", "--merge_template", "merge.txt")
     build(clips, server, *own, "--limit", 1)
     assert server.prompts() == [f"R video {LABELS[0]} 2 False"] * 2 + ["M 2"]
     rate({"clip0": "5"})
-    zoo("prepare", "ver", "--collect", "--out", "out", "--question-template", "question.txt")
+    zoo("prepare", "ver", "--collect", "--out", "out", "--question_template", "question.txt")
     assert json.loads(Path("out/ver_en.json").read_text())[0]["conversations"][0]["content"] == "<video> Q"
     Path("bad.txt").write_text("{{ labels }}")
-    said = refused(*ver_args(clips, server, "--out", "o2", "--reason-template", "bad.txt"))
+    said = refused(*ver_args(clips, server, "--out", "o2", "--reason_template", "bad.txt"))
     assert "'labels' is undefined; it may use kind, label, text, frames" in said
 
 
@@ -803,10 +806,10 @@ def test_own_prompts(server, clips):
 def test_our_prompts_can_always_be_filled(name):
     said = {}
     for language in ("en", "zh"):
-        prompt, _ = chat.template(None, name, language)
+        prompt, _ = prompt_files.load_prompt(None, name, language)
         cases = [("video", 8, True, "Hi."), ("image", 1, False, ""), ("video", 0, True, "Hi.")]
         for kind, frames, sound, text in cases:
-            said[language, kind, frames] = chat.filled(
+            said[language, kind, frames] = prompt_files.fill_prompt(
                 prompt,
                 kind=kind,
                 label="joy",
@@ -816,7 +819,7 @@ def test_our_prompts_can_always_be_filled(name):
                 descriptions={"audio": "low"},
                 reasons=["one", "two"],
             )
-    assert all(bool(chat.CJK.search(text)) == (key[0] == "zh") for key, text in said.items())
+    assert all(bool(answer_filter.CJK.search(text)) == (key[0] == "zh") for key, text in said.items())
     assert not [text for text in said.values() if re.search(r"[{}]|True|False|None|\n\n\n", text)]
     if name.startswith("caption"):
         assert not [text for text in said.values() if "joy" in text or "Hi." in text]
@@ -847,7 +850,7 @@ def test_one_clear_label(clips):
     rows = [{"clip": "clips/clip0.mp4", "label": label, "id": str(i)} for i, label in enumerate(labels)]
     rows.append({"clip": "clips/face.png", "label": "Joy"})
     (clips / "some.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    kept, left_out = ver.read_list(clips / "some.jsonl")
+    kept, left_out = ver_clips.read_list(clips / "some.jsonl")
     assert [(c.id, c.kind, c.label) for c in kept] == [
         ("0", "video", "joy"),
         ("1", "video", "joy"),
@@ -882,7 +885,7 @@ def test_a_corpus(server, meld):
         "--split",
         "dev",
         *VERBS["ver"],
-        "--send-to",
+        "--send_to",
         server.url,
         "--out",
         "out",
@@ -907,7 +910,7 @@ def test_one_of_data_and_list(clips, meld):
     assert "expected one of --data" in neither and "expected one of --data" in both
     assert "--models A B --merger C" in refused("prepare", "ver", "--list", clips / "list.jsonl", "--out", "out")
     for flag in ("--frames", "--limit"):
-        args = ["--list", clips / "list.jsonl", *VERBS["ver"], "--send-to", "http://localhost:1/v1", "--out", "out"]
+        args = ["--list", clips / "list.jsonl", *VERBS["ver"], "--send_to", "http://localhost:1/v1", "--out", "out"]
         assert flag.strip("-") in refused("prepare", "ver", *args, flag, -1)
 
 
@@ -922,7 +925,7 @@ def describe(meld: Path, server: Fake, *more: object) -> list[object]:
         meld,
         "--model",
         "A",
-        "--send-to",
+        "--send_to",
         server.url,
         "--out",
         "out",
@@ -954,7 +957,7 @@ def test_descriptions_are_read_by_the_corpus(server, meld):
 
 def test_descriptions_are_kept_when_a_run_stops(server, meld, monkeypatch):
     server.reply = lambda number: (400, {}, b"quota") if number >= 3 else None
-    assert "stopped: 1 questions" in refused(*describe(meld, server, "--max-failures", 0))
+    assert "stopped: 1 questions" in refused(*describe(meld, server, "--max_failures", 0))
     first = json.loads(Path("out/video_description_train.json").read_text())
     assert len(first) == 3
     server.reply, before = None, len(server.requests)
@@ -979,7 +982,7 @@ def test_label_words_and_rubbish_are_dropped(server, meld, capsys):
     path = Path("out/video_description_train.json")
     assert json.loads(path.read_text()).keys() == set(keys) - {keys[2], keys[3]}
     before = len(server.requests)
-    zoo(*describe(meld, server, "--forbid-labels", "cross"))  # a stricter rule later holds for what is there already
+    zoo(*describe(meld, server, "--forbid_labels", "cross"))  # a stricter rule later holds for what is there already
     assert json.loads(path.read_text()).keys() == set(keys) - set(keys[1:5])
     listed = {r["id"]: r["why"] for r in lines("out/left_out.jsonl")}
     assert listed[keys[1]] == "names the label word 'joy'" and listed[keys[4]] == "names the label word 'cross'"
@@ -1006,7 +1009,7 @@ def test_a_corpus_without_clips(server, tmp_path):
         "--data.root",
         tmp_path / "bare",
         *VERBS["ver"],
-        "--send-to",
+        "--send_to",
         server.url,
         "--out",
         "out",
@@ -1015,13 +1018,13 @@ def test_a_corpus_without_clips(server, tmp_path):
 
 
 def test_what_only_stands_in_a_history_is_described_too(meld):
-    turns = captions.turns_of(MELD(root=meld, protocol="last_utterance").samples("train"))
+    turns = captions.utterances(MELD(root=meld, protocol="last_utterance").samples("train"))
     assert [t.id for t in turns] == [s.target.id for s in MELD(root=meld).samples("train")]
 
 
 def test_kinds_have_names(server):
-    with Answers(Path("a.jsonl")) as answers, pytest.raises(ValueError, match="kind is video or audio, got 'face'"):
-        captions.describe([], "face", endpoint(server), Path("x.json"), Asker(answers))
+    with AnswerStore(Path("a.jsonl")) as answers, pytest.raises(ValueError, match="kind is video or audio, got 'face'"):
+        captions.describe([], "face", endpoint(server), Path("x.json"), CachedClient(answers))
 
 
 def test_help_lists_the_verbs(capsys):
@@ -1030,4 +1033,4 @@ def test_help_lists_the_verbs(capsys):
             zoo(*args)
         assert caught.value.code == 0
     said = capsys.readouterr().out
-    assert re.search(r"\{[^}]*\bcaptions,ver\}", said) and said.count("--yes-send-media") >= 2
+    assert re.search(r"\{[^}]*\bcaptions,ver\}", said) and said.count("--yes_send_media") >= 2

@@ -11,6 +11,7 @@ from sklearn.metrics import accuracy_score, balanced_accuracy_score, confusion_m
 
 from zoo import metrics
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate, mean_over_seeds, paired_difference
+from zoo.metrics.bootstrap import resamples
 from zoo.schema import Labels, Prediction
 
 NAMES = ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger")
@@ -232,7 +233,7 @@ def test_interval_equals_slow_loop():
     names = sorted({row["dialogue"] for row in rows})
     index = {name: i for i, name in enumerate(NAMES)} | {None: -1}
     drawn: dict[str, list[float]] = {metric: [] for metric in metrics.HEADLINE}
-    for times in np.concatenate(list(metrics._resamples(8, 100, seed=5))):
+    for times in np.concatenate(list(resamples(8, 100, seed=5))):
         assert times.sum() == 8
         picked = [row for name, k in zip(names, times, strict=True) for row in rows * k if row["dialogue"] == name]
         truth, answer = (np.array([index[row[key]] for row in picked]) for key in ("label", "predicted"))
@@ -247,9 +248,9 @@ def test_interval_equals_slow_loop():
 
 
 def test_resamples_are_the_same_in_blocks():
-    whole = np.concatenate(list(metrics._resamples(7, 50, seed=0)))
+    whole = np.concatenate(list(resamples(7, 50, seed=0)))
     assert whole.shape == (50, 7)
-    blocks = list(metrics._resamples(7, 50, seed=0, block=100))
+    blocks = list(resamples(7, 50, seed=0, block=100))
     assert [len(b) for b in blocks] == [14, 14, 14, 8]
     assert (np.concatenate(blocks) == whole).all()
 
