@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tests.runs_helper import fit, flags, make_corpus, refused, zoo
-from zoo.checkpoints.loading import made
+from zoo.checkpoints.loading import build_module
 from zoo.data import Synthetic
 from zoo.models.farcer import FARCER
 from zoo.rl import Answer
@@ -54,7 +54,7 @@ def corpus():
 
 
 def built(config, corpus, **options):
-    module = made(REPOSITORY / "configs" / f"{config}.yaml", SYSTEMS[config] | options)
+    module = build_module(REPOSITORY / "configs" / f"{config}.yaml", SYSTEMS[config] | options)
     module._trainer = SimpleNamespace(datamodule=corpus)
     module.configure_model()
     return module

@@ -23,7 +23,7 @@ from tests.runs_helper import fit, label_clip, make_llm
 from zoo import cli, configs, weights
 from zoo.backbones import LLM
 from zoo.benchmark import records
-from zoo.checkpoints.exporting import _once
+from zoo.checkpoints.system_export import _without_tied
 from zoo.data import MELD
 from zoo.label.requests import read_turns
 from zoo.media import Media, Unreadable
@@ -220,7 +220,7 @@ def test_published_weights(tmp_path):
     from safetensors.torch import save_file
 
     shared = torch.randn(3, 4)
-    state, tied = _once({"a": shared, "b": shared})
+    state, tied = _without_tied({"a": shared, "b": shared})
     file = tmp_path / "weights.safetensors"
     metadata = {"format": "pt", "zoo": json.dumps(contract()), "tied": json.dumps(tied)}
     save_file(state, file, metadata)

@@ -8,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from zoo.checkpoints.loading import made
+from zoo.checkpoints.loading import build_module
 from zoo.data import Synthetic
 from zoo.label.used_inputs import batch_tensors, equal_inputs
 from zoo.models.baselines.model import Fitted
@@ -73,7 +73,7 @@ def bare(sample: Sample, part: str) -> Sample:
 @pytest.mark.usefixtures("elsewhere")
 @pytest.mark.parametrize(("config", "options", "reads"), SYSTEMS)
 def test_a_system_reads_what_its_batches_change_with(config, options, reads, corpus):
-    module = made(CONFIGS / f"{config}.yaml", options)
+    module = build_module(CONFIGS / f"{config}.yaml", options)
     assert module.reads == reads
 
     module._trainer = SimpleNamespace(datamodule=corpus)

@@ -13,7 +13,7 @@ import yaml
 from tests.benchmarks.result_files import DECIMAL, MARK, holds_results, load, markdown, tables, update, write
 from zoo.benchmark.statistics import LEVEL
 from zoo.checkpoints.listing import index
-from zoo.checkpoints.loading import made
+from zoo.checkpoints.loading import build_module
 from zoo.runs import REPOSITORY
 
 CARDS = [*sorted(REPOSITORY.glob("zoo/models/*/README.md")), *sorted(REPOSITORY.glob("checkpoints/*/README.md"))]
@@ -150,7 +150,7 @@ def test_the_readme_says_what_each_row_reads(bench):
             k: None if k in foreign else "always" if k == "selection" and v != "never" else v
             for k, v in changes.items()
         }
-        reads[row["what"]] = ", ".join(made(config, changes).reads) or "nothing"
+        reads[row["what"]] = ", ".join(build_module(config, changes).reads) or "nothing"
     (table,) = (t for t in tables((REPOSITORY / "README.md").read_text()) if t.mark and t.mark[1] == bench)
     column = table.header.index("reads")
     assert {r[0]: r[column] for r in table.rows} == reads

@@ -184,7 +184,7 @@ def check_imports(config: Any, where: object) -> None:
 def _foreign_home(name: str) -> str | None:
     """Where an import path really leads, if that is no allowed module: ``torch.os.system`` is no part of torch."""
     try:
-        target = _object(name)
+        target = import_object(name)
     except Exception:  # the import of a package may raise anything; jsonargparse names it when it needs it
         return None
     while True:
@@ -205,8 +205,8 @@ def _foreign_home(name: str) -> str | None:
         target = target.func
 
 
-def _object(name: str) -> Any:
-    """What an import path of an allowed module leads to. ImportError or AttributeError if it leads nowhere."""
+def import_object(name: str) -> Any:
+    """Return what an import path of an allowed module leads to. ImportError or AttributeError if it leads nowhere."""
     parts = name.split(".")
     target: Any = None
     for i in range(len(parts) - 1, 0, -1):
@@ -335,7 +335,7 @@ def _exists(name: str) -> bool:
     if name.startswith(("antigravity", "this.", "idlelib")):
         return True
     with contextlib.suppress(ImportError, AttributeError, ValueError):
-        return callable(_object(name))
+        return callable(import_object(name))
     return False
 
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -76,6 +76,9 @@ class EmotionModule(LightningModule):
     monitor = "val/wf1"  # the larger, the better: which checkpoint becomes best.ckpt
     rows_file = "predictions.jsonl"  # where the rows of a test or prediction go
     unread_events: tuple[str, ...] = ()  # counted for samples whose clip could not be read; not all of a test may be
+    # options that a published config does not hold: files of the run's machine that nobody else needs
+    unpublished_options: ClassVar[tuple[str, ...]] = ("start_from", "cache")
+    example_options: ClassVar[tuple[str, ...]] = ()  # those that say how many solved examples a prompt shows
     weights_elsewhere = False  # its weights all come from the runs that its arguments name; it needs no checkpoint
 
     def __init__(
@@ -1028,6 +1031,8 @@ class Supervised(Prompted):
         beams, repetition_penalty: for ``beam``.
         max_new_tokens: for ``greedy`` and ``beam``.
     """
+
+    example_options = ("shots",)
 
     templates = Path(__file__).parent / "models"
 

@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 from tests.runs_helper import checkpoint, fit, flags, make_corpus, make_llm, metrics, newest, refused, rows, zoo
 from zoo import data as zoo_data
 from zoo.checkpoints import listing, load, probes, sha256
-from zoo.checkpoints.exporting import _is_place
+from zoo.checkpoints.system_export import _is_place
 from zoo.data import MELD, EmotionData
 from zoo.module import read_checkpoint
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints import probes
-from zoo.checkpoints.exporting import labels_of, new_entry, whole_or_none, without_places, write_system
 from zoo.checkpoints.fetching import PLACE, check_output, pull
 from zoo.checkpoints.listing import differences, entry_of, folder_of, index, terms, verify
-from zoo.checkpoints.loading import load, made
+from zoo.checkpoints.loading import build_module, load
+from zoo.checkpoints.system_export import data_labels, new_entry, portable_data, whole_or_none, write_system
 from zoo.configs import read_run_config
 from zoo.imports import take_imports, trust_words
 
@@ -136,7 +136,7 @@ def _publish(name: str) -> None:
         raise FileNotFoundError(f"{folder} has no config.yaml; zoo export --system --out {folder} writes a system")
     if not (folder / probes.PROBE).is_file():
         config = read_run_config(folder / "config.yaml", data=True)
-        labels = labels_of(without_places(config["data"]))
+        labels = data_labels(portable_data(config["data"]))
         probes.write(load(str(folder), probe=False), folder, labels, config["model"]["init_args"])
     print(new_entry(folder, index().get(name, {})), end="")
 
@@ -166,7 +166,7 @@ def convert(name: str, source: Path, out: Path, config: Path | None, table: Path
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder")
     trust_words((), [config])  # which the user names himself
-    module = made(config)
+    module = build_module(config)
     module.restored = True  # an earlier stage's weights would be overwritten
     module.configure_model()
     said = reader(source, module, **({"table": table} if table is not None else {}))

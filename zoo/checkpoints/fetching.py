@@ -23,7 +23,7 @@ PLACE = Path("runs") / "weights"  # where pulled files lie if --to does not say
 
 
 def pull(name: str, to: Path | None, revision: str | None, accepted: bool) -> None:
-    """Fetches an entry's files into a folder, after saying under which terms.
+    """Fetch an entry's files into a folder, after saying under which terms.
 
     Nothing is there under its final name before every file is whole and has the recorded sha256.
 
@@ -43,30 +43,13 @@ def pull(name: str, to: Path | None, revision: str | None, accepted: bool) -> No
     if folder.is_dir() and not differences(name, folder, entry["files"]):
         print(f"nothing to fetch: {folder} holds it")
         return
-    if folder.exists() and any(folder.iterdir()):
-        raise FileExistsError(f"{folder} is not empty and does not hold {name}; choose another folder with --to")
-    if (entry["gated"] or entry["commercial"] is False) and not accepted:
-        raise ValueError(
-            f"{name} is {'gated' if entry['gated'] else 'not for commercial use'} ({entry['licence']}); read its "
-            "licence, then repeat the command with --accept_licence. Nothing was fetched"
-        )
     wanted = revision or entry.get("revision")
-    if entry["source"] == "hub" and wanted is None:
-        raise ValueError(
-            f"no revision of {entry['hub']} is recorded, so what would come is not known; look at its commits and give "
-            "one with --revision (40 hexadecimal digits, or a branch: the commit that came is printed)"
-        )
-    if huggingface_hub.constants.is_offline_mode():
-        place = f"{entry['hub']} at revision {wanted}" if entry["source"] == "hub" else entry["url"]
-        raise ValueError(
-            f"offline (HF_HUB_OFFLINE=1): copy {', '.join(entry['files'])} of {place} to {folder} yourself, then check "
-            f"them with: zoo checkpoints verify {name} --at {folder}"
-        )
+    _check_request(name, entry, folder, wanted, accepted)
     part = folder.with_name(f"{folder.name}.partial")
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        said = _from_hub(entry, part, wanted) if entry["source"] == "hub" else _from_url(entry, part)
+        origin = _from_hub(entry, part, wanted) if entry["source"] == "hub" else _from_url(entry, part)
         problems = differences(name, part / "files", entry["files"])
         if problems:
             raise ValueError(f"{'; '.join(problems)}. Nothing was kept; another file lies there now, or it was damaged")
@@ -76,20 +59,42 @@ def pull(name: str, to: Path | None, revision: str | None, accepted: bool) -> No
         (part / "files").rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    print(f"{said}\nwrote {folder}" + (f"; use it as {entry['use'].format(folder=folder)}" if "use" in entry else ""))
+    print(f"{origin}\nwrote {folder}" + (f"; use it as {entry['use'].format(folder=folder)}" if "use" in entry else ""))
+
+
+def _check_request(name: str, entry: dict[str, Any], folder: Path, revision: str | None, accepted: bool) -> None:
+    """Raise unless the files of an entry may be fetched into a folder; see `pull`."""
+    if folder.exists() and any(folder.iterdir()):
+        raise FileExistsError(f"{folder} is not empty and does not hold {name}; choose another folder with --to")
+    if (entry["gated"] or entry["commercial"] is False) and not accepted:
+        raise ValueError(
+            f"{name} is {'gated' if entry['gated'] else 'not for commercial use'} ({entry['licence']}); read its "
+            "licence, then repeat the command with --accept_licence. Nothing was fetched"
+        )
+    if entry["source"] == "hub" and revision is None:
+        raise ValueError(
+            f"no revision of {entry['hub']} is recorded, so what would come is not known; look at its commits and give "
+            "one with --revision (40 hexadecimal digits, or a branch: the commit that came is printed)"
+        )
+    if huggingface_hub.constants.is_offline_mode():
+        place = f"{entry['hub']} at revision {revision}" if entry["source"] == "hub" else entry["url"]
+        raise ValueError(
+            f"offline (HF_HUB_OFFLINE=1): copy {', '.join(entry['files'])} of {place} to {folder} yourself, then check "
+            f"them with: zoo checkpoints verify {name} --at {folder}"
+        )
 
 
 def check_output(name: str, entry: dict[str, Any], folder: Path) -> None:
-    """ValueError if an encoder of others does not answer the stored picture as it did here; nothing without a probe."""
+    """Raise ValueError if an encoder of others does not answer the stored picture as it did here; nothing without a probe."""
     if "probe" in entry:
         (file,) = (f for f in entry["files"] if f == "config.json" or f.endswith((".hdf5", ".h5")))
         compare_encoder(name, str(folder if file == "config.json" else folder / file), entry["probe"])
 
 
 def _from_hub(entry: dict[str, Any], part: Path, revision: str) -> str:
-    """All files of one commit; what came, in words."""
-    kept, commit = part / "files", revision
-    kept.mkdir()
+    """Fetch all files of one commit; return what came, in words."""
+    target, commit = part / "files", revision
+    target.mkdir()
     for file in entry["files"]:
         try:
             got = Path(huggingface_hub.hf_hub_download(entry["hub"], file, revision=commit, cache_dir=part / "cache"))
@@ -98,22 +103,22 @@ def _from_hub(entry: dict[str, Any], part: Path, revision: str) -> str:
                 f"{entry['hub']} is gated for this account: accept its licence on its page and log in (hf auth login)"
             ) from error
         except (HTTPError, OSError) as error:  # what its client and what it raises by itself
-            said = f"{type(error).__name__}: {error}"
-            raise ValueError(f"{file} of {entry['hub']} could not be fetched ({said}); try again") from error
+            cause = f"{type(error).__name__}: {error}"
+            raise ValueError(f"{file} of {entry['hub']} could not be fetched ({cause}); try again") from error
         commit = re.search(r"/snapshots/([0-9a-f]{40})/", got.as_posix())[1]  # the rest comes from the same commit
-        (kept / file).parent.mkdir(parents=True, exist_ok=True)
-        shutil.move(os.path.realpath(got), kept / file)
+        (target / file).parent.mkdir(parents=True, exist_ok=True)
+        shutil.move(os.path.realpath(got), target / file)
     return f"fetched {entry['hub']} at commit {commit}"
 
 
 def _from_url(entry: dict[str, Any], part: Path) -> str:
     """The one file behind an address. ValueError if it cannot be had, ends early or has another sha256."""
     ((name, wanted),) = entry["files"].items()
-    kept = part / "files"
-    kept.mkdir()
+    target = part / "files"
+    target.mkdir()
     digest, size = hashlib.sha256(), 0
     try:
-        with urllib.request.urlopen(entry["url"], timeout=60) as answer, (kept / name).open("wb") as file:
+        with urllib.request.urlopen(entry["url"], timeout=60) as answer, (target / name).open("wb") as file:
             length = answer.headers.get("Content-Length")
             while block := answer.read(BLOCK):
                 file.write(block)

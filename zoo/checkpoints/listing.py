@@ -9,6 +9,7 @@ from typing import Any
 from zoo.runs import REPOSITORY
 from zoo.storage import inside, read_yaml, sha256_of
 
+UNKNOWN = "?"  # of what only the owner of weights or data can say
 INDEX = REPOSITORY / "checkpoints" / "index.yaml"
 SOURCES = {"shipped": (), "hub": ("hub", "revision"), "url": ("url",), "hand": ("hand",)}  # source -> fields it needs
 ALWAYS = ("what", "paper", "source", "licence", "gated", "commercial", "reported", "files")
@@ -32,6 +33,11 @@ FIELDS: dict[str, Any] = {  # field -> types that it may have
     "bytes": int | None,
 }
 SCORE: dict[str, Any] = {"metric": str, "value": int | float, "corpus": str, "split": str}  # that a reported one needs
+
+
+def display_name(path: str) -> str:
+    """Return the name of weights: a folder's own name, or a hub id as it is."""
+    return Path(path).name if Path(path).is_dir() else path
 
 
 def index() -> dict[str, dict[str, Any]]:

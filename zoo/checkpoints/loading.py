@@ -14,14 +14,17 @@ from zoo.runs import find_checkpoint, newest_config, run_of
 
 
 def load(path: str, probe: bool = True, model: Mapping[str, Any] | None = None) -> Any:
-    """The module of a run with its weights, from the run folder alone: ``load("lightning_logs/version_0").llm``; of a
-    published name (``load("tiny-vit-sitcom")``) or folder; or, of a system whose weights all come from other runs, from
-    the YAML that names them.
+    """Load the module of a run with its weights.
+
+    From the run folder alone: ``load("lightning_logs/version_0").llm``; from a published name
+    (``load("tiny-vit-sitcom")``) or folder; or, for a system whose weights all come from other runs, from the YAML that
+    names them.
 
     A published name is compared with its sha256, and its stored inputs must give the stored outputs. ``zoo test`` and
     the other verbs compare the sha256 alone: their options (a window, a precision) may rightly change the outputs.
 
     Args:
+        path: of the run, the folder or the YAML; or a published name.
         probe: False leaves out the comparison of outputs, which takes about a second.
         model: options of the model that replace those of its config, by dotted name: ``{"lora.r": 8}``. The outputs are
             not compared then.
@@ -32,15 +35,15 @@ def load(path: str, probe: bool = True, model: Mapping[str, Any] | None = None) 
             published one, or answers its probe differently.
     """
     if Path(path).suffix in (".yaml", ".yml"):
-        module = made(Path(path), model)
+        module = build_module(Path(path), model)
         if not module.weights_elsewhere:
             raise ValueError(f"{path} has no weights of its own; give the run folder or its checkpoint")
         module.configure_model()
         return module
     file = find_checkpoint(path)
-    home = home_of(file)
+    home = config_folder(file)
     refuse_changed(file)
-    module = made(newest_config(home), model)
+    module = build_module(newest_config(home), model)
     if file.name == "model.safetensors":  # a backbone: its folder is the model, there is nothing more to load
         module.configure_model()
     else:
@@ -57,8 +60,8 @@ def load(path: str, probe: bool = True, model: Mapping[str, Any] | None = None) 
     return module
 
 
-def home_of(file: Path) -> Path:
-    """The folder with the config.yaml of a checkpoint: its run, or the folder it was published in.
+def config_folder(file: Path) -> Path:
+    """Return the folder with the config.yaml of a checkpoint: its run, or the folder it was published in.
 
     Raises:
         FileNotFoundError: there is none.
@@ -70,8 +73,8 @@ def home_of(file: Path) -> Path:
     return home
 
 
-def made(config: Path, changes: Mapping[str, Any] | None = None) -> EmotionModule:
-    """The system of a config, without weights.
+def build_module(config: Path, changes: Mapping[str, Any] | None = None) -> EmotionModule:
+    """Build the system of a config, without weights.
 
     Raises:
         ValueError: no config of a run, or one that names what it may not import (`zoo.imports.check_imports`).

@@ -63,7 +63,7 @@ def write(module: EmotionModule, folder: Path, labels: Sequence[Labels], options
         options: ``init_args`` of the model; ``descriptions`` and numbers of examples are read from there.
     """
     clips = any(hasattr(module, part) for part in ("vision", "audio"))
-    shots = any(options.get(key) for key in ("shots", "train_shots"))
+    shots = any(options.get(option) for option in module.example_options)
     kinds = options.get("descriptions") or ()
     (dialogue,) = split_dialogues(SEED, "test", 1, Settings())
     turns: list[Turn] = []

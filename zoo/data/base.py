@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
@@ -91,6 +91,8 @@ class EmotionData(LightningDataModule):
     """
 
     labels: Labels
+    # options that a published config does not hold: places on a machine, and what whoever tests says anew
+    unpublished_options: ClassVar[tuple[str, ...]] = ("root", "limit", "seed", "num_workers", "predict_splits")
     licence = "?"  # of the corpus, as its owners state it
     material = "?"  # what its samples are, so that a user of weights trained on it knows what they have met
     encodings: tuple[str, ...] = ()  # what the released files are known to be in where they are not UTF-8

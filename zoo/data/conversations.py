@@ -53,6 +53,7 @@ class Conversations(EmotionData):
         mix_seed: of that split and of what a weight draws.
     """
 
+    unpublished_options = ("mixture",)
     labels = Labels("conversations", ())
     protocol = "all_answers"
 

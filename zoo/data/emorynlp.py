@@ -70,6 +70,7 @@ class EmoryNLP(EmotionData):
             five words or more, equal without case and punctuation.
     """
 
+    unpublished_options = ("captions", "drop_leaks_to")
     licence = "labels Apache-2.0, CSV files GPL-3.0"
     material = "English dialogue of a TV show, as text"
     labels = Labels("emorynlp", ("joyful", "mad", "peaceful", "neutral", "sad", "powerful", "scared"))

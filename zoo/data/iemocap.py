@@ -159,6 +159,7 @@ class IEMOCAP(EmotionData):
             ``{kind}_description.json`` with the utterances of all sessions.
     """
 
+    unpublished_options = ("captions", "dev_dialogues")
     licence = "academic use only, by signed release form"
     material = "acted English dialogues of two people: words, video and sound"
     labels = Labels("iemocap6", tuple(CLASSES[6]))
@@ -327,53 +328,64 @@ class _Dialogue:
 
 @dataclass
 class _Tree:
+    """The corpus as its files have it."""
+
     dialogues: list[_Dialogue]
     notes: dict[int, Counter[str]]  # by session: what belongs to none of its dialogues
 
 
 def _read_tree(root: Path, encoding: str | Sequence[str]) -> _Tree:
+    """Read the dialogues of all sessions."""
     tree = _Tree([], {session: Counter() for session in SESSIONS})
-    strange = [p.name for p in sorted(root.glob("Session*")) if p.name not in {f"Session{k}" for k in SESSIONS}]
-    for name in strange:
+    unknown = [p.name for p in sorted(root.glob("Session*")) if p.name not in {f"Session{k}" for k in SESSIONS}]
+    for name in unknown:
         tree.notes[SESSIONS[0]][f"{name} is not of the release, ignored"] = 1
     for session in SESSIONS:
-        folder = root / f"Session{session}"
-        notes = tree.notes[session]
-        files = {}
-        for part in ("transcriptions", "EmoEvaluation"):
-            found = {p.name for p in (folder / "dialog" / part).iterdir() if p.is_file() and p.name[0] != "."}
-            own = {n for n in found if (m := re.fullmatch(rf"({NAME})\.txt", n)) and m[2] == str(session)}
-            for name in sorted(found - own):
-                notes[f"Session{session}/dialog/{part}/{name} is not of the release, ignored"] = 1
-            files[part] = {n.removesuffix(".txt") for n in own}
-        names = sorted(files["transcriptions"] | files["EmoEvaluation"])
-        notes[f"dialogues of Session{session} missing"] = max(0, DIALOGUES[session] - len(names))
-        has_video, has_sound = (folder / "dialog/avi/DivX").is_dir(), (folder / "sentences/wav").is_dir()
-        notes[f"Session{session} has films, but no sentences/wav"] = int(has_video and not has_sound)
-        notes[f"Session{session} has sentences/wav, but no dialog/avi/DivX"] = int(has_sound and not has_video)
-        for name in names:
-            dialogue = _Dialogue(name)
-            if name not in files["transcriptions"]:
-                dialogue.faults[name] = "labels, but no transcription"
-            else:
-                _read_transcription(folder / "dialog/transcriptions" / f"{name}.txt", dialogue, encoding)
-                if name in files["EmoEvaluation"]:
-                    _read_labels(folder / "dialog/EmoEvaluation" / f"{name}.txt", dialogue, encoding)
-                else:
-                    dialogue.faults[name] = "transcription, but no labels: context only, nothing to classify"
-                _find_clips(folder, dialogue, has_video, has_sound)
-            tree.dialogues.append(dialogue)
+        tree.dialogues += _read_session(root / f"Session{session}", session, tree.notes[session], encoding)
     return tree
+
+
+def _read_session(folder: Path, session: int, notes: Counter[str], encoding: str | Sequence[str]) -> list[_Dialogue]:
+    """Read the dialogues of one session, and count in ``notes`` what belongs to none of them."""
+    transcribed, rated = (_released_files(folder, part, session, notes) for part in ("transcriptions", "EmoEvaluation"))
+    names = sorted(transcribed | rated)
+    notes[f"dialogues of Session{session} missing"] = max(0, DIALOGUES[session] - len(names))
+    has_video, has_sound = (folder / "dialog/avi/DivX").is_dir(), (folder / "sentences/wav").is_dir()
+    notes[f"Session{session} has films, but no sentences/wav"] = int(has_video and not has_sound)
+    notes[f"Session{session} has sentences/wav, but no dialog/avi/DivX"] = int(has_sound and not has_video)
+    dialogues = []
+    for name in names:
+        dialogue = _Dialogue(name)
+        if name not in transcribed:
+            dialogue.faults[name] = "labels, but no transcription"
+        else:
+            _read_transcription(folder / "dialog/transcriptions" / f"{name}.txt", dialogue, encoding)
+            if name in rated:
+                _read_labels(folder / "dialog/EmoEvaluation" / f"{name}.txt", dialogue, encoding)
+            else:
+                dialogue.faults[name] = "transcription, but no labels: context only, nothing to classify"
+            _find_clips(folder, dialogue, has_video, has_sound)
+        dialogues.append(dialogue)
+    return dialogues
+
+
+def _released_files(folder: Path, part: str, session: int, notes: Counter[str]) -> set[str]:
+    """Return the names of a session's dialogues that have a file of one part; note files that are not of the release."""
+    present = {p.name for p in (folder / "dialog" / part).iterdir() if p.is_file() and p.name[0] != "."}
+    released = {n for n in present if (m := re.fullmatch(rf"({NAME})\.txt", n)) and m[2] == str(session)}
+    for name in sorted(present - released):
+        notes[f"Session{session}/dialog/{part}/{name} is not of the release, ignored"] = 1
+    return {name.removesuffix(".txt") for name in released}
 
 
 def _lines(
     path: Path, dialogue: _Dialogue, pattern: re.Pattern[str], example: str, encoding: str | Sequence[str]
 ) -> list[tuple[int, str, re.Match]]:
-    """Number, text and match of every line with an utterance's name; ValueError if such a line has another form, names
+    """Return number, text and match of every line with an utterance's name; ValueError if such a line has another form, names
     another dialogue, or if there is none."""
     text, notes = read_text(path, encoding)
     dialogue.notes.update(notes)
-    found = []
+    matches = []
     for number, line in enumerate(split_lines(text), 1):
         if not re.search(rf"{NAME}_", line):
             continue
@@ -386,37 +398,37 @@ def _lines(
                 f"{path} line {number} is {line.strip()[:120]!r}; expected lines of {dialogue.name} like {example}. "
                 "Use the released file"
             )
-        found.append((number, line, match))
-    if not found:
+        matches.append((number, line, match))
+    if not matches:
         raise ValueError(f"{path} holds no line like {example}; got {text[:120]!r}. Use the released file")
-    return found
+    return matches
 
 
 def _read_transcription(path: Path, dialogue: _Dialogue, encoding: str | Sequence[str]) -> None:
     example = f"{dialogue.name}_F000 [003.1400-005.9200]: text"
-    found: dict[str, Turn] = {}
+    turns: dict[str, Turn] = {}
     lines = _lines(path, dialogue, SPOKEN, example, encoding)
     for number, _, match in lines:
-        key, _, marked, speaker, start, end, said = match.groups()
+        key, _, marked, speaker, start, end, words = match.groups()
         turn = Turn(
             key,
             speaker,
-            clean_text(said),
+            clean_text(words),
             start=float(start),
             end=float(end),
             crop="left" if speaker == marked else "right",
         )
-        if found.get(key, turn) != turn:
+        if turns.get(key, turn) != turn:
             raise ValueError(f"{path} line {number}: {key} stood before with another text or time. Keep the right one")
         if turn.end < turn.start:
             raise ValueError(f"{path} line {number}: {key} ends at {end}, but starts at {start}. Correct the line")
-        if key in found:
+        if key in turns:
             dialogue.faults[f"{key} (line {number})"] = "repeats an earlier line word for word"
-        found[key] = turn
+        turns[key] = turn
     every = [line for line in split_lines(read_text(path, encoding)[0]) if line.strip()]
     dialogue.notes["lines without an utterance's name, not used"] += len(every) - len(lines)
-    dialogue.faults |= {key: "empty utterance" for key, turn in found.items() if not turn.text}
-    spoken = [turn for turn in found.values() if turn.text]
+    dialogue.faults |= {key: "empty utterance" for key, turn in turns.items() if not turn.text}
+    spoken = [turn for turn in turns.values() if turn.text]
     dialogue.turns = sorted(spoken, key=lambda turn: turn.start)
     dialogue.notes["utterances out of order in time, sorted"] += sum(
         a is not b for a, b in zip(spoken, dialogue.turns, strict=True)
@@ -457,7 +469,7 @@ def _read_labels(path: Path, dialogue: _Dialogue, encoding: str | Sequence[str])
 
 
 def _find_clips(folder: Path, dialogue: _Dialogue, has_video: bool, has_sound: bool) -> None:
-    """Gives the turns the files that are there; whoever has films or sounds at all hears which are missing."""
+    """Attach the clips that are there; if the session has any film or sound, note which are missing."""
     films = [folder / "dialog/avi/DivX" / f"{dialogue.name}{ending}" for ending in (".avi", *VIDEO)]
     film = next((path for path in films if path.is_file()), None)
     files = find_clips(folder, [f"sentences/wav/{dialogue.name}"], SOUND, dialogue.notes)

@@ -71,6 +71,7 @@ class MELD(EmotionData):
             Scores of the two cannot be compared.
     """
 
+    unpublished_options = ("captions",)
     licence = "annotations GPL-3.0; clips may not be passed on"
     material = "English dialogue of a TV show: words, video and sound"
     labels = Labels("meld", ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"))

@@ -67,6 +67,7 @@ class MOSEI(EmotionData):
         folds: CSV with the columns video_id and split, instead of the standard folds; its name is part of the protocol.
     """
 
+    unpublished_options = ("folds",)
     licence = "research; labels MIT, videos belong to those who posted them"
     material = "English video monologues"
     labels = Labels("mosei", ("happiness", "sadness", "anger", "surprise", "disgust", "fear"))

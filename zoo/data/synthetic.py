@@ -47,6 +47,14 @@ class Synthetic(EmotionData):
             lights and microphones; reworded shifts the wording alone. Labels stay the same.
     """
 
+    unpublished_options = (
+        "corpus_seed",
+        "train_dialogues",
+        "dev_dialogues",
+        "test_dialogues",
+        "descriptions",
+        "domain",
+    )
     licence = "Apache-2.0"
     material = "generated: English sentences from templates, drawn faces, synthetic voices"
     labels = Labels("synthetic", LABELS)

@@ -203,7 +203,7 @@ def read_table(
     encoding: str | Sequence[str] = (),
     option: str = "--data.encoding",
 ) -> pd.DataFrame:
-    """All cells as str, indexed by row number in the file (from 1, the header included).
+    """Read a table: all cells as str, indexed by row number in the file (from 1, the header included).
 
     ``.attrs["notes"]`` holds the notes of ``read_text``.
 
@@ -215,27 +215,13 @@ def read_table(
         encoding, option: see `read_text`.
     """
     text, notes = read_text(path, encoding, option)
-    quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
-    try:
-        reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep, quoting=quoting, strict=True)
-        rows = {number: row for number, row in enumerate(reader, 1) if any(cell.strip() for cell in row)}
-    except csv.Error as error:
-        raise ValueError(
-            f"{path} line {reader.line_num}: {error}; expected CSV. Close or double the quotes there"
-        ) from None
+    rows = _split_rows(text, sep, path)
     names = [name.strip() for name in rows.pop(min(rows))] if header and rows else list(columns)
     if not rows:
         raise ValueError(
             f"{path} is empty; expected rows with the columns {', '.join(columns)}. Copy or download it again"
         )
-    if missing := [column for column in columns if names.count(column) != 1]:
-        lower = {name.lower(): name for name in names}
-        closest = {column: difflib.get_close_matches(column.lower(), lower, 1) for column in missing}
-        hint = "; ".join(f"closest to {column}: {lower[match[0]]}" for column, match in closest.items() if match)
-        raise ValueError(
-            f"{path} has the columns {', '.join(names)}; expected each of {', '.join(columns)} once, and "
-            f"{', '.join(missing)} is not{f' ({hint})' if hint else ''}. Rename the column, or use the released file"
-        )
+    _check_columns(names, columns, path)
     for number, row in rows.items():
         if len(row) != len(names):
             raise ValueError(
@@ -247,8 +233,32 @@ def read_table(
     return table
 
 
+def _split_rows(text: str, sep: str, path: Path) -> dict[int, list[str]]:
+    """Split a table into its rows, by number, without blank ones. ValueError for a quote that is not closed."""
+    quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
+    try:
+        reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep, quoting=quoting, strict=True)
+        return {number: row for number, row in enumerate(reader, 1) if any(cell.strip() for cell in row)}
+    except csv.Error as error:
+        raise ValueError(
+            f"{path} line {reader.line_num}: {error}; expected CSV. Close or double the quotes there"
+        ) from None
+
+
+def _check_columns(names: Sequence[str], columns: Sequence[str], path: Path) -> None:
+    """Raise ValueError unless each of the expected columns is there once; name the nearest ones."""
+    if missing := [column for column in columns if names.count(column) != 1]:
+        lower = {name.lower(): name for name in names}
+        closest = {column: difflib.get_close_matches(column.lower(), lower, 1) for column in missing}
+        hint = "; ".join(f"closest to {column}: {lower[match[0]]}" for column, match in closest.items() if match)
+        raise ValueError(
+            f"{path} has the columns {', '.join(names)}; expected each of {', '.join(columns)} once, and "
+            f"{', '.join(missing)} is not{f' ({hint})' if hint else ''}. Rename the column, or use the released file"
+        )
+
+
 def whole_numbers(table: pd.DataFrame, columns: Sequence[str], path: Path) -> pd.DataFrame:
-    """The columns as int; ValueError with the rows where a cell is no whole number."""
+    """Return the columns as int; ValueError with the rows where a cell is no whole number."""
     for column in columns:
         bad = table[column][~table[column].str.strip().str.fullmatch(r"[0-9]+")]
         if len(bad):
@@ -265,17 +275,17 @@ def repaired(raw: Iterable[str], cleaned: Iterable[str]) -> int:
 
 
 def drop_repeats(table: pd.DataFrame, path: Path) -> tuple[pd.DataFrame, dict[str, str]]:
-    """Without the rows that repeat an earlier one word for word, and which those were.
+    """Return the table without rows that repeat an earlier one word for word, and which those were.
 
     Raises:
         ValueError: naming the values of the column ``key`` that occur with different contents.
     """
-    kept = table.drop_duplicates()
-    if (twice := kept["key"].duplicated()).any():
-        keys = kept["key"][twice].unique()
+    unique = table.drop_duplicates()
+    if (repeated := unique["key"].duplicated()).any():
+        keys = unique["key"][repeated].unique()
         raise ValueError(
             f"{path} has several rows with different contents for {some(keys)}; expected one row per key. "
             "Keep the right one of each"
         )
-    repeats = table.drop(index=kept.index)["key"]
-    return kept, {f"{key} (row {row})": "repeats an earlier row word for word" for row, key in repeats.items()}
+    repeats = table.drop(index=unique.index)["key"]
+    return unique, {f"{key} (row {row})": "repeats an earlier row word for word" for row, key in repeats.items()}

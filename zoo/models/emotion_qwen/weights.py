@@ -24,8 +24,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -34,34 +35,18 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from zoo.models.emotion_qwen.model import EmotionQwen
-
-# beginnings of names, theirs and ours. The first that fits counts; in `to_published` the last one of a pair of ours.
-PARTS = (
-    ("vpm.", "vision.model."),
-    ("llm.model.", "llm.model.model."),
-    ("llm.", "llm.model.model."),
-    ("lm_head.", "llm.model.lm_head."),
-    ("generalcompressor.", "compressor.general."),
-    ("emotioncompressor.", "compressor.emotion."),
-    ("gatenet.", "compressor.gate."),
+from zoo.models.emotion_qwen.tensor_roles import (
+    EXPERTS,
+    GATE,
+    HINT,
+    JOINED,
+    PARTS,
+    WORDS,
+    NameMap,
+    add_name,
+    expert_part,
+    gate_part,
 )
-EXPERTS, GATE = ("compressor.general.", "compressor.emotion."), "compressor.gate."
-JOINED = f"{GATE}attention.in_proj_"  # what torch's attention keeps q, k, v in
-WORDS = {  # what the name of a module may end in
-    letter: re.compile(
-        rf"(?:.*[._])?(?:{letter}|{word}|{letter}_(?:proj|linear)|{word}_proj|to_{letter}|w_?{letter}"
-        rf"|(?:linear|proj)_{letter})",
-        re.IGNORECASE,
-    )
-    for letter, word in (("q", "query"), ("k", "key"), ("v", "value"))
-}
-HINT = (
-    "write a table, a YAML file with one line per tensor, 'regular expression of the whole name': our name (or null to "
-    "leave it out), and give it as table= (see zoo.models.emotion_qwen.weights)"
-)
-
-Shape = tuple[int | str, ...]  # a word stands for a number that is not known but must be the same wherever it stands
-Found = dict[str, str]  # our name -> theirs
 
 
 # ---- reading
@@ -71,7 +56,7 @@ def read_published(
     own: Mapping[str, Tensor] | None = None,
     merge: int = 2,
 ) -> dict[str, Tensor]:
-    """The tensors of a published folder under our names, in the dtype of the files.
+    """Read the tensors of a published folder under our names, in the dtype of the files.
 
     Args:
         folder: holds ``*.safetensors`` (with model.safetensors.index.json, only the files it names).
@@ -89,8 +74,11 @@ def read_published(
 
 
 def load(folder: str | Path, module: EmotionQwen, table: str | Path | Mapping[str, str | None] | None = None) -> None:
-    """Reads a published folder into a built model (`configure_model`) without LoRA, all of it; what equals the base
-    models' own weights stays theirs, so a checkpoint of this model leaves it out. See `read_published` for the rest."""
+    """Load a published folder into a built model (`configure_model`) without LoRA, all of it.
+
+    What equals the base models' own weights stays theirs, so a checkpoint of this model leaves it out. See
+    `read_published` for the rest.
+    """
     own = module.state_dict()
     state = read_published(folder, table, own, module.vision.merge)
     state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
@@ -121,12 +109,12 @@ def _read(folder: Path) -> dict[str, Tensor]:
         if file.parent != folder or not file.is_file():
             raise FileNotFoundError(f"{folder} lacks {file.name}, which model.safetensors.index.json names")
         try:
-            read = load_file(file)
+            tensors = load_file(file)
         except SafetensorError as error:
             raise ValueError(f"{file} could not be read ({error}); a truncated download? Fetch it again") from error
-        if twice := sorted(read.keys() & state.keys()):
-            raise ValueError(f"{twice[:3]} stand in more than one file of {folder}; which one counts?")
-        state |= read
+        if repeated := sorted(tensors.keys() & state.keys()):
+            raise ValueError(f"{repeated[:3]} stand in more than one file of {folder}; which one counts?")
+        state |= tensors
     return state
 
 
@@ -136,11 +124,32 @@ def from_published(
     own: Mapping[str, Tensor] | None = None,
     merge: int = 2,
 ) -> dict[str, Tensor]:
-    """Names of the authors -> ours; see `read_published` for everything."""
-    told, left_out = _tell(state, _read_table(table))
-    ours: Found = {}
-    inner: dict[str, Found] = {begin: {} for begin in (*EXPERTS, GATE)}  # their whole names, by part
-    for theirs in (name for name in state if name not in left_out and name not in told.values()):
+    """Rename the authors' tensors to ours; see `read_published` for everything."""
+    from_table, left_out = _apply_table(state, _read_table(table))
+    skipped = left_out | set(from_table.values())
+    ours, inner = _rename_known([name for name in state if name not in skipped])
+    for name, theirs in from_table.items():
+        add_name(ours, name, theirs)
+    width, to = _sizes(state, ours)
+    for begin in EXPERTS:
+        expert_part(begin, merge**2 * width, to).fill(ours, inner[begin], state)
+    fused = any(tuple(state[t].shape) in ((3 * width, width), (3 * width,)) for t in inner[GATE].values())
+    fused |= any(name.startswith(JOINED) for name in ours)
+    gate_part(width, fused).fill(ours, inner[GATE], state)
+    out = {name: state[theirs] for name, theirs in ours.items()}
+    if not fused:
+        for leaf in ("weight", "bias"):
+            out[JOINED + leaf] = torch.cat([out.pop(f"{GATE}attention.{letter}.{leaf}") for letter in WORDS])
+    if own is not None:
+        _compare(out, own)
+    return out
+
+
+def _rename_known(names: Sequence[str]) -> tuple[NameMap, dict[str, NameMap]]:
+    """Rename what has known names: our name -> theirs; and, by part, inner name -> whole name of the others."""
+    ours: NameMap = {}
+    inner: dict[str, NameMap] = {begin: {} for begin in (*EXPERTS, GATE)}
+    for theirs in names:
         pair = next((p for p in PARTS if theirs.startswith(p[0])), None)
         if pair is None:
             raise ValueError(
@@ -151,32 +160,12 @@ def from_published(
         if pair[1] in inner:
             inner[pair[1]][rest] = theirs
         else:
-            _add(ours, pair[1] + rest, theirs)
-    for name, theirs in told.items():
-        _add(ours, name, theirs)
-    width, to = _sizes(state, ours)
-    for begin in EXPERTS:
-        _fill(ours, begin, _expert_roles(merge**2 * width, to), inner[begin], state, _EXPERT_HINTS)
-    fused = any(tuple(state[t].shape) in ((3 * width, width), (3 * width,)) for t in inner[GATE].values())
-    fused |= any(name.startswith(JOINED) for name in ours)
-    _fill(ours, GATE, _gate_roles(width, fused), inner[GATE], state, _GATE_HINTS)
-    out = {name: state[theirs] for name, theirs in ours.items()}
-    if not fused:
-        for leaf in ("weight", "bias"):
-            out[JOINED + leaf] = torch.cat([out.pop(f"{GATE}attention.{letter}.{leaf}") for letter in WORDS])
-    if own is not None:
-        _compare(out, own)
-    return out
+            add_name(ours, pair[1] + rest, theirs)
+    return ours, inner
 
 
-def _add(ours: Found, name: str, theirs: str) -> None:
-    if name in ours:
-        raise ValueError(f"{ours[name]} and {theirs} would both be {name}; expected one of them. To choose, {HINT}")
-    ours[name] = theirs
-
-
-def _sizes(state: Mapping[str, Tensor], ours: Found) -> tuple[int, int]:
-    """Width of the tower and of the language model."""
+def _sizes(state: Mapping[str, Tensor], ours: NameMap) -> tuple[int, int]:
+    """Return the width of the tower and of the language model."""
     first, words = "vision.model.patch_embed.proj.weight", "llm.model.model.embed_tokens.weight"
     for name, theirs, axes in ((first, "vpm.patch_embed.proj.weight", 5), (words, "llm.embed_tokens.weight", 2)):
         if name not in ours or state[ours[name]].ndim != axes:
@@ -205,22 +194,22 @@ def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
 def _read_table(table: str | Path | Mapping[str, str | None] | None) -> Mapping[str, str | None]:
     if table is None:
         return {}
-    said = table
+    content: Any = table
     if not isinstance(table, Mapping):
         try:
-            said = yaml.safe_load(Path(table).read_text())
+            content = yaml.safe_load(Path(table).read_text())
         except (OSError, yaml.YAMLError) as error:
             raise ValueError(f"table {table} could not be read ({type(error).__name__}: {error})") from error
-    if not isinstance(said, Mapping) or not all(
-        isinstance(k, str) and (v is None or isinstance(v, str)) for k, v in said.items()
+    if not isinstance(content, Mapping) or not all(
+        isinstance(k, str) and (v is None or isinstance(v, str)) for k, v in content.items()
     ):
-        raise ValueError(f"table {table} must map regular expressions to our names (or null), got {said!r:.200}")
-    return said
+        raise ValueError(f"table {table} must map regular expressions to our names (or null), got {content!r:.200}")
+    return content
 
 
-def _tell(state: Mapping[str, Tensor], table: Mapping[str, str | None]) -> tuple[Found, set[str]]:
-    """What the table says: our names -> theirs, and theirs that are left out."""
-    told: Found = {}
+def _apply_table(state: Mapping[str, Tensor], table: Mapping[str, str | None]) -> tuple[NameMap, set[str]]:
+    """Apply the user's table: our names -> theirs, and theirs that are left out."""
+    from_table: NameMap = {}
     left_out: set[str] = set()
     for pattern, name in table.items():
         try:
@@ -231,7 +220,7 @@ def _tell(state: Mapping[str, Tensor], table: Mapping[str, str | None]) -> tuple
         if not hits:
             raise ValueError(f"table: {pattern!r} is the name of no tensor; the names begin {sorted(state)[:5]}")
         for (theirs, _), ours in zip(hits, names, strict=True):
-            if theirs in left_out or theirs in told.values():
+            if theirs in left_out or theirs in from_table.values():
                 raise ValueError(f"table: {theirs} is named twice, the second time by {pattern!r}")
             if ours is None:
                 left_out.add(theirs)
@@ -240,161 +229,16 @@ def _tell(state: Mapping[str, Tensor], table: Mapping[str, str | None]) -> tuple
                     f"table: {ours!r} is none of our names; they begin with {', '.join(p[1] for p in PARTS)}"
                 )
             else:
-                _add(told, ours, theirs)
-    return told, left_out
-
-
-# ---- recognising tensors
-def _expert_roles(merged: int, to: int) -> dict[str, Shape]:
-    return {
-        "fc1.weight": ("inner", merged),
-        "fc1.bias": ("inner",),
-        "fc2.weight": (to, "inner"),
-        "fc2.bias": (to,),
-        "norm.weight": (to,),
-        "norm.bias": (to,),
-    }
-
-
-def _gate_roles(width: int, fused: bool) -> dict[str, Shape]:
-    if fused:
-        parts = {"in_proj_weight": (3 * width, width), "in_proj_bias": (3 * width,)}
-    else:
-        parts = {
-            f"{x}.{leaf}": (width, width)[: 2 if leaf == "weight" else 1] for x in WORDS for leaf in ("weight", "bias")
-        }
-    parts |= {"out_proj.weight": (width, width), "out_proj.bias": (width,)}
-    return {f"attention.{k}": v for k, v in parts.items()} | {"linear.weight": (2, width), "linear.bias": (2,)}
-
-
-def _split(name: str) -> tuple[str, str]:
-    """``mlp.0.weight`` and ``in_proj_weight`` -> module and leaf; a name that ends otherwise is its own module."""
-    hit = re.fullmatch(r"(?:(.*)[._])?(weight|bias)", name)
-    return (hit[1] or "", hit[2]) if hit else (name, "")
-
-
-def _beside(found: Found) -> bool:
-    """Weights are called weights and biases biases, and the two of one module stand in one module."""
-    modules: dict[str, set[str]] = {}
-    for role, name in found.items():
-        (module, leaf), (_, expected) = _split(name), _split(role)
-        if leaf != expected:
-            return False
-        modules.setdefault(_split(role)[0], set()).add(module)
-    return all(len(of) == 1 for of in modules.values())
-
-
-def _numbered(found: Found) -> bool:
-    """The first map has the lower number, in names that are otherwise the same."""
-    if not {"fc1.weight", "fc2.weight"} <= found.keys():
-        return False
-    names = [_split(found[f"{fc}.weight"])[0] for fc in ("fc1", "fc2")]
-    text = {re.sub(r"\d+", "#", name) for name in names}
-    first, second = ([int(n) for n in re.findall(r"\d+", name)] for name in names)
-    return len(text) == 1 and first < second
-
-
-def _lettered(found: Found) -> bool:
-    """q, k and v are called so."""
-    return all(
-        WORDS[_split(role)[0].rpartition(".")[2]].fullmatch(_split(name)[0])
-        for role, name in found.items()
-        if _split(role)[0].rpartition(".")[2] in WORDS
-    )
-
-
-_EXPERT_HINTS = (_beside, _numbered)
-_GATE_HINTS = (_beside, _lettered)
-
-
-def _assignments(roles: dict[str, Shape], shapes: Mapping[str, tuple[int, ...]]) -> list[Found]:
-    """Every way to give each role a tensor of its own with the right shape."""
-    found: list[Found] = []
-
-    def go(open_roles: list[str], taken: Found, known: dict[str, int]) -> None:
-        if not open_roles:
-            found.append(dict(taken))
-            return
-        role, *later = open_roles
-        for name, shape in shapes.items():
-            if name in taken.values() or len(shape) != len(roles[role]):
-                continue
-            now, pairs = dict(known), zip(roles[role], shape, strict=True)
-            if all((now.setdefault(said, n) if isinstance(said, str) else said) == n for said, n in pairs):
-                go(later, taken | {role: name}, now)
-
-    go(list(roles), {}, {})
-    return found
-
-
-def _fill(
-    ours: Found,
-    begin: str,
-    roles: dict[str, Shape],
-    names: Found,
-    state: Mapping[str, Tensor],
-    hints: tuple[Callable[[Found], bool], ...],
-) -> None:
-    """Finds the tensor of every role of one part that the table has not filled, and enters them in `ours`."""
-    strangers = [n for n in ours if n.startswith(begin) and n.removeprefix(begin) not in roles]
-    if strangers:
-        raise ValueError(f"table: {strangers} are none of our names; {begin}* has {', '.join(roles)}")
-    part = next(theirs for theirs, mine in PARTS if mine == begin)
-    sizes: dict[str, int] = {}  # a free width that the table has settled
-    for role, shape in roles.items():
-        if begin + role not in ours:
-            continue
-        got = tuple(state[ours[begin + role]].shape)
-        if len(got) != len(shape) or any(
-            (sizes.setdefault(s, n) if isinstance(s, str) else s) != n for s, n in zip(shape, got, strict=True)
-        ):
-            raise ValueError(f"table: {ours[begin + role]} is {got}, but {begin + role} is {shape}")
-    wanted = {
-        role: tuple(sizes.get(s, s) if isinstance(s, str) else s for s in shape)
-        for role, shape in roles.items()
-        if begin + role not in ours
-    }
-    shapes = {name: tuple(state[theirs].shape) for name, theirs in names.items()}
-    for said in list(wanted.values()):  # a free width is settled where only one matrix can have it, for better messages
-        if len(said) == 2 and isinstance(said[0], str):
-            seen = {shape[0] for shape in shapes.values() if len(shape) == 2 and shape[1] == said[1]}
-            if len(seen) == 1:
-                known = {said[0]: seen.pop()}
-                wanted = {role: tuple(known.get(s, s) for s in shape) for role, shape in wanted.items()}
-    found = _assignments(wanted, shapes) if len(shapes) == len(wanted) else []
-    if not found:
-        free = {s for shape in wanted.values() for s in shape if isinstance(s, str)}
-
-        def fits(role: str, name: str) -> bool:
-            said, got = wanted[role], shapes[name]
-            return len(said) == len(got) and all(s in free or s == n for s, n in zip(said, got, strict=True))
-
-        missing = [f"{role} {shape}" for role, shape in wanted.items() if not any(fits(role, n) for n in shapes)]
-        extra = [f"{part}{n} {shape}" for n, shape in shapes.items() if not any(fits(r, n) for r in wanted)]
-        raise ValueError(
-            f"{part}* does not fit {begin}*: it has {len(shapes)} tensors, expected {len(wanted)}. Of a shape that "
-            f"none of ours has (left over, or another architecture): {extra or 'none'}. Ours without a tensor of "
-            f"their shape (missing): {missing or 'none'}. It has { {part + n: s for n, s in sorted(shapes.items())} }, "
-            f"expected {wanted}. If one is to be left out, {HINT}"
-        )
-    for hint in hints:
-        if len(found) > 1:
-            found = [f for f in found if hint(f)] or found
-    if len(found) > 1:
-        open_ = {r: sorted({f[r] for f in found}) for r in wanted if len({f[r] for f in found}) > 1}
-        raise ValueError(
-            f"{part}*: shapes and names leave {len(found)} ways. Ambiguous: "
-            + "; ".join(f"{begin}{role} may be {' or '.join(part + n for n in of)}" for role, of in open_.items())
-            + f". To say which is which, {HINT}"
-        )
-    for role, name in found[0].items():
-        _add(ours, begin + role, names[name])
+                add_name(from_table, ours, theirs)
+    return from_table, left_out
 
 
 # ---- writing
 def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Our names -> the authors' tree; inside the compressors and the gate with our own inner names, since theirs are
-    unknown. `from_published` gives the same back.
+    """Rename our tensors to the authors' tree.
+
+    Inside the compressors and the gate our own inner names stay, since theirs are unknown. `from_published` gives the
+    same back.
 
     Raises:
         ValueError: a tensor that the published model has no place for, such as a LoRA's (merge it first).

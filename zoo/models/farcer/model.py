@@ -103,6 +103,7 @@ class FARCER(Prompted):
     """
 
     templates = Path(__file__).parent / "templates"
+    example_options = ("shots", "train_shots")
 
     def __init__(
         self,

@@ -19,14 +19,16 @@ import argparse
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from zoo.configs import instantiated, read_run_config
 from zoo.models.farcer.model import FARCER
 
 Layout = Literal["pruned", "full", "lora", "peft"]
@@ -56,7 +58,7 @@ ORIGINAL = ".original_module."  # what it was before
 
 
 def to_theirs(name: str, layout: Layout) -> str | None:
-    """Our name of a tensor -> the authors', or None if the layout does not hold it."""
+    """Return the authors' name of a tensor of ours, or None if the layout does not hold it."""
     pair = next((p for p in PARTS[layout] if name.startswith(p[0])), None)
     if pair is None:
         return None
@@ -64,8 +66,8 @@ def to_theirs(name: str, layout: Layout) -> str | None:
     rest = name.removeprefix(ours)
     if ours.startswith("vision."):
         rest = re.sub(r"^vit\.layers\.", "vit.encoder.layer.", rest)
-        old = next(((new, old) for new, old in VIT if new in rest), None)
-        rest = rest.replace(*old) if old else rest
+        renamed = next((pair for pair in VIT if pair[0] in rest), None)
+        rest = rest.replace(*renamed) if renamed else rest
     elif ours == "mp." and layout == "lora":
         rest = re.sub(r"^(\d+)\.", rf"\1{SAVED}", rest)
     elif layout == "peft" and ours != "mp.":
@@ -75,71 +77,89 @@ def to_theirs(name: str, layout: Layout) -> str | None:
     return theirs + rest
 
 
-def names(module: FARCER, layout: Layout) -> dict[str, str]:
-    """The authors' name -> ours, of every tensor a file of this layout holds for this model."""
+def published_names(module: FARCER, layout: Layout) -> dict[str, str]:
+    """Map the authors' name to ours, for every tensor a file of this layout holds for this model."""
     return {theirs: name for name in module.state_dict() if (theirs := to_theirs(name, layout)) is not None}
 
 
 def _aliases(module: FARCER, layout: Layout) -> dict[str, str]:
-    """Their names of tensors they hold twice -> our name; what PEFT keeps as it was before is not compared."""
-    own = names(module, layout)
+    """Map their names of tensors they hold twice to ours; what PEFT keeps as it was before is not compared."""
+    names = published_names(module, layout)
     begin = "" if layout == "full" else "base_model.model."
-    found = {f"{begin}input_embeddings.weight": own[f"{begin}lm.model.embed_tokens.weight"]}
+    aliases = {f"{begin}input_embeddings.weight": names[f"{begin}lm.model.embed_tokens.weight"]}
     if layout == "lora":
-        found |= {theirs.replace(SAVED, ORIGINAL): name for theirs, name in own.items() if SAVED in theirs}
-    return found
+        aliases |= {theirs.replace(SAVED, ORIGINAL): name for theirs, name in names.items() if SAVED in theirs}
+    return aliases
 
 
 def read(path: str | Path, module: FARCER) -> tuple[Layout, dict[str, Tensor]]:
-    """The tensors of an authors' file or PEFT folder under our names, all that the layout has and nothing else.
+    """Read the tensors of an authors' file or PEFT folder under our names, all that the layout has and nothing else.
 
     Raises:
         ValueError: not one of the layouts, options that the authors' model does not know, a rank or alpha that differs,
             or keys that are missing, left over, of another shape, or differ though they are the same tensor.
     """
     path = Path(path)
-    _refuse_ours(module)
+    _check_options(module)
     if path.is_dir():
         layout, state = "peft", _read_folder(path, module)
     else:
-        try:
-            content = torch.load(path, map_location="cpu", weights_only=True)
-        except Exception as error:  # torch raises many types; the cause stays chained
-            raise ValueError(
-                f"{path} could not be read as weights ({type(error).__name__}: {str(error)[:200]}); "
-                "is it truncated, or a pickle of more than tensors and plain values?"
-            ) from error
-        if not isinstance(content, dict) or "model_state_dict" not in content:
-            held = sorted(content) if isinstance(content, dict) else type(content).__name__
-            raise ValueError(f"{path} has no model_state_dict, which the authors' files have; it holds {held}")
-        state = dict(content["model_state_dict"])
-        wrapped = any(k.startswith("base_model.model.") for k in state)
-        layout = "lora" if wrapped else "full" if any(k.startswith(("lm.", "vm.")) for k in state) else "pruned"
+        layout, state = _read_file(path)
     if layout in ("lora", "peft") and module.lora is None:
         raise ValueError(f"{path} is of a LoRA run, but this config has no lora; add --config .../ablations/lora.yaml")
     if layout in ("pruned", "full") and module.lora is not None:
         raise ValueError(f"{path} is of a run without LoRA, but this config has lora; leave it out")
-    wanted, own = names(module, layout), module.state_dict()
-    alias = _aliases(module, layout) if layout in ("full", "lora") else {}
-    twice = wanted | alias
-    missing, extra = sorted(set(twice) - set(state)), sorted(set(state) - set(twice))
+    names = published_names(module, layout)
+    aliases = _aliases(module, layout) if layout in ("full", "lora") else {}
+    _check_tensors(path, layout, state, names | aliases, module.state_dict())
+    first = {name: theirs for theirs, name in names.items()}
+    differ = [k for k, name in aliases.items() if ORIGINAL not in k and not torch.equal(state[k], state[first[name]])]
+    if differ:
+        raise ValueError(
+            f"{path}: {differ} should be the same tensor as {[first[aliases[k]] for k in differ]}, but is not"
+        )
+    return layout, {name: state[theirs] for theirs, name in names.items()}
+
+
+def _read_file(path: Path) -> tuple[Layout, dict[str, Tensor]]:
+    """Read an authors' file and tell its layout."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types; the cause stays chained
+        raise ValueError(
+            f"{path} could not be read as weights ({type(error).__name__}: {str(error)[:200]}); "
+            "is it truncated, or a pickle of more than tensors and plain values?"
+        ) from error
+    if not isinstance(content, dict) or "model_state_dict" not in content:
+        held = sorted(content) if isinstance(content, dict) else type(content).__name__
+        raise ValueError(f"{path} has no model_state_dict, which the authors' files have; it holds {held}")
+    state = dict(content["model_state_dict"])
+    if any(k.startswith("base_model.model.") for k in state):
+        return "lora", state
+    return "full" if any(k.startswith(("lm.", "vm.")) for k in state) else "pruned", state
+
+
+def _check_tensors(
+    path: Path, layout: Layout, state: Mapping[str, Tensor], names: Mapping[str, str], own: Mapping[str, Tensor]
+) -> None:
+    """Raise ValueError for keys that are missing, left over or of another shape.
+
+    Args:
+        state: tensors of the file.
+        names: the authors' name -> ours, of all that the file must hold.
+        own: our tensors.
+    """
+    missing, extra = sorted(set(names) - set(state)), sorted(set(state) - set(names))
     shapes = [
-        f"{k} is {tuple(state[k].shape)}, expected {tuple(own[v].shape)}"
-        for k, v in twice.items()
-        if k in state and state[k].shape != own[v].shape
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(own[name].shape)}"
+        for k, name in names.items()
+        if k in state and state[k].shape != own[name].shape
     ]
     if missing or extra or shapes:
         raise ValueError(
             f"{path} (layout {layout}) does not fit this model: {len(missing)} keys missing {missing[:3]}, "
             f"{len(extra)} left over {extra[:3]}, {len(shapes)} of another shape {shapes[:3]}"
         )
-    back = {name: theirs for theirs, name in wanted.items()}
-    differ = [k for k, v in alias.items() if ORIGINAL not in k and not torch.equal(state[k], state[back[v]])]
-    if differ:
-        raise ValueError(
-            f"{path}: {differ} should be the same tensor as {[back[alias[k]] for k in differ]}, but is not"
-        )
-    return layout, {name: state[theirs] for theirs, name in wanted.items()}
 
 
 def _read_folder(path: Path, module: FARCER) -> dict[str, Tensor]:
@@ -150,15 +170,16 @@ def _read_folder(path: Path, module: FARCER) -> dict[str, Tensor]:
             )
     config = json.loads((path / "adapter_config.json").read_text())
     if module.lora is not None:
-        said, own = (config.get("r"), config.get("lora_alpha")), (module.lora.r, module.lora.alpha)
-        if said != own:
+        stored, expected = (config.get("r"), config.get("lora_alpha")), (module.lora.r, module.lora.alpha)
+        if stored != expected:
             raise ValueError(
-                f"{path} has LoRA r, alpha {said}, but this config has {own}; set --model.lora.r and .alpha"
+                f"{path} has LoRA r, alpha {stored}, but this config has {expected}; set --model.lora.r and .alpha"
             )
     return load_file(path / "adapter_model.safetensors")
 
 
-def _refuse_ours(module: FARCER) -> None:
+def _check_options(module: FARCER) -> None:
+    """Raise ValueError for options that the authors' model does not know."""
     if module.standardise or module.scale is not None or module.faces == "none":
         raise ValueError(
             "the authors' model has a projection and neither standardises nor scales; use a config with "
@@ -167,8 +188,10 @@ def _refuse_ours(module: FARCER) -> None:
 
 
 def load(path: str | Path, module: FARCER) -> Layout:
-    """Reads the authors' weights into a built model (`configure_model`). What equals the base models' own weights stays
-    theirs, so a checkpoint of this model leaves it out."""
+    """Load the authors' weights into a built model (`configure_model`).
+
+    What equals the base models' own weights stays theirs, so a checkpoint of this model leaves it out.
+    """
     layout, state = read(path, module)
     own = module.state_dict()
     state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
@@ -178,7 +201,7 @@ def load(path: str | Path, module: FARCER) -> Layout:
 
 
 def write(module: FARCER, path: str | Path, layout: Layout) -> Path:
-    """Writes a built model as the authors' code would have: a file, or a folder for ``peft``.
+    """Write a built model as the authors' code would have: a file, or a folder for ``peft``.
 
     The tensors PEFT keeps from before training (``original_module``) are not known any more; the trained ones stand in
     their place.
@@ -188,7 +211,7 @@ def write(module: FARCER, path: str | Path, layout: Layout) -> Path:
         FileExistsError: ``path`` exists.
     """
     path = Path(path)
-    _refuse_ours(module)
+    _check_options(module)
     if (layout in ("lora", "peft")) != (module.lora is not None):
         raise ValueError(
             f"layout {layout} is {'' if module.lora is None else 'not '}of a LoRA run, this model is "
@@ -197,7 +220,7 @@ def write(module: FARCER, path: str | Path, layout: Layout) -> Path:
     if path.exists():
         raise FileExistsError(f"{path} exists; choose another place or delete it first")
     own = module.state_dict()
-    state = {theirs: own[name].detach().cpu().contiguous() for theirs, name in names(module, layout).items()}
+    state = {theirs: own[name].detach().cpu().contiguous() for theirs, name in published_names(module, layout).items()}
     if layout in ("full", "lora"):
         state |= {theirs: own[name].detach().cpu() for theirs, name in _aliases(module, layout).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -220,8 +243,10 @@ def write(module: FARCER, path: str | Path, layout: Layout) -> Path:
 
 
 def save(module: FARCER, folder: str | Path) -> Path:
-    """Writes weights.safetensors and checkpoints/best.ckpt with the zoo's contract: all tensors but those of the base
-    models."""
+    """Write weights.safetensors and checkpoints/best.ckpt with the zoo's contract.
+
+    They hold all tensors but those of the base models.
+    """
     folder = Path(folder)
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     pristine = module.pristine()
@@ -239,18 +264,14 @@ def save(module: FARCER, folder: str | Path) -> Path:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    import yaml
-    from jsonargparse import ArgumentParser
-
+    """Convert an authors' file or PEFT folder into a run folder."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("source", help="the authors' .pth.tar, or a PEFT folder")
     parser.add_argument("--config", type=Path, required=True, help="config whose model the weights belong to")
     parser.add_argument("--out", type=Path, required=True, help="folder to write")
     options = parser.parse_args(arguments)
-    models = ArgumentParser()
-    models.add_subclass_arguments(FARCER, "model", required=True)
-    given: Any = yaml.safe_load(options.config.read_text())
-    module = models.instantiate_classes(models.parse_object({"model": given["model"]})).model
+    config = read_run_config(options.config)
+    module: FARCER = instantiated("model", FARCER, config["model"], options.config)
     module.start_from = None
     module.configure_model()
     layout = load(options.source, module)
@@ -258,7 +279,7 @@ def main(arguments: list[str] | None = None) -> None:
     shutil.copy(options.config, options.out / "config.yaml")
 
 
-__all__ = ["Layout", "load", "names", "read", "save", "to_theirs", "write"]
+__all__ = ["Layout", "load", "published_names", "read", "save", "to_theirs", "write"]
 
 if __name__ == "__main__":
     main()

@@ -91,6 +91,7 @@ class ModalitySelector(Reinforced):
     templates = TEMPLATES
     scores = ("keep_rate", "unparsed", "reward")
     rows_file = "decisions.jsonl"
+    unpublished_options = ("downstream",)
 
     def __init__(
         self,
