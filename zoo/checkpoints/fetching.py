@@ -85,7 +85,7 @@ def _check_request(name: str, entry: dict[str, Any], folder: Path, revision: str
 
 
 def check_output(name: str, entry: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError if an encoder of others does not answer the stored picture as it did here; nothing without a probe."""
+    """Raise ValueError if an encoder of others does not answer the stored picture as it did here."""
     if "probe" in entry:
         (file,) = (f for f in entry["files"] if f == "config.json" or f.endswith((".hdf5", ".h5")))
         compare_encoder(name, str(folder if file == "config.json" else folder / file), entry["probe"])

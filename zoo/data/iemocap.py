@@ -370,7 +370,7 @@ def _read_session(folder: Path, session: int, notes: Counter[str], encoding: str
 
 
 def _released_files(folder: Path, part: str, session: int, notes: Counter[str]) -> set[str]:
-    """Return the names of a session's dialogues that have a file of one part; note files that are not of the release."""
+    """Return the names of a session's dialogues that have a file of one part; note files of no release."""
     present = {p.name for p in (folder / "dialog" / part).iterdir() if p.is_file() and p.name[0] != "."}
     released = {n for n in present if (m := re.fullmatch(rf"({NAME})\.txt", n)) and m[2] == str(session)}
     for name in sorted(present - released):
@@ -381,8 +381,11 @@ def _released_files(folder: Path, part: str, session: int, notes: Counter[str]) 
 def _lines(
     path: Path, dialogue: _Dialogue, pattern: re.Pattern[str], example: str, encoding: str | Sequence[str]
 ) -> list[tuple[int, str, re.Match]]:
-    """Return number, text and match of every line with an utterance's name; ValueError if such a line has another form, names
-    another dialogue, or if there is none."""
+    """Return number, text and match of every line with an utterance's name.
+
+    Raises:
+        ValueError: such a line has another form or names another dialogue, or there is none.
+    """
     text, notes = read_text(path, encoding)
     dialogue.notes.update(notes)
     matches = []
