@@ -39,9 +39,15 @@ REFUSALS = [  # data, what the message must hold
     (["--data=MELD", "--data.root=nosuch"], "folder nosuch, which does not exist"),
     (["--data=MELD", "--data.root={goemotions}"], "which holds ekman_dev.tsv"),
     (["--data=GoEmotions", "--data.root={unlabelled}"], "has the labels none; expected anger, disgust"),
-    (["--data=MELD", "--data.root={meld}", "--data.captions=[{captions}]"], "keys are not in the corpus' train split"),
+    (
+        ["--data=MELD", "--data.root={meld}", "--data.descriptions=[{captions}]"],
+        "keys are not in the corpus' train split",
+    ),
     (["--data=MELD", "--data.root={meld}", "--model.descriptions=[video]"], "kind 'video'; the data has none"),
-    (["--data=MELD", "--data.root={meld}", "--data.captions=[{meld}]", "--model.descriptions=[video]"], "['audio']"),
+    (
+        ["--data=MELD", "--data.root={meld}", "--data.descriptions=[{meld}]", "--model.descriptions=[video]"],
+        "['audio']",
+    ),
     (["--data=MELD", "--data.root={meld}", "--data.batch_size=0"], "batch sizes must be at least 1"),
     (["--data=MELD", "--data.root={meld}", "--model.llm=nosuch"], "no language model at 'nosuch'"),
     (["--data=MELD", "--data.root={meld}", "--model.template=nosuch"], "no prompt template 'nosuch'"),

@@ -848,7 +848,7 @@ def require_descriptions(samples: Sequence[Sample], kinds: Sequence[str], split:
             held = sorted({k for s in samples for k in s.target.descriptions})
             raise ValueError(
                 f"no {split} sample has a description of kind {kind!r}; the data has {held or 'none'}. "
-                "Give the description files with --data.captions"
+                "Give the description files with --data.descriptions"
             )
 
 
@@ -1159,7 +1159,7 @@ class Supervised(Prompted):
             message = (
                 f"no {split} sample of {type(self.trainer.datamodule).__name__} has words, so every prompt is the "
                 "same; use a system that reads pictures or voices, or show descriptions (--model.descriptions, "
-                "--data.captions)"
+                "--data.descriptions)"
             )
             if stage == "fit":
                 raise ValueError(message)

@@ -77,7 +77,10 @@ def made(tmp_path_factory) -> Made:
         "behind": {"what": "stands on it", "checkpoint": "run:broken"},
     }
     file = home / "bench.yaml"
-    data = {"class_path": "zoo.data.MELD", "init_args": {"root": str(home / "meld"), "captions": [str(home / "meld")]}}
+    data = {
+        "class_path": "zoo.data.MELD",
+        "init_args": {"root": str(home / "meld"), "descriptions": [str(home / "meld")]},
+    }
     file.write_text(yaml.safe_dump({"title": "Miniature", "data": data, "rows": rows}, sort_keys=False))
     out, before = home / "out", os.environ.get("OMP_NUM_THREADS")
     os.environ["OMP_NUM_THREADS"] = "1"

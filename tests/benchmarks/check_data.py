@@ -44,7 +44,7 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True, help="holds meld/, emorynlp/ and goemotions/")
     root = parser.parse_args().data_root
     start = time.perf_counter()
-    meld = MELD(root=root / "meld", captions=[root / "meld"])
+    meld = MELD(root=root / "meld", descriptions=[root / "meld"])
     last = MELD(root=root / "meld", protocol="last_utterance")
     for i, split in enumerate(SPLITS):
         samples = meld.samples(split)

@@ -208,7 +208,7 @@ def check_selector(tokenizer: PreTrainedTokenizerFast, meld: Path) -> None:
         written = tokenizer(f"<think>\nBoth.\n</think>\n<answer>\n{phrase}\n</answer>")["input_ids"]
         expect(f"selector reads {phrase!r}", read_decision(tokenizer.decode(written)), decision)
 
-    data = MELD(root=meld, captions=[meld])
+    data = MELD(root=meld, descriptions=[meld])
     collator = PromptCollator(tokenizer, 0, template, kinds=("speech",), **options | {"max_length": 10_000})
     lengths = [len(collator.prompt_ids(s, np.random.default_rng(0))[0]) for s in data.samples("dev")]
     long = sum(n > 1024 for n in lengths)

@@ -4,7 +4,7 @@
 
 Settings are those of configs/dialoguellm/meld_small.yaml, chosen on MELD and not touched: nothing is tuned here. As
 long as there is no test file, the released dev split (954 utterances, 89 scenes) is scored, and a tenth of the training
-scenes chooses the epoch (and C of the logistic regression); `--splits-are released` scores the released test split.
+scenes chooses the epoch (and C of the logistic regression); `--split_source released` scores the released test split.
 Prints weighted F1: the mean over seeds with a 95 % interval (bootstrap over the scored scenes, weights held fixed),
 every seed, and the paired difference from the logistic regression. The backbone, tiny-llama, has never seen EmoryNLP.
 Finished runs are kept, so the command can be stopped and given again.
@@ -26,17 +26,17 @@ def main() -> None:
     parser.add_argument("--data-root", type=Path, required=True, help="EmoryNLP's folder")
     parser.add_argument("--out", type=Path, default=Path("runs/emorynlp_small"))
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--splits-are", choices=["dev_as_test", "released"], default="dev_as_test")
+    parser.add_argument("--split_source", choices=["dev_as_test", "released"], default="dev_as_test")
     parser.add_argument("--limit", type=int, help="scenes of each split, for trying the command out")
     parser.add_argument("--jobs", type=int, default=2, help="runs at a time")
     parser.add_argument("--threads", type=int, default=1, help="threads per run")
     options = parser.parse_args()
-    data = EmoryNLP(root=options.data_root, splits_are=options.splits_are, limit=options.limit)
+    data = EmoryNLP(root=options.data_root, split_source=options.split_source, limit=options.limit)
     labels, n = data.labels, len(data.samples("test"))
     configs = [CONFIGS / "meld_small.yaml", CONFIGS.parent / "data" / "emorynlp.yaml"]
-    arguments = [f"--data.root={options.data_root}", f"--data.splits_are={options.splits_are}"]
+    arguments = [f"--data.root={options.data_root}", f"--data.split_source={options.split_source}"]
     arguments += [f"--data.limit={options.limit}"] if options.limit else []
-    place = options.out / (options.splits_are + (f"_limit_{options.limit}" if options.limit else ""))
+    place = options.out / (options.split_source + (f"_limit_{options.limit}" if options.limit else ""))
     with ThreadPoolExecutor(options.jobs) as pool:
         seeded = {s: [f"--seed_everything={s}", *arguments] for s in options.seeds}
         futures = [

@@ -188,7 +188,7 @@ def corpus(options: argparse.Namespace, kind: str) -> dict:
         own = {"root": roots[name], "per": "dialogue", **few, **more}
         return {"class_path": "zoo.data.SyntheticQuestions", "init_args": own}
 
-    told = asked("pretrain", per="utterance", told=True)
+    told = asked("pretrain", per="utterance", scene_in_words=True)
     size = 3 if options.dry else 800
     written = {"class_path": "zoo.data.Synthetic", "init_args": {"train_dialogues": size, **few}}  # no clips
 

@@ -68,7 +68,7 @@ def run_row(name: str, seed: int, options: argparse.Namespace) -> Path:
     configs = [CONFIGS / "meld_small.yaml", *(CONFIGS / "ablations" / f"{o}.yaml" for o in ROWS[name])]
     arguments = [f"--seed_everything={seed}", f"--data.root={options.data_root}"]
     if any(o in ("speech", "stage") for o in ROWS[name]):
-        arguments.append(f"--data.captions=[{options.data_root}]")
+        arguments.append(f"--data.descriptions=[{options.data_root}]")
     root = options.out / name.replace(",", "").replace(" ", "-") / str(seed)
     return train_and_test(root, configs, arguments, options.threads)
 

@@ -85,7 +85,7 @@ class Seed:
         self.data = (
             f"--seed_everything={seed}",
             f"--data.root={options.data_root}",
-            f"--data.captions={json.dumps([*map(str, options.captions or [options.data_root])])}",
+            f"--data.descriptions={json.dumps([*map(str, options.captions or [options.data_root])])}",
         )
         self.rates = options.rates
         run = self.fit("classifier", "meld_small_classifier.yaml")

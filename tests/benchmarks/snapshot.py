@@ -65,7 +65,7 @@ class StateNames(Callback):
 
 def system_snapshot(system: System, home: Path, root: Path) -> dict[str, Any]:
     """Train a system for one step; return its tensors and what its checkpoint says about itself."""
-    options = {"data": "MELD", "data__root": home / "meld", "data__captions": f"[{home / 'meld'}]"}
+    options = {"data": "MELD", "data__root": home / "meld", "data__descriptions": f"[{home / 'meld'}]"}
     options |= {f"model__{part}": home / part for part in (system.backbone, *system.others)}
     options |= {"trainer__max_epochs": 1, "trainer__limit_train_batches": 1, "trainer__limit_val_batches": 1}
     options |= {"trainer__num_sanity_val_steps": 0, "data__batch_size": 2}

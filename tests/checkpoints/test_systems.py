@@ -72,7 +72,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def data(home) -> list[str]:
-    return flags(data="MELD", data__root=home / "meld", data__captions=f"[{home / 'meld'}]", data__batch_size=7)
+    return flags(data="MELD", data__root=home / "meld", data__descriptions=f"[{home / 'meld'}]", data__batch_size=7)
 
 
 @pytest.fixture(scope="module")

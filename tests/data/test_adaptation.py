@@ -17,7 +17,7 @@ def root(tmp_path):
 
 
 def meld(root, **options):
-    return MELD(root=root, captions=[root], **options)
+    return MELD(root=root, descriptions=[root], **options)
 
 
 def halves(root, seed):

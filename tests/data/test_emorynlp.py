@@ -114,7 +114,7 @@ def test_the_test_file_is_missed_only_where_it_is_needed(tmp_path):
 def test_dev_as_test(tmp_path):
     write_emorynlp(tmp_path, scenes=(20, 3, 3))
     (tmp_path / "emorynlp_test_final.csv").unlink()
-    data = EmoryNLP(root=tmp_path, splits_are="dev_as_test")
+    data = EmoryNLP(root=tmp_path, split_source="dev_as_test")
     parts = {split: {s.dialogue for s in data.samples(split)} for split in data.splits()}
     assert [len(part) for part in parts.values()] == [18, 2, 3] and not parts["train"] & parts["dev"]
     released = EmoryNLP(root=tmp_path)
@@ -122,7 +122,7 @@ def test_dev_as_test(tmp_path):
     assert data.samples("test") == released.samples("dev")  # ids name the file
     assert [data.reading(s).official for s in data.splits()] == [None, None, 954]
     assert data.protocol == "all_utterances_dev_as_test"
-    others = [EmoryNLP(root=tmp_path, splits_are="dev_as_test", split_seed=s).samples("dev") for s in range(4)]
+    others = [EmoryNLP(root=tmp_path, split_source="dev_as_test", split_seed=s).samples("dev") for s in range(4)]
     assert any({s.dialogue for s in o} != parts["dev"] for o in others)
 
 
@@ -150,7 +150,7 @@ def test_scenes_with_lines_of_meld_are_dropped(tmp_path):
 
 def test_captions(tmp_path, table):
     (tmp_path / "video_description_train.json").write_text('{"s1e2_sc3_utt1": "she frowns"}')
-    samples = read(tmp_path, table, captions=[tmp_path]).samples
+    samples = read(tmp_path, table, descriptions=[tmp_path]).samples
     assert samples[1].history[0].descriptions == {"video": "she frowns"} and samples[1].target.descriptions == {}
 
 
@@ -161,7 +161,7 @@ def test_options_reach_the_command_line(tmp_path):
         "--data=zoo.data.emorynlp.EmoryNLP",
         f"--data.root={write_emorynlp(tmp_path / 'e')}",
         f"--data.drop_leaks_to={write_meld(tmp_path / 'm')}",
-        "--data.splits_are=dev_as_test",
+        "--data.split_source=dev_as_test",
     ]
     data = parser.instantiate(parser.parse_args(given)).data
     assert len(data.samples("test")) == 21 and data.drop_leaks_to == tmp_path / "m"

@@ -126,8 +126,8 @@ def test_captions_have_the_encoding_of_their_corpus(tmp_path):
     captions = tmp_path / "audio_description_train.json"
     captions.write_bytes('{"dia0_utt0": "她的声音很平静"}'.encode("gbk"))
     with pytest.raises(ValueError, match=r"audio_description_train\.json is not UTF-8"):
-        MELD(root=tmp_path, captions=[captions]).read("train")
-    sample = MELD(root=tmp_path, captions=[captions], encoding="gbk").read("train").samples[0]
+        MELD(root=tmp_path, descriptions=[captions]).read("train")
+    sample = MELD(root=tmp_path, descriptions=[captions], encoding="gbk").read("train").samples[0]
     assert sample.target.descriptions == {"audio": "她的声音很平静"}
 
 

@@ -107,7 +107,7 @@ def test_no_agreement(root, tmp_path):
     assert f"{happy}_M010" in HAPPY_IN_THE_PAPERS
     turns = {happy: [("M", "neu")] * 10 + [("M", "xxx"), ("M", "xxx")]}
     write_dialogue(root / "Session5", happy, turns[happy])
-    own = [IEMOCAP(root=root, no_agreement=how).reading("test") for how in ("unlabelled", "papers", "drawn")]
+    own = [IEMOCAP(root=root, unagreed_labels=how).reading("test") for how in ("unlabelled", "papers", "drawn")]
     labels = [{s.target.id: s.target.label for s in r.samples} for r in own]
     assert f"{happy}_M010" not in labels[0] and labels[1][f"{happy}_M010"] == "happy"
     assert labels[1].keys() - labels[0].keys() == {f"{happy}_M010"}
@@ -116,18 +116,18 @@ def test_no_agreement(root, tmp_path):
     assert len(drawn) == 5 and set(drawn.values()) <= {"angry", "frustrated", "sad", "neutral"}
     xxx = {key for key, code, *_ in utterances(FIRST) if code == "xxx"}
     for seed in range(20):  # never the actress' own opinion, surprise
-        ten = IEMOCAP(root=root, classes=10, no_agreement="drawn", split_seed=seed).samples("test")
+        ten = IEMOCAP(root=root, classes=10, unagreed_labels="drawn", split_seed=seed).samples("test")
         assert {s.target.label for s in ten if s.target.id in xxx} < {"anger", "frustration", "sadness", "neutral"}
     assert own[2].notes["xxx, one of the annotators' words drawn"] == 5
-    seeds = [IEMOCAP(root=root, no_agreement="drawn", split_seed=s).samples("test") for s in range(8)]
+    seeds = [IEMOCAP(root=root, unagreed_labels="drawn", split_seed=s).samples("test") for s in range(8)]
     assert len({tuple(s.target.label for s in samples) for samples in seeds}) > 1
-    assert IEMOCAP(no_agreement="drawn").protocol == "all_utterances_xxx_drawn"
+    assert IEMOCAP(unagreed_labels="drawn").protocol == "all_utterances_xxx_drawn"
 
 
 def test_unscored_utterances_stay_as_context_or_leave(root):
     last = IEMOCAP(root=root, classes=8).samples("test")[6]  # the dialogue's last, a surprise
     assert [turn.label for turn in last.history][-2:] == ["frustration", None]
-    dropped = IEMOCAP(root=root, classes=8, unscored="drop").reading("test")
+    dropped = IEMOCAP(root=root, classes=8, out_of_set_utterances="drop").reading("test")
     assert [turn.label for turn in dropped.samples[6].history][-1] == "frustration"
     assert len(dropped.samples[6].history) == len(last.history) - 1
     assert dropped.notes["xxx is none of the 8 classes, left out"] == 3
@@ -172,7 +172,9 @@ def test_pieces(tmp_path):
         write_iemocap(tmp_path / str(size), ["impro01"], {name: [("F", "neu"), ("M", "sad")] * 20})
         write_dialogue(tmp_path / str(size) / "Session5", name, ([("F", "neu"), ("M", "sad")] * 20)[:size])
         for seed in range(20):
-            data = IEMOCAP(root=tmp_path / str(size), pieces=(5, 14), protocol="last_utterance", split_seed=seed)
+            data = IEMOCAP(
+                root=tmp_path / str(size), subdialogue_lengths=(5, 14), protocol="last_utterance", split_seed=seed
+            )
             samples = data.samples("test")
             lengths = [len(s.history) + 1 for s in samples]
             assert sum(lengths) == size and data.protocol == "last_utterance_of_pieces_5_14"
@@ -182,7 +184,7 @@ def test_pieces(tmp_path):
             assert samples[-1].target.id.endswith(f"{(size - 1) // 2:03d}")
             sizes.setdefault(size, set()).add(tuple(lengths))
     assert sizes[3] == {(3,)} and len(sizes[40]) > 3  # a short dialogue is one piece; lengths are drawn
-    every = IEMOCAP(root=tmp_path / "40", pieces=(5, 5)).samples("test")
+    every = IEMOCAP(root=tmp_path / "40", subdialogue_lengths=(5, 5)).samples("test")
     assert [len(s.history) for s in every] == [0, 1, 2, 3, 4] * 8  # nothing before the piece is seen
     whole = IEMOCAP(root=tmp_path / "40", protocol="last_utterance").reading("test")
     assert len(whole.samples) == 1 and whole.notes["not the last to be classified, context only"] == 39
@@ -198,11 +200,11 @@ def test_the_last_utterance_is_the_last_with_a_label(tmp_path):
     "option, value, message",
     [
         ("classes", 7, "classes is 4 or 6 or 8 or 10, got 7"),
-        ("no_agreement", "happy", "no_agreement is unlabelled or"),
-        ("pieces", (9, 5), "shortest and the longest length"),
+        ("unagreed_labels", "happy", "unagreed_labels is unlabelled or"),
+        ("subdialogue_lengths", (9, 5), "shortest and the longest length"),
         ("speakers", {"F": "Eve"}, "speakers names F and M"),
         ("test_session", 6, "test_session is 1 or"),
-        ("unscored", "no", "unscored is"),
+        ("out_of_set_utterances", "no", "out_of_set_utterances is"),
         ("protocol", "last", "protocol is"),
     ],
 )
@@ -392,13 +394,13 @@ def test_one_file_of_descriptions_for_all_sessions(root, tmp_path):
     keys = [key for k in range(1, 6) for n in NAMES for key, *_ in utterances(f"Ses0{k}F_{n}")]
     path = tmp_path / "multimodal_description.json"
     path.write_text(json.dumps({key: f"heard in {key}" for key in keys}))
-    data = IEMOCAP(root=root, captions=[path])
+    data = IEMOCAP(root=root, descriptions=[path])
     for split in data.splits():
         assert all(s.target.descriptions == {"multimodal": f"heard in {s.target.id}"} for s in data.samples(split))
         assert data.reading(split).notes["multimodal descriptions missing"] == 0
     path.write_text('{"dia0_utt0": "x", "dia0_utt1": "y"}')
     with pytest.raises(ValueError, match="2 of 2 keys are not in the corpus' test split"):
-        IEMOCAP(root=root, captions=[path]).reading("test")
+        IEMOCAP(root=root, descriptions=[path]).reading("test")
 
 
 # ---- from the command line
@@ -409,7 +411,7 @@ def test_options_reach_the_command_line(root):
         "--data=zoo.data.iemocap.IEMOCAP",
         f"--data.root={root}",
         "--data.classes=10",
-        "--data.pieces=[5, 14]",
+        "--data.subdialogue_lengths=[5, 14]",
         "--data.speakers={F: Person A, M: Person B}",
         "--data.protocol=last_utterance",
     ]

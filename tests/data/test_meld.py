@@ -208,7 +208,7 @@ def test_known_bad_clip_is_not_used_but_its_text_is(tmp_path):
 
 
 def test_captions_are_joined_to_target_and_history(tmp_path):
-    data = MELD(root=write_meld(tmp_path, kinds=("audio", "video")), captions=[tmp_path])
+    data = MELD(root=write_meld(tmp_path, kinds=("audio", "video")), descriptions=[tmp_path])
     last = data.samples("dev")[-1]
     assert set(last.target.descriptions) == set(last.history[0].descriptions) == {"audio", "video"}
     assert data.reading("dev").report()["notes"] == {}
@@ -228,13 +228,13 @@ def test_options_reach_the_command_line(tmp_path, capsys):
     given = [
         "--data=zoo.data.meld.MELD",
         f"--data.root={tmp_path}",
-        "--data.captions=[a.json, b]",
+        "--data.descriptions=[a.json, b]",
         "--data.protocol=last_utterance",
         "--data.batch_size=4",
     ]
     data = parser.instantiate(parser.parse_args(given)).data
     assert (data.root, data.protocol, data.batch_size) == (tmp_path, "last_utterance", 4)
-    assert [path.name for path in data.captions] == ["a.json", "b"]
+    assert [path.name for path in data.description_files] == ["a.json", "b"]
     with pytest.raises(SystemExit):
         parser.parse_args(["--data.help=zoo.data.meld.MELD"])
     text = " ".join(capsys.readouterr().out.split())

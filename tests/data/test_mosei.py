@@ -52,12 +52,12 @@ RULE = [
             },
         ),
         (
-            {"several": "exclude"},
+            {"multi_label_rule": "exclude"},
             ["disgust", "surprise"],
             {"clips with several emotions, left out": 2, "clips with no emotion, left out": 1},
         ),
         (
-            {"none": "neutral"},
+            {"no_emotion_rule": "neutral"},
             ["sadness", "anger", "neutral", "disgust", "surprise"],
             {
                 "clips with several emotions, most intense taken": 2,
@@ -65,7 +65,7 @@ RULE = [
                 "clips with no emotion, neutral": 1,
             },
         ),
-        ({"present": 1}, ["sadness", "surprise"], {"clips with no emotion, left out": 3}),
+        ({"intensity_threshold": 1}, ["sadness", "surprise"], {"clips with no emotion, left out": 3}),
     ],
 )
 def test_one_emotion_per_clip(tmp_path, options, labels, counted):
@@ -77,10 +77,18 @@ def test_one_emotion_per_clip(tmp_path, options, labels, counted):
 
 
 def test_protocol_says_the_rule(tmp_path):
-    made = MOSEI(root=tmp_path, several="exclude", none="neutral", present=0.5, folds=tmp_path / "merit_0.csv")
+    made = MOSEI(
+        root=tmp_path,
+        multi_label_rule="exclude",
+        no_emotion_rule="neutral",
+        intensity_threshold=0.5,
+        folds=tmp_path / "merit_0.csv",
+    )
     assert made.protocol == "single_exclude_above_0.5_or_neutral_merit_0" and made.labels.names[-1] == "neutral"
-    for bad in ({"several": "x"}, {"none": "x"}, {"present": 3}):
-        with pytest.raises(ValueError, match="several is most_intense or|none is exclude or|present is an intensity"):
+    for bad in ({"multi_label_rule": "x"}, {"no_emotion_rule": "x"}, {"intensity_threshold": 3}):
+        with pytest.raises(
+            ValueError, match="multi_label_rule is most_intense or|no_emotion_rule is exclude or|threshold is an"
+        ):
             MOSEI(root=tmp_path, **bad)
 
 

@@ -68,7 +68,7 @@ def test_every_kind_is_a_corpus_with_its_choices(root):
 
 def test_a_scene_in_words_holds_every_answer_and_no_clip(root):
     seen = SyntheticQuestions(root=root).samples("dev")
-    for s, own in zip(SyntheticQuestions(root=root, told=True).samples("dev"), seen, strict=True):
+    for s, own in zip(SyntheticQuestions(root=root, scene_in_words=True).samples("dev"), seen, strict=True):
         assert s.target.label in s.target.text.replace(".", "").split() and s.target.video is None
         assert (s.id, s.question, s.target.label) == (own.id, own.question, own.target.label)
 

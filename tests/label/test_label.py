@@ -64,7 +64,7 @@ def home(tmp_path_factory) -> Path:
     make_eyes(home / "vision")
     make_ears(home / "audio")
     make_corpus(home / "meld", (2, 1, 1), clips=True)
-    data = flags(data="MELD", data__root=home / "meld", data__captions=f"[{home / 'meld'}]", data__batch_size=7)
+    data = flags(data="MELD", data__root=home / "meld", data__descriptions=f"[{home / 'meld'}]", data__batch_size=7)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zoo.module.confusion_picture", no_picture)
         for name, options in SYSTEMS.items():

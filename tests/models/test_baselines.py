@@ -157,7 +157,7 @@ def test_tfidf_is_scikit_learns(power):
 
 
 def test_words_of_other_places_are_features_of_their_own(corpus):
-    sample = MELD(root=corpus, captions=[corpus]).samples("train")[1]
+    sample = MELD(root=corpus, descriptions=[corpus]).samples("train")[1]
     plain = list(TfidfLogistic().grams(sample))
     more = list(TfidfLogistic(window=1, descriptions=["audio"], pairs=False).grams(sample))
     words = [g for g in plain if " " not in g]
@@ -265,7 +265,7 @@ def test_sentence_learns_by_heart(sentence, corpus, tmp_path):
 
 def test_mean_over_the_tokens_of_a_text_alone(encoder):
     """Padding changes nothing, earlier turns and descriptions are read, and the end of a long text is kept."""
-    samples = MELD(root=make_corpus(encoder / "meld", (2, 1, 1)), captions=[encoder / "meld"]).samples("train")[:6]
+    samples = MELD(root=make_corpus(encoder / "meld", (2, 1, 1)), descriptions=[encoder / "meld"]).samples("train")[:6]
     model = SentenceEncoder(str(encoder)).eval()
     plain = SentenceCollator(model.tokenizer, 0, (), 32)
     batch = plain(samples, None)

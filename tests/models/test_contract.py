@@ -185,7 +185,7 @@ def options(home):
     """System -> the options of its runs."""
 
     def options(system: System, corpus: str = "meld", **more: object) -> list[str]:
-        data = {"data": "MELD", "data__root": home / corpus, "data__captions": f"[{home / corpus}]"}
+        data = {"data": "MELD", "data__root": home / corpus, "data__descriptions": f"[{home / corpus}]"}
         base = {f"model__{part}": home / part for part in (system.backbone, *system.others)}
         base |= {"model__lr": 3e-3, "trainer__max_epochs": 2, "data__batch_size": 4}
         return [*system.args, *flags(**data, **(base | more))]

@@ -32,7 +32,7 @@ EOS, BOS, PAD = 2, 1, 0
 @pytest.fixture(scope="module")
 def meld(tmp_path_factory):
     folder = write_meld(tmp_path_factory.mktemp("meld"), kinds=("video", "audio"))
-    return MELD(root=folder, captions=[folder], seed=7)
+    return MELD(root=folder, descriptions=[folder], seed=7)
 
 
 @pytest.fixture(scope="module")

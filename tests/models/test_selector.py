@@ -226,7 +226,7 @@ def test_a_damaged_file_is_named_with_its_line(tmp_path):
 @pytest.fixture(scope="module")
 def meld(tmp_path_factory):
     folder = write_meld(tmp_path_factory.mktemp("meld"), dialogues=(12, 2, 2), kinds=("video", "audio"))
-    return MELD(root=folder, captions=[folder], seed=7)
+    return MELD(root=folder, descriptions=[folder], seed=7)
 
 
 def system(kind, llm, data, stage="fit", **options):
@@ -285,7 +285,7 @@ def test_random_selection(tiny_llama, meld):
     assert abs(np.mean(kept) - 0.5) < 0.05
     assert kept == [d for s in samples for d in collator.decisions([s], np.random.default_rng(1))]
     assert kept[::-1] == collator.decisions(samples[::-1])
-    other = MELD(root=meld.root, captions=[meld.root], seed=8)
+    other = MELD(root=meld.root, descriptions=[meld.root], seed=8)
     seeded = classifier(tiny_llama, other, selection="random").collator(False).decisions(samples)
     assert 0.4 < np.mean(np.array(kept) == seeded) < 0.6
     training = classifier(tiny_llama, meld, selection="random").collator(True)
@@ -426,7 +426,7 @@ def test_gradient_of_a_forced_step(tiny_llama, meld, tmp_path, positive_only):
             for s in everything
         ],
     )
-    data = MELD(root=meld.root, captions=[meld.root], seed=7, batch_size=3)
+    data = MELD(root=meld.root, descriptions=[meld.root], seed=7, batch_size=3)
     model = ModalitySelector(
         str(tiny_llama),
         "decision",
@@ -573,7 +573,12 @@ def home(tmp_path_factory) -> Path:
 @pytest.fixture(scope="module")
 def one(home) -> list[str]:
     """Options of every run."""
-    data = {"data": "MELD", "data__root": home / "meld", "data__captions": f"[{home / 'meld'}]", "data__batch_size": 4}
+    data = {
+        "data": "MELD",
+        "data__root": home / "meld",
+        "data__descriptions": f"[{home / 'meld'}]",
+        "data__batch_size": 4,
+    }
     return flags(**data, model__llm=home / "llm", model__descriptions="[audio]", trainer__max_epochs=1)
 
 
@@ -781,7 +786,7 @@ def test_the_supervised_start_has_the_form_and_no_preference(home, one, decider,
         "--trainer.max_steps=3",
     )
     assert len(logged(start, "train/loss")) == 3
-    data = MELD(root=home / "meld", captions=[home / "meld"])
+    data = MELD(root=home / "meld", descriptions=[home / "meld"])
     collator = system(
         SelectorStart, home / "llm", data, template="decision", comparisons=str(home / "compared.jsonl")
     ).collator(True)

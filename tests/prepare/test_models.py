@@ -880,7 +880,7 @@ def test_a_corpus(server, meld):
         "MELD",
         "--data.root",
         meld,
-        "--data.captions",
+        "--data.descriptions",
         f"[{meld}]",
         "--split",
         "dev",
@@ -944,7 +944,7 @@ def test_descriptions_are_read_by_the_corpus(server, meld):
 
     server.text = answer
     zoo(*describe(meld, server, "--kinds", "video", "audio", "--split", "train", "dev"))
-    samples = {split: MELD(root=meld, captions=[Path("out")]).samples(split) for split in ("train", "dev")}
+    samples = {split: MELD(root=meld, descriptions=[Path("out")]).samples(split) for split in ("train", "dev")}
     turns = [s.target for split in samples.values() for s in split]
     assert len(turns) >= 10 and all(t.descriptions == {"video": "A face.", "audio": "A voice."} for t in turns)
     assert sorted(f.name for f in Path("out").glob("*.json")) == sorted(

@@ -120,7 +120,7 @@ def read(path: Path) -> dict:
 
 
 def test_clips_become_descriptions(corpus, described):
-    samples = MELD(root=corpus, captions=[described]).samples("test")  # the corpus' own reader takes the files
+    samples = MELD(root=corpus, descriptions=[described]).samples("test")  # the corpus' own reader takes the files
     said = [s.target.descriptions.get("speech") for s in samples]
     assert said[0].startswith("very loud voice") and "very high pitch" in said[0]
     assert said[1].startswith("very quiet voice") and "very low pitch" in said[1]

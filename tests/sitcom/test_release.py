@@ -157,7 +157,7 @@ def test_questions(written):
 
 # ---- the readers
 def test_both_readers_read_it(written):
-    for corpus, name in ((Synthetic(root=written), "synthetic"), (MELD(root=written, captions=[written]), "meld")):
+    for corpus, name in ((Synthetic(root=written), "synthetic"), (MELD(root=written, descriptions=[written]), "meld")):
         samples = corpus.samples("train")
         utterances = every(written, "train")
         assert [s.id for s in samples] == [f"{name}/train/{u.id}" for u in utterances]

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
-from zoo.data.captions import load_captions
 from zoo.data.clips import checked_labels, held_out
+from zoo.data.descriptions import load_descriptions
 from zoo.data.meld import MELD
 from zoo.data.text import (
     clean_text,
@@ -60,9 +61,9 @@ class EmoryNLP(EmotionData):
     show's. Nothing to apply for. The zoo ships neither.
 
     Args:
-        captions: files with descriptions, or folders of them: ``{kind}_description_{split}.json``.
+        descriptions: files with descriptions, or folders of them: ``{kind}_description_{split}.json``.
         protocol: which utterances are classified, all or the last one of each scene.
-        splits_are: the released files, or, for those who have no test file, ``dev_as_test``: the released dev split
+        split_source: the released files, or, for those who have no test file, ``dev_as_test``: the released dev split
             is scored as the test split, and a tenth of the training scenes (drawn with ``split_seed``) is the dev split
             by which checkpoints are chosen. Results say so in their protocol.
         split_seed: decides which tenth.
@@ -70,7 +71,8 @@ class EmoryNLP(EmotionData):
             five words or more, equal without case and punctuation.
     """
 
-    unpublished_options = ("captions", "drop_leaks_to")
+    unpublished_options = ("descriptions", "drop_leaks_to")
+    renamed_options: ClassVar[Mapping[str, str]] = {"captions": "descriptions", "splits_are": "split_source"}
     licence = "labels Apache-2.0, CSV files GPL-3.0"
     material = "English dialogue of a TV show, as text"
     labels = Labels("emorynlp", ("joyful", "mad", "peaceful", "neutral", "sad", "powerful", "scared"))
@@ -78,28 +80,28 @@ class EmoryNLP(EmotionData):
 
     def __init__(
         self,
-        captions: list[Path] | None = None,
+        descriptions: list[Path] | None = None,
         protocol: Literal["all_utterances", "last_utterance"] = "all_utterances",
-        splits_are: Literal["released", "dev_as_test"] = "released",
+        split_source: Literal["released", "dev_as_test"] = "released",
         split_seed: int = 0,
         drop_leaks_to: Path | None = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         one_of("protocol", protocol, ("all_utterances", "last_utterance"))
-        one_of("splits_are", splits_are, ("released", "dev_as_test"))
-        self.captions = captions
+        one_of("split_source", split_source, ("released", "dev_as_test"))
+        self.description_files = descriptions
         self.last_only = protocol == "last_utterance"
-        self.splits_are = splits_are
+        self.split_source = split_source
         self.split_seed = whole_number("split_seed", split_seed)
         self.drop_leaks_to = drop_leaks_to
-        self.protocol = protocol if splits_are == "released" else f"{protocol}_{splits_are}"
+        self.protocol = protocol if split_source == "released" else f"{protocol}_{split_source}"
         self._lines_of_meld: set[str] | None = None
 
     def splits(self) -> tuple[Split, ...]:
         """Without test where only the other files are there."""
         test_is_missing = (
-            self.splits_are == "released"
+            self.split_source == "released"
             and self.root is not None
             and (self.root / "emorynlp_train_final.csv").is_file()
             and not (self.root / "emorynlp_test_final.csv").is_file()
@@ -118,8 +120,8 @@ class EmoryNLP(EmotionData):
             excluded = {key: why for key, why in excluded.items() if key.split("_utt")[0] in set(table["scene"])}
 
         descriptions: dict[str, dict[str, str]] = {}
-        if self.captions:
-            descriptions, more = load_captions(self.captions, file, table["key"], self.read_as)
+        if self.description_files:
+            descriptions, more = load_descriptions(self.description_files, file, table["key"], self.read_as)
             notes.update(more)
 
         if self.drop_leaks_to is not None:
@@ -139,7 +141,7 @@ class EmoryNLP(EmotionData):
 
     @property
     def _resplit(self) -> bool:
-        return self.splits_are == "dev_as_test"
+        return self.split_source == "dev_as_test"
 
     def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:
         """key, scene, the four numbers, speaker, text, label: checked and cleaned, rows as in the file."""

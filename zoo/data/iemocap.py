@@ -8,11 +8,11 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
-from zoo.data.captions import load_captions
 from zoo.data.clips import SOUND, VIDEO, find_clips, held_out
+from zoo.data.descriptions import load_descriptions
 from zoo.data.text import clean_text, one_of, read_text, some
 from zoo.schema import Labels, Turn
 from zoo.storage import split_lines
@@ -129,14 +129,14 @@ class IEMOCAP(EmotionData):
               frustration, excitement, other
     ========= ============================================================== =============================
 
-    An utterance of another label is not classified and has no label as context, see ``unscored``; scores of different
-    class sets cannot be compared, so each is a corpus of its own (``iemocap6``).
+    An utterance of another label is not classified and has no label as context, see ``out_of_set_utterances``;
+    scores of different class sets cannot be compared, so each is a corpus of its own (``iemocap6``).
 
     Splits: Session 5 is test (31 dialogues), 12 of the other 120 dialogues are dev. The papers' dev dialogues are
     published in a pickle only, which the zoo does not read: ours are drawn with ``split_seed``, or give
     ``dev_dialogues``. The papers' 5,163 / 647 / 1,623 utterances of six classes come out with their dev dialogues and
-    ``no_agreement: papers``: 53 utterances without agreement are happy there, one of them in the test session. Without
-    it the test session has 1,622.
+    ``unagreed_labels: papers``: 53 utterances without agreement are happy there, one of them in the test session.
+    Without it the test session has 1,622.
 
     Licence: free for academic use under a signed release form, no passing on: https://sail.usc.edu/iemocap/. The zoo
     ships nothing of it, and was never run on it: what is written here is from its documentation and its users.
@@ -144,22 +144,28 @@ class IEMOCAP(EmotionData):
     Args:
         classes: 4, 6, 8 or 10, as above.
         merge_excited: with four classes, excited is happy; if not, it is another label.
-        no_agreement: what ``xxx`` is: no label (``unlabelled``); happy for the papers' 53 (``papers``); or one of the
-            annotators' own words, drawn with ``split_seed`` from those in the class set (``drawn``, as FARCER).
-        unscored: an utterance outside the classes stays as ``context``, or is left out of its dialogue (``drop``),
-            as in the papers' feature files.
+        unagreed_labels: what ``xxx`` is: no label (``unlabelled``); happy for the papers' 53 (``papers``); or one of
+            the annotators' own words, drawn with ``split_seed`` from those in the class set (``drawn``, as FARCER).
+        out_of_set_utterances: an utterance outside the classes stays as ``context``, or is left out of its dialogue
+            (``drop``), as in the papers' feature files.
         protocol: which utterances are classified, all or the last of each dialogue or piece.
-        pieces: cut every dialogue into pieces of one length drawn between these two, e.g. [5, 14] as FARCER; the last
-            piece takes the remainder, a shorter dialogue is one piece. The unit of intervals stays the dialogue.
+        subdialogue_lengths: cut every dialogue into pieces of one length drawn between these two, e.g. [5, 14] as FARCER;
+            the last piece takes the remainder, a shorter dialogue is one piece. The unit of intervals stays the dialogue.
         speakers: names for F and M, e.g. {F: Person A, M: Person B}; F and M if not given.
         test_session: the session that is scored, 1 to 5.
         dev_dialogues: text file with the dialogues of the dev split, one name per line.
         split_seed: seed of the dev dialogues, of the lengths of pieces and of ``drawn``; not of the training.
-        captions: files with descriptions, or folders of them: ``{kind}_description_{split}.json``, or
+        descriptions: files with descriptions, or folders of them: ``{kind}_description_{split}.json``, or
             ``{kind}_description.json`` with the utterances of all sessions.
     """
 
-    unpublished_options = ("captions", "dev_dialogues")
+    unpublished_options = ("descriptions", "dev_dialogues")
+    renamed_options: ClassVar[Mapping[str, str]] = {
+        "captions": "descriptions",
+        "no_agreement": "unagreed_labels",
+        "unscored": "out_of_set_utterances",
+        "pieces": "subdialogue_lengths",
+    }
     licence = "academic use only, by signed release form"
     material = "acted English dialogues of two people: words, video and sound"
     labels = Labels("iemocap6", tuple(CLASSES[6]))
@@ -169,25 +175,28 @@ class IEMOCAP(EmotionData):
         self,
         classes: Literal[4, 6, 8, 10] = 6,
         merge_excited: bool = True,
-        no_agreement: Literal["unlabelled", "papers", "drawn"] = "unlabelled",
-        unscored: Literal["context", "drop"] = "context",
+        unagreed_labels: Literal["unlabelled", "papers", "drawn"] = "unlabelled",
+        out_of_set_utterances: Literal["context", "drop"] = "context",
         protocol: Literal["all_utterances", "last_utterance"] = "all_utterances",
-        pieces: tuple[int, int] | None = None,
+        subdialogue_lengths: tuple[int, int] | None = None,
         speakers: dict[str, str] | None = None,
         test_session: Literal[1, 2, 3, 4, 5] = 5,
         dev_dialogues: Path | None = None,
         split_seed: int = 0,
-        captions: list[Path] | None = None,
+        descriptions: list[Path] | None = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         one_of("classes", classes, tuple(CLASSES))
-        one_of("no_agreement", no_agreement, ("unlabelled", "papers", "drawn"))
-        one_of("unscored", unscored, ("context", "drop"))
+        one_of("unagreed_labels", unagreed_labels, ("unlabelled", "papers", "drawn"))
+        one_of("out_of_set_utterances", out_of_set_utterances, ("context", "drop"))
         one_of("protocol", protocol, ("all_utterances", "last_utterance"))
         one_of("test_session", test_session, SESSIONS)
-        if pieces is not None and not 1 <= pieces[0] <= pieces[1]:
-            raise ValueError(f"pieces is the shortest and the longest length of a piece, like [5, 14]; got {pieces}")
+        if subdialogue_lengths is not None and not 1 <= subdialogue_lengths[0] <= subdialogue_lengths[1]:
+            raise ValueError(
+                "subdialogue_lengths is the shortest and the longest length of a piece, like [5, 14]; got "
+                f"{subdialogue_lengths}"
+            )
         if speakers is not None and set(speakers) != {"F", "M"}:
             raise ValueError(f"speakers names F and M, like {{F: Person A, M: Person B}}; got {speakers}")
         words, corpus = dict(CLASSES[classes]), f"iemocap{classes}"
@@ -195,14 +204,14 @@ class IEMOCAP(EmotionData):
             words["happy"], corpus = ("hap",), "iemocap4_without_excited"
         self.labels = Labels(corpus, tuple(words))
         self.words = {code: word for word, codes in words.items() for code in codes}
-        self.no_agreement, self.unscored = no_agreement, unscored
-        self.last_only, self.pieces = protocol == "last_utterance", pieces
+        self.unagreed_labels, self.out_of_set_utterances = unagreed_labels, out_of_set_utterances
+        self.last_only, self.subdialogue_lengths = protocol == "last_utterance", subdialogue_lengths
         self.speakers = speakers or {"F": "F", "M": "M"}
         self.test_session, self.split_seed = test_session, split_seed
-        self.dev_dialogues, self.captions = dev_dialogues, captions
-        of_pieces = "_of_pieces_{}_{}".format(*pieces) if pieces and self.last_only else ""
+        self.dev_dialogues, self.description_files = dev_dialogues, descriptions
+        lengths = "_of_pieces_{}_{}".format(*subdialogue_lengths) if subdialogue_lengths and self.last_only else ""
         session = f"_session_{test_session}" * (test_session != 5)
-        self.protocol = protocol + of_pieces + session + "_xxx_drawn" * (no_agreement == "drawn")
+        self.protocol = protocol + lengths + session + "_xxx_drawn" * (unagreed_labels == "drawn")
         self._tree: _Tree | None = None
 
     def read(self, split: Split) -> Reading:
@@ -219,12 +228,12 @@ class IEMOCAP(EmotionData):
             excluded |= dialogue.faults
             notes.update(dialogue.notes)
             turns[dialogue.name] = self._labelled(dialogue, notes)
-        if self.captions:
+        if self.description_files:
             keys = [turn.id for spoken in turns.values() for turn in spoken]
-            captions, more = load_captions(self.captions, split, keys, self.read_as)
+            texts, more = load_descriptions(self.description_files, split, keys, self.read_as)
             notes.update(more)
             turns = {
-                name: [replace(turn, descriptions=captions.get(turn.id, {})) for turn in spoken]
+                name: [replace(turn, descriptions=texts.get(turn.id, {})) for turn in spoken]
                 for name, spoken in turns.items()
             }
         where = f"{self.labels.corpus}/{split}"
@@ -277,10 +286,10 @@ class IEMOCAP(EmotionData):
         turns = []
         for turn in dialogue.turns:
             code = turn.label
-            if code == NO_AGREEMENT and self.no_agreement == "papers" and turn.id in HAPPY_IN_THE_PAPERS:
+            if code == NO_AGREEMENT and self.unagreed_labels == "papers" and turn.id in HAPPY_IN_THE_PAPERS:
                 code = "hap"
                 notes["xxx, happy as in the papers"] += 1
-            elif code == NO_AGREEMENT and self.no_agreement == "drawn":
+            elif code == NO_AGREEMENT and self.unagreed_labels == "drawn":
                 words = [c for c in dialogue.opinions.get(turn.id, ()) if c in self.words]
                 if words:
                     code = words[_draw(len(words), "xxx", self.split_seed, turn.id)]
@@ -288,16 +297,16 @@ class IEMOCAP(EmotionData):
             label = self.words.get(code)
             if label is None:
                 why = "no label" if code is None else f"{code} is none of the {len(self.labels)} classes"
-                notes[f"{why}, {'context only' if self.unscored == 'context' else 'left out'}"] += 1
-                if self.unscored == "drop":
+                notes[f"{why}, {'context only' if self.out_of_set_utterances == 'context' else 'left out'}"] += 1
+                if self.out_of_set_utterances == "drop":
                     continue
             turns.append(replace(turn, label=label, speaker=self.speakers[turn.speaker]))
         return turns
 
     def _cut(self, name: str, turns: Sequence[Turn]) -> list[Sequence[Turn]]:
-        if self.pieces is None:
+        if self.subdialogue_lengths is None:
             return [turns]
-        low, high = self.pieces
+        low, high = self.subdialogue_lengths
         length = low + _draw(high - low + 1, "length", self.split_seed, name)
         starts = [i * length for i in range(max(1, len(turns) // length))]
         return [turns[a:b] for a, b in zip(starts, [*starts[1:], None], strict=True)]

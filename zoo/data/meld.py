@@ -7,13 +7,13 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
-from zoo.data.captions import load_captions
 from zoo.data.clips import SOUND, VIDEO, checked_labels, find_clips
+from zoo.data.descriptions import load_descriptions
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, repaired, whole_numbers
 from zoo.schema import Labels, Turn
 
@@ -65,13 +65,14 @@ class MELD(EmotionData):
     Licence: annotations GPL-3.0; the clips are cut from a TV show and may not be passed on. The zoo ships neither.
 
     Args:
-        captions: files with descriptions, or folders of them: ``{kind}_description_{split}.json``,
+        descriptions: files with descriptions, or folders of them: ``{kind}_description_{split}.json``,
             ``meld_audio_features.csv``, ``meld_stage_directions.jsonl``.
         protocol: which utterances are classified, all (test: 2610) or the last one of each dialogue (test: 280).
             Scores of the two cannot be compared.
     """
 
-    unpublished_options = ("captions",)
+    unpublished_options = ("descriptions",)
+    renamed_options: ClassVar[Mapping[str, str]] = {"captions": "descriptions"}
     licence = "annotations GPL-3.0; clips may not be passed on"
     material = "English dialogue of a TV show: words, video and sound"
     labels = Labels("meld", ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"))
@@ -81,13 +82,13 @@ class MELD(EmotionData):
 
     def __init__(
         self,
-        captions: list[Path] | None = None,
+        descriptions: list[Path] | None = None,
         protocol: Literal["all_utterances", "last_utterance"] = "all_utterances",
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
         one_of("protocol", protocol, ("all_utterances", "last_utterance"))
-        self.captions = captions
+        self.description_files = descriptions
         self.protocol = protocol
 
     def read(self, split: Split) -> Reading:
@@ -98,8 +99,8 @@ class MELD(EmotionData):
         table, excluded = drop_repeats(table, path)
 
         descriptions: dict[str, dict[str, str]] = {}
-        if self.captions:
-            descriptions, more = load_captions(self.captions, split, table["key"], self.read_as)
+        if self.description_files:
+            descriptions, more = load_descriptions(self.description_files, split, table["key"], self.read_as)
             notes.update(more)
 
         empty = table["text"] == ""

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import ast
 from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import ClassVar, Literal
 
 import h5py
 import numpy as np
@@ -51,8 +52,8 @@ class MOSEI(EmotionData):
 
     The dialogue is the video, one speaker's monologue; its earlier clips are the history, those without a label too.
 
-    One emotion per clip, as nobody published a rule: the most intense of those present (above `present`), the first in
-    the authors' order where several are equal. Clips with none are left out, or neutral; all of it is counted.
+    One emotion per clip, as nobody published a rule: the most intense of those present (above `intensity_threshold`),
+    the first in the authors' order where several are equal. Clips with none are left out, or neutral; all of it is counted.
 
     The authors' paper states 23,453 clips of 3,228 videos; the SDK's label file of today has 23,259, of which the
     standard folds take in 16,327 / 1,871 / 4,662, as others counted (github.com/s3prl/s3prl, downstream/mosei).
@@ -61,13 +62,18 @@ class MOSEI(EmotionData):
     immortal.multicomp.cs.cmu.edu/raw_datasets, or by request to the authors.
 
     Args:
-        several: a clip with several emotions takes the most intense, or is left out.
-        none: a clip with no emotion is left out, or is a seventh class, neutral.
-        present: an emotion is present above this intensity; the authors' own rule is 0.
+        multi_label_rule: a clip with several emotions takes the most intense, or is left out.
+        no_emotion_rule: a clip with no emotion is left out, or is a seventh class, neutral.
+        intensity_threshold: an emotion is present above this intensity; the authors' own rule is 0.
         folds: CSV with the columns video_id and split, instead of the standard folds; its name is part of the protocol.
     """
 
     unpublished_options = ("folds",)
+    renamed_options: ClassVar[Mapping[str, str]] = {
+        "several": "multi_label_rule",
+        "none": "no_emotion_rule",
+        "present": "intensity_threshold",
+    }
     licence = "research; labels MIT, videos belong to those who posted them"
     material = "English video monologues"
     labels = Labels("mosei", ("happiness", "sadness", "anger", "surprise", "disgust", "fear"))
@@ -75,22 +81,24 @@ class MOSEI(EmotionData):
 
     def __init__(
         self,
-        several: Literal["most_intense", "exclude"] = "most_intense",
-        none: Literal["exclude", "neutral"] = "exclude",
-        present: float = 0.0,
+        multi_label_rule: Literal["most_intense", "exclude"] = "most_intense",
+        no_emotion_rule: Literal["exclude", "neutral"] = "exclude",
+        intensity_threshold: float = 0.0,
         folds: Path | None = None,
         **kwargs,
     ) -> None:
         super().__init__(**kwargs)
-        one_of("several", several, ("most_intense", "exclude"))
-        one_of("none", none, ("exclude", "neutral"))
-        if not 0 <= present < 3:
-            raise ValueError(f"present is an intensity from 0 to below 3, got {present}")
-        self.several, self.none, self.present = several, none, present
+        one_of("multi_label_rule", multi_label_rule, ("most_intense", "exclude"))
+        one_of("no_emotion_rule", no_emotion_rule, ("exclude", "neutral"))
+        if not 0 <= intensity_threshold < 3:
+            raise ValueError(f"intensity_threshold is an intensity from 0 to below 3, got {intensity_threshold}")
+        self.multi_label_rule, self.no_emotion_rule = multi_label_rule, no_emotion_rule
+        self.intensity_threshold = intensity_threshold
         self.folds = Path(folds) if folds is not None else None
-        if none == "neutral":
+        if no_emotion_rule == "neutral":
             self.labels = Labels("mosei", (*self.labels.names, "neutral"))
-        rule = f"single_{several}" + f"_above_{present:g}" * (present > 0) + "_or_neutral" * (none == "neutral")
+        rule = f"single_{multi_label_rule}" + f"_above_{intensity_threshold:g}" * (intensity_threshold > 0)
+        rule += "_or_neutral" * (no_emotion_rule == "neutral")
         self.protocol = rule + (f"_{self.folds.stem}" if self.folds else "")
         self._read: tuple[pd.DataFrame, dict[str, str], dict[str, int]] | None = None
 
@@ -124,7 +132,7 @@ class MOSEI(EmotionData):
         """Row -> its one emotion."""
         values = table[list(EMOTIONS)].to_numpy(dtype=float)
         given = ~np.isnan(values).any(1)
-        values = np.where(values > self.present, values, 0.0)
+        values = np.where(values > self.intensity_threshold, values, 0.0)
         there, most = (values > 0).sum(1), values.max(1, initial=0.0)
         ties = (values == most[:, None]).sum(1) > 1
         words: list[str | None] = [self.labels.names[i] for i in values.argmax(1)]
@@ -133,9 +141,9 @@ class MOSEI(EmotionData):
                 notes["clips without a label, context only"] += 1
                 words[i] = None
             elif there[i] == 0:
-                words[i] = "neutral" if self.none == "neutral" else None
+                words[i] = "neutral" if self.no_emotion_rule == "neutral" else None
                 notes[f"clips with no emotion, {'neutral' if words[i] else 'left out'}"] += 1
-            elif there[i] > 1 and self.several == "exclude":
+            elif there[i] > 1 and self.multi_label_rule == "exclude":
                 words[i] = None
                 notes["clips with several emotions, left out"] += 1
             elif there[i] > 1:

@@ -147,5 +147,5 @@ class _Written(MELD):
     known_bad = {}
 
     def __init__(self, root: Path, official: dict[Split, tuple[int, int]]) -> None:
-        super().__init__(root=root, captions=[root])
+        super().__init__(root=root, descriptions=[root])
         self.official = official

@@ -7,10 +7,10 @@ emotions still see it? `SyntheticReasons`: explanations to be written. `NamedSyn
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from zoo.data.base import EmotionData, Reading, Split
 from zoo.data.synthetic import Synthetic
@@ -39,11 +39,11 @@ class NamedSynthetic(Synthetic):
 
     def __init__(self, name: str, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.labels = Labels(_checked(name), LABELS)
+        self.labels = Labels(_check_name(name), LABELS)
 
     def read(self, split: Split) -> Reading:
         reading = super().read(split)
-        reading.samples = [_renamed(s, self.labels) for s in reading.samples]
+        reading.samples = [_with_corpus_name(s, self.labels) for s in reading.samples]
         return reading
 
 
@@ -60,8 +60,8 @@ class SyntheticReasons(NamedSynthetic):
 
     def read(self, split: Split) -> Reading:
         reading = super().read(split)
-        told = {u.id: rationale(u) for dialogue in self.dialogues(split) for u in dialogue.utterances}
-        reading.samples = [replace(s, question=EXPLAIN, answer=told[s.target.id]) for s in reading.samples]
+        reasons = {u.id: rationale(u) for dialogue in self.dialogues(split) for u in dialogue.utterances}
+        reading.samples = [replace(s, question=EXPLAIN, answer=reasons[s.target.id]) for s in reading.samples]
         return reading
 
 
@@ -83,19 +83,20 @@ class SyntheticQuestions(EmotionData):
         kinds: which of people, wall, object and side; None: all.
         name: put before the kinds, for two domains in one run: ``wild`` gives ``wild_people`` and so on.
         per: ask about every ``utterance``, or about the first one of each ``dialogue`` (the scene is the same).
-        told: the scene is told in words and the clip left out: from this a small language model learns what the
-            questions mean before it sees anything, as a large one knows already.
+        scene_in_words: the scene is described in words and the clip left out: from this a small language model learns
+            what the questions mean before it sees anything, as a large one knows already.
     """
 
     licence = "Apache-2.0"
     material = "generated: English questions about drawn pictures"
+    renamed_options: ClassVar[Mapping[str, str]] = {"told": "scene_in_words"}
 
     def __init__(
         self,
         kinds: list[Literal["people", "wall", "object", "side"]] | None = None,
         name: str = "",
         per: Literal["utterance", "dialogue"] = "utterance",
-        told: bool = False,
+        scene_in_words: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -104,10 +105,10 @@ class SyntheticQuestions(EmotionData):
             raise ValueError(f"kinds are some of {', '.join(KINDS)}, each once; got {kinds}")
         if self.root is None:
             raise ValueError("the questions are about pictures: give --data.root, a folder of zoo prepare synthetic")
-        begin = f"{_checked(name)}_" if name else ""
+        begin = f"{_check_name(name)}_" if name else ""
         choices = _choices()
         self.kinds = {kind: Labels(begin + kind, choices[kind]) for kind in kinds or KINDS}
-        self.per, self.told = per, told
+        self.per, self.scene_in_words = per, scene_in_words
         self.sitcom, self.limit = Synthetic(root=self.root, limit=self.limit), None  # of scenes, not of kinds
 
     @property
@@ -115,7 +116,7 @@ class SyntheticQuestions(EmotionData):
         return {labels.corpus: labels for labels in self.kinds.values()}
 
     def read(self, split: Split) -> Reading:
-        asked = self._asked(self.root / "questions.jsonl")
+        asked = self._read_questions(self.root / "questions.jsonl")
         reading = self.sitcom.reading(split)
         samples, dialogues = [], set()
         for s in reading.samples:
@@ -131,49 +132,52 @@ class SyntheticQuestions(EmotionData):
             for kind, labels in self.kinds.items():
                 question, answer = rows[kind]
                 turn = replace(s.target, text="", label=answer, descriptions={}, audio=None)
-                if self.told:
-                    turn = replace(turn, text=_told(rows), speaker="", video=None)
-                samples.append(replace(_renamed(replace(s, history=(), target=turn), labels), question=question))
+                if self.scene_in_words:
+                    turn = replace(turn, text=_describe_scene(rows), speaker="", video=None)
+                samples.append(
+                    replace(_with_corpus_name(replace(s, history=(), target=turn), labels), question=question)
+                )
         return Reading(samples, excluded=dict(reading.excluded), notes=dict(reading.notes))
 
-    def _asked(self, path: Path) -> dict[str, dict[str, tuple[str, str]]]:
-        """Sample id -> kind -> question and answer."""
+    def _read_questions(self, path: Path) -> dict[str, dict[str, tuple[str, str]]]:
+        """Read the questions: sample id -> kind -> question and answer."""
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist; write the corpus again with zoo prepare synthetic")
-        of = {choices: kind for kind, choices in _choices().items()}
-        found: dict[str, dict[str, tuple[str, str]]] = {}
+        kind_of_choices = {choices: kind for kind, choices in _choices().items()}
+        questions: dict[str, dict[str, tuple[str, str]]] = {}
         with path.open(encoding="utf-8") as lines:
             for number, line in enumerate(lines, 1):
                 try:
                     row = json.loads(line)
-                    kind = of[tuple(row["choices"])]
+                    kind = kind_of_choices[tuple(row["choices"])]
                     if row["answer"] not in row["choices"]:
                         raise KeyError(row["answer"])
-                    found.setdefault(row["id"], {})[kind] = (str(row["question"]), row["answer"])
+                    questions.setdefault(row["id"], {})[kind] = (str(row["question"]), row["answer"])
                 except (ValueError, KeyError, TypeError) as error:
                     raise ValueError(
                         f"{path} line {number} is no question of the sitcom ({type(error).__name__}: {error}); "
                         "expected id, question, answer and choices. Write the corpus again with zoo prepare synthetic"
                     ) from None
-        return found
+        return questions
 
 
-def _told(rows: dict[str, tuple[str, str]]) -> str:
-    """A scene in words."""
-    of = {kind: answer for kind, (_, answer) in rows.items()}
+def _describe_scene(rows: dict[str, tuple[str, str]]) -> str:
+    """Describe a scene in words."""
+    facts = {kind: answer for kind, (_, answer) in rows.items()}
     return (
-        f"The wall is {of['wall']}. The {of['object']} is behind the speaker, on the {of['side']} side. Other "
-        f"people in the picture: {of['people']}."
+        f"The wall is {facts['wall']}. The {facts['object']} is behind the speaker, on the {facts['side']} side. Other "
+        f"people in the picture: {facts['people']}."
     )
 
 
-def _renamed(sample: Sample, labels: Labels) -> Sample:
-    """The sample under another corpus name."""
-    id_, dialogue = (f"{labels.corpus}/{of.partition('/')[2]}" for of in (sample.id, sample.dialogue))
+def _with_corpus_name(sample: Sample, labels: Labels) -> Sample:
+    """Return the sample under another corpus name."""
+    id_, dialogue = (f"{labels.corpus}/{name.partition('/')[2]}" for name in (sample.id, sample.dialogue))
     return replace(sample, id=id_, dialogue=dialogue, labels=labels)
 
 
-def _checked(name: str) -> str:
+def _check_name(name: str) -> str:
+    """Return the name of a corpus. ValueError for one that is none."""
     if not name or not name.replace("_", "").replace("-", "").isalnum():
         raise ValueError(f"a corpus name is made of letters, digits, _ and -, got {name!r}")
     return name

@@ -1,7 +1,7 @@
-"""``zoo prepare captions``: plain descriptions of faces and voices by a model, in the files that --data.captions reads.
+"""``zoo prepare captions``: plain descriptions of faces and voices by a model, as files for --data.descriptions.
 
     zoo prepare captions --data MELD --data.root DIR --model NAME --send_to URL --out OUT
-    zoo fit ... --data.captions '[OUT]'
+    zoo fit ... --data.descriptions '[OUT]'
 
 The model sees the frames, or hears the sound, of one utterance: neither its words nor its label. In OUT lie
 ``{video,audio}_description_{split}.json``, ``left_out.jsonl`` (utterances without a description, and why),
@@ -154,7 +154,7 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "zoo prepare captions",
         usage="zoo prepare captions --data NAME --data.root DIR --model M --out DIR [options]",
-        description="Plain descriptions of faces and voices by a model, in the files that --data.captions reads.",
+        description="Plain descriptions of faces and voices by a model, in the files that --data.descriptions reads.",
     )
     add = parser.add_argument
     parser.add_subclass_arguments(EmotionData, "data", required=True, help="a corpus, as of `zoo fit`")

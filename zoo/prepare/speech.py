@@ -1,7 +1,7 @@
 """``zoo prepare speech``: how every utterance sounds, in words, measured on its waveform; no model is asked.
 
     zoo prepare speech --data MELD --data.root DIR --out OUT
-    zoo fit ... --data.captions '[OUT]' --model.descriptions '[speech]'
+    zoo fit ... --data.descriptions '[OUT]' --model.descriptions '[speech]'
 
 Measured (`measure`) are loudness and how much it varies, pitch and how much it varies, and the rate of syllables. Each
 becomes one of five words by thresholds at the 10th, 25th, 75th and 90th percentile of the *training* split: of the
@@ -32,7 +32,7 @@ from scipy.ndimage import median_filter
 from scipy.signal import find_peaks
 
 from zoo.data import EmotionData
-from zoo.data.captions import MAX_SECONDS
+from zoo.data.descriptions import MAX_SECONDS
 from zoo.data.text import drop_repeats, read_table, some
 from zoo.media import MAX_SECONDS as MAX_CLIP_SECONDS
 from zoo.media import Media, Unreadable
@@ -292,7 +292,7 @@ def _parser() -> ArgumentParser:
         "zoo prepare speech",
         usage="zoo prepare speech --data NAME --data.root DIR --out DIR [options]",
         description="Descriptions of voices from their measured loudness, pitch and pace, in the files that "
-        "--data.captions reads. Thresholds come from the training split alone.",
+        "--data.descriptions reads. Thresholds come from the training split alone.",
     )
     add = parser.add_argument
     parser.add_subclass_arguments(EmotionData, "data", required=True, help="a corpus, as of `zoo fit`")

@@ -65,7 +65,7 @@ def require_words(
     if stage == "fit" and not any(says(s) for s in samples):
         raise ValueError(
             f"no {split} sample of {type(module.trainer.datamodule).__name__} has words; use a system that reads "
-            "pictures or voices, or show descriptions (--model.descriptions, --data.captions)"
+            "pictures or voices, or show descriptions (--model.descriptions, --data.descriptions)"
         )
 
 

@@ -26,7 +26,7 @@ MAX_SECONDS = 60  # a longer "utterance" is a mis-cut clip, and what was measure
 MAX_UNKNOWN = 0.01  # a larger share of unknown keys means the file belongs to another corpus
 
 
-def load_captions(
+def load_descriptions(
     paths: Sequence[Path], split: str, keys: Collection[str], encoding: str | Sequence[str] = ()
 ) -> tuple[dict[str, dict[str, str]], dict[str, int]]:
     """Descriptions of one split.
@@ -86,13 +86,13 @@ def _files(paths: Sequence[Path]) -> list[Path]:
             named = (SPEECH_NAME, STAGE_NAME)
             inside = [p for p in sorted(path.iterdir()) if p.name in named or JSON_NAME.fullmatch(p.name)]
             if not inside:
-                raise FileNotFoundError(f"the captions folder {path} has no description file; expected {EXPECTED}")
+                raise FileNotFoundError(f"the descriptions folder {path} has no description file; expected {EXPECTED}")
             files += inside
         elif path.is_file():
             files.append(path)
         else:
             raise FileNotFoundError(
-                f"the captions file {path} does not exist; expected {EXPECTED}. Correct --data.captions"
+                f"the descriptions file {path} does not exist; expected {EXPECTED}. Correct --data.descriptions"
             )
     return list(dict.fromkeys(path.absolute() for path in files))
 
@@ -106,7 +106,7 @@ def _recognise(path: Path) -> tuple[str | None, tuple[str, ...]]:
     if match := JSON_NAME.fullmatch(path.name):
         return match[2], (match[1],)
     raise ValueError(
-        f"the captions file {path} has a name that says neither kind nor split; expected {EXPECTED}. Rename it"
+        f"the descriptions file {path} has a name that says neither kind nor split; expected {EXPECTED}. Rename it"
     )
 
 
