@@ -149,8 +149,9 @@ class IEMOCAP(EmotionData):
         out_of_set_utterances: an utterance outside the classes stays as ``context``, or is left out of its dialogue
             (``drop``), as in the papers' feature files.
         protocol: which utterances are classified, all or the last of each dialogue or piece.
-        subdialogue_lengths: cut every dialogue into pieces of one length drawn between these two, e.g. [5, 14] as FARCER;
-            the last piece takes the remainder, a shorter dialogue is one piece. The unit of intervals stays the dialogue.
+        subdialogue_lengths: cut every dialogue into pieces of one length drawn between these two, e.g. [5, 14] as in
+            FARCER; the last piece takes the remainder, a shorter dialogue is one piece. The unit of intervals stays the
+            dialogue.
         speakers: names for F and M, e.g. {F: Person A, M: Person B}; F and M if not given.
         test_session: the session that is scored, 1 to 5.
         dev_dialogues: text file with the dialogues of the dev split, one name per line.

@@ -53,7 +53,8 @@ class MOSEI(EmotionData):
     The dialogue is the video, one speaker's monologue; its earlier clips are the history, those without a label too.
 
     One emotion per clip, as nobody published a rule: the most intense of those present (above `intensity_threshold`),
-    the first in the authors' order where several are equal. Clips with none are left out, or neutral; all of it is counted.
+    the first in the authors' order where several are equal. Clips with none are left out, or neutral; all of it is
+    counted.
 
     The authors' paper states 23,453 clips of 3,228 videos; the SDK's label file of today has 23,259, of which the
     standard folds take in 16,327 / 1,871 / 4,662, as others counted (github.com/s3prl/s3prl, downstream/mosei).
