@@ -9,21 +9,19 @@ blacken what is no face. Frames keep their order.
 
 Differs from the paper, which uses DeepFace (TensorFlow, weights downloaded at first use), names no detector and no
 threshold, and does not say what becomes of an unsure face beside a sure one: the default here is dlib's detector with
-any image encoder that has a head of seven expressions; the threshold is .5; an unsure face is background (`keep`). Who
-has DeepFace uses `DeepFaceFaces`, or runs it elsewhere, writes its findings down (`face_lines`) and reads them with
-`PrecomputedFaces`.
+any image encoder that has a head of seven expressions; the threshold is .5; an unsure face is background (`keep`). If
+DeepFace is installed, use `DeepFaceFaces`; otherwise run it elsewhere, save the results with `face_lines`, and load
+them with `PrecomputedFaces`.
 """
 
 from __future__ import annotations
 
 import importlib
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from types import ModuleType
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -31,91 +29,13 @@ from torch import Tensor
 from torchvision.transforms.v2.functional import resize
 
 from zoo.backbones import Vision
-
-EMOTIONS = ("angry", "disgust", "fear", "happy", "sad", "surprise", "neutral")  # DeepFace's and FER2013's
-SYNONYMS = {"anger": "angry", "joy": "happy", "happiness": "happy", "sadness": "sad"}
-SLACK = 0.01  # probabilities that went through percentages or a text file do not sum to 1 exactly
-LARGEST = 1_000_000  # pixels: beyond, a coordinate is a mistake
-
-Box = tuple[int, int, int, int]
-
-
-@dataclass(frozen=True)
-class Face:
-    """One face of one frame.
-
-    Attributes:
-        box: (left, top, right, bottom) in pixels; right and bottom are the first column and row outside.
-        probabilities: of each of the seven `EMOTIONS`, 0 to 1, together 1.
-
-    Raises:
-        ValueError: a box without area, or other probabilities.
-    """
-
-    box: Box
-    probabilities: Mapping[str, float]
-
-    def __post_init__(self) -> None:
-        left, top, right, bottom = self.box
-        if not (left < right and top < bottom):
-            raise ValueError(f"expected a box (left, top, right, bottom) with an area, got {tuple(self.box)}")
-        if set(self.probabilities) != set(EMOTIONS):
-            raise ValueError(f"expected probabilities of {', '.join(EMOTIONS)}; got {', '.join(self.probabilities)}")
-        values = list(self.probabilities.values())
-        if not (all(0 <= p <= 1 + SLACK for p in values) and abs(sum(values) - 1) <= SLACK):
-            raise ValueError(f"expected probabilities from 0 to 1 that sum to 1, got {values}")
-
-    @property
-    def emotion(self) -> str:
-        """The most probable expression; the first in the order of `EMOTIONS` if several are."""
-        return max(EMOTIONS, key=self.probabilities.__getitem__)
-
-    @property
-    def confidence(self) -> float:
-        """Its probability."""
-        return self.probabilities[self.emotion]
-
-
-class FaceAnalyzer(Protocol):
-    """Whatever finds faces and reads their expressions."""
-
-    def analyse(
-        self, frames: Tensor, clip: str | None = None, numbers: Sequence[int] | None = None
-    ) -> list[list[Face]]:
-        """Faces of every frame, boxes clipped to the picture; an empty list for a frame without any.
-
-        Args:
-            frames: uint8 (F, 3, H, W), RGB.
-            clip: name of the clip, for analyzers that look findings up.
-            numbers: the F frames' numbers in that clip; 0 to F - 1 if not given.
-        """
-        ...
-
-
-def check_frames(frames: Tensor) -> Tensor:
-    """The same frames. ValueError unless they are uint8 (F, 3, H, W), none of these 0."""
-    if (
-        not isinstance(frames, Tensor)
-        or frames.dtype != torch.uint8
-        or frames.ndim != 4
-        or frames.shape[1] != 3
-        or 0 in frames.shape
-    ):
-        got = f"{frames.dtype} {tuple(frames.shape)}" if isinstance(frames, Tensor) else type(frames).__name__
-        raise ValueError(f"expected frames as a tensor, uint8 (F, 3, H, W) in RGB; got {got}")
-    return frames
-
-
-def clip_box(box: Sequence[float], height: int, width: int) -> Box | None:
-    """The pixels a box touches, clipped to the picture; None if it lies outside."""
-    left, top = (max(0, math.floor(v)) for v in box[:2])
-    right, bottom = min(width, math.ceil(box[2])), min(height, math.ceil(box[3]))
-    return (left, top, right, bottom) if left < right and top < bottom else None
+from zoo.models.emotion_qwen.face_types import EMOTIONS, SYNONYMS, Box, Face, FaceAnalyzer, check_frames, clip_box
+from zoo.models.emotion_qwen.precomputed_faces import PrecomputedFaces, face_lines
 
 
 # ---- expression
 class Expression:
-    """Reads an expression from a picture that is a face.
+    """A reader of the expression in a picture of a face.
 
     Args:
         path: an image encoder with a head of seven expressions, as `Vision` reads it: a mini-XCEPTION .hdf5, a folder,
@@ -133,8 +53,8 @@ class Expression:
         if labels is None:
             raise ValueError(f"{path} has no head with named classes; expected one for {', '.join(EMOTIONS)}")
         meaning = {e: e for e in EMOTIONS} | SYNONYMS | dict(words or {})
-        if strange := sorted(set(words or {}) - set(labels)):
-            raise ValueError(f"words names {', '.join(strange)}, but the classes of {path} are {', '.join(labels)}")
+        if unused := sorted(set(words or {}) - set(labels)):
+            raise ValueError(f"words names {', '.join(unused)}, but the classes of {path} are {', '.join(labels)}")
         if unknown := [word for word in labels if meaning.get(word) not in EMOTIONS]:
             raise ValueError(
                 f"{path} has the classes {', '.join(unknown)}, which are none of {', '.join(EMOTIONS)}; say in words "
@@ -145,10 +65,10 @@ class Expression:
         self.columns = torch.tensor([EMOTIONS.index(meaning[word]) for word in labels])
 
     def __call__(self, pictures: Tensor) -> list[dict[str, float]]:
-        """uint8 (N, 3, h, w) -> the probabilities of each of the N pictures."""
+        """Return the probabilities of each of the N pictures, uint8 (N, 3, h, w)."""
         with torch.inference_mode():
-            found = self.vision.logits(pictures).double().softmax(1).cpu()
-            summed = torch.zeros(len(found), len(EMOTIONS), dtype=torch.float64).index_add_(1, self.columns, found)
+            classes = self.vision.logits(pictures).double().softmax(1).cpu()
+            summed = torch.zeros(len(classes), len(EMOTIONS), dtype=torch.float64).index_add_(1, self.columns, classes)
         return [dict(zip(EMOTIONS, row, strict=True)) for row in summed.tolist()]
 
 
@@ -184,7 +104,7 @@ class DlibFaces:
                 "expected upsample 0 to 3, max_side 1 or more and a finite adjust_threshold; got "
                 f"{upsample}, {max_side} and {adjust_threshold}"
             )
-        self.detector = imported("dlib", "dlib", "pip install 'emotion-zoo[faces]'").get_frontal_face_detector()
+        self.detector = import_optional("dlib", "dlib", "pip install 'emotion-zoo[faces]'").get_frontal_face_detector()
         self.expression = Expression(expression, words)
         self.upsample, self.adjust_threshold, self.max_side = upsample, adjust_threshold, max_side
 
@@ -254,7 +174,7 @@ class DeepFaceFaces:
 
     def __init__(self, detector: str = "retinaface") -> None:
         what = "pip install deepface tf-keras, or run it elsewhere and use PrecomputedFaces"
-        self.package = imported("deepface.DeepFace", "DeepFace", what)
+        self.package = import_optional("deepface.DeepFace", "DeepFace", what)
         self.detector = detector
 
     def analyse(
@@ -292,153 +212,8 @@ class DeepFaceFaces:
         return faces
 
 
-class PrecomputedFaces:
-    """Findings that stand in a file, one frame of one clip per line:
-
-        {"clip": "train/dia0_utt3.mp4", "frame": 3, "size": [360, 640], "faces": [
-            {"box": [left, top, right, bottom], "probabilities": {"angry": 0.01, ..., "neutral": 0.2}}]}
-
-    (on one line). ``frame`` counts the frames that are analysed, not those of the video: of 8 frames spread over a
-    clip, 0 to 7. ``faces`` is empty where there is none. ``size`` is (height, width) of the picture in which the boxes
-    were measured; boxes are scaled to frames of another size. Without ``size``, frames must have the size they had.
-
-    Args:
-        file: path of the file (JSON lines, UTF-8).
-
-    Raises:
-        FileNotFoundError: no such file.
-        ValueError: no rows, or a row that is not as above, naming its line.
-    """
-
-    def __init__(self, file: str) -> None:
-        self.file = file
-        self.rows: dict[str, dict[int, tuple[tuple[int, int] | None, list[tuple[list[float], dict[str, float]]]]]] = {}
-        if not Path(file).is_file():
-            raise FileNotFoundError(f"no file of precomputed faces at {file!r}; make one with face_lines")
-        with Path(file).open(encoding="utf-8") as lines:
-            try:
-                for line, text in enumerate(lines, 1):
-                    if text.strip():
-                        self._add(line, text)
-            except UnicodeDecodeError as error:
-                raise ValueError(f"{file} is not UTF-8 ({error}); expected JSON lines, write the file again") from None
-        if not self.rows:
-            raise ValueError(f"{file} holds no rows; make it with face_lines, also for clips without faces")
-
-    def _add(self, line: int, text: str) -> None:
-        try:
-            clip, frame, size, faces = read_row(text)
-            clips = self.rows.setdefault(clip, {})
-            if frame in clips:
-                raise ValueError(f"a second row about frame {frame} of {clip}")
-        except ValueError as error:
-            raise ValueError(f"{self.file} line {line}: {error}") from None
-        clips[frame] = (size, faces)
-
-    def analyse(
-        self, frames: Tensor, clip: str | None = None, numbers: Sequence[int] | None = None
-    ) -> list[list[Face]]:
-        """See `FaceAnalyzer`. ValueError for a clip or a frame without a row, and for a box outside the picture: an
-        absent finding must not pass for an absent face."""
-        height, width = check_frames(frames).shape[2:]
-        if clip not in self.rows:
-            raise ValueError(
-                f"{self.file} has no row about clip {clip!r}; the first one it knows is {next(iter(self.rows))!r}"
-            )
-        found = []
-        for number in range(len(frames)) if numbers is None else numbers:
-            if number not in self.rows[clip]:
-                raise ValueError(
-                    f"{self.file} has no row about frame {number} of {clip}, only about {sorted(self.rows[clip])}; a "
-                    'frame without faces needs a row with "faces": []'
-                )
-            size, rows = self.rows[clip][number]
-            y, x = (height / size[0], width / size[1]) if size else (1.0, 1.0)
-            faces = []
-            for (left, top, right, bottom), probabilities in rows:
-                box = clip_box((left * x, top * y, right * x, bottom * y), height, width)
-                if box is None:
-                    raise ValueError(
-                        f"{self.file}: the box {[left, top, right, bottom]} in frame {number} of {clip} lies outside "
-                        f'the picture of {width}x{height}; was it measured at another size? Then give "size"'
-                    )
-                faces.append(Face(box, probabilities))
-            found.append(faces)
-        return found
-
-
-def read_row(text: str) -> tuple[str, int, tuple[int, int] | None, list[tuple[list[float], dict[str, float]]]]:
-    """A line of a `PrecomputedFaces` file -> clip, frame, size, and box and probabilities of each face.
-
-    Raises:
-        ValueError: anything else, saying what.
-    """
-    try:
-        row = json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
-        raise ValueError(f"not JSON ({error})") from None
-    fields(row, {"clip", "frame", "faces"}, {"size"}, "a row")
-    if not isinstance(row["clip"], str) or not row["clip"]:
-        raise ValueError(f"clip is {row['clip']!r}, expected its path")
-    if not is_count(row["frame"]):
-        raise ValueError(f"frame is {row['frame']!r}, expected a whole number, 0 or more")
-    size = row.get("size")
-    if size is not None:
-        if not (isinstance(size, list) and len(size) == 2 and all(is_count(v) and v > 0 for v in size)):
-            raise ValueError(f"size is {size!r}, expected [height, width] in pixels")
-        size = (size[0], size[1])
-    if not isinstance(row["faces"], list):
-        raise ValueError(f"faces is {row['faces']!r}, expected a list, empty if there is none")
-    faces = []
-    for face in row["faces"]:
-        fields(face, {"box", "probabilities"}, set(), "a face")
-        box, probabilities = face["box"], face["probabilities"]
-        if not (isinstance(box, list) and len(box) == 4 and all(map(is_number, box))):
-            raise ValueError(f"box is {box!r}, expected [left, top, right, bottom] in pixels")
-        if not isinstance(probabilities, dict) or not all(map(is_number, probabilities.values())):
-            raise ValueError(f"probabilities are {probabilities!r}, expected a number for each expression")
-        Face(tuple(box), probabilities)  # checks the rest
-        faces.append((box, probabilities))
-    return row["clip"], row["frame"], size, faces
-
-
-def is_number(value: Any) -> bool:
-    """Also false for NaN and infinity, which Python's JSON knows, and for numbers that no pixel has."""
-    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= LARGEST
-
-
-def is_count(value: Any) -> bool:
-    return is_number(value) and isinstance(value, int) and value >= 0
-
-
-def fields(given: Any, needed: set[str], allowed: set[str], what: str) -> None:
-    """ValueError unless `given` is a dictionary with the needed fields and no others than the allowed."""
-    if not isinstance(given, dict):
-        raise ValueError(f"{what} is {str(given)[:80]!r}, expected a dictionary")
-    if missing := needed - given.keys():
-        raise ValueError(f"{what} lacks {', '.join(sorted(missing))}")
-    if strange := given.keys() - needed - allowed:
-        raise ValueError(f"{what} has unknown fields: {', '.join(sorted(strange))}")
-
-
-def face_lines(
-    clip: str, frames: Tensor, found: Sequence[Sequence[Face]], numbers: Sequence[int] | None = None
-) -> list[str]:
-    """What an analyzer found in a clip, as lines for a `PrecomputedFaces` file (without line breaks).
-
-    Args:
-        clip, frames, numbers: as given to the analyzer.
-        found: what it answered.
-    """
-    lines = []
-    for number, faces in zip(range(len(frames)) if numbers is None else numbers, found, strict=True):
-        rows = [{"box": list(f.box), "probabilities": dict(f.probabilities)} for f in faces]
-        lines.append(json.dumps({"clip": clip, "frame": number, "size": list(frames.shape[2:]), "faces": rows}))
-    return lines
-
-
-def imported(module: str, name: str, install: str) -> ModuleType:
-    """A module of an optional package. ImportError that says how to install it."""
+def import_optional(module: str, name: str, install: str) -> ModuleType:
+    """Import a module of an optional package. ImportError that says how to install it."""
     try:
         return importlib.import_module(module)
     except ImportError as error:
@@ -546,3 +321,19 @@ class FaceCapture:
                 left, top, right, bottom = clip_box(face.box, height, width)
                 masked[:, top:bottom, left:right] = frames[i, :, top:bottom, left:right]
         return Captured(stream, tuple(indices), tuple(visible))
+
+
+__all__ = [
+    "EMOTIONS",
+    "SYNONYMS",
+    "Captured",
+    "DeepFaceFaces",
+    "DlibFaces",
+    "Expression",
+    "Face",
+    "FaceAnalyzer",
+    "FaceCapture",
+    "PrecomputedFaces",
+    "WholeFrame",
+    "face_lines",
+]
