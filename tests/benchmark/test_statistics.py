@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from zoo.benchmark.statistics import LEVEL, against, mcnemar_p, typical
+from zoo.benchmark.statistics import LEVEL, against, mcnemar_p, median_run
 from zoo.metrics import evaluate, paired_difference
 from zoo.schema import Labels
 
@@ -108,7 +108,7 @@ def test_several_seeds_compare_their_means_and_mcnemar_takes_a_typical_one():
     true, dialogue = truth(rng, 500, 50)
     a = [answers(rng, true, dialogue, p) for p in (0.9, 0.5, 0.7)]
     b = [answers(rng, true, dialogue, p) for p in (0.6, 0.62)]
-    assert typical(a, MELD, "accuracy") == 2 and typical(b, MELD, "accuracy") == 0
+    assert median_run(a, MELD, "accuracy") == 2 and median_run(b, MELD, "accuracy") == 0
     found = against({"a": a, "b": b}, "a", MELD, "accuracy")["b"]
     assert found["p_mcnemar"] == mcnemar_p(b[0], a[2])
     assert found["difference"] == paired_difference(b, a, MELD, "accuracy")["difference"]

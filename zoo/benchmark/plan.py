@@ -81,7 +81,7 @@ class Row:
         return self.verb == "test" and not self.hidden
 
     def values(self) -> Iterator[str]:
-        """Every value that may name another row."""
+        """Return every value that may name another row."""
         yield from (str(v) for v in (self.checkpoint, *self.options.values(), *self.test_options.values()))
         yield from () if self.why is None else (f"results:{self.why}",)
 
@@ -219,5 +219,5 @@ def _option_problem(row: Row) -> str | None:
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:
-    """``{model.lr: 1e-3}`` -> ``--model.lr=0.001``, as the command line reads values."""
+    """Return options as the command line reads values: ``{model.lr: 1e-3}`` -> ``--model.lr=0.001``."""
     return [f"--{key}={value if isinstance(value, str) else json.dumps(value)}" for key, value in options.items()]

@@ -82,7 +82,7 @@ class Commands:
         return process.exitcode
 
     def stop(self, number: signal.Signals) -> None:
-        """Sends a signal to all, and lets no other start."""
+        """Send a signal to all processes, and let no other start."""
         with self._lock:
             self._signal = number
             for process in self._processes:
@@ -127,7 +127,7 @@ class Job:
         return (self.home / ("fit.json" if self.row.verb == "fit" else "test.json")).is_file()
 
     def filled(self, value: Any) -> Any:
-        """A value with ``run:NAME`` and ``results:NAME`` replaced by folders."""
+        """Return a value with ``run:NAME`` and ``results:NAME`` replaced by folders."""
         if not isinstance(value, str):
             return value
         return REFERENCE.sub(lambda m: str(self.of[m[2]].run if m[1] == "run" else self.of[m[2]].results), value)
@@ -136,7 +136,7 @@ class Job:
         return flags({key: self.filled(value) for key, value in kind.items()})
 
     def spec(self) -> dict[str, Any]:
-        """What the job is, in files and words that do not depend on where it runs."""
+        """Return what the job is, in files and words that do not depend on where it runs."""
         row = self.row
         spec: dict[str, Any] = {
             "seed": self.seed,
@@ -160,7 +160,7 @@ class Job:
 
 
 def jobs(bench: Bench, data: Mapping[str, Mapping[str, Mapping[str, Any]]], out: Path) -> list[Job]:
-    """Every job, each after those it needs.
+    """Return every job, each after those it needs.
 
     Args:
         data: row -> ``train`` and ``test`` -> data section, see `Job.data`.
@@ -175,7 +175,7 @@ def jobs(bench: Bench, data: Mapping[str, Mapping[str, Mapping[str, Any]]], out:
 
 # ---------------------------------------------------------------------------------------------------------- one job
 def work(job: Job, commands: Commands, threads: int, code: str, say: Callable[[str], None]) -> None:
-    """Does what is left of a job.
+    """Do what is left of a job.
 
     Args:
         commands: where its processes are noted.
@@ -273,7 +273,7 @@ def _test(job: Job, commands: Commands, threads: int, code: str) -> None:
 
 
 def _command(job: Job, commands: Commands, verb: str, args: list[str], cost: Path, threads: int, code: str) -> None:
-    """``zoo VERB ARGS`` in a process of its own; ``cost`` is written when it is done."""
+    """Run ``zoo VERB ARGS`` in a process of its own; ``cost`` is written when it is done."""
     args = [*args, *import_flags()]  # a server that was started before does not know them
     if source() != code:  # rows of two versions are no comparison, and half-loaded code fails in odd ways
         raise Failed("the files of the zoo were changed while the benchmark ran; give the command again")
@@ -292,8 +292,10 @@ def _command(job: Job, commands: Commands, verb: str, args: list[str], cost: Pat
 
 
 def _complaint(log: Path, start: int) -> str:
-    """What a command printed from its error message on. A command that was killed has none, and how far it was is no
-    complaint."""
+    """Return what a command printed from its error message on.
+
+    A command that was killed has none, and how far it was is no complaint.
+    """
     lines = log.read_bytes()[start:].decode(errors="replace").strip().splitlines() if log.is_file() else []
     begins = [i for i, line in enumerate(lines) if re.match(r"zoo \w+: |error: |\w+(Error|Exception)\b", line)]
     if not begins:
@@ -316,7 +318,7 @@ def _server() -> multiprocessing.context.ForkServerContext:
 
 
 def _child(verb: str, args: list[str], cwd: str, log: str, note: str, before: dict, threads: int) -> None:
-    """The process of a command: as ``python -m zoo VERB ARGS`` would run it, with its output in a file."""
+    """Run a command as ``python -m zoo VERB ARGS`` would, in this process, with its output in a file."""
     interrupts.exit_with_parent(os.getppid())
     os.chdir(cwd)  # the server's may be another
     with locked(Path(log).with_name(RUNNING), "the job", wait=True), open(log, "a") as file:
@@ -362,7 +364,7 @@ def _zoo(verb: str, args: list[str], note: str, before: dict, threads: int) -> N
 
 
 def _result(job: Job) -> str:
-    """One line about a finished job."""
+    """Return one line about a finished job."""
     seconds = _cost(job.home / "test.json")["seconds"]
     if job.row.verb == "predict":
         return f"answered in {seconds:.0f} s"
@@ -411,7 +413,7 @@ def run(todo: list[Job], parallel: int, threads: int, say: Callable[[str], None]
 def _work_off(
     todo: list[Job], parallel: int, outcome: Outcome, submit: Callable[[Job], Future], say: Callable[[str], None]
 ) -> None:
-    """Submits each job once those it needs are done, and notes how it ended."""
+    """Submit each job once those it needs are done, and note how it ended."""
     waiting, running = list(todo), {}
     done: set[Path] = set()
     while waiting or running:

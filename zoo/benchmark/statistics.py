@@ -6,7 +6,7 @@ Two tests, each with its own blind spot, both corrected for how many rows are co
   (`zoo.metrics.paired_difference`): utterances of a dialogue may depend on each other;
 - exact McNemar of right and wrong answers of one seed against one seed: needs no resampling, but takes utterances as
   independent (alone it gives 6 to 9 % false alarms where dialogues matter, tests/benchmarks/false_alarms.py) and sees
-  accuracy alone. Of several seeds the typical one (lower median score) is taken, since pooling them would count every
+  accuracy alone. Of several seeds the one of the lower median score is taken, since pooling them would count every
   utterance several times.
 
 A row is called worse or better than the best only if both corrected values are below `LEVEL`. None of it covers how
@@ -29,15 +29,17 @@ LEVEL = 0.03  # of both tests; keeps false alarms below 5 % where dialogues matt
 DRAWS = 4000
 
 
-def typical(runs: Sequence[Sequence[Row]], labels: Labels, metric: str) -> int:
-    """Index of the run whose score is the (lower) median."""
+def median_run(runs: Sequence[Sequence[Row]], labels: Labels, metric: str) -> int:
+    """Return the index of the run whose score is the (lower) median."""
     scores = [evaluate(rows, labels, draws=1)[metric] for rows in runs]
     return sorted(range(len(runs)), key=lambda i: (scores[i], i))[(len(runs) - 1) // 2]
 
 
 def mcnemar_p(a: Sequence[Row], b: Sequence[Row]) -> float:
-    """Two-sided exact p of two sets of answers to the same samples being right equally often; 1 if they are right on
-    the same ones."""
+    """Return the exact two-sided p of two sets of answers to the same samples being right equally often.
+
+    It is 1 if they are right on the same ones.
+    """
     right = {row["id"]: row["predicted"] == row["label"] for row in b}
     table = [[0, 0], [0, 0]]
     for row in a:
@@ -61,25 +63,25 @@ def against(
     Raises:
         ValueError: the rows do not hold the same samples (see `zoo.metrics.paired_difference`).
     """
-    middle = {name: typical(row_runs, labels, metric) for name, row_runs in runs.items()}
-    found: dict[str, dict[str, Any]] = {}
+    middle = {name: median_run(row_runs, labels, metric) for name, row_runs in runs.items()}
+    comparisons: dict[str, dict[str, Any]] = {}
     for name, row_runs in reported(runs.items(), len(runs), "report: against the best", "rows", 5):
         if name == best:
             continue
         pair = paired_difference(row_runs, runs[best], labels, metric, draws=draws)
-        found[name] = {
+        comparisons[name] = {
             "difference": pair["difference"],
             "ci95": pair["ci95"],
             "p_bootstrap": pair["p"],
             "p_mcnemar": mcnemar_p(row_runs[middle[name]], runs[best][middle[best]]),
         }
-    if not found:
-        return found
+    if not comparisons:
+        return comparisons
     for kind in ("p_bootstrap", "p_mcnemar"):
-        corrected = multipletests([f[kind] for f in found.values()], alpha=LEVEL, method="holm")[1]
-        for one, p in zip(found.values(), corrected, strict=True):
+        corrected = multipletests([f[kind] for f in comparisons.values()], alpha=LEVEL, method="holm")[1]
+        for one, p in zip(comparisons.values(), corrected, strict=True):
             one[f"{kind}_holm"] = float(p)
-    for one in found.values():
+    for one in comparisons.values():
         sure = max(one["p_bootstrap_holm"], one["p_mcnemar_holm"]) < LEVEL
         one["verdict"] = ("worse" if one["difference"] < 0 else "better") if sure else "no clear difference"
-    return found
+    return comparisons

@@ -20,8 +20,10 @@ VERBS = ("list", "show", "pull", "convert", "verify", "publish")
 
 
 def published(args: list[str]) -> None:
-    """``zoo checkpoints [list]``, ``show NAME``, ``pull NAME``, ``convert NAME``, ``verify [NAME ...]``, ``publish
-    NAME``; ``--verify`` is ``verify``."""
+    """Run ``zoo checkpoints list | show NAME | pull NAME | convert NAME | verify [NAME ...] | publish NAME``.
+
+    ``--verify`` is ``verify``, and without a verb it lists.
+    """
     parser = argparse.ArgumentParser(
         "zoo checkpoints", description="Published weights: checkpoints/index.yaml says what there is."
     )
@@ -71,9 +73,9 @@ def _line(name: str, entry: dict[str, Any]) -> None:
 
 
 def _score(score: dict[str, Any]) -> str:
-    said = f"{score['metric']} {score['value']:.4f} on {score['corpus']}/{score['split']}"
-    said += f", n={score['n']}" if score.get("n") else ", n not stated"
-    return said + (f" ({score['protocol']})" if "protocol" in score else "")
+    line = f"{score['metric']} {score['value']:.4f} on {score['corpus']}/{score['split']}"
+    line += f", n={score['n']}" if score.get("n") else ", n not stated"
+    return line + (f" ({score['protocol']})" if "protocol" in score else "")
 
 
 def _show(name: str) -> None:
@@ -97,7 +99,7 @@ def _show(name: str) -> None:
 
 
 def _verify(names: list[str], at: Path | None) -> None:
-    """ValueError naming everything that is not as published."""
+    """Raise ValueError naming everything that is not as published."""
     if at is not None:
         if len(names) != 1:
             raise ValueError(f"--at holds the files of one entry; name it, got {names or 'none'}")
@@ -130,7 +132,7 @@ def _verify(names: list[str], at: Path | None) -> None:
 
 
 def _publish(name: str) -> None:
-    """Writes the probe of a folder, if it has none, and prints its entry with the files as they are now."""
+    """Write the probe of a folder, if it has none, and print its entry with the files as they are now."""
     folder = folder_of(name)
     if not (folder / "config.yaml").is_file():
         raise FileNotFoundError(f"{folder} has no config.yaml; zoo export --system --out {folder} writes a system")
@@ -169,20 +171,20 @@ def convert(name: str, source: Path, out: Path, config: Path | None, table: Path
     module = build_module(config)
     module.restored = True  # an earlier stage's weights would be overwritten
     module.configure_model()
-    said = reader(source, module, **({"table": table} if table is not None else {}))
+    layout = reader(source, module, **({"table": table} if table is not None else {}))
     pristine = module.pristine()
     state = {k: v.detach().cpu() for k, v in module.state_dict().items() if k not in pristine}
     with whole_or_none(out) as part:
         run_config = read_run_config(config)
         write_system(part, out.name, run_config, {}, state, module.contract(), None)
-    print(f"read {source}{f' (layout {said})' if isinstance(said, str) else ''}, wrote {out}")
+    print(f"read {source}{f' (layout {layout})' if isinstance(layout, str) else ''}, wrote {out}")
 
 
 def _function(place: str) -> Callable | None:
-    """The function of an import path; None if there is no such module."""
+    """Return the function of an import path; None if there is no such module."""
     module, _, name = place.rpartition(".")
     try:
-        found = importlib.util.find_spec(module)
+        spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # its parent does not exist
         return None
-    return None if found is None else getattr(importlib.import_module(module), name)
+    return None if spec is None else getattr(importlib.import_module(module), name)

@@ -112,7 +112,7 @@ def _from_hub(entry: dict[str, Any], part: Path, revision: str) -> str:
 
 
 def _from_url(entry: dict[str, Any], part: Path) -> str:
-    """The one file behind an address. ValueError if it cannot be had, ends early or has another sha256."""
+    """Fetch the one file behind an address. ValueError if it cannot be had, ends early or has another sha256."""
     ((name, wanted),) = entry["files"].items()
     target = part / "files"
     target.mkdir()

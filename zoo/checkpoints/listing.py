@@ -69,7 +69,7 @@ def index() -> dict[str, dict[str, Any]]:
 
 
 def _check_types(name: str, entry: Mapping[str, Any]) -> None:
-    """ValueError naming the first field of another type."""
+    """Raise ValueError naming the first field of another type."""
     for key, value in entry.items():
         kinds = FIELDS.get(key, object)
         if not isinstance(value, kinds) or isinstance(value, bool) and not isinstance(True, _without_int(kinds)):
@@ -89,7 +89,7 @@ def _check_types(name: str, entry: Mapping[str, Any]) -> None:
 
 
 def _without_int(kinds: Any) -> Any:
-    """The same types; ``true`` counts as a number only where it may."""
+    """Return the same types; ``true`` counts as a number only where it may."""
     return {int: str, int | None: str}.get(kinds, kinds)
 
 
@@ -107,7 +107,7 @@ def _kinds(kinds: Any) -> str:
 
 
 def entry_of(name: str) -> dict[str, Any]:
-    """ValueError naming what is published if ``name`` is not."""
+    """Return an entry; ValueError naming what is published if ``name`` is not."""
     entries = index()
     if name not in entries:
         raise ValueError(f"nothing is published as {name!r}; there are {', '.join(entries)} (zoo checkpoints list)")
@@ -115,12 +115,12 @@ def entry_of(name: str) -> dict[str, Any]:
 
 
 def folder_of(name: str) -> Path:
-    """Where a shipped entry lies."""
+    """Return the folder of a shipped entry."""
     return INDEX.parent / name
 
 
 def differences(name: str, folder: Path, files: Mapping[str, str | None]) -> list[str]:
-    """What is wrong with a folder, one line each; empty if it holds every file with the recorded sha256."""
+    """List what is wrong with a folder; nothing if it holds every file with the recorded sha256."""
     problems = []
     for file, wanted in files.items():
         if not (folder / file).is_file():
@@ -131,12 +131,12 @@ def differences(name: str, folder: Path, files: Mapping[str, str | None]) -> lis
 
 
 def verify(name: str) -> list[str]:
-    """What is wrong with the files of a shipped entry, one line each; empty if all have the recorded sha256."""
+    """List what is wrong with the files of a shipped entry; nothing if all have the recorded sha256."""
     return differences(name, folder_of(name), entry_of(name)["files"])
 
 
 def name_of(file: Path) -> str | None:
-    """The name under which a file is shipped; None if it lies elsewhere or its folder is not in the index."""
+    """Return the name under which a file is shipped; None if it lies elsewhere or its folder is not in the index."""
     folder = file.resolve().parent
     if folder.parent != INDEX.parent.resolve() or not INDEX.is_file():
         return None
@@ -145,7 +145,7 @@ def name_of(file: Path) -> str | None:
 
 
 def refuse_changed(file: Path) -> None:
-    """ValueError if a file belongs to a shipped entry that is not as published any more; a tenth of a second."""
+    """Raise ValueError if a file belongs to a shipped entry that is not as published; it takes a tenth of a second."""
     name = name_of(file)
     problems = verify(name) if name is not None else []
     if problems:
@@ -156,7 +156,7 @@ def refuse_changed(file: Path) -> None:
 
 
 def terms(name: str, entry: Mapping[str, Any]) -> str:
-    """What has to be known before an entry is fetched, in a few lines."""
+    """Say what has to be known before an entry is fetched, in a few lines."""
     use = entry["commercial"]
     commercial = {True: "allowed", False: "NOT allowed"}.get(use, f"{use}; read the terms")
     gated = "yes: its owner asks who you are and what for" if entry["gated"] else "no"
@@ -164,6 +164,6 @@ def terms(name: str, entry: Mapping[str, Any]) -> str:
 
 
 def files_entry(folder: Path) -> dict[str, str]:
-    """The ``files:`` of a folder that is to be published."""
+    """Return the ``files:`` of a folder that is to be published."""
     files = sorted(p.name for p in folder.iterdir() if p.is_file() and p.name != "README.md")
     return {name: sha256_of(folder / name) for name in files}

@@ -44,19 +44,19 @@ class ProbeData(EmotionData):
 
     def __init__(self, samples: Sequence[Sample], examples: Sequence[Sample]) -> None:
         super().__init__(seed=0, batch_size=len(samples))
-        self.own, self.others = list(samples), list(examples)
+        self.probed, self.examples = list(samples), list(examples)
 
     @property
     def label_sets(self) -> dict[str, Labels]:
-        return {s.labels.corpus: s.labels for s in self.own}
+        return {s.labels.corpus: s.labels for s in self.probed}
 
     def read(self, split: Split) -> Reading:
-        return Reading(self.own if split == "test" else self.others)
+        return Reading(self.probed if split == "test" else self.examples)
 
 
 # ---- making one
 def write(module: EmotionModule, folder: Path, labels: Sequence[Labels], options: Mapping[str, Any]) -> None:
-    """Writes the probe of a module that was loaded from ``folder``.
+    """Write the probe of a module that was loaded from ``folder``.
 
     Args:
         labels: label sets it answers with; the utterances take turns.
@@ -67,21 +67,21 @@ def write(module: EmotionModule, folder: Path, labels: Sequence[Labels], options
     kinds = options.get("descriptions") or ()
     (dialogue,) = split_dialogues(SEED, "test", 1, Settings())
     turns: list[Turn] = []
-    for i, said in enumerate(dialogue.utterances[:TURNS]):
+    for i, utterance in enumerate(dialogue.utterances[:TURNS]):
         clip = None
         if clips:
             clip = folder / f"probe_{i}.mp4"
-            clip.write_bytes(encode(*render(said, dialogue.place, f"probe/{i}")))
-        own = _described(said.descriptions, kinds)
-        turns.append(Turn(said.id, said.speaker, said.text, said.label, own, clip, clip))
+            clip.write_bytes(encode(*render(utterance, dialogue.place, f"probe/{i}")))
+        descriptions = _with_kinds(utterance.descriptions, kinds)
+        turns.append(Turn(utterance.id, utterance.speaker, utterance.text, utterance.label, descriptions, clip, clip))
     samples = [
         _sample(turns[: i + 1], labels[i % len(labels)], "test", dialogue.id, keep_label=True)
         for i in range(len(turns))
     ]
     examples = []
     for number, other in enumerate(split_dialogues(SEED, "train", EXAMPLES, Settings()) if shots else ()):
-        own = [Turn(u.id, u.speaker, u.text, u.label, _described(u.descriptions, kinds)) for u in other.utterances]
-        examples.append(_sample(own, labels[number % len(labels)], "train", other.id, keep_label=False))
+        example = [Turn(u.id, u.speaker, u.text, u.label, _with_kinds(u.descriptions, kinds)) for u in other.utterances]
+        examples.append(_sample(example, labels[number % len(labels)], "train", other.id, keep_label=False))
     content = {
         "format": FORMAT,
         "labels": {one.corpus: list(one.names) for one in labels},
@@ -92,13 +92,16 @@ def write(module: EmotionModule, folder: Path, labels: Sequence[Labels], options
     (folder / PROBE).write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _described(own: Mapping[str, str], kinds: Sequence[str]) -> dict[str, str]:
-    """Kinds of description that the sitcom does not have get the words of its voices."""
-    return dict.fromkeys(kinds, own["audio"]) | dict(own)
+def _with_kinds(descriptions: Mapping[str, str], kinds: Sequence[str]) -> dict[str, str]:
+    """Return the descriptions; kinds that the sitcom does not have get the words of its voices."""
+    return dict.fromkeys(kinds, descriptions["audio"]) | dict(descriptions)
 
 
 def _sample(turns: Sequence[Turn], labels: Labels, split: str, dialogue: str, keep_label: bool) -> Sample:
-    """The last turn as a sample. A label that the corpus does not have is left out, or replaced in an example."""
+    """Return the last turn as a sample.
+
+    A label that the corpus does not have is left out, or replaced in an example.
+    """
 
     def fitted(turn: Turn) -> Turn:
         known = turn.label in labels.names
@@ -112,7 +115,7 @@ def _sample(turns: Sequence[Turn], labels: Labels, split: str, dialogue: str, ke
 
 # ---- comparing
 def compare(module: EmotionModule, folder: Path) -> None:
-    """ValueError if a module answers the probe of a folder otherwise than was recorded, saying what differs most."""
+    """Raise ValueError if a module answers the probe of a folder otherwise than was recorded."""
     samples, examples, expected = read(folder)
     got = _answers(module, samples, examples)
     problems = []
@@ -127,7 +130,7 @@ def compare(module: EmotionModule, folder: Path) -> None:
 
 
 def encoder_outputs(path: str) -> list[float]:
-    """Logits of an image encoder for one fixed picture: stripes, and a square."""
+    """Compute the logits of an image encoder for one fixed picture: stripes, and a square."""
     rows, columns = torch.meshgrid(torch.arange(96), torch.arange(96), indexing="ij")
     picture = torch.stack([rows * 2, columns * 2, (rows + columns) % 32 * 8]).to(torch.uint8)
     picture[:, 30:60, 40:70] = 255
@@ -136,14 +139,14 @@ def encoder_outputs(path: str) -> list[float]:
 
 
 def compare_encoder(name: str, path: str, expected: Sequence[float]) -> None:
-    """ValueError if an image encoder answers the fixed picture otherwise than was recorded."""
+    """Raise ValueError if an image encoder answers the fixed picture otherwise than was recorded."""
     got = encoder_outputs(path)
     if _differ(list(expected), got):
         raise ValueError(f"{name} in {path} does not answer its probe as recorded: {got}, expected {list(expected)}")
 
 
 def read(folder: Path) -> tuple[list[Sample], list[Sample], list[dict[str, Any]]]:
-    """Samples, examples and recorded rows. ValueError for a file that is no probe."""
+    """Read samples, examples and recorded rows. ValueError for a file that is no probe."""
     file = folder / PROBE
     try:
         content = read_json(file)
@@ -157,7 +160,7 @@ def read(folder: Path) -> tuple[list[Sample], list[Sample], list[dict[str, Any]]
 
 
 def _answers(module: EmotionModule, samples: Sequence[Sample], examples: Sequence[Sample]) -> list[dict[str, Any]]:
-    """The rows of a prediction, in the order of the samples; the module is left as it was."""
+    """Return the rows of a prediction, in the order of the samples; the module is left as it was."""
     training, trainer = module.training, module._trainer
     with tempfile.TemporaryDirectory() as folder, _silent(), torch.random.fork_rng(devices=()):
         torch.manual_seed(0)
@@ -178,7 +181,7 @@ def _answers(module: EmotionModule, samples: Sequence[Sample], examples: Sequenc
 
 @contextmanager
 def _silent() -> Iterator[None]:
-    """Without what Lightning and the systems say about a run: this is none."""
+    """Silence what Lightning and the systems say about a run: this is none."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "zoo")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -192,7 +195,7 @@ def _silent() -> Iterator[None]:
 
 
 def _differ(was: Any, now: Any, place: str = "") -> list[tuple[str, Any, Any]]:
-    """Place, recorded and present value of everything that differs, numbers by more than the tolerance."""
+    """List place, recorded and present value of everything that differs, numbers by more than the tolerance."""
     if isinstance(was, dict) and isinstance(now, dict):
         keys = list(dict.fromkeys((*was, *now)))
         return [d for k in keys for d in _differ(was.get(k), now.get(k), f"{place}.{k}".lstrip("."))]
@@ -206,23 +209,25 @@ def _differ(was: Any, now: Any, place: str = "") -> list[tuple[str, Any, Any]]:
 
 # ---- samples as JSON
 def _to_json(sample: Sample) -> dict[str, Any]:
-    def turn(own: Turn) -> dict[str, Any]:
-        said = {"id": own.id, "speaker": own.speaker, "text": own.text, "label": own.label}
-        return said | {"descriptions": dict(own.descriptions), "clip": own.video.name if own.video else None}
+    def turn(one: Turn) -> dict[str, Any]:
+        fields = {"id": one.id, "speaker": one.speaker, "text": one.text, "label": one.label}
+        return fields | {"descriptions": dict(one.descriptions), "clip": one.video.name if one.video else None}
 
     return {
         "id": sample.id,
         "dialogue": sample.dialogue,
         "corpus": sample.labels.corpus,
-        "turns": [turn(own) for own in (*sample.history, sample.target)],
+        "turns": [turn(one) for one in (*sample.history, sample.target)],
     }
 
 
 def _from_json(row: Mapping[str, Any], labels: Mapping[str, Labels], folder: Path) -> Sample:
     turns = []
-    for own in row["turns"]:
-        clip = None if own["clip"] is None else inside(folder, own["clip"], folder / PROBE)
+    for fields in row["turns"]:
+        clip = None if fields["clip"] is None else inside(folder, fields["clip"], folder / PROBE)
         if clip is not None and not clip.is_file():
-            raise ValueError(f"{folder} lacks {own['clip']}, a clip of its probe; restore the folder")
-        turns.append(Turn(own["id"], own["speaker"], own["text"], own["label"], own["descriptions"], clip, clip))
+            raise ValueError(f"{folder} lacks {fields['clip']}, a clip of its probe; restore the folder")
+        turns.append(
+            Turn(fields["id"], fields["speaker"], fields["text"], fields["label"], fields["descriptions"], clip, clip)
+        )
     return Sample(row["id"], row["dialogue"], labels[row["corpus"]], turns[-1], tuple(turns[:-1]))

@@ -21,7 +21,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
-from zoo.data.text import checked_encoding, whole_number
+from zoo.data.text import check_encoding, whole_number
 from zoo.schema import Labels, Sample, Split, Turn
 
 log = logging.getLogger(__name__)
@@ -48,7 +48,7 @@ class Reading:
     listed: dict[str, list[str]] = field(default_factory=dict)
 
     def report(self) -> dict[str, Any]:
-        """What ``metrics.json`` says about the population."""
+        """Return what ``metrics.json`` says about the population."""
         return {
             "n_used": len(self.samples),
             "n_official": self.official,
@@ -61,7 +61,7 @@ class Reading:
 def dialogue_samples(
     turns: Sequence[Turn], where: str, dialogue: str, labels: Labels, last_only: bool = False
 ) -> list[Sample]:
-    """The labelled turns of one dialogue as samples, each with all turns before it; or the last labelled turn alone.
+    """Return the labelled turns of one dialogue as samples, each with all turns before it.
 
     Args:
         where: ``{corpus}/{split}``; ids are ``{where}/{turn id}``.
@@ -137,14 +137,17 @@ class EmotionData(LightningDataModule):
         self.bucket = bucket
         self.limit = limit
         self.predict_splits: tuple[Split, ...] = tuple(predict_splits or ("test",))
-        self.encoding = checked_encoding("encoding", encoding)
+        self.encoding = check_encoding("encoding", encoding)
         self.readings: dict[str, Reading] = {}
         self._resume_at = (0, 0)  # (epoch, batches of it already trained on) of the run that is resumed
 
     # ---- what a corpus fills in
     def read(self, split: Split) -> Reading:
-        """Reads one split. Raises FileNotFoundError or ValueError naming the file, what was got, expected, and what to
-        do."""
+        """Read one split.
+
+        Raises:
+            FileNotFoundError, ValueError: naming the file, what was got, what was expected and what to do.
+        """
         raise NotImplementedError
 
     @property
@@ -158,7 +161,7 @@ class EmotionData(LightningDataModule):
         return {self.labels.corpus: self.labels}
 
     def corpora(self) -> list[EmotionData]:
-        """The corpora that the samples come from: itself, or those that it joins, divides or adapts."""
+        """Return the corpora that the samples come from: itself, or those that it joins, divides or adapts."""
         return [self]
 
     def splits(self) -> tuple[Split, ...]:
@@ -180,12 +183,12 @@ class EmotionData(LightningDataModule):
         return self.seed if self.seed is not None else int(os.environ.get("PL_GLOBAL_SEED", 0))
 
     def reading(self, split: Split) -> Reading:
-        """The split, read once."""
+        """Return the split, read once."""
         if split not in self.readings:
             reading = self.read(split)
             if self.limit is not None:
-                kept = set(list(dict.fromkeys(s.dialogue for s in reading.samples))[: self.limit])
-                samples = [s for s in reading.samples if s.dialogue in kept]
+                dialogues = set(list(dict.fromkeys(s.dialogue for s in reading.samples))[: self.limit])
+                samples = [s for s in reading.samples if s.dialogue in dialogues]
                 reading.notes["left out by --data.limit"] = len(reading.samples) - len(samples)
                 reading.samples = samples
             if not reading.samples:
@@ -204,7 +207,7 @@ class EmotionData(LightningDataModule):
         return self.reading(split).samples
 
     def splits_of(self, stage: str) -> tuple[Split, ...]:
-        """What fit, validate, test or predict reads."""
+        """Return the splits that fit, validate, test or predict reads."""
         read: dict[str, tuple[Split, ...]] = {
             "fit": ("train", "dev"),
             "validate": ("dev",),
@@ -257,7 +260,7 @@ class EmotionData(LightningDataModule):
         return [samples[i] for i in sorted(chosen)]
 
     def to_predict(self) -> list[Sample]:
-        """The samples of ``zoo predict``."""
+        """Return the samples of ``zoo predict``."""
         return [sample for split in self.predict_splits for sample in self.samples(split)]
 
     def _loader(
@@ -291,7 +294,7 @@ class EmotionData(LightningDataModule):
 
     # ---- exact resume
     def _order(self) -> dict[str, Any]:
-        """What the order of training depends on."""
+        """Return what the order of training depends on."""
         return {
             "seed": self.run_seed,
             "batch_size": self.batch_size,
@@ -322,7 +325,7 @@ class EmotionData(LightningDataModule):
 
 
 def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
-    """The dataset returns whole batches; torch's default would rebuild their tuples as lists."""
+    """Return a batch unchanged: torch's default would rebuild its tuples as lists."""
     return batch
 
 

@@ -53,7 +53,7 @@ def find_clips(
         ValueError: two files of one name, e.g. ``a.mp4`` and ``a.avi``: which one is meant?
     """
     folder = next((root / name for name in folders if (root / name).is_dir()), None)
-    found: dict[str, Path] = {}
+    clips: dict[str, Path] = {}
     unlisted: dict[Path, str] = {}
     files = files_below(folder, unlisted) if folder is not None else []
     for inner, why in unlisted.items():
@@ -63,16 +63,16 @@ def find_clips(
             notes[f"the folder {name} {why}: its clips are missing"] = 1
     for path in files:
         if path.suffix.lower() in suffixes:
-            if path.stem in found:
+            if path.stem in clips:
                 raise ValueError(
-                    f"{folder} holds both {found[path.stem].relative_to(folder)} and {path.relative_to(folder)}; "
+                    f"{folder} holds both {clips[path.stem].relative_to(folder)} and {path.relative_to(folder)}; "
                     "expected one file per clip. Move one of them out of the folder"
                 )
-            found[path.stem] = path
-    return found
+            clips[path.stem] = path
+    return clips
 
 
-def checked_keys(column: pd.Series, path: Path) -> pd.Series:
+def strip_keys(column: pd.Series, path: Path) -> pd.Series:
     """The names of clips, stripped; ValueError naming the rows of empty ones."""
     keys = column.str.strip()
     if (empty := keys == "").any():
@@ -83,7 +83,7 @@ def checked_keys(column: pd.Series, path: Path) -> pd.Series:
     return keys
 
 
-def checked_labels(column: pd.Series, keys: pd.Series, words: Mapping[str, str], path: Path) -> pd.Series:
+def check_labels(column: pd.Series, keys: pd.Series, words: Mapping[str, str], path: Path) -> pd.Series:
     """Label words of the cells (in any case, padded or not); ValueError naming the rows of cells that are none.
 
     Args:
@@ -101,7 +101,7 @@ def checked_labels(column: pd.Series, keys: pd.Series, words: Mapping[str, str],
 
 
 def check_apart(keys: Iterable[str], others: Iterable[str], path: Path, other: Path) -> None:
-    """Raises ValueError naming what stands in two splits."""
+    """Raise ValueError naming what stands in two splits."""
     if both := sorted(set(keys) & set(others)):
         raise ValueError(
             f"{len(both)} names stand both in {path} and in {other}: {some(both)}; what is trained on cannot be "
@@ -109,7 +109,7 @@ def check_apart(keys: Iterable[str], others: Iterable[str], path: Path, other: P
         )
 
 
-def held_out(keys: Iterable[str], share: float, seed: int) -> set[str]:
+def draw_share(keys: Iterable[str], share: float, seed: int) -> set[str]:
     """A share of the keys, drawn from their sorted list: the same whatever the order of the file. At least one unless
     the share is 0."""
     ordered = sorted(keys)
@@ -117,25 +117,28 @@ def held_out(keys: Iterable[str], share: float, seed: int) -> set[str]:
     return {ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))[:n]}
 
 
-def checked_share(share: float) -> float:
+def check_share(share: float) -> float:
     if not 0 < share < 1:
         raise ValueError(f"dev_share is the share of training clips held out for validation, not {share}")
     return share
 
 
 def single(labels: Labels, split: str, key: str, text: str, label: str | None, clip: Path | None, **more) -> Sample:
-    """A clip that is a dialogue of its own; the file is its picture and, unless ``audio`` says otherwise, its sound."""
+    """Return a clip that is a dialogue of its own.
+
+    The file is its picture and, unless ``audio`` says otherwise, its sound.
+    """
     name = f"{labels.corpus}/{split}/{key}"
     return Sample(name, name, labels, Turn(key, "", text, label, video=clip, **({"audio": clip} | more)))
 
 
 def modalities(samples: Sequence[Sample]) -> dict[str, int]:
-    """How many of the samples lack their clip, their text, or both: they stay in the population."""
+    """Count the samples that lack their clip, their text, or both: they stay in the population."""
     return {what: len(names) for what, names in lacking(samples).items()}
 
 
 def lacking(samples: Sequence[Sample]) -> dict[str, list[str]]:
-    """The ids of the turns that lack their clip, their text, or both."""
+    """Return the ids of the turns that lack their clip, their text, or both."""
     turns = [s.target for s in samples]
     return {
         "clips missing": [t.id for t in turns if t.video is None],
@@ -145,6 +148,6 @@ def lacking(samples: Sequence[Sample]) -> dict[str, list[str]]:
 
 
 def clips_missing(samples: Sequence[Sample]) -> dict[str, list[str]]:
-    """The ids of turns without a clip, unless none has one: then no clips are there at all."""
+    """Return the ids of turns without a clip, unless none has one: then no clips are there at all."""
     missing = lacking(samples)["clips missing"]
     return {"clips missing": missing} if len(missing) < len(samples) else {}

@@ -146,7 +146,7 @@ class Conversations(EmotionData):
     def _talks(
         self, entry: dict[str, Any], split: Split, excluded: dict[str, str], noted: Counter[str]
     ) -> list[list[Sample]]:
-        """The samples of each conversation of a file."""
+        """Return the samples of each conversation of a file."""
         path = self.mixture.parent / entry["path"]
         if not path.is_file():
             raise FileNotFoundError(f"{path} does not exist, but {self.mixture} names it")
@@ -180,14 +180,14 @@ class Conversations(EmotionData):
     def _talk(self, row: Any, key: str, root: Path, split: Split, template: str) -> list[Sample]:
         if not isinstance(row, dict) or not isinstance(row.get("id"), str | int):
             raise _Malformed(f"no row with an id; {ADVICE}")
-        said = row.get("conversations")
-        if not isinstance(said, list) or len(said) < 2:
+        messages = row.get("conversations")
+        if not isinstance(messages, list) or len(messages) < 2:
             raise _Malformed(f"no conversation of two turns; {ADVICE}")
         files = {kind: self._files(row, kind, root) for kind in ("image", "video")}
         turns: list[Turn] = []
         samples: list[Sample] = []
         where = f"{self.labels.corpus}/{split}"
-        for number, turn in enumerate(said):
+        for number, turn in enumerate(messages):
             role = ROLES[number % 2]
             if not isinstance(turn, dict) or turn.get("role") != role or not isinstance(turn.get("content"), str):
                 raise _Malformed(f"turn {number} is {str(turn)[:60]!r}, expected the words of the {role}; {ADVICE}")
@@ -198,13 +198,13 @@ class Conversations(EmotionData):
                     raise _Malformed(f"turn {number} of the assistant {what}")
                 asked = turns.pop()
                 question = template.replace("{question}", asked.text)
-                own = replace(asked, text="")
+                bare = replace(asked, text="")
                 name = f"{where}/{key}_{number // 2}"
-                samples.append(Sample(name, f"{where}/{key}", self.labels, own, tuple(turns), question, content))
+                samples.append(Sample(name, f"{where}/{key}", self.labels, bare, tuple(turns), question, content))
                 turns += [asked, Turn(f"{key}_{number}", role, content)]
             else:
                 turns += self._asked(content, f"{key}_{number}", files)
-        if len(said) % 2:
+        if len(messages) % 2:
             raise _Malformed("the last turn is the user's; nobody answers it")
         left = {kind: len(paths) for kind, paths in files.items() if paths}
         if left:
@@ -212,7 +212,10 @@ class Conversations(EmotionData):
         return samples
 
     def _asked(self, content: str, id_: str, files: dict[str, list[Path]]) -> list[Turn]:
-        """A user's words as turns of at most one clip each: what follows a clip up to the next one belongs to it."""
+        """Split a user's words into turns of at most one clip each.
+
+        What follows a clip up to the next one belongs to it.
+        """
         places = list(PLACE.finditer(content))
         ends = [p.end() for p in places[:-1]] + [len(content)]
         turns = []

@@ -98,7 +98,7 @@ def _files(paths: Sequence[Path]) -> list[Path]:
 
 
 def _recognise(path: Path) -> tuple[str | None, tuple[str, ...]]:
-    """The one split a file is for (None: it names the split in every row) and the kinds it gives."""
+    """Return the one split a file is for (None: it names the split in every row) and the kinds it gives."""
     if path.name == SPEECH_NAME:
         return None, ("speech",)
     if path.name == STAGE_NAME:
@@ -111,7 +111,7 @@ def _recognise(path: Path) -> tuple[str | None, tuple[str, ...]]:
 
 
 def _read_json(path: Path, split: str, notes: Counter[str], encoding: str | Sequence[str]) -> pd.DataFrame:
-    """One object, as ``JSON_EXAMPLE``."""
+    """Read one object, as ``JSON_EXAMPLE``."""
     text, more = read_text(path, encoding)
     notes.update(more)
     try:  # pairs, not a dict: that would keep the last of two equal keys without a word
@@ -147,7 +147,7 @@ def _read_speech(path: Path, split: str, notes: Counter[str], encoding: str | Se
 
 
 def _read_stage(path: Path, split: str, notes: Counter[str], encoding: str | Sequence[str]) -> pd.DataFrame:
-    """Lines as ``STAGE_EXAMPLE``; scene may be null."""
+    """Read lines as ``STAGE_EXAMPLE``; scene may be null."""
     text, more = read_text(path, encoding)
     notes.update(more)
     rows, splits = {}, {}
@@ -167,8 +167,8 @@ def _read_stage(path: Path, split: str, notes: Counter[str], encoding: str | Seq
                 "Correct the line"
             ) from None
     _check_splits(pd.Series(splits, dtype=str), path)
-    own = {number: row for number, row in rows.items() if splits[number] == split}
-    return pd.DataFrame(list(own.values()), index=list(own), columns=["key", "stage", "scene"], dtype=str)
+    split_rows = {number: row for number, row in rows.items() if splits[number] == split}
+    return pd.DataFrame(list(split_rows.values()), index=list(split_rows), columns=["key", "stage", "scene"], dtype=str)
 
 
 def _check_splits(splits: pd.Series, path: Path) -> None:

@@ -10,11 +10,11 @@ import pandas as pd
 from zoo.data.base import EmotionData, Reading, Split
 from zoo.data.clips import (
     check_apart,
-    checked_labels,
-    checked_share,
+    check_labels,
+    check_share,
     clips_missing,
+    draw_share,
     find_clips,
-    held_out,
     modalities,
     single,
 )
@@ -68,7 +68,7 @@ class DFEW(EmotionData):
         super().__init__(**kwargs)
         if fold not in range(1, 6):
             raise ValueError(f"DFEW has the folds 1 to 5, got {fold}")
-        self.fold, self.dev_share, self.dev_seed = fold, checked_share(dev_share), whole_number("dev_seed", dev_seed)
+        self.fold, self.dev_share, self.dev_seed = fold, check_share(dev_share), whole_number("dev_seed", dev_seed)
         self.protocol = f"fold_{fold}_of_5"
 
     def read(self, split: Split) -> Reading:
@@ -81,10 +81,10 @@ class DFEW(EmotionData):
             check_apart(table["key"], more["key"], self._path(part), self._path(other))
             listed |= set(more["key"])
         if part == "train":
-            dev = held_out(table["key"], self.dev_share, self.dev_seed)
-            kept = table["key"].isin(dev) == (split == "dev")
-            notes["training clips held out for the other split (dev_share)"] = int((~kept).sum())
-            table = table[kept]
+            dev = draw_share(table["key"], self.dev_share, self.dev_seed)
+            in_split = table["key"].isin(dev) == (split == "dev")
+            notes["training clips held out for the other split (dev_share)"] = int((~in_split).sum())
+            table = table[in_split]
         names: dict[str, list[str]] = {}
         clips = self._clips(notes, listed, names)
         samples = [
@@ -104,7 +104,7 @@ class DFEW(EmotionData):
         return find_file(self.root, [LIST.format(part, self.fold)], "DFEW", ADVICE)
 
     def _table(self, path: Path, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
-        """key (number without zeros), label; and the rows that repeat an earlier one."""
+        """Return key (number without zeros) and label, and the rows that repeat an earlier one."""
         raw = read_table(path, ("video_name", "label"), encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         numbers = raw["video_name"].str.strip()
@@ -115,11 +115,11 @@ class DFEW(EmotionData):
             )
         keys = numbers.astype(int).astype(str)
         digits = {str(i): name for i, name in enumerate(self.labels.names, 1)}
-        table = pd.DataFrame({"key": keys, "label": checked_labels(raw["label"], keys, digits, path)})
+        table = pd.DataFrame({"key": keys, "label": check_labels(raw["label"], keys, digits, path)})
         return drop_repeats(table, path)
 
     def _clips(self, notes: Counter[str], used: set[str], listed: dict[str, list[str]]) -> dict[str, Path]:
-        """Number without zeros -> clip."""
+        """Map the number without zeros to the clip."""
         files = find_clips(self.root, FOLDERS, notes=notes)
         clips: dict[str, Path] = {}
         for name, path in files.items():

@@ -8,7 +8,7 @@ from typing import Literal
 import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split
-from zoo.data.clips import checked_keys, checked_labels, clips_missing, find_clips, modalities, single
+from zoo.data.clips import check_labels, clips_missing, find_clips, modalities, single, strip_keys
 from zoo.data.mer2024 import MER2024, SUBTITLES, label_table, load_subtitles
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table
 from zoo.schema import Labels
@@ -93,28 +93,28 @@ class EMER(EmotionData):
         return Reading(samples, OFFICIAL[self.version], excluded, dict(notes), clips_missing(samples))
 
     def _gt(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
-        """key, text, label, reason of gt-eng.csv."""
+        """Read key, text, label and reason of gt-eng.csv."""
         path = find_file(self.root, ["gt-eng.csv", "dataset-v1/gt-eng.csv"], "EMER", ADVICE)
         raw = read_table(path, ("names", "emotions", "subtitles", "reasons"), encoding=self.read_as)
         notes.update(raw.attrs["notes"])
-        keys = checked_keys(raw["names"], path)
+        keys = strip_keys(raw["names"], path)
         words = {name: name for name in self.labels.names}
         table = pd.DataFrame(
             {
                 "key": keys,
                 "text": raw["subtitles"].map(clean_text),
-                "label": checked_labels(raw["emotions"], keys, words, path),
+                "label": check_labels(raw["emotions"], keys, words, path),
                 "reason": raw["reasons"].map(clean_text),
             }
         )
         return drop_repeats(table, path)
 
     def _final(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
-        """key, text, label ("" if unknown), reason of final-EMER-reason.csv."""
+        """Read key, text, label ("" if unknown) and reason of final-EMER-reason.csv."""
         path = find_file(self.root, ["final-EMER-reason.csv", "dataset-v2/final-EMER-reason.csv"], "EMER", ADVICE)
         raw = read_table(path, ("name", "english"), encoding=self.read_as)
         notes.update(raw.attrs["notes"])
-        table = pd.DataFrame({"key": checked_keys(raw["name"], path), "reason": raw["english"].map(clean_text)})
+        table = pd.DataFrame({"key": strip_keys(raw["name"], path), "reason": raw["english"].map(clean_text)})
         table, excluded = drop_repeats(table, path)
         words: dict[str, str] = {}
         labels: dict[str, str] = {}

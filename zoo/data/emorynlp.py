@@ -11,17 +11,17 @@ from typing import ClassVar, Literal
 import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
-from zoo.data.clips import checked_labels, held_out
+from zoo.data.clips import check_labels, draw_share
 from zoo.data.descriptions import load_descriptions
 from zoo.data.meld import MELD
 from zoo.data.text import (
     clean_text,
+    count_repaired,
     drop_repeats,
     find_file,
     normalise,
     one_of,
     read_table,
-    repaired,
     some,
     whole_number,
     whole_numbers,
@@ -99,7 +99,7 @@ class EmoryNLP(EmotionData):
         self._lines_of_meld: set[str] | None = None
 
     def splits(self) -> tuple[Split, ...]:
-        """Without test where only the other files are there."""
+        """Return the splits, without test where only the other files are there."""
         test_is_missing = (
             self.split_source == "released"
             and self.root is not None
@@ -115,7 +115,7 @@ class EmoryNLP(EmotionData):
         table = self._table(path, notes)
         table, excluded = drop_repeats(table, path)
         if self._resplit and file == "train":
-            dev = table["scene"].isin(held_out(table["scene"].unique(), HELD_OUT, self.split_seed))
+            dev = table["scene"].isin(draw_share(table["scene"].unique(), HELD_OUT, self.split_seed))
             table = table[dev if split == "dev" else ~dev]
             excluded = {key: why for key, why in excluded.items() if key.split("_utt")[0] in set(table["scene"])}
 
@@ -133,9 +133,9 @@ class EmoryNLP(EmotionData):
         samples = []
         for scene, rows in table.groupby("scene", sort=False):
             turns = [Turn(r.key, r.speaker, r.text, r.label, descriptions.get(r.key, {})) for r in rows.itertuples()]
-            own = dialogue_samples(turns, where, f"{where}/{scene}", self.labels, self.last_only)
-            notes["not the last of their scene, context only"] += len(turns) - len(own)
-            samples += own
+            scene_samples = dialogue_samples(turns, where, f"{where}/{scene}", self.labels, self.last_only)
+            notes["not the last of their scene, context only"] += len(turns) - len(scene_samples)
+            samples += scene_samples
         official = None if self._resplit and file == "train" else OFFICIAL[file][self.last_only]
         return Reading(samples, official, excluded, dict(notes))
 
@@ -144,13 +144,13 @@ class EmoryNLP(EmotionData):
         return self.split_source == "dev_as_test"
 
     def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:
-        """key, scene, the four numbers, speaker, text, label: checked and cleaned, rows as in the file."""
+        """Read key, scene, the four numbers, speaker, text and label: checked and cleaned, rows as in the file."""
         raw = read_table(path, COLUMNS, encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         table = whole_numbers(raw, PLACE, path)
         table["scene"] = [f"s{s}e{e}_sc{c}" for s, e, c in table[PLACE[:3]].itertuples(index=False)]
         table["key"] = table["scene"] + "_utt" + table["Utterance_ID"].astype(str)
-        table["label"] = checked_labels(raw["Emotion"], table["key"], {n: n for n in self.labels.names}, path)
+        table["label"] = check_labels(raw["Emotion"], table["key"], {n: n for n in self.labels.names}, path)
         table["text"] = raw["Utterance"].map(clean_text)
         names = raw["Speaker"].map(_names)
         bad = raw["Speaker"][names.isna()]
@@ -161,7 +161,7 @@ class EmoryNLP(EmotionData):
             )
         table["speaker"] = names.map(" and ".join)
         notes["utterances of several speakers at once, in the file"] = int((names.map(len) > 1).sum())
-        notes["texts with encoding leftovers, repaired"] = repaired(raw["Utterance"], table["text"])
+        notes["texts with encoding leftovers, repaired"] = count_repaired(raw["Utterance"], table["text"])
         return table
 
     def _without_leaks(self, table: pd.DataFrame, notes: Counter[str]) -> pd.DataFrame:

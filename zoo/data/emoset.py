@@ -64,14 +64,14 @@ class EmoSet(EmotionData):
         return Reading(samples, None, excluded, dict(notes), unused | clips_missing(samples))
 
     def _rows(self, path: Path) -> tuple[dict[str, str], dict[str, str]]:
-        """Picture, relative to the root -> label; and the rows that repeat an earlier one."""
+        """Map each picture, relative to the root, to its label; and list the rows that repeat an earlier one."""
         try:
             rows = json.loads(read_text(path, self.read_as)[0])
         except json.JSONDecodeError as error:
             raise ValueError(f"{path} line {error.lineno}: {error.msg}; expected JSON. Download it again") from None
         if not isinstance(rows, list) or not rows:
             raise ValueError(f"{path} holds {type(rows).__name__}; expected a list of rows. Use the released file")
-        found: dict[str, str] = {}
+        labels: dict[str, str] = {}
         excluded: dict[str, str] = {}
         for number, row in enumerate(rows, 1):
             where = f"{path} row {number}"
@@ -91,7 +91,7 @@ class EmoSet(EmotionData):
                     f"{where}: the picture of {label!r} is {row[-2]!r}; expected image/{label}/FILE. Use the released "
                     "file and folders"
                 )
-            if picture.as_posix() in found:
+            if picture.as_posix() in labels:
                 excluded[f"{picture.stem} (row {number})"] = "repeats an earlier row"
-            found[picture.as_posix()] = label
-        return found, excluded
+            labels[picture.as_posix()] = label
+        return labels, excluded

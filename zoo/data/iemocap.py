@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import ClassVar, Literal
 
 from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
-from zoo.data.clips import SOUND, VIDEO, find_clips, held_out
+from zoo.data.clips import SOUND, VIDEO, draw_share, find_clips
 from zoo.data.descriptions import load_descriptions
 from zoo.data.text import clean_text, one_of, read_text, some
 from zoo.schema import Labels, Turn
@@ -218,14 +218,14 @@ class IEMOCAP(EmotionData):
     def read(self, split: Split) -> Reading:
         if self._tree is None:
             self._tree = _read_tree(self._root(), self.read_as)
-        own = self._split(split)
+        dialogues = self._split(split)
         notes: Counter[str] = Counter()
         for session in SESSIONS:
             if split == ("test" if session == self.test_session else "train"):
                 notes.update(self._tree.notes[session])
         excluded: dict[str, str] = {}
         turns = {}
-        for dialogue in own:
+        for dialogue in dialogues:
             excluded |= dialogue.faults
             notes.update(dialogue.notes)
             turns[dialogue.name] = self._labelled(dialogue, notes)
@@ -272,7 +272,7 @@ class IEMOCAP(EmotionData):
         others = [d for d in self._tree.dialogues if d.session != self.test_session]
         names = {d.name for d in others if d.turns}
         if self.dev_dialogues is None:
-            dev = held_out(names, DEV_SHARE, self.split_seed)
+            dev = draw_share(names, DEV_SHARE, self.split_seed)
         else:
             dev = set(read_text(self.dev_dialogues, self.read_as)[0].split())
             if unknown := sorted(dev - names):
@@ -283,7 +283,7 @@ class IEMOCAP(EmotionData):
         return [d for d in others if (d.name in dev) == (split == "dev")]
 
     def _labelled(self, dialogue: _Dialogue, notes: Counter[str]) -> list[Turn]:
-        """The dialogue's turns with label words and names of speakers."""
+        """Return the dialogue's turns with label words and names of speakers."""
         turns = []
         for turn in dialogue.turns:
             code = turn.label
@@ -314,7 +314,7 @@ class IEMOCAP(EmotionData):
 
 
 def _draw(n: int, *what: object) -> int:
-    """0..n-1 by these words alone: the same on every machine, whatever else was drawn."""
+    """Draw one of 0..n-1 by these words alone: the same on every machine, whatever else was drawn."""
     return int.from_bytes(hashlib.sha256(" ".join(map(str, what)).encode()).digest()[:8], "big") % n
 
 

@@ -19,7 +19,7 @@ from zoo.schema import Sample
 
 
 def find_leaks(a: Sequence[Sample], b: Sequence[Sample], min_words: int = 5) -> list[tuple[str, str]]:
-    """Pairs (id in a, id in b) that are equal after `normalise`; a sample is no leak of itself.
+    """Find pairs (id in a, id in b) that are equal after `normalise`; a sample is no leak of itself.
 
     Only those of a's utterances that have at least ``min_words`` words as written, i.e. between spaces.
     """
@@ -38,8 +38,10 @@ def find_leaks(a: Sequence[Sample], b: Sequence[Sample], min_words: int = 5) -> 
 def leak_report(
     datasets: Mapping[str, Sequence[Sample]], min_words: int = 5, pairs: Sequence[tuple[str, str]] | None = None
 ) -> pd.DataFrame:
-    """For each ordered pair of data sets (or the pairs given): how many of a's utterances of at least ``min_words``
-    words as written stand in b too."""
+    """Count, for each ordered pair of data sets, how many utterances of a stand in b too.
+
+    Of at least ``min_words`` words, as written; for the pairs given, or all.
+    """
     every = {name: {normalise(s.target.text) for s in samples} for name, samples in datasets.items()}
     long = {
         name: [normalise(s.target.text) for s in samples if len(s.target.text.split()) >= min_words]
@@ -61,7 +63,7 @@ def leak_report(
 
 
 def main(argv: list[str]) -> int:
-    """Prints the table for every pair of splits of the corpora given, and of every split with each other corpus."""
+    """Print the table for every pair of splits of the corpora given, and of every split with each other corpus."""
     parser = argparse.ArgumentParser("zoo prepare leaks", description="Utterances that two splits or corpora share.")
     parser.add_argument("--meld", type=Path, metavar="DIR", help="folder of MELD's CSVs")
     parser.add_argument("--emorynlp", type=Path, metavar="DIR", help="folder of EmoryNLP's CSVs")

@@ -12,9 +12,9 @@ from typing import ClassVar, Literal
 import pandas as pd
 
 from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
-from zoo.data.clips import SOUND, VIDEO, checked_labels, find_clips
+from zoo.data.clips import SOUND, VIDEO, check_labels, find_clips
 from zoo.data.descriptions import load_descriptions
-from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, repaired, whole_numbers
+from zoo.data.text import clean_text, count_repaired, drop_repeats, find_file, one_of, read_table, whole_numbers
 from zoo.schema import Labels, Turn
 
 ADVICE = (
@@ -138,7 +138,7 @@ class MELD(EmotionData):
         )
 
     def _table(self, path: Path, notes: Counter[str]) -> pd.DataFrame:
-        """key, dialogue, utterance, speaker, text, label: checked and cleaned, rows as in the file."""
+        """Read key, dialogue, utterance, speaker, text and label: checked and cleaned, rows as in the file."""
         raw = read_table(path, COLUMNS, encoding=self.read_as)
         notes.update(raw.attrs["notes"])
         ids = whole_numbers(raw, ("Dialogue_ID", "Utterance_ID"), path)
@@ -151,9 +151,9 @@ class MELD(EmotionData):
             }
         )
         table["key"] = [f"dia{d}_utt{u}" for d, u in zip(table["dialogue"], table["utterance"], strict=True)]
-        table["label"] = checked_labels(raw["Emotion"], table["key"], {n: n for n in self.labels.names}, path)
+        table["label"] = check_labels(raw["Emotion"], table["key"], {n: n for n in self.labels.names}, path)
         notes["labels written in another case or padded"] = int((table["label"] != raw["Emotion"]).sum())
-        notes["texts with encoding leftovers, repaired"] = repaired(raw["Utterance"], table["text"])
+        notes["texts with encoding leftovers, repaired"] = count_repaired(raw["Utterance"], table["text"])
         order = list(zip(table["dialogue"], table["utterance"], strict=True))
         notes["rows out of order"] = sum(after < before for before, after in pairwise(order))
         return table
@@ -161,7 +161,7 @@ class MELD(EmotionData):
     def _clips(
         self, split: Split, notes: Counter[str], listed: dict[str, list[str]]
     ) -> tuple[dict[str, Path] | None, dict[str, Path] | None]:
-        """key -> clip, and key -> extracted sound; None without a folder of such files."""
+        """Map key to clip, and key to extracted sound; None without a folder of such files."""
         homes = [f"{parent}{CLIPS[split]}" for parent in ("", f"{split}/")]
         names = [name.format(clips=CLIPS[split], split=split) for name in SOUNDS]
         beside = [f"{parent}{name}" for parent in ("", f"{split}/") for name in names]

@@ -12,14 +12,14 @@ import pandas as pd
 from zoo.data.base import EmotionData, Reading, Split
 from zoo.data.clips import (
     check_apart,
-    checked_keys,
-    checked_labels,
-    checked_share,
+    check_labels,
+    check_share,
     clips_missing,
+    draw_share,
     find_clips,
-    held_out,
     modalities,
     single,
+    strip_keys,
 )
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, whole_number
 from zoo.schema import Labels
@@ -90,7 +90,7 @@ class MER2024(EmotionData):
         super().__init__(**kwargs)
         one_of("track", track, ("semi", "noise", "unlabeled"))
         self.track, self.subtitles, self.subtitle_column = track, subtitles, subtitle_column
-        self.dev_share, self.dev_seed = checked_share(dev_share), whole_number("dev_seed", dev_seed)
+        self.dev_share, self.dev_seed = check_share(dev_share), whole_number("dev_seed", dev_seed)
         self.protocol = f"mer2024_{track}"
 
     def read(self, split: Split) -> Reading:
@@ -111,10 +111,10 @@ class MER2024(EmotionData):
             for what, members in unused.items():
                 notes[what] = len(members)
         if part == "train":
-            dev = held_out(table["key"], self.dev_share, self.dev_seed)
-            kept = table["key"].isin(dev) == (split == "dev")
-            notes["training clips held out for the other split (dev_share)"] = int((~kept).sum())
-            table = table[kept]
+            dev = draw_share(table["key"], self.dev_share, self.dev_seed)
+            in_split = table["key"].isin(dev) == (split == "dev")
+            notes["training clips held out for the other split (dev_share)"] = int((~in_split).sum())
+            table = table[in_split]
         words = self._words(notes)
         samples = [
             single(self.labels, split, row.key, words.get(row.key, ""), row.label, clips.get(row.key))
@@ -124,7 +124,7 @@ class MER2024(EmotionData):
         return Reading(samples, self.official.get(part), excluded, dict(notes), unused | clips_missing(samples))
 
     def _pool(self, split: Split) -> Reading:
-        """Every clip of the folder, without a label."""
+        """Return every clip of the folder, without a label."""
         notes: Counter[str] = Counter()
         clips = find_clips(self.root, FOLDERS["unlabeled"], notes=notes) if self.root is not None else {}
         if not clips:
@@ -148,12 +148,12 @@ class MER2024(EmotionData):
 def label_table(
     path: Path, labels: Labels, notes: Counter[str], encoding: str | Sequence[str] = ()
 ) -> tuple[pd.DataFrame, dict[str, str]]:
-    """key, label of a table with the columns name and discrete; and the rows that repeat an earlier one."""
+    """Read key and label of a table with the columns name and discrete, and the rows that repeat an earlier one."""
     raw = read_table(path, ("name", "discrete"), encoding=encoding)
     notes.update(raw.attrs["notes"])
-    keys = checked_keys(raw["name"], path)
+    keys = strip_keys(raw["name"], path)
     words = {name: name for name in labels.names}
-    table = pd.DataFrame({"key": keys, "label": checked_labels(raw["discrete"], keys, words, path)})
+    table = pd.DataFrame({"key": keys, "label": check_labels(raw["discrete"], keys, words, path)})
     notes["labels written in another case or padded"] = int((table["label"] != raw["discrete"]).sum())
     return drop_repeats(table, path)
 
@@ -166,7 +166,7 @@ def load_subtitles(
     for path in map(Path, paths):
         raw = read_table(path, ("name", column), encoding=encoding)
         notes.update(raw.attrs["notes"])
-        table = pd.DataFrame({"key": checked_keys(raw["name"], path), "text": raw[column].map(clean_text)})
+        table = pd.DataFrame({"key": strip_keys(raw["name"], path), "text": raw[column].map(clean_text)})
         table, repeats = drop_repeats(table, path)
         notes[f"{path.name}: rows repeated, left out"] += len(repeats)
         for row in table.itertuples():

@@ -130,15 +130,15 @@ class MOSEI(EmotionData):
         return Reading(samples, None, excluded, dict(notes), clips_missing(samples))
 
     def _single(self, table: pd.DataFrame, notes: Counter[str]) -> dict[int, str | None]:
-        """Row -> its one emotion."""
+        """Return the one emotion of every row."""
         values = table[list(EMOTIONS)].to_numpy(dtype=float)
-        given = ~np.isnan(values).any(1)
+        labelled = ~np.isnan(values).any(1)
         values = np.where(values > self.intensity_threshold, values, 0.0)
         there, most = (values > 0).sum(1), values.max(1, initial=0.0)
         ties = (values == most[:, None]).sum(1) > 1
         words: list[str | None] = [self.labels.names[i] for i in values.argmax(1)]
         for i in range(len(words)):
-            if not given[i]:
+            if not labelled[i]:
                 notes["clips without a label, context only"] += 1
                 words[i] = None
             elif there[i] == 0:
@@ -229,7 +229,7 @@ class MOSEI(EmotionData):
         return pd.DataFrame(rows, columns=["key", "video", "clip", "text", *EMOTIONS, "split"]), excluded
 
     def _transcripts(self, folds: dict[str, str], notes: Counter[str]) -> dict[str, Lines]:
-        """Of the videos in the folds."""
+        """Read the transcripts of the videos in the folds."""
         places = [self.root / place / "Transcript/Segmented/Combined" for place in ("", "Raw")]
         folder = next((place for place in places if place.is_dir()), None)
         if folder is None:
@@ -264,7 +264,7 @@ class MOSEI(EmotionData):
         return found
 
     def _standard_folds(self) -> dict[str, str]:
-        """video -> split, from the lists of the SDK's file; it is parsed, never run."""
+        """Return the split of every video, from the lists of the SDK's file, which is parsed, never run."""
         path = find_file(self.root, [FOLDS, f"Raw/{FOLDS}"], "CMU-MOSEI", ADVICE)
         lists: dict[str, list[str]] = {}
         try:
@@ -298,7 +298,7 @@ class MOSEI(EmotionData):
         return table.dropna(subset="split")
 
     def _clips(self, notes: Counter[str]) -> dict[str, Path]:
-        """VIDEO_CLIP -> file."""
+        """Map VIDEO_CLIP to its file."""
         for folder in CLIPS:
             if (self.root / folder).is_dir():
                 return find_clips(self.root, [folder], notes=notes)
@@ -310,7 +310,7 @@ class MOSEI(EmotionData):
 
 
 def _read_csd(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """(video, intervals (N, 2), six intensities (N, 6)) of every video."""
+    """Read (video, intervals (N, 2), six intensities (N, 6)) of every video."""
     try:
         with h5py.File(path, "r") as file:
             data = file["All Labels"]["data"]

@@ -70,7 +70,7 @@ class Synthetic(EmotionData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        given = {
+        options = {
             "corpus_seed": corpus_seed,
             "train_dialogues": train_dialogues,
             "dev_dialogues": dev_dialogues,
@@ -78,14 +78,14 @@ class Synthetic(EmotionData):
             "descriptions": descriptions,
             "domain": domain,
         }
-        given = {name: value for name, value in given.items() if value is not None}
-        for name, value in given.items():
+        options = {name: value for name, value in options.items() if value is not None}
+        for name, value in options.items():
             least = 0 if name == "corpus_seed" else 1
             if isinstance(value, int) and value < least:
                 raise ValueError(f"{name} must be at least {least}, got {value}")
         if self.root is None:
-            self.corpus_seed: int = given.get("corpus_seed", 0)
-            self.sizes: dict[Split, int] = {s: given.get(f"{s}_dialogues", n) for s, n in SIZES.items()}
+            self.corpus_seed: int = options.get("corpus_seed", 0)
+            self.sizes: dict[Split, int] = {s: options.get(f"{s}_dialogues", n) for s, n in SIZES.items()}
             self.settings = Settings(descriptions=descriptions or "clean", domain=domain or "studio")  # checks them
             return
         self.record = read_record(self.root)
@@ -97,7 +97,7 @@ class Synthetic(EmotionData):
             "descriptions": self.settings.descriptions,
             "domain": self.settings.domain,
         }
-        differs = [f"{name} {written[name]}, not {value}" for name, value in given.items() if value != written[name]]
+        differs = [f"{name} {written[name]}, not {value}" for name, value in options.items() if value != written[name]]
         if differs:
             raise ValueError(
                 f"the corpus in {self.root} has {'; '.join(differs)}; leave the option out, or write "
@@ -105,24 +105,24 @@ class Synthetic(EmotionData):
             )
 
     def dialogues(self, split: Split) -> list[Dialogue]:
-        """The split as written, hidden truth and all; generated anew at each call, about 0.3 s per 1000 utterances."""
+        """Generate the split as written, hidden truth and all: anew at each call, about 0.3 s per 1000 utterances."""
         return split_dialogues(self.corpus_seed, split, self.sizes[split], self.settings)
 
     def reachable(self, split: Split, reads: Sequence[str]) -> dict[str, str]:
-        """The most probable label of every utterance, exact. ``turns`` adds the same parts of the turns before."""
-        given = [part for part in reads if part != "turns"]
-        found = {}
+        """Return the most probable label of every utterance, exact; ``turns`` adds the turns before it."""
+        parts = [part for part in reads if part != "turns"]
+        answers = {}
         for dialogue in self.dialogues(split):
-            own = (
-                with_history(dialogue, given)
+            posteriors = (
+                with_history(dialogue, parts)
                 if "turns" in reads
-                else [posterior(u, given) for u in dialogue.utterances]
+                else [posterior(u, parts) for u in dialogue.utterances]
             )
-            found |= {
+            answers |= {
                 f"{self.labels.corpus}/{split}/{u.id}": LABELS[int(np.argmax(p))]
-                for u, p in zip(dialogue.utterances, own, strict=True)
+                for u, p in zip(dialogue.utterances, posteriors, strict=True)
             }
-        return found
+        return answers
 
     def read(self, split: Split) -> Reading:
         if self.root is not None:

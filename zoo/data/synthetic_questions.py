@@ -25,7 +25,7 @@ EXPLAIN = "Explain which emotion is expressed, and what shows it."
 
 
 def _choices() -> dict[str, tuple[str, ...]]:
-    """Kind of question -> its choices, the same in every scene."""
+    """Return the choices of each kind of question, the same in every scene."""
     place = generate(0, 1)[0].place
     return {kind: tuple(q["choices"]) for kind, q in zip(KINDS, scene_questions(place), strict=True)}
 

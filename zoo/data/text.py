@@ -27,9 +27,9 @@ _MOJIBAKE = re.compile(f"[ÂÃ]{_NEXT}|â{_NEXT}{{2}}|ð{_NEXT}{{3}}")
 
 
 def clean_text(raw: str) -> str:
-    """One line of plain text: encoding leftovers repaired, whitespace collapsed; proper curly quotes stay as they are.
+    r"""Return one line of plain text: encoding leftovers repaired, whitespace collapsed, proper quotes kept.
 
-    >>> clean_text("I didn\\x92t\\xa0know \\r\\n itâ€™s")
+    >>> clean_text("I didn\x92t\xa0know \r\n itâ€™s")
     "I didn't know it’s"
     """
     text = _MOJIBAKE.sub(_decoded_again, raw)
@@ -38,7 +38,7 @@ def clean_text(raw: str) -> str:
 
 
 def normalise(text: str) -> str:
-    """Lower case, apostrophes removed, other punctuation as space: what is equal here was said word for word.
+    """Return a text in lower case, apostrophes removed, other punctuation as space, to compare what is said.
 
     >>> normalise("No -- I DON’T!")
     'no i dont'
@@ -54,19 +54,19 @@ def _decoded_again(match: re.Match[str]) -> str:
 
 
 def some(items: Iterable[object], most: int = 5) -> str:
-    """The first few items for an error message, and how many more there are."""
+    """Join the first few items for an error message, and say how many more there are."""
     items = [str(item) for item in items]
     return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
 
 
 def one_of(option: str, value: object, allowed: Sequence[object]) -> None:
-    """Refuses a value that the option does not have (the command line does so too; this is for Python)."""
+    """Refuse a value that the option does not have (the command line does so too; this is for Python)."""
     if value not in allowed:
         raise ValueError(f"{option} is {' or '.join(map(str, allowed))}, got {value!r}")
 
 
 def whole_number(option: str, value: object, least: int = 0) -> int:
-    """The value, if it is a whole number of at least ``least``; else ValueError naming the option."""
+    """Return the value, if it is a whole number of at least ``least``; else ValueError naming the option."""
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < least:
         raise ValueError(f"{option} is a whole number of at least {least}, got {value!r}")
     return int(value)
@@ -118,8 +118,8 @@ _HAN = re.compile("[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0003ffff
 FREQUENT_SHARE = 0.2  # of the Han characters; of EUC-KR, Big5, Shift-JIS or KOI8-R read as Chinese, below 0.1
 
 
-def checked_encoding(option: str, name: str | None) -> str | None:
-    """The name of a text encoding; ValueError for one that Python does not have."""
+def check_encoding(option: str, name: str | None) -> str | None:
+    """Return the name of a text encoding; ValueError for one that Python does not have."""
     if name is None:
         return None
     try:
@@ -173,7 +173,7 @@ def read_text(
 
 
 def _plausible(data: bytes, encoding: str) -> str | None:
-    """The text in an encoding; None if it does not decode, or into what nobody would write."""
+    """Return the text in an encoding; None if it does not decode, or into what nobody would write."""
     if encoding in ("cp1252", WINDOWS):
         left = _UTF8.sub(b"'", data)
         left = _WESTERN.sub(b"e", left) if encoding == "cp1252" else left
@@ -269,8 +269,8 @@ def whole_numbers(table: pd.DataFrame, columns: Sequence[str], path: Path) -> pd
     return table[list(columns)].astype(int)
 
 
-def repaired(raw: Iterable[str], cleaned: Iterable[str]) -> int:
-    """How many texts `clean_text` changed in more than their spaces."""
+def count_repaired(raw: Iterable[str], cleaned: Iterable[str]) -> int:
+    """Count the texts that `clean_text` changed in more than their spaces."""
     return sum(a.split() != b.split() for a, b in zip(raw, cleaned, strict=True))
 
 

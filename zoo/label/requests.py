@@ -13,7 +13,7 @@ from typing import Any
 import pandas as pd
 
 from zoo.data.clips import SOUND, VIDEO, files_below, find_clips
-from zoo.data.text import checked_encoding, clean_text, read_table, some, whole_numbers
+from zoo.data.text import check_encoding, clean_text, read_table, some, whole_numbers
 from zoo.schema import Labels, Sample, Turn
 
 STILL = (".jpg", ".jpeg", ".png")
@@ -122,7 +122,7 @@ def _clean(text: str, name: str) -> str:
 
 
 def _parse_descriptions(pairs: Sequence[str]) -> dict[str, str]:
-    """``["audio=a calm voice"]`` -> ``{"audio": "a calm voice"}``"""
+    """Parse descriptions: ``["audio=a calm voice"]`` -> ``{"audio": "a calm voice"}``."""
     descriptions: dict[str, str] = {}
     for pair in pairs:
         kind, _, text = pair.partition("=")
@@ -312,7 +312,7 @@ def _open_table(path: Path, clips: Path | None, encoding: str | None) -> tuple[p
     """Read a table and rename its columns by their content; say which are not read."""
     if not path.is_file():
         raise FileNotFoundError(f"no table {path}; expected a CSV file with columns like {TABLE}")
-    table = read_table(path, (), encoding=checked_encoding("--encoding", encoding) or (), option="--encoding")
+    table = read_table(path, (), encoding=check_encoding("--encoding", encoding) or (), option="--encoding")
     for note in table.attrs["notes"]:
         print(note, file=sys.stderr)
     columns = TableColumns.match(list(table.columns), path)

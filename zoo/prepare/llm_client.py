@@ -299,7 +299,7 @@ def encode_jpeg(frame: np.ndarray) -> bytes:
 
 
 def encode_wav(sound: np.ndarray) -> bytes:
-    """float32 (N,) in [-1, 1] at `RATE` Hz -> 16-bit mono WAV."""
+    """Encode float32 (N,) in [-1, 1] at `RATE` Hz as a 16-bit mono WAV."""
     out = io.BytesIO()
     with wave.open(out, "wb") as file:
         file.setnchannels(1)

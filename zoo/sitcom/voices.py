@@ -213,7 +213,7 @@ def loudness(waveform: np.ndarray, frames: int) -> np.ndarray:
 
 # ---- who speaks, and the dice
 def _random(*key: str | int) -> np.random.Generator:
-    """Dice of their own for each use of a seed, so that no draw depends on how many came before."""
+    """Return a generator of its own for each use of a seed, so that no draw depends on how many came before."""
     digest = hashlib.blake2b("|".join(map(str, key)).encode(), digest_size=8).digest()
     return np.random.default_rng(int.from_bytes(digest, "big"))
 
@@ -278,7 +278,10 @@ def _harmonics(f0: np.ndarray) -> np.ndarray:
 
 
 def _formants(frames: np.ndarray, onsets: np.ndarray, periods: np.ndarray, tract: float, seed: str | int) -> np.ndarray:
-    """Response of the vocal tract at the times `frames`, (T, FFT // 2 + 1), complex: a random vowel per syllable."""
+    """Return the response of the vocal tract at the times `frames`, (T, FFT // 2 + 1), complex.
+
+    Every syllable has a random vowel.
+    """
     dice = _random(seed, "vowels")
     vowels = VOWELS[dice.integers(len(VOWELS), size=len(onsets))] * np.exp(
         0.04 * dice.standard_normal((len(onsets), 3))
@@ -296,7 +299,10 @@ def _formants(frames: np.ndarray, onsets: np.ndarray, periods: np.ndarray, tract
 
 
 def _bursts(frames: np.ndarray, onsets: np.ndarray, periods: np.ndarray, tract: float, seed: str | int) -> np.ndarray:
-    """Gain of the consonants at the times `frames`, (T, FFT // 2 + 1): none, a short or a long burst per syllable."""
+    """Return the gain of the consonants at the times `frames`, (T, FFT // 2 + 1).
+
+    A syllable has none, a short or a long burst.
+    """
     dice = _random(seed, "consonants")
     kind, place, strength = dice.random((3, len(onsets)))
     length = np.where(kind < 0.5, 0.016, np.minimum(0.035, 0.12 * periods))  # s, half width
@@ -308,7 +314,7 @@ def _bursts(frames: np.ndarray, onsets: np.ndarray, periods: np.ndarray, tract: 
 
 
 def _filter(signal: np.ndarray, response: np.ndarray) -> np.ndarray:
-    """Signal (N,) through a filter that changes every HOP samples, `response` (T, FFT // 2 + 1); (N,)."""
+    """Filter a signal (N,) by ``response`` (T, FFT // 2 + 1), which changes every HOP samples; (N,)."""
     frames = len(response)
     padded = np.zeros((frames + 1) * HOP)
     padded[HOP : HOP + signal.size] = signal
@@ -327,7 +333,7 @@ def _studio(clean: np.ndarray, seed: str | int) -> np.ndarray:
 
 
 def _wild(clean: np.ndarray, seed: str | int) -> np.ndarray:
-    """A room with up to .3 s of echo, a microphone for about 250-3800 Hz, and a background that is not the speaker."""
+    """Add a room with up to .3 s of echo, a microphone for about 250-3800 Hz, and a background of others."""
     dice = _random(seed, "wild")
     echo = int(dice.uniform(0.15, 0.3) * RATE)
     room = dice.standard_normal(echo) * 10 ** (-3 * np.arange(echo) / echo)  # -60 dB at its end
@@ -345,7 +351,7 @@ def _wild(clean: np.ndarray, seed: str | int) -> np.ndarray:
 
 @lru_cache(maxsize=3)
 def _background(kind: Literal["babble", "hum", "traffic"]) -> np.ndarray:
-    """Six seconds of noise with deviation 1; callers must not write into it."""
+    """Return six seconds of noise with deviation 1; callers must not write into it."""
     size = 6 * RATE
     dice = _random("background", kind)
     white = dice.standard_normal(size)

@@ -109,7 +109,7 @@ class DlibFaces:
         self.upsample, self.adjust_threshold, self.max_side = upsample, adjust_threshold, max_side
 
     def detect(self, frame: Tensor) -> list[Box]:
-        """uint8 (3, H, W) -> boxes, in the order of dlib (surest first)."""
+        """Find the faces of a frame, uint8 (3, H, W): boxes in the order of dlib (surest first)."""
         height, width = frame.shape[1:]
         shrink = max(1.0, max(height, width) / self.max_side)
         small = frame
