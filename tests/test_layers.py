@@ -202,7 +202,7 @@ FOREIGN = {
 
 def test_no_addresses_no_secrets():
     files = dict(text_files())
-    assert {"pyproject.toml", "constraints.txt", "Makefile", "zoo/metrics.py", ".ci/run"} <= files.keys()
+    assert {"pyproject.toml", "constraints.txt", "Makefile", "zoo/metrics/scores.py", ".ci/run"} <= files.keys()
     del files["tests/test_layers.py"]  # holds the patterns
     found = [
         f"{name}:{text[: match.start()].count(chr(10)) + 1} {what}: {match[0]}"

@@ -248,7 +248,7 @@ def config_of(folder: Path, name: str, **options: object) -> Path:
 def test_convert_reads_farcers_own_files(tmp_path):
     options = {"llm": "tiny-llama", "vision": "tiny-vit-sitcom", "template": "plain", "shots": 0, "train_shots": 0}
     config = config_of(tmp_path, "farcer.FARCER", **options)
-    module = checkpoints.loading.made(config)
+    module = checkpoints.loading.build_module(config)
     module.configure_model()
     farcer.write(module, tmp_path / "best.pth.tar", "pruned")
     args = ("checkpoints", "convert", "farcer", "--from", tmp_path / "best.pth.tar", "--out", tmp_path / "ours")
@@ -268,7 +268,7 @@ def test_convert_reads_farcers_own_files(tmp_path):
 def test_convert_reads_emotion_qwens_archive(entry, tmp_path):
     options = {"llm": "tiny-llama", "vision": "shape:tiny-patch-vision", "template": "plain", "start_from": "earlier"}
     config = config_of(tmp_path, "emotion_qwen.EmotionQwen", **options)
-    made = checkpoints.loading.made(config)
+    made = checkpoints.loading.build_module(config)
     made.restored = True
     made.configure_model()
     torch.manual_seed(1)
