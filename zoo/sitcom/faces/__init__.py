@@ -42,6 +42,7 @@ def clip(
     frames: int,
     domain: Domain,
     loudness: np.ndarray | None = None,
+    only: int | None = None,
 ) -> np.ndarray:
     """Draw a clip; the same arguments give the same pixels.
 
@@ -56,37 +57,11 @@ def clip(
         frames: number T of frames at `FPS` per second, at least 1.
         domain: ``studio`` or ``wild``.
         loudness: how loud the voice is during each frame, (T,), 0..1; it moves the lips.
+        only: draw this frame alone (T is 1 then); it is the same as in the whole clip.
 
     Returns:
         (T, SIZE, SIZE, 3) uint8, RGB.
     """
-    return _draw(values, speaker, scene, seed, frames, domain, loudness, None)
-
-
-def frame(
-    values: Sequence[float],
-    speaker: str,
-    scene: Scene,
-    seed: str | int,
-    frames: int,
-    domain: Domain,
-    loudness: np.ndarray | None = None,
-) -> np.ndarray:
-    """Draw the middle frame alone, equal to ``clip(...)[frames // 2]``, (SIZE, SIZE, 3) uint8; it shows ``values``."""
-    return _draw(values, speaker, scene, seed, frames, domain, loudness, frames // 2)[0]
-
-
-def _draw(
-    values: Sequence[float],
-    speaker: str,
-    scene: Scene,
-    seed: str | int,
-    frames: int,
-    domain: Domain,
-    loudness: np.ndarray | None,
-    only: int | None,
-) -> np.ndarray:
-    """Draw all frames of a clip, or the frame ``only``; (T, SIZE, SIZE, 3) uint8."""
     values = np.asarray(values, dtype=np.float64)
     if values.shape != (len(EXPRESSION.names),) or not np.isfinite(values).all():
         raise ValueError(f"values must be {len(EXPRESSION.names)} finite numbers {EXPRESSION.names}, got {values}")
@@ -123,3 +98,16 @@ def _draw(
             canvas[:, i] += noise[start : start + SIZE]
     np.clip(canvas, 0, 255, out=canvas)
     return np.ascontiguousarray(canvas.astype(np.uint8).transpose(1, 2, 3, 0))
+
+
+def frame(
+    values: Sequence[float],
+    speaker: str,
+    scene: Scene,
+    seed: str | int,
+    frames: int,
+    domain: Domain,
+    loudness: np.ndarray | None = None,
+) -> np.ndarray:
+    """Draw the middle frame alone, equal to ``clip(...)[frames // 2]``, (SIZE, SIZE, 3) uint8; it shows ``values``."""
+    return clip(values, speaker, scene, seed, frames, domain, loudness, only=frames // 2)[0]

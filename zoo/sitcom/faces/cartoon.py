@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from zoo.sitcom.faces.expression import Motion, Pose
-from zoo.sitcom.faces.painting import Area, coverage, mix, stroke
+from zoo.sitcom.faces.painting import Area, coverage, mix, mouth_line, stroke
 from zoo.sitcom.faces.people import INK, WILD_SKINS, Looks
 
 
@@ -63,14 +63,11 @@ def paint_cartoon(canvas: np.ndarray, motion: Motion, pose: Pose, person: Looks,
     # mouth: an ink line around a dark hole
     area = Area(canvas, motion, (-20, 20, 9, 35))
     u, v = area.u, area.v
-    half = 10.8 + 4.4 * pose.mouth_width
-    s = np.clip(np.abs(u) / half, 0, 1)
-    q = np.sqrt(1 - s * s)
-    bend = 0.8 + 7.4 * pose.mouth_curve  # mouths at rest look sad when they are straight
-    middle = 19.6 + bend * (0.38 - s * s)
+    mouth = mouth_line(pose, u)
+    half, q, middle = mouth.half, mouth.q, mouth.middle
     raised = 1.5 * pose.wrinkle * q
     top, low = middle - 0.25 * pose.gap * q - raised, middle + 0.75 * pose.gap * q - 0.3 * raised
-    slope = np.sqrt(1 + (2 * bend * s / half) ** 2)
+    slope = mouth.slope
     pressed = 1 / (1 + np.exp(-2.0 * (pose.mouth_open + 0.75)))
     edge = 0.45 + 1.25 * pressed  # a pressed mouth is a thin line
     ends = coverage(np.abs(u) - half - 0.8)

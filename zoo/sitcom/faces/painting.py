@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
-from zoo.sitcom.faces.expression import SIZE, Motion
+from zoo.sitcom.faces.expression import SIZE, Motion, Pose
 
 _MARGIN = 1.5  # px around an area for the width of soft edges
 
@@ -59,3 +60,30 @@ class Area:
         """Lay a colour over the pixels; ``cover`` (T, H, W) is its opacity, 0..1."""
         for plane, value in zip(self.pixels, colour, strict=True):
             plane += cover * (np.float32(value) - plane)
+
+
+class MouthLine(NamedTuple):
+    """The line between the lips, for every pixel of an area; arrays that broadcast to (T, H, W).
+
+    Attributes:
+        half: half width of the mouth, px.
+        q: 1 in the middle of the mouth, 0 at its corners.
+        bend: how far the corners are lifted, px.
+        middle: where the line lies, v in px.
+        slope: length of the line per pixel of width.
+    """
+
+    half: np.ndarray
+    q: np.ndarray
+    bend: np.ndarray
+    middle: np.ndarray
+    slope: np.ndarray
+
+
+def mouth_line(pose: Pose, u: np.ndarray) -> MouthLine:
+    """Compute the line between the lips at the head coordinates u."""
+    half = 10.8 + 4.4 * pose.mouth_width
+    s = np.clip(np.abs(u) / half, 0, 1)
+    bend = 0.8 + 7.4 * pose.mouth_curve  # mouths at rest look sad when they are straight
+    slope = np.sqrt(1 + (2 * bend * s / half) ** 2)
+    return MouthLine(half, np.sqrt(1 - s * s), bend, 19.6 + bend * (0.38 - s * s), slope)
