@@ -18,7 +18,8 @@ from tests.data.miniature_iemocap import (
 )
 from tests.runs_helper import fit, make_llm, metrics, rows, zoo
 from zoo.data.base import EmotionData
-from zoo.data.iemocap import CLASSES, DIALOGUES, HAPPY_IN_THE_PAPERS, IEMOCAP, NAME, OFFICIAL
+from zoo.data.iemocap import CLASSES, HAPPY_IN_THE_PAPERS, IEMOCAP, OFFICIAL
+from zoo.data.iemocap_files import DIALOGUES, NAME
 from zoo.media import read_frames, read_waveform
 
 FIRST = "Ses05F_impro01"
