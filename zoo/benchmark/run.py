@@ -1,4 +1,4 @@
-"""Runs the rows of a benchmark: every (row, seed) is a job with a folder of its own, whose done parts stay done.
+"""Running the rows of a benchmark: every (row, seed) is a job with a folder of its own, whose done parts stay done.
 
     OUT/runs/NAME/seed-S/
       spec.json              what the job is; a folder of another job is refused
@@ -305,7 +305,7 @@ def _complaint(log: Path, start: int) -> str:
 
 
 def source() -> str:
-    """A mark of the zoo's own code, which must stay as it is while a benchmark runs."""
+    """Return a digest of the zoo's own code, which must stay as it is while a benchmark runs."""
     files = sorted(PACKAGE.rglob("*.py"))
     return hashlib.sha256(repr([(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files]).encode()).hexdigest()
 
@@ -333,17 +333,17 @@ def _zoo(verb: str, args: list[str], note: str, before: dict, threads: int) -> N
     import torch
 
     torch.set_num_threads(threads)
-    started, told = time.perf_counter(), before.get("seconds", 0.0)
+    started, earlier_seconds = time.perf_counter(), before.get("seconds", 0.0)
 
     def write() -> None:
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform != "darwin" else 1024)
-        own = {
-            "seconds": told + time.perf_counter() - started,
+        cost = {
+            "seconds": earlier_seconds + time.perf_counter() - started,
             "interrupted": before.get("interrupted", 0),
             "peak_mib": max(before.get("peak_mib", 0.0), peak / 1024),
         }
         part = f"{note}.part"
-        Path(part).write_text(json.dumps(own))
+        Path(part).write_text(json.dumps(cost))
         os.replace(part, note)
 
     stop = threading.Event()
@@ -387,7 +387,7 @@ class Outcome:
 
 
 def run(todo: list[Job], parallel: int, threads: int, say: Callable[[str], None] = print) -> Outcome:
-    """Does all jobs, as many at a time as said. A failed or interrupted job stops no other.
+    """Do all jobs, several at a time. A failed or interrupted job stops no other.
 
     A signal is passed on to the commands that run, which save what they have done; the same signal again kills them.
 

@@ -44,7 +44,7 @@ def load_descriptions(
         key -> {kind: text} and the counted facts. A missing or empty description has no entry.
     """
     notes: Counter[str] = Counter()
-    found: dict[str, dict[str, str]] = defaultdict(dict)
+    by_key: dict[str, dict[str, str]] = defaultdict(dict)
     sources: dict[str, Path | None] = {}  # kind -> its file for this split
     keys = set(keys)
     for path in _files(paths):
@@ -73,10 +73,10 @@ def load_descriptions(
         notes[f"{path.name}: keys {what}, left out"] += len(unknown)
         for key, *texts in table[["key", *kinds]].itertuples(index=False):
             if key in keys:
-                found[key] |= {kind: text for kind, raw in zip(kinds, texts, strict=True) if (text := clean_text(raw))}
+                by_key[key] |= {kind: text for kind, raw in zip(kinds, texts, strict=True) if (text := clean_text(raw))}
     for kind in sources:
-        notes[f"{kind} descriptions missing"] = sum(kind not in found.get(key, {}) for key in keys)
-    return dict(found), dict(notes)
+        notes[f"{kind} descriptions missing"] = sum(kind not in by_key.get(key, {}) for key in keys)
+    return dict(by_key), dict(notes)
 
 
 def _files(paths: Sequence[Path]) -> list[Path]:

@@ -236,13 +236,13 @@ class MOSEI(EmotionData):
             raise FileNotFoundError(
                 f"CMU-MOSEI: neither {places[0]} nor {places[1]} exists; expected the transcripts there. {ADVICE}"
             )
-        found: dict[str, Lines] = {}
+        by_video: dict[str, Lines] = {}
         for video in folds:
             path = folder / f"{video}.txt"
             if not path.is_file():
                 notes["videos of the folds without a transcript"] += 1
                 continue
-            own = found[video] = {}
+            video_lines = by_video[video] = {}
             text, more = read_text(path, self.read_as)
             for note, count in more.items():
                 notes[note.replace(f"{path.name} is", "transcripts that are")] += count
@@ -253,15 +253,15 @@ class MOSEI(EmotionData):
                 try:
                     of, clip, start, end, words = cells
                     at = float(start), float(end)
-                    if of != video or int(clip) in own:
+                    if of != video or int(clip) in video_lines:
                         raise ValueError
                 except ValueError:
                     raise ValueError(
                         f"{path} line {number} is {line[:80]!r}; expected {video}___CLIP___START___END___TEXT, each "
                         "clip once. Use the released file"
                     ) from None
-                own[int(clip)] = at, clean_text(words)
-        return found
+                video_lines[int(clip)] = at, clean_text(words)
+        return by_video
 
     def _standard_folds(self) -> dict[str, str]:
         """Return the split of every video, from the lists of the SDK's file, which is parsed, never run."""
