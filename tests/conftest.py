@@ -107,4 +107,4 @@ def elsewhere(tmp_path, monkeypatch):
     from tests.runs_helper import no_picture
 
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("zoo.module.confusion_picture", no_picture)
+    monkeypatch.setattr("zoo.training.evaluation.confusion_picture", no_picture)

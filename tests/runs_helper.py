@@ -128,7 +128,7 @@ def fit(root: Path, *args: object) -> Path:
 
 
 def no_picture(evaluation: Any, labels: Any, path: Path, title: str | None = None) -> None:
-    """In place of zoo.module.confusion_picture, a quarter of the time of so small a test."""
+    """In place of zoo.training.evaluation.confusion_picture, a quarter of the time of so small a test."""
     path.write_bytes(b"no picture")
 
 

@@ -7,16 +7,17 @@ from types import SimpleNamespace
 
 import pytest
 
-from zoo.answers import parse_label, words
+from zoo.answers import label_words, parse_label
 from zoo.models.dialoguellm import DialogueLLM
 from zoo.models.emotion_qwen import EmotionQwen
 from zoo.models.grpo import GRPO
 from zoo.models.merit import MeritRLVR
-from zoo.module import Supervised
-from zoo.reinforced import Reinforced
 from zoo.rl import Answer
 from zoo.rl.rewards import Correct
 from zoo.schema import Labels, Sample, Turn
+from zoo.training.grpo import GRPOModule
+from zoo.training.language_model import LanguageModelModule
+from zoo.training.sft import SupervisedFineTuning
 
 LABELS = Labels("meld", ("neutral", "surprise", "fear", "sadness", "joy", "disgust", "anger"))
 CHINESE = {
@@ -107,19 +108,19 @@ TABLE += [(answer, right, CHINESE) for answer, right in SENTENCES.items()]
 def reads(system: type, verbalizer: dict[str, str] | None, answer: str) -> str | None:
     """What the evaluation of a system reads; nothing of it but its verbalizer is needed."""
     model = SimpleNamespace(verbalizer=verbalizer, parser="strict")
-    model.read_index = lambda sample, text: MeritRLVR.read_index(model, sample, text)
+    model.read_label = lambda sample, text: LanguageModelModule.read_label(model, sample, text)
     if system is DialogueLLM:  # its strict parser is the one it inherits
-        system = Supervised
+        system = SupervisedFineTuning
     return system.read_answer(model, SAMPLE, answer)
 
 
-@pytest.mark.parametrize("system", [GRPO, MeritRLVR, Reinforced, Supervised, DialogueLLM, EmotionQwen])
+@pytest.mark.parametrize("system", [GRPO, MeritRLVR, GRPOModule, SupervisedFineTuning, DialogueLLM, EmotionQwen])
 def test_what_is_rewarded_is_what_the_evaluation_counts_right(system):
     wrong = []
     for answer, right, verbalizer in TABLE:
         evaluated = reads(system, verbalizer, answer) == "anger"
         rewards = {
-            "of the system": Correct()(Answer(answer, 1, True, SAMPLE, words(LABELS, verbalizer))),
+            "of the system": Correct()(Answer(answer, 1, True, SAMPLE, label_words(LABELS, verbalizer))),
             "with words": Correct(verbalizer or {})(Answer(answer, 1, True, SAMPLE)),
         }
         if evaluated != right or any((reward > 0) != right for reward in rewards.values()):
@@ -153,7 +154,7 @@ def test_answers_in_other_languages_and_forms(answer, label_words, index):
 
 def test_words_that_differ_in_case_or_width_alone_are_one_word():
     with pytest.raises(ValueError, match="the same word"):
-        words(LABELS, {"joy": "Ｆｅａｒ"})
+        label_words(LABELS, {"joy": "Ｆｅａｒ"})
 
 
 def test_every_negated_or_doubled_label_is_unreadable():

@@ -384,7 +384,7 @@ def test_a_wrong_option_of_the_trainer_is_one_sentence(run):
     ("flags", "said"),
     [
         (["--model.lr", "nan"], "--model.lr is nan, expected a number"),
-        (["--model=GRPO", "--model.rewards", "[attack_rewards.notcallable]"], "--model.rewards is"),
+        (["--model=GRPO", "--model.reward_funcs", "[attack_rewards.notcallable]"], "--model.reward_funcs is"),
         (["--model.lora.r=x"], "--model.lora.r is x, expected a whole number"),
     ],
 )

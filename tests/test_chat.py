@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.fake_corpus import attach
 from tests.runs_helper import fit, flags, make_corpus, refused, zoo
 from zoo.checkpoints.loading import build_module
 from zoo.data import Synthetic
@@ -55,7 +55,7 @@ def corpus():
 
 def built(config, corpus, **options):
     module = build_module(REPOSITORY / "configs" / f"{config}.yaml", SYSTEMS[config] | options)
-    module._trainer = SimpleNamespace(datamodule=corpus)
+    attach(module, corpus)
     module.configure_model()
     return module
 
@@ -75,17 +75,17 @@ def test_a_system_asks_an_instruct_model_in_its_chat_format(config, corpus, mode
     chat = prompt(instruct, corpus)
     assert "[user]" not in plain and switched_off == plain
     assert chat.count("[user]") == 1 and chat.rstrip().endswith("[assistant]")
-    assert instruct.chats and instruct.contract()["chat"] is True
+    assert instruct.uses_chat and instruct.contract()["chat"] is True
 
 
 @pytest.mark.parametrize("config", ["causal_lm/few_shot", "merit/sitcom", "emotion_qwen/tiny", "farcer/tiny"])
 def test_a_system_message_stands_before_the_users(config, corpus, models):
-    text = prompt(built(config, corpus, llm=str(models / "instruct"), system="be brief"), corpus)
+    text = prompt(built(config, corpus, llm=str(models / "instruct"), system_prompt="be brief"), corpus)
     assert text.index("[system]") < text.index("be brief") < text.index("[user]")
-    with pytest.raises(ValueError, match="a system message is part of a chat, but chat is false"):
-        built(config, corpus, llm=str(models / "plain"), system="be brief", chat=False)
+    with pytest.raises(ValueError, match="a system prompt is part of a chat, but chat is false"):
+        built(config, corpus, llm=str(models / "plain"), system_prompt="be brief", chat=False)
     with pytest.raises(ValueError, match="chat needs a tokenizer with a chat format"):
-        prompt(built(config, corpus, llm=str(models / "plain"), system="be brief"), corpus)
+        prompt(built(config, corpus, llm=str(models / "plain"), system_prompt="be brief"), corpus)
 
 
 def test_the_answer_begins_the_assistants_turn(corpus, models):
@@ -109,9 +109,9 @@ def test_a_chat_names_the_labels(config, corpus, models):
 
 
 def test_farcers_own_chat_template_is_no_chat_in_a_chat():
-    assert FARCER("any", faces="none").chat is False
+    assert FARCER(llm="any", faces="none").chat is False
     with pytest.raises(ValueError, match="template chat writes Llama-3's chat tokens itself"):
-        FARCER("any", faces="none", chat=True)
+        FARCER(llm="any", faces="none", chat=True)
 
 
 # ---- checkpoints
@@ -137,14 +137,14 @@ def test_rewards_that_are_all_alike_are_reported_with_two_answers(models, tmp_pa
         data="MELD",
         data__root=tmp_path / "meld",
         model__max_new_tokens=2,
-        model__answers=2,
+        model__num_generations=2,
         trainer__limit_val_batches=0,
         trainer__max_steps=6,
         data__batch_size=2,
         trainer__max_epochs=10,
     )
     with pytest.warns(UserWarning, match=r"first 5 steps earned 0, so nothing was learnt. For example: '.*' and '"):
-        fit(tmp_path / "run", *options, "--model.rewards+=tests.test_chat.nothing")
+        fit(tmp_path / "run", *options, "--model.reward_funcs+=tests.test_chat.nothing")
 
 
 @pytest.mark.parametrize("verb", ["test", "validate"])

@@ -121,7 +121,7 @@ def built(config: Path, capsys: pytest.CaptureFixture, *more: Path):
     said = printed(capsys, config, *more)["model"]["init_args"]
     said |= {"llm": "shape:qwen2.5-7b", "vision": "shape:qwen2.5-vl-vision", "start_from": None}
     model = EmotionQwen(**said | {"lora": LoRA(**said["lora"]) if said["lora"] else None})
-    model.llm_args["device"] = model.vision_args["device"] = "meta"
+    model.make_llm.keywords["device"] = model.make_vision.keywords["device"] = "meta"
     model.configure_model()
     return model
 

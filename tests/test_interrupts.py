@@ -14,9 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests.runs_helper import QUIET, fit, flags, in_child, make_corpus, make_llm, metrics, rows, zoo
-from zoo.module import EmotionModule
 from zoo.sitcom import clips
 from zoo.storage import read_jsonl
+from zoo.training.module import EmotionModule
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 SIGNALS = [signal.SIGINT, signal.SIGTERM]

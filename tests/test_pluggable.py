@@ -84,7 +84,7 @@ def test_another_projector(home, tmp_path):
 
 def test_another_reward_and_corpus(home, tmp_path):
     config = f"--config={CONFIGS / 'grpo' / 'tiny.yaml'}"
-    swapped = (*corpus(home), "--model.rewards=[tests.runs_helper.checksum]", "--model.answers=2")
+    swapped = (*corpus(home), "--model.reward_funcs=[tests.runs_helper.checksum]", "--model.num_generations=2")
     run = fit(tmp_path, config, *swapped, *ONE_STEP, "--trainer.accumulate_grad_batches=1")
     assert "train/rewards/checksum/mean" in logged(run)[0] and "train/rewards/Correct/mean" not in logged(run)[0]
     zoo("test", f"--ckpt_path={run}")
@@ -99,10 +99,10 @@ from pathlib import Path
 
 import torch
 
-from zoo.module import Supervised
+from zoo.training.sft import SupervisedFineTuning
 
 
-class Echo(Supervised):
+class Echo(SupervisedFineTuning):
     """A line is answered from the line before it.
 
     Args:
@@ -116,7 +116,7 @@ class Echo(Supervised):
         self.calm = calm
 
     def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:
-        hidden = self.llm.hidden(self.embedded(batch), batch["mask"])[:, -1]
+        hidden = self.llm.hidden(self.embed(batch), batch["mask"])[:, -1]
         sure = torch.log_softmax(self.llm.head(hidden), -1).max(-1).values.mean()
         loss = self.loss(batch) + self.calm * sure
         self.log("train/sure", sure)
@@ -192,7 +192,7 @@ def tree() -> dict[str, tuple[int, int]]:
 
 
 def test_a_sixth_paper_and_a_corpus(others, monkeypatch):
-    monkeypatch.setattr("zoo.module.confusion_picture", no_picture)
+    monkeypatch.setattr("zoo.training.evaluation.confusion_picture", no_picture)
     before = tree()
     assert len(before) > 200 and not any("echo" in name or "weather" in name for name in before)
     run = fit(others, "--config=echo_paper/echo.yaml", "--trainer.log_every_n_steps=1")

@@ -10,7 +10,7 @@ from zoo.models.causal_lm import CausalLM
 from zoo.models.dialoguellm import DialogueLLM
 from zoo.models.farcer import FARCER
 from zoo.models.selector import ModalitySelector
-from zoo.prompts import CONTROL, count_control_tokens, escape, load_template, parse_label, render, words
+from zoo.prompts import CONTROL, count_control_tokens, escape, label_words, load_template, parse_label, render
 from zoo.schema import Labels, Sample, Turn
 
 LABELS = MELD.labels
@@ -33,7 +33,7 @@ EXAMPLES = (sample(CAT, name="dia7"), sample((Turn("u0", "", "Hooray!", "joy"),)
 
 
 def text_of(template, s=None, **options):
-    return render(template, s or sample(), **{"window": 2, "said": SAID} | options)
+    return render(template, s or sample(), **{"window": 2, "words": SAID} | options)
 
 
 @pytest.fixture
@@ -104,8 +104,8 @@ def test_words_with_other_characters_and_of_two_parts():
 
 # ---- verbalizer
 def test_words():
-    assert words(LABELS) == LABELS.names == words(LABELS, {})
-    said = words(LABELS, {"joy": "joyful", "excited": "thrilled"})  # of another corpus
+    assert label_words(LABELS) == LABELS.names == label_words(LABELS, {})
+    said = label_words(LABELS, {"joy": "joyful", "excited": "thrilled"})  # of another corpus
     assert said == ("neutral", "surprise", "fear", "sadness", "joyful", "disgust", "anger")
     assert parse_label("joyful", said) == 4 and parse_label("joy", said) is None
 
@@ -123,11 +123,11 @@ def test_words():
 )
 def test_words_that_cannot_be_told_apart_are_refused(verbalizer):
     with pytest.raises(ValueError, match="two labels of meld the same word, or one an empty word: .*'joy'"):
-        words(LABELS, verbalizer)
+        label_words(LABELS, verbalizer)
 
 
 def test_swapped_words_are_allowed():
-    assert words(Labels("two", ("yes", "no")), {"yes": "no", "no": "yes"}) == ("no", "yes")
+    assert label_words(Labels("two", ("yes", "no")), {"yes": "no", "no": "yes"}) == ("no", "yes")
 
 
 # ---- templates
@@ -200,8 +200,8 @@ def test_only_the_asked_kinds_are_seen(make):
         "{% for t in history %}{{ t.descriptions | dictsort }};{% endfor %}{{ target.descriptions | dictsort }}"
     )
     assert text_of(template) == "[];[];[]"
-    assert text_of(template, kinds=("audio",)) == "[('audio', 'calm')];[];[('audio', 'a raised voice')]"
-    both = text_of(template, kinds=["audio", "video"])
+    assert text_of(template, descriptions=("audio",)) == "[('audio', 'calm')];[];[('audio', 'a raised voice')]"
+    both = text_of(template, descriptions=["audio", "video"])
     assert both.endswith("[('audio', 'a raised voice'), ('video', 'she frowns')]") and "kitchen" not in both
 
 
@@ -213,11 +213,11 @@ def test_labels_and_examples(make):
     )
     names = "neutral/surprise/fear/sadness/joy/disgust/anger"
     assert text_of(template) == names
-    shown = text_of(template, examples=EXAMPLES, kinds=("audio",), window=1)
+    shown = text_of(template, examples=EXAMPLES, descriptions=("audio",), window=1)
     assert shown == f"{names}\n(Behind you!)Only the cat.[('audio', 'low')]=neutral;Hooray![]=joy;"
     assert text_of(template, examples=EXAMPLES[::-1], window=0) == f"{names}\nHooray![]=joy;Only the cat.[]=neutral;"
     verbalizer = {"joy": "joyful"}
-    shown = text_of(template, examples=EXAMPLES[1:], said=words(LABELS, verbalizer), verbalizer=verbalizer)
+    shown = text_of(template, examples=EXAMPLES[1:], words=label_words(LABELS, verbalizer), verbalizer=verbalizer)
     assert shown == f"{names.replace('joy', 'joyful')}\nHooray![]=joyful;"
 
 
@@ -293,7 +293,7 @@ def test_every_text_of_a_sample_is_escaped(make):
         "{% for t in history %}{{ t.speaker }}{{ t.text }}{{ t.descriptions.video }}\n{% endfor %}"
         "{{ target.speaker }}{{ target.text }}{{ target.descriptions.video }}"
     )
-    shown = text_of(template, sample((bad, end)), kinds=("video",), examples=[sample((bad,))])
+    shown = text_of(template, sample((bad, end)), descriptions=("video",), examples=[sample((bad,))])
     one, two = "Ada< /s >one [ INST ]a < image >", "< |eot_id| >two < <SYS> >< /s >"
     assert shown.split("\n") == [one, one, two]
 
@@ -414,8 +414,8 @@ emotion:""",
 OPTIONS = {
     "plain": {"window": 0},
     "context": {"window": 2},
-    "description": {"window": 0, "kinds": ("video",)},
-    "all": {"window": 2, "kinds": ("video", "audio"), "examples": EXAMPLES},
+    "description": {"window": 0, "descriptions": ("video",)},
+    "all": {"window": 2, "descriptions": ("video", "audio"), "examples": EXAMPLES},
 }
 
 
@@ -495,14 +495,14 @@ def test_golden_selection_in_detail():
     for phrase in ("Yes, the captions should remain", "No, the captions should be removed"):
         assert RULES.count(phrase) == 1  # what the rewards look for
     s = sample((Turn("u0", "", "Hm.", "joy", {"speech": "low"}), Turn("u1", "", "Oh!", "joy", {"stage": "(knocks)"})))
-    kinds = {"kinds": ("speech", "stage")}
+    kinds = {"descriptions": ("speech", "stage")}
     said = '"Hm."(Speech caption: low)\t"Oh!"(Stage caption: (knocks))\nTarget utterance: <"Oh!">\n'
     assert said in text_of(load_template("selector", SELECTOR), s, **kinds)
     classifier = load_template("classifier", SELECTOR)
     assert '### "Hm."(low)\t"Oh!"((knocks)) ###\nSelect the emotion of <"Oh!"> from' in text_of(classifier, s, **kinds)
     earlier = sample((Turn("u0", "", "Hm.", "joy", {"audio": "low"}), Turn("u1", "", "Oh!", "joy")))
-    assert DESCRIBED in text_of(classifier, earlier, kinds=("audio",))
-    assert DESCRIBED not in text_of(classifier, earlier, kinds=("audio",), window=0)
+    assert DESCRIBED in text_of(classifier, earlier, descriptions=("audio",))
+    assert DESCRIBED not in text_of(classifier, earlier, descriptions=("audio",), window=0)
 
 
 def test_golden_without_speaker():

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from tests.fake_corpus import attach
 from zoo.checkpoints.loading import build_module
 from zoo.data import Synthetic
 from zoo.label.used_inputs import batch_tensors, equal_inputs
 from zoo.models.baselines.model import Fitted
-from zoo.module import READABLE
 from zoo.runs import REPOSITORY
 from zoo.schema import Sample, Turn
 from zoo.sitcom import release
+from zoo.training.evaluation import PARTS
 
 CONFIGS = REPOSITORY / "configs"
 ANY = "tiny-llama-sitcom"
@@ -29,13 +29,13 @@ SYSTEMS = [
     ("dialoguellm/sitcom", {}, ("text", "turns", "descriptions")),
     ("dialoguellm/tiny", {"window": 0}, ("text", "descriptions")),
     ("emotion_qwen/tiny", {}, ("text", "face")),
-    ("emotion_qwen/tiny", {"words": False}, ("face",)),
+    ("emotion_qwen/tiny", {"show_text": False}, ("face",)),
     ("farcer/tiny", {}, ("text", "turns", "face")),
     ("farcer/tiny", {"window": 0, "faces": "none"}, ("text",)),
     ("grpo/tiny", {}, ("text",)),
     ("instructerc/sitcom", {"llm": ANY}, ("text", "turns")),
     ("merit/sitcom", {}, ("text", "face", "voice")),
-    ("merit/sitcom", {"window": 2, "words": False, "audio": None}, ("turns", "face")),
+    ("merit/sitcom", {"window": 2, "show_text": False, "audio": None}, ("turns", "face")),
     ("merit/sitcom_ttrl", {"start_from": None}, ("text", "face", "voice")),
     ("selector/tiny", {}, ("text", "turns", "descriptions")),
     ("selector/tiny_classifier", {}, ("text", "turns", "descriptions")),
@@ -76,7 +76,7 @@ def test_a_system_reads_what_its_batches_change_with(config, options, reads, cor
     module = build_module(CONFIGS / f"{config}.yaml", options)
     assert module.reads == reads
 
-    module._trainer = SimpleNamespace(datamodule=corpus)
+    attach(module, corpus)
     module.configure_model()
     if isinstance(module, Fitted):
         module.on_fit_start()
@@ -89,4 +89,4 @@ def test_a_system_reads_what_its_batches_change_with(config, options, reads, cor
 
     whole = seen(sample)
     assert equal_inputs(whole, seen(sample))
-    assert tuple(part for part in READABLE if not equal_inputs(whole, seen(bare(sample, part)))) == reads
+    assert tuple(part for part in PARTS if not equal_inputs(whole, seen(bare(sample, part)))) == reads

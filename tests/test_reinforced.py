@@ -27,8 +27,8 @@ from tests.runs_helper import (
 )
 from zoo.models.selector import ModalitySelector
 from zoo.models.selector.parts import read_decision
-from zoo.reinforced import Gathered
 from zoo.rl import Answer
+from zoo.training.grpo import RewardBatch
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
@@ -70,12 +70,12 @@ def test_the_rewarded_answer_is_learnt(seed, objective, options, tmp_path):
         *options(
             seed_everything=seed,
             data__batch_size=8,
-            model__answers=16,
+            model__num_generations=16,
             model__lr=0.01,
             model__schedule="constant",
             model__warmup=0,
             trainer__max_steps=40,
-            **{"model__rewards+": "tests.test_reinforced.says_joy"},
+            **{"model__reward_funcs+": "tests.test_reinforced.says_joy"},
             model__objective__kind=objective,
             model__objective__normalize="sequence",
             trainer__gradient_clip_val=1.0,
@@ -91,7 +91,7 @@ def test_a_constant_reward_teaches_nothing_and_takes_no_pass(options, home, tmp_
     run = fit(
         tmp_path,
         *options(
-            **{"model__rewards+": "tests.test_reinforced.nothing"},
+            **{"model__reward_funcs+": "tests.test_reinforced.nothing"},
             model__lora__r=4,
             data__batch_size=4,
             trainer__max_steps=3,
@@ -106,12 +106,12 @@ def test_a_constant_reward_teaches_nothing_and_takes_no_pass(options, home, tmp_
 class Odd(ModalitySelector):
     """Both decisions in every group, so nothing is drawn; their rewards differ from sample to sample."""
 
-    def rewards(self, groups) -> Gathered:
+    def rewards(self, groups) -> RewardBatch:
         def reward(a: Answer) -> float:
             teaches = not a.sample.id.endswith("utt3")  # else it is worth as much as its opposite
             return sum(f"{a.sample.id}{read_decision(a.text, False)}".encode()) % 11 / 3 if teaches else 1.0
 
-        return Gathered(torch.tensor([[reward(a) for a in group] for group in groups]), {}, {})
+        return RewardBatch(torch.tensor([[reward(a) for a in group] for group in groups]), {}, {})
 
 
 ODD = {
@@ -120,7 +120,7 @@ ODD = {
     "model__exploration": "forced",
     "model__template": "decision",
     "model__window": 1,
-    "model__answers": 2,
+    "model__num_generations": 2,
     "model__lora__r": 4,
     "model__objective__kind": "reinforce_group",
     "trainer__max_steps": 2,
@@ -204,7 +204,7 @@ def test_half_precision_runs(precision, options, tmp_path):
     run = fit(
         tmp_path,
         *options(
-            **{"model__rewards+": "tests.runs_helper.checksum"},
+            **{"model__reward_funcs+": "tests.runs_helper.checksum"},
             data__batch_size=4,
             model__lora__r=4,
             model__objective__beta=0.04,
@@ -219,9 +219,9 @@ def test_several_steps_from_one_sample(options, tmp_path):
     run = fit(
         tmp_path,
         *options(
-            **{"model__rewards+": "tests.runs_helper.checksum"},
+            **{"model__reward_funcs+": "tests.runs_helper.checksum"},
             data__batch_size=7,
-            model__iterations=3,
+            model__num_iterations=3,
             trainer__max_epochs=2,
             model__lr=0.05,
             model__objective__clip_high=0.3,
@@ -240,9 +240,9 @@ def test_sampled_answers_are_shown_with_their_rewards(options, tmp_path):
         *options(
             data__batch_size=7,
             trainer__max_steps=4,
-            model__table_every=2,
-            model__answers=3,
-            model__rewards="[tests.runs_helper.checksum, tests.test_reinforced.says_joy]",
+            model__log_completions_steps=2,
+            model__num_generations=3,
+            model__reward_funcs="[tests.runs_helper.checksum, tests.test_reinforced.says_joy]",
             model__reward_weights="[2, 1]",
         ),
     )
@@ -270,7 +270,7 @@ def test_sampled_answers_are_shown_with_their_rewards(options, tmp_path):
 def test_a_test_has_answers_in_words(options, tmp_path):
     run = fit(
         tmp_path,
-        *options(**{"model__rewards+": "tests.runs_helper.checksum"}, data__batch_size=7, trainer__max_steps=1),
+        *options(**{"model__reward_funcs+": "tests.runs_helper.checksum"}, data__batch_size=7, trainer__max_steps=1),
     )
     zoo("test", f"--ckpt_path={run}/checkpoints/last.ckpt")
     rows = [json.loads(line) for line in (run / "predictions.jsonl").read_text().splitlines()]
@@ -283,14 +283,14 @@ def test_a_test_has_answers_in_words(options, tmp_path):
     ("wrong", "said"),
     [
         ({"model__objective__beta": 0.1}, "without lora there is no reference"),
-        ({"model__answers": 0}, "answers >= 1"),
+        ({"model__num_generations": 0}, "answers >= 1"),
         ({"model__reward_weights": "[1, 2]"}, "1 rewards, but 2 reward_weights"),
         ({"model__objective__kind": "ppo_reward"}, "normalize must be sum or sequence"),
         ({"model__objective__dual_clip": 0.5}, "above 1"),
     ],
 )
 def test_what_cannot_work_is_refused_at_once(wrong, said, options):
-    assert said in refused("fit", *QUIET, *options(**{"model__rewards+": "tests.runs_helper.checksum"}, **wrong))
+    assert said in refused("fit", *QUIET, *options(**{"model__reward_funcs+": "tests.runs_helper.checksum"}, **wrong))
 
 
 def infinite(answer: Answer) -> float:
@@ -301,7 +301,7 @@ def test_a_reward_that_is_no_number_stops_the_run(options, tmp_path):
     message = refused(
         "fit",
         *QUIET,
-        *options(**{"model__rewards+": "tests.test_reinforced.infinite"}, trainer__default_root_dir=tmp_path),
+        *options(**{"model__reward_funcs+": "tests.test_reinforced.infinite"}, trainer__default_root_dir=tmp_path),
     )
     assert "reward infinite gave a number that is not finite" in message
 

@@ -19,35 +19,32 @@ class Derived(Base):
     renamed_options: ClassVar = {"rollout": Renamed("teacher_forcing", {"free": False, "teacher": True})}
 
 
-RENAMED = renamed_options_of(Derived)
-
-
 @pytest.fixture(autouse=True)
 def _forget(monkeypatch):
     monkeypatch.setattr(renaming, "_NOTED", set())
 
 
 def test_a_class_reads_the_old_names_of_its_bases_too():
-    assert set(RENAMED) == {"answers", "objective.clip_low", "rollout"}
+    assert set(renamed_options_of(Derived)) == {"answers", "objective.clip_low", "rollout"}
 
 
 def test_options_of_a_file_get_their_new_names_and_keep_their_order(caplog):
     old = {"lr": 1, "answers": 4, "objective": {"clip_low": 0.1, "beta": 0}, "rollout": "teacher"}
     with caplog.at_level(logging.WARNING):
-        new = rename_options(old, RENAMED, "model")
+        new = rename_options(old, Derived)
     assert new == {"lr": 1, "num_generations": 4, "objective": {"epsilon": 0.1, "beta": 0}, "teacher_forcing": True}
     assert list(new) == ["lr", "num_generations", "objective", "teacher_forcing"]
     assert old["objective"] == {"clip_low": 0.1, "beta": 0}
     lines = [r.getMessage() for r in caplog.records]
-    assert "--model.answers is now --model.num_generations; the old name is read in this release only" in lines
+    assert "the option answers of Derived is now num_generations; the old name is read in this release only" in lines
     assert len(lines) == 3
-    rename_options(old, RENAMED, "model")
+    rename_options(old, Derived)
     assert len(caplog.records) == 3  # once per process
 
 
 def test_both_names_at_once_are_refused():
-    with pytest.raises(ValueError, match="--model.answers is the old name of --model.num_generations"):
-        rename_options({"answers": 4, "num_generations": 4}, RENAMED, "model")
+    with pytest.raises(ValueError, match="answers is the old name of the option num_generations of Derived"):
+        rename_options({"answers": 4, "num_generations": 4}, Derived)
 
 
 @pytest.mark.parametrize(
@@ -62,7 +59,7 @@ def test_both_names_at_once_are_refused():
     ],
 )
 def test_flags_get_their_new_names(flag, new):
-    assert rename_flag(flag, RENAMED, "model") == new
+    assert rename_flag(flag, Derived) == new
 
 
 def test_hyphens_in_flags_are_read_as_underscores(caplog):

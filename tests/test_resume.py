@@ -32,7 +32,7 @@ from tests.runs_helper import (
 )
 from zoo import checkpoints
 from zoo.data.base import EmotionData
-from zoo.module import EmotionModule
+from zoo.training.module import EmotionModule
 
 RANDOM = {"model__dropout": 0.1, "model__word_dropout": 0.2}
 VARIANTS = {  # seven batches of four in each of the two epochs
@@ -41,7 +41,7 @@ VARIANTS = {  # seven batches of four in each of the two epochs
     "accumulate": RANDOM | {"trainer__accumulate_grad_batches": 2, "save_last_every": 1},
     "grpo": {
         "model": "GRPO",
-        "model__rewards+": "tests.runs_helper.checksum",
+        "model__reward_funcs+": "tests.runs_helper.checksum",
         "model__max_new_tokens": 4,
         "model__lora__r": 4,
         "model__lora__dropout": 0.1,
@@ -288,7 +288,7 @@ def test_a_finished_run_that_is_extended_follows_the_schedule_of_its_new_length(
 
 
 def test_options_of_the_optimizer_change_from_the_resumed_step_on(options, tmp_path, caplog):
-    """Seen in the optimizer, not in a YAML."""
+    """AnswerStatistics in the optimizer, not in a YAML."""
     run = fit(tmp_path, *options("lora", trainer__max_steps=5), MONITOR)
     changed = {
         "model__lr": 5e-4,

@@ -38,8 +38,8 @@ _HARMLESS = re.compile(
 _JSON_KEYS = ("emotion", "label", "answer", "prediction", "情绪", "情感", "答案")  # of an answer written as an object
 
 
-def words(labels: Labels, verbalizer: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """The word the model says for each label, in index order.
+def label_words(labels: Labels, verbalizer: Mapping[str, str] | None = None) -> tuple[str, ...]:
+    """Return the word the model says for each label, in index order.
 
     Args:
         verbalizer: label -> word, e.g. ``{"joy": "joyful"}``; labels it does not name keep their own word. One
@@ -57,8 +57,8 @@ def words(labels: Labels, verbalizer: Mapping[str, str] | None = None) -> tuple[
     return chosen
 
 
-def parse_label(answer: str, label_words: Sequence[str]) -> int | None:
-    """Index of the label an answer names, or None if it is unreadable.
+def parse_label(answer: str, words: Sequence[str]) -> int | None:
+    """Return the index of the label an answer names, or None if it is unreadable.
 
     Strict: the first line that is not empty must hold exactly one of the label words, as a whole word in any case, and
     no negation. Chinese, Japanese, Korean and Thai words may stand inside a sentence without spaces. Of a JSON object,
@@ -69,10 +69,10 @@ def parse_label(answer: str, label_words: Sequence[str]) -> int | None:
     >>> parse_label("情绪是愤怒。", ("高兴", "愤怒"))
     1
     """
-    if not label_words:  # free answers
+    if not words:  # free answers
         return None
     line = _folded(_first_line(answer))
-    pattern = _pattern(tuple(label_words))
+    pattern = _pattern(tuple(words))
     named = {match.lastgroup for match in pattern.finditer(line)}
     if len(named) != 1 or _NEGATION.search(_HARMLESS.sub(" ", pattern.sub(" ", line))):  # a label may be "no emotion"
         return None
@@ -98,10 +98,10 @@ def _first_line(answer: str) -> str:
 
 
 @functools.lru_cache(maxsize=64)
-def _pattern(label_words: tuple[str, ...]) -> re.Pattern[str]:
+def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
     """Finds label words, the longer ones first: "no emotion" is not also "emotion". The group names the index."""
     parts = []
-    for index, word in enumerate(map(_folded, label_words)):
+    for index, word in enumerate(map(_folded, words)):
         before = "" if _unspaced(word[:1]) else rf"(?<!{_LETTER})"
         after = "" if _unspaced(word[-1:]) else rf"(?!{_LETTER})"
         parts.append((word, rf"(?P<label{index}>{before}{re.escape(word)}{after})"))

@@ -8,52 +8,25 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable
-from typing import Any, NoReturn
+from typing import NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 from zoo.configs import option_refusal, place_of
 from zoo.data import EmotionData
-from zoo.module import EmotionModule
-from zoo.renaming import rename_flag, rename_options, renamed_options_of
+from zoo.renaming import RenamingParser
+from zoo.training.module import EmotionModule
 
 SECTIONS: dict[str, type] = {"model": EmotionModule, "data": EmotionData}
 HOMES = {EmotionModule: "zoo.models.", EmotionData: "zoo.data."}  # where those are that can be chosen, not their bases
 NEAR = 0.6  # share of letters in common, from which a name is worth suggesting
 
 
-class ZooParser(LightningArgumentParser):
-    """LightningCLI's parser, which names what was probably meant and reads old names of options.
-
-    jsonargparse makes one of these for the options of every class that is named, too.
-    """
-
-    _class: type | None = None  # whose options are parsed
-
-    def add_class_arguments(self, class_type: type, nested_key: str | None = None, *args: Any, **kwargs: Any) -> Any:
-        """Add the options of a class, as jsonargparse does, and remember which class it is."""
-        if nested_key is None and inspect.isclass(class_type):
-            self._class = class_type
-        return super().add_class_arguments(class_type, nested_key, *args, **kwargs)
-
-    def parse_object(self, obj: Any, *args: Any, **kwargs: Any) -> Any:
-        """Parse options that a config gives, also under their old names."""
-        if self._class is not None and obj and (renamed := renamed_options_of(self._class)):
-            options = obj.as_dict() if isinstance(obj, Namespace) else obj
-            obj = rename_options(options, renamed, self._section())
-        return super().parse_object(obj, *args, **kwargs)
-
-    def parse_args(self, args: Any = None, *rest: Any, **kwargs: Any) -> Any:
-        """Parse options that the command line gives, also under their old names."""
-        if self._class is not None and args and (renamed := renamed_options_of(self._class)):
-            args = [rename_flag(arg, renamed, self._section()) for arg in args]
-        return super().parse_args(args, *rest, **kwargs)
-
-    def _section(self) -> str:
-        return next((name for name, base in SECTIONS.items() if issubclass(self._class or object, base)), "model")
+class ZooParser(RenamingParser, LightningArgumentParser):
+    """LightningCLI's parser, which names what was probably meant."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Leaves with exit code 2 after one sentence in terms of flags or files, and the nearest names."""

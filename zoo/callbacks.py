@@ -28,10 +28,11 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 
 from zoo import interrupts
 from zoo.imports import import_flags
-from zoo.module import EmotionModule, read_checkpoint
 from zoo.progress import SECONDS, Meter
 from zoo.runs import run_folder
 from zoo.storage import read_jsonl, replacing, write_jsonl
+from zoo.training.checkpointing import read_checkpoint
+from zoo.training.module import EmotionModule
 
 log = logging.getLogger(__name__)
 
@@ -292,18 +293,18 @@ class PartialPredictions(Callback):
             clips |= {turn.audio for turn in (*sample.history, sample.target)}
             for clip in sorted(path for path in clips if path is not None and path.is_file()):
                 digest.update(f"{clip.stat().st_size} {clip.stat().st_mtime_ns}".encode())
-        self.name = f".{pl_module.rows_file}.partial-{digest.hexdigest()[:16]}"
+        self.name = f".{pl_module.predictions_file}.partial-{digest.hexdigest()[:16]}"
         for file in sorted(run_folder(trainer).glob(f"{self.name}-*")):
-            pl_module.rows_before |= {row["id"]: row for row in read_jsonl(file)}
-        if pl_module.rows_before and trainer.is_global_zero:
-            print(f"{len(pl_module.rows_before)} samples were answered before the interruption", flush=True)
+            pl_module.earlier_rows |= {row["id"]: row for row in read_jsonl(file)}
+        if pl_module.earlier_rows and trainer.is_global_zero:
+            print(f"{len(pl_module.earlier_rows)} samples were answered before the interruption", flush=True)
 
     def on_exception(self, trainer: Trainer, pl_module: EmotionModule, exception: BaseException) -> None:
         if not isinstance(exception, KeyboardInterrupt):
             return
         rows = [prediction.row() for prediction in pl_module.rows]
         if trainer.global_rank == 0:
-            rows += pl_module.rows_before.values()
+            rows += pl_module.earlier_rows.values()
         if rows:
             write_jsonl(run_folder(trainer) / f"{self.name}-{trainer.global_rank}", rows)
             print(f"{len(rows)} answers are kept; the same command goes on", flush=True)

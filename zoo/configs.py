@@ -13,6 +13,7 @@ import yaml
 from jsonargparse._loaders_dumpers import yaml_load  # the public get_loader("yaml") is ours after the first import
 
 from zoo.imports import check_imports
+from zoo.renaming import RenamingParser
 from zoo.storage import parse_yaml, read_yaml, split_lines
 
 
@@ -124,7 +125,7 @@ def place_of(key: str, args: Sequence[str], files: Iterable[str | Path]) -> str:
 
 
 def instantiated(section: str, base: type, content: Any, file: Path | None, changes: Iterable[str] = ()) -> Any:
-    """The object that a section of a run's config.yaml describes.
+    """Return the object that a section of a run's config.yaml describes.
 
     Args:
         file: the config.yaml, where it is known.
@@ -133,7 +134,7 @@ def instantiated(section: str, base: type, content: Any, file: Path | None, chan
     Raises:
         ValueError: a value that the class does not take; names the file or the flag, the option and what is expected.
     """
-    parser = jsonargparse.ArgumentParser(exit_on_error=False)
+    parser = RenamingParser(exit_on_error=False)
     parser.add_subclass_arguments(base, section, required=True)
     try:
         parsed = parser.parse_object({section: content})

@@ -53,7 +53,6 @@ from zoo.configs import read_run_config, refuse_unreadable
 from zoo.data import EmotionData
 from zoo.errors import is_refusal
 from zoo.imports import take_imports, trust_words
-from zoo.module import EmotionModule
 from zoo.runs import (
     EVENTS,
     ResumingCSVLogger,
@@ -68,6 +67,7 @@ from zoo.runs import (
     run_of,
 )
 from zoo.storage import locked, read_json, sha256_of
+from zoo.training.module import EmotionModule
 from zoo.weights import look_into, require_evaluable, require_resumable
 
 EVALUATION = ("validate", "test", "predict")
@@ -218,7 +218,9 @@ class ZooCLI(LightningCLI):
         config = self.config_init[self.subcommand]
         trainer, root = config.trainer, Path(config.trainer.default_root_dir or ".")
         checkpoint = config.get("ckpt_path")
-        self.model.restored = checkpoint is not None  # Lightning says so itself only after the model was made
+        self.model.will_load_checkpoint = (
+            checkpoint is not None
+        )  # Lightning says so itself only after the model was made
         home = run_of(Path(checkpoint)) if checkpoint else None
         fit, quick = self.subcommand == "fit", bool(trainer.fast_dev_run)
         # a trial run leaves nothing behind
@@ -317,7 +319,7 @@ class ZooCLI(LightningCLI):
 
     def after_predict(self) -> None:
         splits = " and ".join(self.datamodule.predict_splits)
-        self._announce(f"{self.model.rows_file} of {splits} in")
+        self._announce(f"{self.model.predictions_file} of {splits} in")
 
 
 def score_table(record: Mapping[str, Any]) -> str:

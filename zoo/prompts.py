@@ -23,20 +23,20 @@ from jinja2 import StrictUndefined, Template, TemplateError
 from jinja2.exceptions import SecurityError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from zoo.answers import parse_label, words
+from zoo.answers import label_words, parse_label
 from zoo.schema import Sample, Turn
 from zoo.templates import BadTemplate, bounded
 
 __all__ = [
     "Example",
-    "Shown",
+    "TurnView",
     "count_control_tokens",
     "escape",
+    "label_words",
     "load_template",
     "parse_label",
     "render",
-    "show",
-    "words",
+    "turn_view",
 ]
 
 # Control tokens of the chat formats in use. Found in data they would be read as structure: they are written apart and
@@ -51,8 +51,8 @@ PACKAGE = Path(__file__).resolve().parent  # whose own templates are known
 
 
 @dataclass(frozen=True)
-class Shown:
-    """A turn as a template sees it."""
+class TurnView:
+    """A turn as templates see it."""
 
     speaker: str
     text: str
@@ -61,34 +61,34 @@ class Shown:
 
 @dataclass(frozen=True)
 class Example:
-    """A solved example as a template sees it."""
+    """A solved example as templates see it."""
 
-    target: Shown
-    history: tuple[Shown, ...]
+    target: TurnView
+    history: tuple[TurnView, ...]
     label: str
 
 
 def escape(text: str) -> str:
-    """Writes control tokens apart (``<|eot_id|>`` -> ``< |eot_id| >``) so that a tokenizer reads them as plain text."""
+    """Write control tokens apart (``<|eot_id|>`` -> ``< |eot_id| >``), so that a tokenizer reads them as plain text."""
     return CONTROL.sub(lambda m: f"{m[0][0]} {m[0][1:-1]} {m[0][-1]}", text)
 
 
 def count_control_tokens(samples: Sequence[Sample]) -> int:
-    """Samples whose own utterance holds a control token (see `escape`)."""
+    """Count the samples whose utterance holds a control token (see `escape`)."""
     return sum(bool(CONTROL.search(s.target.text)) for s in samples)
 
 
 @functools.cache
 def load_template(name: str, folder: Path) -> Template:
-    """A template by path, by name from ``folder`` (the paper's own ``templates/``), or another paper's as PAPER/NAME.
+    """Load a template by path, by name from ``folder`` (the paper's ``templates/``), or another paper's as PAPER/NAME.
 
     Raises:
         FileNotFoundError: neither a file nor a name in ``folder``; lists the names.
         ValueError: not a valid template.
     """
-    paper, _, own = name.rpartition("/")
-    places = (Path(name), folder / f"{name}.txt", folder.parents[1] / paper / "templates" / f"{own}.txt")
-    path = next((place for place in places if place.is_file()), None)
+    paper, _, short_name = name.rpartition("/")
+    candidates = (Path(name), folder / f"{name}.txt", folder.parents[1] / paper / "templates" / f"{short_name}.txt")
+    path = next((candidate for candidate in candidates if candidate.is_file()), None)
     if path is None:
         names = ", ".join(sorted(p.stem for p in folder.glob("*.txt")))
         raise FileNotFoundError(f"no prompt template {name!r}: give a file, or one of {names}")
@@ -120,13 +120,13 @@ def _rendered(text: str, variables: Mapping[str, object]) -> str:
 
 
 class _Foreign:
-    """A template that does not come with the zoo. It is rendered within the limits of `zoo.templates`."""
+    """A template that does not come with the zoo, rendered within the limits of `zoo.templates`."""
 
     def __init__(self, path: Path, text: str) -> None:
         self.path, self.text = path, text
 
     def render(self, **variables: object) -> str:
-        """The text. Raises a `TemplateError`, as Jinja does, for a template that fails or does not end."""
+        """Return the text; a `TemplateError`, as Jinja raises it, for a template that fails or does not end."""
         try:
             return bounded(_rendered, self.text, variables)
         except BadTemplate as error:
@@ -136,42 +136,51 @@ class _Foreign:
             raise TemplateError(f"prompt template {self.path}: {error}") from None
 
 
-def show(turn: Turn, kinds: Collection[str]) -> Shown:
-    described = {k: escape(v) for k, v in turn.descriptions.items() if k in kinds}
-    return Shown(escape(turn.speaker), escape(turn.text), described)
+def turn_view(turn: Turn, descriptions: Collection[str]) -> TurnView:
+    """Return a turn as templates see it, with these kinds of description."""
+    described = {kind: escape(text) for kind, text in turn.descriptions.items() if kind in descriptions}
+    return TurnView(escape(turn.speaker), escape(turn.text), described)
 
 
 def render(
     template: Template,
     sample: Sample,
     *,
-    window: int,
-    kinds: Collection[str] = (),
-    said: Sequence[str],
+    window: int | None,
+    descriptions: Collection[str] = (),
+    words: Sequence[str],
     examples: Sequence[Sample] = (),
     verbalizer: Mapping[str, str] | None = None,
-    shown: Mapping[str, str] | None = None,
+    variables: Mapping[str, str] | None = None,
 ) -> str:
-    """Prompt text of one sample.
+    """Return the prompt text of one sample.
 
     Args:
-        window: number of earlier turns to show, of the sample and of each example.
-        kinds: kinds of description to show.
-        said: label words (see `words`).
+        window: number of earlier turns to show, of the sample and of each example; None shows all.
+        descriptions: kinds of description to show.
+        words: label words (see `label_words`).
         examples: solved examples, in order; each must be labelled.
-        shown: further variables of the template.
+        verbalizer: label -> word of the examples, where it differs.
+        variables: further variables of the template.
 
     Raises:
-        ValueError: if an example is unlabelled.
+        ValueError: an example is unlabelled.
     """
     unlabelled = [e.id for e in examples if e.label < 0]
     if unlabelled:
         raise ValueError(f"a solved example needs its label; {unlabelled} have none")
 
-    def history(s: Sample) -> tuple[Shown, ...]:
-        return tuple(show(t, kinds) for t in s.history[max(0, len(s.history) - window) :])
+    def history(s: Sample) -> tuple[TurnView, ...]:
+        return tuple(turn_view(t, descriptions) for t in s.context(window))
 
-    solved = [Example(show(e.target, kinds), history(e), words(e.labels, verbalizer)[e.label]) for e in examples]
+    solved = [
+        Example(turn_view(e.target, descriptions), history(e), label_words(e.labels, verbalizer)[e.label])
+        for e in examples
+    ]
     return template.render(
-        labels=list(said), target=show(sample.target, kinds), history=history(sample), examples=solved, **(shown or {})
+        labels=list(words),
+        target=turn_view(sample.target, descriptions),
+        history=history(sample),
+        examples=solved,
+        **(variables or {}),
     ).rstrip()

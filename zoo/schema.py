@@ -1,15 +1,18 @@
-"""The words every part of the zoo shares: Labels, Turn, Sample, Prediction.
+"""The types that every part of the zoo shares: Labels, Turn, Sample, Prediction, and what a corpus and a collator are.
 
-Plain Python: no tensors, no third-party imports. A Sample holds text, paths and captions, never pixels, so any paper
-runs on any corpus that has the modalities it needs.
+Plain Python: no tensors, no third-party imports. A Sample holds text, paths and descriptions, never pixels, so any
+paper runs on any corpus that has the modalities it needs.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+if TYPE_CHECKING:
+    import numpy as np
 
 Split = Literal["train", "dev", "test"]
 
@@ -59,8 +62,7 @@ class Turn:
             faces, clips without subtitles).
         label: true label word, or None if unlabelled.
         descriptions: named texts about this utterance, e.g. ``{"audio": "a loud voice", "video": "she frowns"}``; a
-            kind that
-            is missing for this utterance has no key.
+            kind that is missing for this utterance has no key.
         video, audio: path of the clip, or None. Nothing is decoded here.
         start, end: seconds inside ``video`` between which this is said, where that file holds more than the utterance
             (a whole dialogue); None: all of the file.
@@ -112,6 +114,10 @@ class Sample:
         """Index of the true label; ``UNPARSED`` (-1) when the target is unlabelled."""
         return UNPARSED if self.target.label is None else self.labels.index(self.target.label)
 
+    def context(self, window: int | None) -> tuple[Turn, ...]:
+        """Return the last ``window`` turns before the target, oldest first; all of them for None."""
+        return self.history if window is None else self.history[max(0, len(self.history) - window) :]
+
 
 @dataclass(frozen=True)
 class Prediction:
@@ -132,8 +138,20 @@ class Prediction:
     text: str | None = None
     details: Mapping[str, object] | None = None
 
+    @classmethod
+    def of(
+        cls,
+        sample: Sample,
+        predicted: str | None,
+        scores: Mapping[str, float] | None = None,
+        text: str | None = None,
+        details: Mapping[str, object] | None = None,
+    ) -> Prediction:
+        """Return the prediction for a sample."""
+        return cls(sample.id, sample.dialogue, sample.target.label, predicted, scores, text, details)
+
     def row(self) -> dict[str, object]:
-        """JSON-ready dict; optional fields that are None are left out (``predicted`` and ``label`` never are)."""
+        """Return a JSON-ready dict without optional fields that are None; ``predicted`` and ``label`` always stay."""
         optional = {"scores": self.scores, "text": self.text, "details": self.details}
         row: dict[str, object] = {
             "id": self.id,
@@ -142,3 +160,41 @@ class Prediction:
             "predicted": self.predicted,
         }
         return row | {k: v for k, v in optional.items() if v is not None}
+
+
+Split = Literal["train", "dev", "test"]
+Stage = Literal["fit", "validate", "test", "predict"]
+
+
+class Collator(Protocol):
+    """What makes a batch of samples. It is picklable, because loader processes get a copy."""
+
+    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> Any:
+        """Return the batch, a dict with at least ``samples``. Everything random in it is drawn from ``rng``."""
+
+    def length(self, sample: Sample) -> int:
+        """Return how long a sample is beside others, in any unit; samples of like length share a batch."""
+
+
+class CorpusView(Protocol):
+    """What a system may know of its data: `zoo.data.EmotionData`, or a stand-in in a test."""
+
+    protocol: str
+    is_ad_hoc: bool
+    eval_batch_size: int
+
+    @property
+    def label_sets(self) -> Mapping[str, Labels]: ...
+
+    @property
+    def run_seed(self) -> int: ...
+
+    def samples(self, split: Split) -> Sequence[Sample]: ...
+
+    def splits_of(self, stage: str) -> Sequence[Split]: ...
+
+    def to_predict(self) -> Sequence[Sample]: ...
+
+    def population(self, split: Split) -> dict[str, Any]: ...
+
+    def add_note(self, split: Split, what: str, count: int) -> None: ...

@@ -99,6 +99,12 @@ def test_unknown_names_are_refused(tmp_path):
 
 
 def test_flags_are_read_back_as_they_were():
-    options = {"model.lr": 1e-3, "model.lora": None, "model.rewards": ["a.b"], "model.llm": "tiny-llama", "x": True}
+    options = {
+        "model.lr": 1e-3,
+        "model.lora": None,
+        "model.reward_funcs": ["a.b"],
+        "model.llm": "tiny-llama",
+        "x": True,
+    }
     read = {f.removeprefix("--").partition("=")[0]: yaml.safe_load(f.partition("=")[2]) for f in flags(options)}
     assert read == options

@@ -24,9 +24,10 @@ from zoo.models.farcer import FARCER
 from zoo.models.farcer.parts import SLOT, Writer
 from zoo.models.selector import ModalitySelector
 from zoo.models.selector.parts import DISCARD, KEEP, read_decision
-from zoo.module import PromptCollator, answer_ids
 from zoo.prompts import escape, load_template, render
 from zoo.schema import Sample, Turn
+from zoo.training.collator import PromptCollator
+from zoo.training.prompting import answer_ids
 
 HELLO = {  # of "Hello, world!"; llama3 and qwen as the README of the data says
     "llama2": [1, 15043, 29892, 3186, 29991],

@@ -29,9 +29,9 @@ from zoo.data import Synthetic
 from zoo.metrics import mean_over_seeds, paired_difference
 from zoo.models.farcer import FARCER
 from zoo.schema import Labels
-from zoo.senses import Remembered
 from zoo.sitcom.cues import LABELS
 from zoo.sitcom.posteriors import posterior, with_history
+from zoo.training.multimodal import FeatureCache
 
 CONFIGS = Path(__file__).parents[2] / "configs/farcer"
 SITCOM = Labels("synthetic", LABELS)
@@ -82,9 +82,11 @@ ROWS = {
     "three_layer_pl": Row("three layers, past labels", PAST, overlay="small_three_layer", against="text_pl"),
     "lora_pl": Row("LoRA, past labels", PAST, overlay="small_lora", against="text_pl"),
     "as_projected": Row(
-        "base, features as the projection gives them", ("--model.standardise=false", "--model.scale=null"), every=False
+        "base, features as the projection gives them",
+        ("--model.standardise=false", "--model.embedding_scale=null"),
+        every=False,
     ),
-    "free": Row("base, free-running training", ("--model.rollout=free",), every=False),
+    "free": Row("base, free-running training", ("--model.teacher_forcing=false",), every=False),
     "shots_3": Row("base, 3 shots in the test prompt", ("--model.shots=3",), of="base"),
     "shots_7": Row("base, 7 shots in the test prompt", ("--model.shots=7",), of="base"),
     "text_3": Row("text only, 3 shots", (*TEXT, "--model.shots=3")),
@@ -96,7 +98,7 @@ ROWS = {
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
-SEEN = Remembered()  # image -> features: the frozen eyes see the same pictures in every run of this process
+SEEN = FeatureCache()  # image -> features: the frozen eyes see the same pictures in every run of this process
 build = FARCER.build
 
 

@@ -41,7 +41,7 @@ OBJECTIVES = {
     "reinforce_group": ["--model.objective.kind=reinforce_group", "--model.objective.normalize=sum"],
     "ppo_advantage": ["--model.objective.kind=ppo_advantage", "--model.objective.normalize=sum"],
     "ppo_reward": ["--model.objective.kind=ppo_reward", "--model.objective.normalize=sum"],
-    "control": ["--model.rewards=[grpo_toy.blind]"],
+    "control": ["--model.reward_funcs=[grpo_toy.blind]"],
 }
 
 
@@ -76,15 +76,15 @@ def curve(options: argparse.Namespace, name: str, seed: int) -> pd.Series:
             "--model=GRPO",
             f"--model.llm={backbone(options.out / 'backbone')}",
             "--data=Synthetic",
-            "--model.rewards=[grpo_toy.says_yes]",
-            "--model.answers=16",
+            "--model.reward_funcs=[grpo_toy.says_yes]",
+            "--model.num_generations=16",
             "--model.max_new_tokens=1",
             "--model.temperature=1.5",
             "--model.lr=0.003",
             *OBJECTIVES[name],
             "--model.schedule=constant",
             "--model.warmup=0",
-            "--model.table_every=0",
+            "--model.log_completions_steps=0",
             "--data.batch_size=8",
             "--data.train_dialogues=100",
             "--data.dev_dialogues=1",

@@ -307,19 +307,19 @@ class Ours:
         return ids, mask, Rollout(answers, real, torch.zeros(shape), ~real.any(2), torch.zeros(shape))
 
     def signal(self, rollout: Any) -> torch.Tensor:
-        return self.objective.signal(torch.tensor([[reward(a) for a in group] for group in rollout.ids.tolist()]))
+        return self.objective.advantages(torch.tensor([[reward(a) for a in group] for group in rollout.ids.tolist()]))
 
     def train(self, ids: torch.Tensor, mask: torch.Tensor, rollout: Any, signal: torch.Tensor) -> None:
-        from zoo.rl import accumulate, token_weights
+        from zoo.rl import accumulate_gradients, token_weights
 
         batches = [lambda i=i: self.llm.encode(ids[i : i + 1], mask[i : i + 1]) for i in range(PROMPTS)]
-        weights = token_weights(rollout.mask, self.objective.normalize, self.cell.answer)
-        accumulate(self.llm, batches, rollout, signal, weights, self.objective, backward=self.backward)
+        weights = token_weights(rollout.loss_mask, self.objective.normalize, self.cell.answer)
+        accumulate_gradients(self.llm, batches, rollout, signal, weights, self.objective, backward=self.backward)
 
     def step(self, texts: list[str], sampled: bool) -> None:
         def whole() -> None:
             ids, mask, rollout = self.sample(texts) if sampled else self.invent(texts)
-            if set(rollout.mask.sum(2).flatten().tolist()) != {self.cell.answer}:
+            if set(rollout.loss_mask.sum(2).flatten().tolist()) != {self.cell.answer}:
                 raise RuntimeError(f"answers are not {self.cell.answer} tokens long")
             self.train(ids, mask, rollout, self.signal(rollout))
             self.optimizer.step()

@@ -19,7 +19,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -145,8 +144,8 @@ def inlined(batch: dict) -> dict:
 @torch.no_grad()
 def epoch(dialogues: int) -> list[str]:
     data = Synthetic(corpus_seed=78, train_dialogues=100, dev_dialogues=1, test_dialogues=dialogues, eval_batch_size=32)
-    model = FARCER("tiny-llama-sitcom", faces="none", template="plain", window=2, shots=7, decode="score").eval()
-    model._trainer = SimpleNamespace(datamodule=data)
+    model = FARCER(llm="tiny-llama-sitcom", faces="none", template="plain", window=2, shots=7, decode="score").eval()
+    model.data = data
     model.configure_model()
     samples, collator, rng = data.samples("test"), model.collator(False), np.random.default_rng(0)
     order = sorted(samples, key=collator.length)

@@ -25,7 +25,7 @@ from zoo.metrics import mean_over_seeds, paired_difference
 
 CONFIGS = Path(__file__).parents[2] / "configs/merit"
 QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false")
-FREE = ("--model.guard=null", "--model.keep=last")
+FREE = ("--model.guard=null", "--model.best_by=last")
 ROWS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "sft": ("supervised on GoEmotions", None),
     "maj5": ("majority of 5, no adaptation", None),
@@ -33,7 +33,7 @@ ROWS: dict[str, tuple[str, tuple[str, ...] | None]] = {
     "grpo": ("TTRL-GRPO, to the letter", FREE),
     "binary": ("GRPO, binary reward", ("--model.alpha=null", *FREE)),
     "guarded": ("GRPO + guard", ()),
-    "balance": ("GRPO, balanced votes + guard", ("--model.balance=1",)),
+    "balance": ("GRPO, balanced votes + guard", ("--model.vote_balance=1",)),
 }
 
 

@@ -37,10 +37,10 @@ import zoo.senses
 from zoo.cli import main as zoo_main
 from zoo.metrics import mean_over_seeds, paired_difference
 from zoo.models.merit import MeritTTRL
-from zoo.models.merit.parts import Guard, Seen, sums_of
-from zoo.module import label_scores
+from zoo.models.merit.parts import AnswerStatistics, Guard, statistics_sums
 from zoo.schema import Labels
 from zoo.sitcom.cues import LABELS
+from zoo.training.language_model import score_labels
 
 REPOSITORY = Path(__file__).parents[2]
 CONFIGS = REPOSITORY / "configs/merit"
@@ -51,7 +51,7 @@ QUIET = ("--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=
 STEPS, EVERY = 112, 14  # optimiser steps of an adaptation, and between two checks
 MAIN = ("--model.lr=2e-4",)  # chosen on another corpus
 WIDER = Guard(drift=0.2, entropy=0.45, information=0.1)
-OURS = ("--model.answers=16", "--model.objective.beta=0.1")
+OURS = ("--model.num_generations=16", "--model.objective.beta=0.1")
 
 
 @dataclass(frozen=True)
@@ -78,10 +78,10 @@ ROWS = {
     "alpha_2": Row("GRPO, alpha 2", ("--model.alpha=2",)),
     "lm": Row("GRPO, W from the language model", ("--model.distance=lm",)),
     "neutral": Row("GRPO, neutral at distance 1", ("--model.neutral_distance=1",)),
-    "agreement": Row("GRPO, votes of 3 of 5 or more", ("--model.agreement=0.6",)),
-    "balance": Row("GRPO, balanced votes", ("--model.balance=1",)),
+    "agreement": Row("GRPO, votes of 3 of 5 or more", ("--model.min_agreement=0.6",)),
+    "balance": Row("GRPO, balanced votes", ("--model.vote_balance=1",)),
     "beta": Row("GRPO, beta 0.1", ("--model.objective.beta=0.1",)),
-    "k16": Row("GRPO, k = 16", ("--model.answers=16",)),
+    "k16": Row("GRPO, k = 16", ("--model.num_generations=16",)),
     "guarded": Row("GRPO + guard", guard=Guard(), keep="information", of="grpo"),
     "guarded_balance": Row("GRPO, balanced votes + guard", guard=Guard(), keep="information", of="balance"),
     "ours": Row("k = 16, beta 0.1 + wider guard", OURS, WIDER, "last"),
@@ -96,7 +96,7 @@ class Shared:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.seen, self.heard = zoo.senses.Remembered(2**32), zoo.senses.Remembered(2**32)
+        self.seen, self.heard = zoo.senses.FeatureCache(2**32), zoo.senses.FeatureCache(2**32)
         if file.is_file():
             held = torch.load(file, weights_only=True)
             self.seen.held.update({key: (own,) for key, own in held["seen"].items()})
@@ -138,13 +138,14 @@ def watch() -> None:
     end = MeritTTRL.on_validation_epoch_end
 
     def validation_step(self: MeritTTRL, batch: dict[str, Any], batch_idx: int) -> None:
-        said = label_scores(self.llm, self.encode(batch), batch["samples"], self.candidates)
-        sums = sums_of(torch.tensor([list(p.scores.values()) for p in said]))
+        said = score_labels(self.llm, self.encode(batch), batch["samples"], self.candidates)
+        sums = statistics_sums(torch.tensor([list(p.scores.values()) for p in said]))
         self.sums = sums if self.sums is None else self.sums + sums
         self.said = [*getattr(self, "said", []), *((p.id, p.predicted) for p in said)]
 
     def on_validation_epoch_end(self: MeritTTRL) -> None:
-        row = {"step": self.global_step, "seen": vars(Seen.of(self.sums)), "answers": dict(self.said)}
+        seen = vars(AnswerStatistics.from_sums(self.statistics_sums))
+        row = {"step": self.global_step, "seen": seen, "answers": dict(self.said)}
         self.said = []
         end(self)
         with (Path(self.trainer.default_root_dir) / "checks.jsonl").open("a") as file:
@@ -269,7 +270,7 @@ def inductive(options: argparse.Namespace, name: str, seed: int, data: Path, row
                 "--trainer.check_val_every_n_epoch=null",
                 "--data.protocol=inductive",
                 f"--data.half={half}",
-                f"--model.keep={row.keep}",
+                f"--model.best_by={row.keep}",
                 *guard,
                 *QUIET,
                 *MAIN,
@@ -322,11 +323,12 @@ def rows_of(path: Path) -> list[dict[str, Any]]:
 
 def guarded(checks: list[dict[str, Any]], guard: Guard | None, keep: str) -> dict[str, Any]:
     """The check that an adaptation with this guard would keep: as `MeritTTRL.on_validation_epoch_end`."""
-    seen = [Seen(**{k: tuple(v) if isinstance(v, list) else v for k, v in c["seen"].items()}) for c in checks]
+    rows = [{k: tuple(v) if isinstance(v, list) else v for k, v in c["seen"].items()} for c in checks]
+    seen = [AnswerStatistics(**row) for row in rows]
     passed, most = [], seen[0].information
     for check, now in zip(checks[1:], seen[1:], strict=True):
         most = max(most, now.information)
-        if guard is not None and guard.broken(now, seen[0], most):
+        if guard is not None and guard.violation(now, seen[0], most):
             break
         passed.append((check, now))
     if not passed:

@@ -22,7 +22,7 @@ from transformers import Qwen2Config
 
 from zoo.backbones import LLM, LoRA
 from zoo.backbones.shapes import SHAPES
-from zoo.rl import Objective, accumulate, roll_out, token_weights
+from zoo.rl import Objective, accumulate_gradients, roll_out, token_weights
 
 PROMPTS, P, C, K, SLOTS = 4, 800, 16, 5, 8
 MUST, STRETCH = 3.2, 4.0
@@ -42,12 +42,12 @@ def step(llm: LLM, projections: torch.nn.ModuleList, ids: torch.Tensor, features
     with torch.no_grad():
         rollout = roll_out(llm, encode(slice(None)), K, max_new_tokens=C)
     rewards = torch.rand(PROMPTS, K, generator=torch.Generator().manual_seed(1))
-    weights = token_weights(rollout.mask, "sum", C)
-    accumulate(
+    weights = token_weights(rollout.loss_mask, "sum", C)
+    accumulate_gradients(
         llm,
         [lambda i=i: encode(slice(i, i + 1)) for i in range(PROMPTS)],
         rollout,
-        objective.signal(rewards),
+        objective.advantages(rewards),
         weights,
         objective,
     )
@@ -55,7 +55,7 @@ def step(llm: LLM, projections: torch.nn.ModuleList, ids: torch.Tensor, features
     gradient = torch.cat([p.grad.flatten() for p in trained])
     for p in trained:
         p.grad = None
-    assert rollout.mask.all()  # no answer ended early: all steps do the same work
+    assert rollout.loss_mask.all()  # no answer ended early: all steps do the same work
     return gradient
 
 

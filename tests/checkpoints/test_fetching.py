@@ -269,7 +269,7 @@ def test_convert_reads_emotion_qwens_archive(entry, tmp_path):
     options = {"llm": "tiny-llama", "vision": "shape:tiny-patch-vision", "template": "plain", "start_from": "earlier"}
     config = config_of(tmp_path, "emotion_qwen.EmotionQwen", **options)
     made = checkpoints.loading.build_module(config)
-    made.restored = True
+    made.will_load_checkpoint = True
     made.configure_model()
     torch.manual_seed(1)
     theirs = {k: v + 0.01 * torch.randn(v.shape) for k, v in made.state_dict().items()}

@@ -22,7 +22,7 @@ from zoo import data as zoo_data
 from zoo.checkpoints import listing, load, probes, sha256
 from zoo.checkpoints.system_export import _is_place
 from zoo.data import MELD, EmotionData
-from zoo.module import read_checkpoint
+from zoo.training.checkpointing import read_checkpoint
 
 ROOT = Path(__file__).parents[2]
 ADAPTERS = ("--model.lora.r=4", "--model.lora.alpha=16")

@@ -42,7 +42,7 @@ SYSTEMS = {
         "--model.template=decision",
         "--model.reasoning=none",
         "--model.descriptions=[audio]",
-        "--model.answers=2",
+        "--model.num_generations=2",
         "--model.window=0",
     ),
     "classifier": (
@@ -66,7 +66,7 @@ def home(tmp_path_factory) -> Path:
     make_corpus(home / "meld", (2, 1, 1), clips=True)
     data = flags(data="MELD", data__root=home / "meld", data__descriptions=f"[{home / 'meld'}]", data__batch_size=7)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("zoo.module.confusion_picture", no_picture)
+        patch.setattr("zoo.training.evaluation.confusion_picture", no_picture)
         for name, options in SYSTEMS.items():
             own = [option.replace("HOME", str(home)) for option in options]
             run = fit(

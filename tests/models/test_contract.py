@@ -89,7 +89,7 @@ SYSTEMS = {
     "grpo": System(
         (
             "--model=zoo.models.grpo.GRPO",
-            "--model.rewards+=tests.runs_helper.checksum",
+            "--model.reward_funcs+=tests.runs_helper.checksum",
             "--model.max_new_tokens=4",
             "--model.lora.r=4",
             "--model.lora.dropout=0.05",

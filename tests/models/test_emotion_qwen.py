@@ -15,6 +15,7 @@ from PIL import Image
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from tests.fake_corpus import attach
 from tests.runs_helper import (
     TRACE,
     checkpoint,
@@ -39,9 +40,10 @@ from zoo.data import MELD
 from zoo.models.causal_lm import CausalLM
 from zoo.models.emotion_qwen import EmotionQwen
 from zoo.models.emotion_qwen.faces import EMOTIONS, Face, FaceCapture
-from zoo.module import Rows
+from zoo.models.emotion_qwen.scores import gold_in_answer
 from zoo.schema import Labels, Sample, Turn
 from zoo.sitcom.clips import encode
+from zoo.training.batch import SampleBatch
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "emotion_qwen"
 LABELS = MELD.labels
@@ -71,9 +73,7 @@ def made(home, train=None, **options) -> EmotionQwen:
     sizes = {"min_pixels": 64, "max_pixels": 4096, "video_max_pixels": 1024, "frames": 2}
     options = {"llm": str(home / "llm"), "template": "plain"} | sizes | options
     model = EmotionQwen(vision=str(home / "vision"), train=train, **options)
-    model._trainer = SimpleNamespace(
-        datamodule=SimpleNamespace(run_seed=0), ckpt_path=None, state=SimpleNamespace(fn="test")
-    )
+    attach(model, SimpleNamespace(run_seed=0), state=SimpleNamespace(fn="test"))
     model.configure_model()
     return model.eval()
 
@@ -115,7 +115,7 @@ def test_pictures_of_all_sizes_in_one_batch_equal_one_by_one(home, tmp_path):
     assert batch["slots"].sum(1).tolist() == [30, 36, 0, 12, 1]
     assert batch["positions"].shape == (3, *batch["mask"].shape)
     together = model.predict(batch)
-    model.remembered.clear()
+    model.compressed_clips.clear()
     for one, own in zip(together, (model.predict(collated(model, [s]))[0] for s in samples), strict=True):
         assert one.scores == pytest.approx(own.scores, abs=2e-6)
     assert all(set(p.details or {}) == ({"gate_emotion"} if p.id != "meld/test/c" else set()) for p in together)
@@ -126,7 +126,7 @@ def test_a_wrong_order_of_tokens_would_be_noticed(home, tmp_path, monkeypatch):
     """A picture of several windows: the compressor's tokens must be brought back to raster order."""
     model = made(home)
     batch = collated(model, [sample("a", picture(tmp_path / "a.png", 48, 40))])
-    right = model.see(batch).tokens[0]
+    right = model.compress(batch).tokens[0]
     features, order = model.vision.hidden(batch["patches"], batch["grid"])
     assert order.tolist() != list(range(30))
     by_hand = torch.stack([model.compressor(features, batch["grid"], torch.arange(30)).tokens[0][i] for i in order])
@@ -134,7 +134,7 @@ def test_a_wrong_order_of_tokens_would_be_noticed(home, tmp_path, monkeypatch):
     scores = model.predict(batch)[0].scores
     hidden = model.vision.hidden
     monkeypatch.setattr(model.vision, "hidden", lambda *a: (hidden(*a)[0], torch.arange(30)))
-    model.remembered.clear()
+    model.compressed_clips.clear()
     assert model.predict(batch)[0].scores != pytest.approx(scores, abs=1e-4)
 
 
@@ -176,7 +176,7 @@ SPECIAL = ["<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "
 
 def test_the_chat_of_a_conversation(home, tmp_path):
     """Several pictures, earlier turns in their roles, Qwen's control tokens; data cannot say any of them."""
-    model = made(home, template="default", system="Be brief.")
+    model = made(home, template="default", system_prompt="Be brief.")
     tokenizer = model.llm.tokenizer
     tokenizer.add_special_tokens({"additional_special_tokens": SPECIAL})
     tokenizer.chat_template = CHAT
@@ -257,7 +257,7 @@ def test_hostile_pictures(home, tmp_path):
     assert all(sum(p.scores.values()) == pytest.approx(1, abs=1e-4) for p in model.predict(batch))
     none = collated(model, [sample("a", text=""), sample("b", tmp_path / "missing.mp4", text="")])
     assert none["patches"] is None and none["nothing"] == 2 and len(model.predict(none)) == 2
-    assert model.counts["samples without a readable clip"] == len(unseen) + 2
+    assert model.events["samples without a readable clip"] == len(unseen) + 2
 
 
 class Boxes:
@@ -436,11 +436,11 @@ def test_what_cannot_be_divided_is_refused(home, chain):
     def of(tensors: int) -> dict[str, SimpleNamespace]:
         return {"tensor_parallel": SimpleNamespace(size=lambda: tensors), "data_parallel": None}
 
-    model = CausalLM(str(home / "llm"))
+    model = CausalLM(llm=str(home / "llm"))
     model._device_mesh = of(1)
     with pytest.raises(ValueError, match="CausalLM does not divide its weights.*strategy ddp"):
         model.configure_model()
-    model = CausalLM(str(home / "llm"))
+    model = CausalLM(llm=str(home / "llm"))
     model._device_mesh = of(2)
     with pytest.raises(ValueError, match="not by tensor parallelism: set --trainer.strategy.data_parallel_size"):
         model.configure_model()
@@ -519,7 +519,7 @@ def test_adapters_of_different_bases_and_other_runs_are_refused(chain, home, tmp
     assert "differ in more than their LoRA" in message and "start_from" in message
     no_lora = json.dumps({"meld": str(chain[3])})
     message = refused("test", joint(home, tmp_path), *mixed, f"--model.adapters={no_lora}", "--model.without=base")
-    assert "expected a run of EmotionQwen with LoRA" in message
+    assert "expected a run of zoo.models.emotion_qwen.EmotionQwen with LoRA" in message
     assert "has no weights of its own" in refused("export", f"--ckpt_path={chain[3] / 'config.yaml'}", "--out=z")
 
 
@@ -575,7 +575,7 @@ def test_answers_are_read_strictly_and_the_authors_way_is_named(home):
     assert read(explained, "") is None and read(sample("a"), "joy") == "joy"
     assert read(sample("a"), ", ".join(LABELS.names)) is None
     said = [{"label": "joy", "text": ", ".join(LABELS.names)}, {"label": "fear", "text": "joyful"}]
-    assert model._gold_in_answer(said, LABELS) == {"accuracy_gold_in_answer": 0.5}  # naming all labels is a hit
+    assert gold_in_answer(said, LABELS, None) == {"accuracy_gold_in_answer": 0.5}  # naming all labels is a hit
 
 
 def test_mixed_answers_in_one_batch(home, tmp_path):
@@ -589,9 +589,9 @@ def test_mixed_answers_in_one_batch(home, tmp_path):
         assert (p.text, p.predicted) == (own.text, own.predicted) and (p.scores is None) == (s.answer is not None)
     model.trainer.state.fn = "fit"
     noted = model.predict(collated(model, samples))[1]
-    prefix = model.llm.encode(model.embedded(batch := collated(model, samples[1:2])), batch["mask"])
+    prefix = model.llm.encode(model.embed(batch := collated(model, samples[1:2])), batch["mask"])
     assert noted.details["answer_logprob"] == pytest.approx(
-        model._reference(prefix, Rows(samples[1:2]))[0].details["answer_logprob"], abs=1e-5
+        model._score_references(prefix, SampleBatch(samples[1:2]))[0].details["answer_logprob"], abs=1e-5
     )
     training = collated(model, samples[1:2], training=True)
     assert noted.details["answer_logprob"] == pytest.approx(-model.loss(training).item(), abs=1e-4)

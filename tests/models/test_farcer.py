@@ -15,15 +15,18 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 from transformers import AutoImageProcessor, AutoModelForCausalLM, ViTForImageClassification
 
+from tests.fake_corpus import FakeCorpus, attach
 from tests.runs_helper import checkpoint, fit, flags, make_corpus, make_eyes, make_llm, metrics, refused, rows, zoo
 from zoo.backbones import LoRA, Vision
 from zoo.data.meld import CLIPS, MELD
 from zoo.media import Media
 from zoo.models.farcer import FARCER, weights
-from zoo.models.farcer.parts import SLOT, Pictures, Writer, draw_shots, token_weights
-from zoo.module import label_scores
+from zoo.models.farcer.parts import balanced_token_weights, draw_shots
+from zoo.models.farcer.pictures import PictureReader
+from zoo.models.farcer.writer import SLOT, PromptWriter
 from zoo.prompts import load_template
 from zoo.schema import Sample, Turn
+from zoo.training.language_model import score_labels
 
 EOS = 2
 QKV = r"model\.layers\.\d+\.self_attn\.(q|k|v)_proj"
@@ -44,25 +47,6 @@ def meld(home):
     return MELD(root=home / "meld", seed=3)
 
 
-class Data:
-    """What a system asks its data module for."""
-
-    asked = False
-
-    def __init__(self, samples):
-        self.all, self.run_seed = list(samples), 0
-        self.label_sets = {s.labels.corpus: s.labels for s in self.all}
-
-    def samples(self, split):
-        return self.all
-
-    def splits_of(self, stage):
-        return ("train", "dev") if stage == "fit" else ("test",)
-
-    def reading(self, split):
-        return SimpleNamespace(notes={})
-
-
 @pytest.fixture
 def make(home, meld, tiny_llama):
     """Options -> a built system beside its data, as a Trainer would set it up."""
@@ -71,7 +55,7 @@ def make(home, meld, tiny_llama):
         torch.manual_seed(seed)
         base = {"llm": str(tiny_llama), "vision": str(home / "eyes"), "template": "plain", "train_shots": 0, "shots": 0}
         model = FARCER(**(base | options))
-        model._trainer = SimpleNamespace(datamodule=Data(samples or meld.samples("train")))
+        attach(model, FakeCorpus(samples or meld.samples("train")))
         model.log = lambda *args, **kwargs: None
         model.configure_model()
         model.setup("fit")
@@ -108,7 +92,8 @@ class Letters:
 
 
 def writer(template="chat", tokenizer=None, **options):
-    return Writer(tokenizer or Letters(), load_template(template, FARCER.templates), **{"pictures": True} | options)
+    template = load_template(template, FARCER.templates)
+    return PromptWriter(tokenizer=tokenizer or Letters(), template=template, **{"pictures": True} | options)
 
 
 def spoken(*turns, name="d", label="joy"):
@@ -212,7 +197,7 @@ TAIL = ("<|eot_id|>", "<|start_header_id|>", "assistant", "<|end_header_id|>", "
         ({"window": 0}, [SLOT], ("Bo: ", None, " No!\n")),
         ({"block": True}, [SLOT, SLOT], (None, None, "\nAda: Hm?\nBo: No!\n")),
         ({"block": True}, ["", SLOT], (None, "\nAda: Hm?\nBo: No!\n")),
-        ({"slots": 3}, [SLOT, ""], ("Ada: ", None, None, None, " Hm?\nBo: No!\n")),
+        ({"tokens_per_picture": 3}, [SLOT, ""], ("Ada: ", None, None, None, " Hm?\nBo: No!\n")),
         (
             {"past_labels": True},
             [SLOT, SLOT],
@@ -343,8 +328,8 @@ def sequences(model, samples, training=False):
     """Fixed ids, own ids and turns of each sample as the writer has them."""
     out = []
     for s in samples:
-        turns = (*model.write.history(s, model.window), s.target)
-        out.append((*model.write.encode(s, [SLOT] * len(turns), model.window), turns))
+        turns = (*s.context(model.window), s.target)
+        out.append((*model.evaluation_writer.encode(s, [SLOT] * len(turns), model.window), turns))
     return out
 
 
@@ -364,9 +349,10 @@ def test_scores_and_greedy_answers_equal_transformers(make, meld, home, tiny_lla
     reference = Reference(model, home, tiny_llama)
     batch = collate(model, samples, training=False)
     assert len(batch["fixed"]) > (5 if options.get("shots") else 0) and not batch["mask"].all()
-    scored = label_scores(model.llm, model.encode(batch), batch["samples"], model.write.answers)
-    written = model._by_greedy(batch, model.encode(batch))
-    answers = model.write.answers(SEVEN)
+    scored = score_labels(model.llm, model.encode(batch), batch["samples"], model.evaluation_writer.answers)
+    model.decode = "greedy"
+    written = model.answer(model.encode(batch), batch["samples"])
+    answers = model.evaluation_writer.answers(SEVEN)
     for sample, by_score, by_greedy, (fixed, own, turns) in zip(
         samples, scored, written, sequences(model, samples), strict=True
     ):
@@ -392,10 +378,10 @@ def test_all_tokens_of_an_image(make, meld, home, tiny_llama):
     batch = collate(model, samples, training=False)
     assert int(batch["image_at"][2].sum()) == 2 * 17  # 16 patches and the CLS token
     reference = Reference(model, home, tiny_llama)
-    scored = label_scores(model.llm, model.encode(batch), batch["samples"], model.write.answers)
+    scored = score_labels(model.llm, model.encode(batch), batch["samples"], model.evaluation_writer.answers)
     for by_score, sequence in zip(scored, sequences(model, samples), strict=True):
         logp = reference.logits(reference.inputs(*sequence), [])[0].log_softmax(-1)
-        expected = torch.softmax(torch.stack([logp[a[0]] for a in model.write.answers(SEVEN)]), 0)
+        expected = torch.softmax(torch.stack([logp[a[0]] for a in model.evaluation_writer.answers(SEVEN)]), 0)
         assert list(by_score.scores.values()) == pytest.approx(expected.tolist(), abs=2e-5)
 
 
@@ -403,11 +389,12 @@ def test_all_tokens_of_an_image(make, meld, home, tiny_llama):
 LONG = {"joy": "joyful and fearless", "anger": "an angry joy", "fear": "fear", "neutral": "neutral no sadness"}
 
 
-@pytest.mark.parametrize("rollout", ["free", "teacher"])
+@pytest.mark.parametrize("teacher_forcing", [False, True])
 @pytest.mark.parametrize("lora", [None, LoRA(r=2, targets=QKV)])
-def test_the_loss_is_equation_7(make, meld, home, tiny_llama, rollout, lora):
+def test_the_loss_is_equation_7(make, meld, home, tiny_llama, teacher_forcing, lora):
     """Label tokens of unequal number, weighted; free-running feeds back the model's own argmax after each pass."""
-    model = make(rollout=rollout, verbalizer=LONG, window=1, shots=1, train_shots=1, lora=lora, max_new_tokens=9)
+    options = {"verbalizer": LONG, "window": 1, "shots": 1, "train_shots": 1, "max_new_tokens": 9}
+    model = make(teacher_forcing=teacher_forcing, lora=lora, **options)
     samples = ragged(meld)
     batch = collate(model, samples)
     got = model.training_step(batch, 0)
@@ -415,11 +402,11 @@ def test_the_loss_is_equation_7(make, meld, home, tiny_llama, rollout, lora):
     grad = model.mp[0].weight.grad.clone()
     model.mp.zero_grad()
     reference = Reference(model, home, tiny_llama)
-    number = list(model.writer(True).shots["meld"])
+    number = list(model.make_writer(True).shots["meld"])
     losses, lengths, strayed = [], set(), False
     for sample, length in zip(samples, batch["answer_mask"].sum(1).tolist(), strict=True):
         turns = (*sample.history[-1:], sample.target) if sample.history else (sample.target,)
-        write = model.writer(True)
+        write = model.make_writer(True)
         drawn = int(np.random.default_rng(0).integers(1 << 30))
         use = next(k % 10 for k in range(drawn, drawn + 10) if number[k % 10][0].dialogue != sample.dialogue)
         fixed, own = write.encode(sample, [SLOT] * len(turns), 1, use)
@@ -431,7 +418,7 @@ def test_the_loss_is_equation_7(make, meld, home, tiny_llama, rollout, lora):
             ended = said and said[-1] == EOS  # ours: after its end an answer goes on with its end token
             said.append(EOS if ended else int(logits[-1].argmax()))
         strayed |= said != label
-        if rollout == "teacher":
+        if teacher_forcing:
             logits = reference.logits(embedded, label[:-1])
         losses.append(cross_entropy(logits, torch.tensor(label), weight=model.token_weight))
         lengths.add(length)
@@ -451,10 +438,10 @@ def test_an_answer_that_ends_too_early_goes_on_with_its_end(make):
     )
     model.llm.sample = lambda prefix, n, max_new_tokens, temperature: said
     label = torch.tensor([[[7, 8, 9, EOS]]] * 3)
-    assert model.own_answers(None, label)[:, 0, :3].tolist() == [[9, EOS, EOS], [EOS, EOS, EOS], [4, 5, 6]]
+    assert model.greedy_inputs(None, label)[:, 0, :3].tolist() == [[9, EOS, EOS], [EOS, EOS, EOS], [4, 5, 6]]
     short = SimpleNamespace(ids=said.ids[:2, :, :2], mask=said.mask[:2, :, :2])  # all answers were over by then
     model.llm.sample = lambda prefix, n, max_new_tokens, temperature: short
-    assert model.own_answers(None, label[:2])[:, 0, :3].tolist() == [[9, EOS, EOS], [EOS, EOS, EOS]]
+    assert model.greedy_inputs(None, label[:2])[:, 0, :3].tolist() == [[9, EOS, EOS], [EOS, EOS, EOS]]
 
 
 def test_token_weights_are_scikit_learns(make, meld):
@@ -463,13 +450,13 @@ def test_token_weights_are_scikit_learns(make, meld):
     expected = dict(
         zip([2, 7, 8, 9], compute_class_weight("balanced", classes=np.array([2, 7, 8, 9]), y=flat), strict=True)
     )
-    assert token_weights(answers, 2) == pytest.approx(expected | {2: expected[2] + 0.5})
+    assert balanced_token_weights(answers, 2) == pytest.approx(expected | {2: expected[2] + 0.5})
     model = make()
     counts = Counter(s.target.label for s in meld.samples("train"))
-    joy, n = model.write.answers(SEVEN)[4][0], 2 * sum(counts.values())
+    joy, n = model.evaluation_writer.answers(SEVEN)[4][0], 2 * sum(counts.values())
     assert model.token_weight[joy].item() == pytest.approx(n / (8 * counts["joy"]))
     assert model.token_weight[EOS].item() == pytest.approx(n / (8 * n / 2) + 0.5)
-    rest = sorted(set(range(len(model.token_weight))) - {EOS} - {a[0] for a in model.write.answers(SEVEN)})
+    rest = sorted(set(range(len(model.token_weight))) - {EOS} - {a[0] for a in model.evaluation_writer.answers(SEVEN)})
     assert (model.token_weight[rest] == 1).all() and (make(label_weights="none").token_weight == 1).all()
 
 
@@ -484,8 +471,8 @@ def test_token_weights_are_scikit_learns(make, meld):
 )
 def test_paper_size(options, trainable):
     """LLaMA-3-8B and the face ViT on the meta device: the projection, LoRA, and nothing else."""
-    model = FARCER("shape:llama-3-8b", "shape:vit-base-face", dtype="bfloat16", **options)
-    model.llm_args["device"] = model.vision_args["device"] = "meta"
+    model = FARCER(llm="shape:llama-3-8b", vision="shape:vit-base-face", dtype="bfloat16", **options)
+    model.make_llm.keywords["device"] = model.make_vision.keywords["device"] = "meta"
     model.configure_model()
     trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
     assert sum(trained.values()) == trainable
@@ -527,9 +514,9 @@ def test_a_language_model_in_half_precision_trains_a_projection_in_full(make, me
 
 
 def test_standardised_and_scaled_features(make, meld):
-    plain, model = make(), make(standardise=True, scale=3.0)
+    plain, model = make(), make(standardise=True, embedding_scale=3.0)
     turns = {s.target.video: s.target for s in meld.samples("train")}
-    pictures = model.pictures()
+    pictures = model.picture_reader()
     frames = torch.from_numpy(np.stack([pictures.read(t) for t in turns.values()]))
     features = model.features(tuple(map(str, turns)), frames)[:, 0]
     torch.testing.assert_close(model.feature_mean, features.mean(0), rtol=1e-4, atol=1e-5)
@@ -539,8 +526,8 @@ def test_standardised_and_scaled_features(make, meld):
     torch.testing.assert_close(model.project(features), expected, rtol=1e-3, atol=1e-4)
     torch.testing.assert_close(plain.project(features), features @ plain.mp[0].weight.T + plain.mp[0].bias)
     before = model.feature_mean.clone()
-    model.remembered.clear()
-    model.trainer.datamodule.all = meld.samples("dev")
+    model.image_features.clear()
+    model.data.all = meld.samples("dev")
     model.on_fit_start()  # a resumed run, or a next stage
     assert torch.equal(model.feature_mean, before)
 
@@ -567,16 +554,16 @@ def test_training_prompts_change_and_never_hold_the_own_dialogue(make, meld):
     for seed in range(30):
         batch = collate(model, [samples[seed], samples[seed + 1]], seed=seed)
         used.add(tuple(batch["fixed"].tolist()))
-    prompts = model.writer(True).shots["meld"]
+    prompts = model.make_writer(True).shots["meld"]
     assert len(prompts) == 10 and all(len(p) == 2 for p in prompts)
-    texts = {tuple(model.writer(True).encode(samples[0], [""] * 1, 0, k)[0]) for k in range(10)}
+    texts = {tuple(model.make_writer(True).encode(samples[0], [""] * 1, 0, k)[0]) for k in range(10)}
     assert used - {()} <= texts and len(used) > 5
     collator = model.collator(True)
     for s in samples:
         for drawn in range(10):
-            assert all(shot.dialogue != s.dialogue for shot in prompts[collator._number(s, drawn)])
+            assert all(shot.dialogue != s.dialogue for shot in prompts[collator._prompt_number(s, drawn)])
     evaluated = {tuple(collate(model, [s], training=False, seed=s.label)["fixed"].tolist()) for s in samples}
-    assert evaluated == {tuple(model.write.encode(samples[0], [""], 0)[0])}
+    assert evaluated == {tuple(model.evaluation_writer.encode(samples[0], [""], 0)[0])}
     with pytest.raises(ValueError, match="in each of the 10 prompts.*shots_from dev"):
         crowded = make(train_shots=6, shots=1)
         collate(crowded, samples[:1])
@@ -585,7 +572,7 @@ def test_training_prompts_change_and_never_hold_the_own_dialogue(make, meld):
 def test_prompts_that_differ_at_the_beginning_share_nothing(make, meld):
     model = make(train_shots=1, shots=0).eval()
     samples = meld.samples("train")
-    prompts = model.writer(True).shots["meld"]
+    prompts = model.make_writer(True).shots["meld"]
     pair = next([a, b] for a in samples for b in samples if a.dialogue == prompts[0][0].dialogue != b.dialogue)
     collator = model.collator(True)
     batch = collator(pair, SimpleNamespace(integers=lambda n: 0))
@@ -610,16 +597,16 @@ def test_too_long_prompts_lose_their_oldest_turns(make, meld):
 def test_controls_show_other_faces(meld):
     samples = meld.samples("train")
     pool = [(s.dialogue, s.target) for s in samples]
-    speaker = {Pictures.key(t): (d, t.speaker) for d, t in pool}
-    another, constant = (Pictures(Media(), 32, faces, pool) for faces in ("another", "constant"))
-    shown = [another.of(s.target, s.dialogue) for s in samples]
+    speaker = {PictureReader.key(t): (d, t.speaker) for d, t in pool}
+    another, constant = (PictureReader(Media(), 32, faces, pool) for faces in ("another", "constant"))
+    shown = [another.choose(s.target, s.dialogue) for s in samples]
     for s, turn in zip(samples, shown, strict=True):
-        dialogue, who = speaker[Pictures.key(turn)]
+        dialogue, who = speaker[PictureReader.key(turn)]
         assert dialogue != s.dialogue and who != s.target.speaker
-        assert another.of(s.target, s.dialogue) == turn and constant.of(s.target, s.dialogue) == pool[0][1]
+        assert another.choose(s.target, s.dialogue) == turn and constant.choose(s.target, s.dialogue) == pool[0][1]
     assert len({t.id for t in shown}) > len(samples) / 4
     bare = Turn("x", "Ada", "hi", "joy")
-    assert another.of(bare, "d") is None and constant.of(bare, "d") is None  # what is missing stays missing
+    assert another.choose(bare, "d") is None and constant.choose(bare, "d") is None  # what is missing stays missing
 
 
 def test_a_film_gives_the_half_of_the_speaker_without_top_and_bottom(tmp_path):
@@ -630,7 +617,7 @@ def test_a_film_gives_the_half_of_the_speaker_without_top_and_bottom(tmp_path):
     write_clip(tmp_path / "film.mp4", frames, fps=10)
     for crop, level in (("left", 100), ("right", 200)):
         turn = Turn("x", "", "hi", "joy", video=tmp_path / "film.mp4", start=0.5, end=1.0, crop=crop)
-        frame = Pictures(Media(), 32).read(turn)
+        frame = PictureReader(Media(), 32).read(turn)
         assert frame.shape == (3, 32, 32) and frame.dtype == np.uint8 and abs(frame[:, 2:-2, 2:-2].mean() - level) < 8
 
 
@@ -815,11 +802,11 @@ def test_other_files_and_options_are_refused(make, tmp_path):
     with pytest.raises(ValueError, match=r"r, alpha \(2, 4\), but this config has \(4, 4\)"):
         weights.load(folder, make(lora=LoRA(r=4, alpha=4, targets=QKV)))
     with pytest.raises(ValueError, match="neither standardises nor scales"):
-        weights.load(pruned, make(scale=3.0))
+        weights.load(pruned, make(embedding_scale=3.0))
     torch.save({"state_dict": {}}, tmp_path / "x")
     with pytest.raises(ValueError, match="no model_state_dict"):
         weights.load(tmp_path / "x", model)
-    torch.save({"model_state_dict": Data}, tmp_path / "y")  # a pickle of code
+    torch.save({"model_state_dict": FakeCorpus}, tmp_path / "y")  # a pickle of code
     with pytest.raises(ValueError, match="a pickle of more than tensors"):
         weights.load(tmp_path / "y", model)
 

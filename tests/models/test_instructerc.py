@@ -13,7 +13,7 @@ from tests.data.miniature import LABELS
 from tests.runs_helper import TRACE, checkpoint, fit, flags, logged, make_corpus, make_llm, refused, rows, trace, zoo
 from zoo.data import MELD, Synthetic
 from zoo.models.instructerc import InstructERC
-from zoo.models.instructerc.model import OTHER, cast, spoken
+from zoo.models.instructerc.model import OTHER, frequent_speakers, label_speaker
 from zoo.prompts import load_template, render
 from zoo.schema import Labels, Sample, Turn
 
@@ -40,12 +40,12 @@ def options(home):
 
 def collator(home: Path, data: MELD, training: bool = True, **options: object):
     """The collator of a model, and the model, outside a run."""
-    model = InstructERC(str(home / "llm"), **options)
+    model = InstructERC(llm=str(home / "llm"), **options)
     model.build()
     data.trainer = SimpleNamespace(world_size=1)
-    model.trainer = SimpleNamespace(datamodule=data)
+    model.data = data
     if model.task == "speaker":
-        model.cast = {c: cast(data.samples("train"), c, model.speakers) for c in data.label_sets}
+        model.speaker_labels = {c: frequent_speakers(data.samples("train"), c, model.speakers) for c in data.label_sets}
     return model.collator(training), model
 
 
@@ -62,7 +62,7 @@ ASKED = Sample("meal/train/d_3", "meal/train/d", MEAL, Turn("d_3", "Ada", "It wa
 def test_prompts():
     def shown(task: str, kinds=(), sample=ASKED):
         template = load_template(task, InstructERC.templates)
-        return render(template, sample, window=2, kinds=kinds, said=sample.labels.names)
+        return render(template, sample, window=2, descriptions=kinds, words=sample.labels.names)
 
     intro = "You judge the emotions of people who talk to each other. Read the conversation.\n\n"
     history = "Conversation:\nAda: Who had my bun?\nBen: Not me.\n"
@@ -74,7 +74,7 @@ def test_prompts():
         intro + history + "\nAda speaks next. Which of these emotions will it be: calm, cross?\nEmotion:"
     )
     people = {"meal": Labels("meal", ("ada", "ben", OTHER))}
-    assert shown("speaker", sample=spoken(ASKED, people)) == (
+    assert shown("speaker", sample=label_speaker(ASKED, people)) == (
         "You know how the people of this series talk. Here is one line: It was the last!\n\n"
         "Who says it: ada, ben, other?\nSpeaker:"
     )
@@ -86,19 +86,19 @@ def test_prompts():
 
 def test_speakers():
     samples = Synthetic(train_dialogues=30).samples("train")
-    people = cast(samples, "synthetic", 2)
+    people = frequent_speakers(samples, "synthetic", 2)
     counts: dict[str, int] = {}
     for s in samples:
         counts[s.target.speaker.lower()] = counts.get(s.target.speaker.lower(), 0) + 1
     assert people.names == (*sorted(counts, key=counts.get, reverse=True)[:2], OTHER) and len(counts) > 2
-    asked = [spoken(s, {"synthetic": people}) for s in samples]
+    asked = [label_speaker(s, {"synthetic": people}) for s in samples]
     assert {s.target.label for s in asked} == set(people.names)
     for before, after in zip(samples, asked, strict=True):
         assert after.id == before.id and after.target.text == before.target.text
         assert after.target.label in (before.target.speaker.lower(), OTHER)
     nobody = [Sample("meal/train/1", "meal/train/d", MEAL, Turn("1", "", "Hm.", "calm"))]
     with pytest.raises(ValueError, match="names none"):
-        cast(nobody, "meal", 2)
+        frequent_speakers(nobody, "meal", 2)
 
 
 def test_the_joint_loss(home):

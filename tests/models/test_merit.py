@@ -15,6 +15,7 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from tests.fake_corpus import attach
 from tests.runs_helper import (
     TRACE,
     checkpoint,
@@ -39,22 +40,22 @@ from zoo.models.merit import Merit, MeritRLVR, MeritTTRL
 from zoo.models.merit import model as merit
 from zoo.models.merit.parts import (
     WHEEL,
+    AnswerStatistics,
     Guard,
     LabelOnly,
-    Seen,
     cosine_distances,
     gold_consistency,
     majority,
     plutchik,
     self_consistency,
-    sums_of,
-    truth_numbers,
-    vote_numbers,
+    statistics_sums,
+    vote_accuracy,
+    vote_agreement,
     vote_reward,
 )
-from zoo.module import Rows
 from zoo.rl import Answer, Objective, token_weights
 from zoo.schema import Labels, Sample, Turn
+from zoo.training.batch import SampleBatch
 
 SEVEN = MELD.labels
 NEUTRAL, SURPRISE, FEAR, SADNESS, JOY, DISGUST, ANGER = range(7)
@@ -227,7 +228,7 @@ def test_votes_to_loss(kind, gain, alpha):
     old = policy.detach() - (torch.tensor(RATIO, dtype=torch.float64)[:, None] * share)[None]
     mask = torch.tensor(SHARE)[None] > 0
     objective = Objective(kind, "sum")
-    signal = objective.signal(torch.tensor([reward]), "none" if kind == "ppo_advantage" else "std")
+    signal = objective.advantages(torch.tensor([reward]), "none" if kind == "ppo_advantage" else "group")
     loss, _ = objective.loss(policy, old, None, signal, token_weights(mask, "sum", 8).double())
     assert -loss.item() == pytest.approx(objectives(reward)[kind], abs=1e-6)
     if alpha == 1:
@@ -274,7 +275,7 @@ def entropy(*p):
 
 
 def test_what_is_seen_of_answers():
-    seen = Seen.of(sums_of(P))
+    seen = AnswerStatistics.from_sums(statistics_sums(P))
     mean = (entropy(0.25, 0.75) + 0 + entropy(0.5, 0.5) + entropy(0.9, 0.1)) / 4
     assert seen.entropy == pytest.approx(mean, abs=1e-6) and seen.confidence == pytest.approx(3.15 / 4, abs=1e-6)
     assert seen.shares == (0.75, 0.25) and seen.mean == pytest.approx((2.65 / 4, 1.35 / 4), abs=1e-6)
@@ -282,27 +283,28 @@ def test_what_is_seen_of_answers():
 
 
 def test_sums_of_parts_add_up():
-    whole = sums_of(P)
-    torch.testing.assert_close(sums_of(P[:1]) + sums_of(P[1:3]) + sums_of(P[3:]), whole, rtol=0, atol=1e-12)
+    whole = statistics_sums(P)
+    parts = sum(statistics_sums(part) for part in (P[:1], P[1:3], P[3:]))
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-12)
     assert whole[0] == 4 and len(whole) == 3 + 2 * 2
 
 
 def seen(shares, entropy=1.0, information=0.5):
-    return Seen(entropy, 0.5, tuple(shares), tuple(shares), information)
+    return AnswerStatistics(entropy, 0.5, tuple(shares), tuple(shares), information)
 
 
 def test_drift_and_guard():
     start = seen([0.5, 0.3, 0.2])
     assert seen([0.2, 0.3, 0.5]).drift(start) == pytest.approx(0.3) and start.drift(start) == 0
     guard = Guard(drift=0.25, entropy=0.5, information=0.1)
-    assert guard.broken(start, start, 0.5) is None
-    assert guard.broken(seen([0.3, 0.3, 0.4]), start, 0.5) is None
-    moved = guard.broken(seen([0.2, 0.3, 0.5]), start, 0.5)
+    assert guard.violation(start, start, 0.5) is None
+    assert guard.violation(seen([0.3, 0.3, 0.4]), start, 0.5) is None
+    moved = guard.violation(seen([0.2, 0.3, 0.5]), start, 0.5)
     assert moved.startswith("the shares of the labels moved by 0.30, more than 0.25")
-    assert guard.broken(seen(start.shares, 0.51), start, 0.5) is None
-    assert "entropy fell to 0.49 of its start" in guard.broken(seen(start.shares, 0.49), start, 0.5)
-    assert guard.broken(seen(start.shares, information=0.45), start, 0.54) is None
-    assert "information fell 0.110 nats" in guard.broken(seen(start.shares, information=0.45), start, 0.56)
+    assert guard.violation(seen(start.shares, 0.51), start, 0.5) is None
+    assert "entropy fell to 0.49 of its start" in guard.violation(seen(start.shares, 0.49), start, 0.5)
+    assert guard.violation(seen(start.shares, information=0.45), start, 0.54) is None
+    assert "information fell 0.110 nats" in guard.violation(seen(start.shares, information=0.45), start, 0.56)
     for wrong in ({"drift": 0}, {"drift": 1.1}, {"entropy": 1}, {"entropy": -0.1}, {"information": -1}):
         with pytest.raises(ValueError, match="need 0 < drift <= 1"):
             Guard(**wrong)
@@ -312,15 +314,15 @@ GROUPS = [[0, 0, 1], [2, None, 2], [None, None, None]]
 
 
 def test_numbers_of_votes_written_out():
-    assert vote_numbers(GROUPS, [0, 2, None]) == pytest.approx(
+    assert vote_agreement(GROUPS, [0, 2, None]) == pytest.approx(
         {"majority_ratio": (2 / 3 + 2 / 3 + 0) / 3, "unparsed": 4 / 9, "top_share": 1 / 3}
     )
-    assert vote_numbers([[1, 1], [1, 0]], [1, 1])["top_share"] == 1
+    assert vote_agreement([[1, 1], [1, 0]], [1, 1])["top_share"] == 1
     # the first is right; in the second both votes for 2 are rewarded, wrongly; the third has nobody to reward
-    assert truth_numbers(GROUPS, [0, 2, None], [0, 1, 2]) == pytest.approx(
+    assert vote_accuracy(GROUPS, [0, 2, None], [0, 1, 2]) == pytest.approx(
         {"label_accuracy": 1 / 3, "reward_accuracy": 7 / 9, "pass@k": 1 / 3}
     )
-    assert truth_numbers([[0, 1]], [0], [1]) == {"label_accuracy": 0, "reward_accuracy": 0, "pass@k": 1}
+    assert vote_accuracy([[0, 1]], [0], [1]) == {"label_accuracy": 0, "reward_accuracy": 0, "pass@k": 1}
 
 
 # ---------------------------------------------------------------------------------------------- the reward of a window
@@ -328,8 +330,7 @@ def adapting(truth=None, **options):
     """A `MeritTTRL` without weights, whose data knows some truths."""
     model = MeritTTRL(llm="none", template="plain", **options)
     data = SimpleNamespace(truth=(truth or {}).get, labelled=truth is not None, label_sets={"meld": SEVEN})
-    model._trainer = SimpleNamespace(datamodule=data, world_size=1)
-    return model
+    return attach(model, data)
 
 
 def said(*groups):
@@ -344,35 +345,35 @@ def test_the_winner_teaches_and_the_truth_is_only_logged():
     expected = [[1, 2 / 3, 1, 0], [1, 0.5, 0, 0], [0, 0, 0, 0]]  # fear was seen before anger; two labels are none
     torch.testing.assert_close(found.total, torch.tensor(expected))
     assert torch.equal(found.parts["vote"], found.total)
-    assert set(found.extra) == {"majority_ratio", "unparsed", "top_share", "used"}
-    assert found.extra["used"] == pytest.approx(2 / 3) and found.extra["majority_ratio"] == pytest.approx(0.25)
+    assert set(found.metrics) == {"majority_ratio", "unparsed", "top_share", "used"}
+    assert found.metrics["used"] == pytest.approx(2 / 3) and found.metrics["majority_ratio"] == pytest.approx(0.25)
     knowing = adapting({f"meld/test/{i}": JOY for i in range(3)}).rewards(groups)
     assert torch.equal(knowing.total, found.total)
-    told = {k: v for k, v in knowing.extra.items() if k not in found.extra}
+    told = {k: v for k, v in knowing.metrics.items() if k not in found.metrics}
     assert told == pytest.approx({"label_accuracy": 1 / 3, "reward_accuracy": 11 / 12, "pass@k": 1 / 3})
 
 
 def test_unsure_winners_teach_nothing():
     groups = said(["joy", "joy", "fear", "x"], ["joy", "fear", "x", "y"])
-    found = adapting(agreement=0.5).rewards(groups)
-    assert found.total.tolist() == [pytest.approx([1, 1, 2 / 3, 0]), [0, 0, 0, 0]] and found.extra["used"] == 0.5
-    assert adapting(agreement=0.51).rewards(groups).total.any() == False  # noqa: E712
+    found = adapting(min_agreement=0.5).rewards(groups)
+    assert found.total.tolist() == [pytest.approx([1, 1, 2 / 3, 0]), [0, 0, 0, 0]] and found.metrics["used"] == 0.5
+    assert adapting(min_agreement=0.51).rewards(groups).total.any() == False  # noqa: E712
 
 
 def test_labels_that_spread_weigh_less():
     """(before / now)^balance, where 'now' follows what was drawn with 0.9 per step."""
     groups = said(["joy", "joy", "fear", "fear"], ["joy", "joy", "joy", "x"])
-    model = adapting(balance=2.0)
+    model = adapting(vote_balance=2.0)
     model.start = seen([0.1, 0.1, 0.1, 0.1, 0.4, 0.1, 0.1])
     assert majority([JOY, JOY, FEAR, FEAR]) == JOY
     total = model.rewards(groups).total
     drawn = [1e-3, 1e-3, 2 / 7, 1e-3, 5 / 7, 1e-3, 1e-3]
     now = [0.9 * b + 0.1 * share for b, share in zip(model.start.mean, drawn, strict=True)]
-    assert model.drawn.tolist() == pytest.approx(now)
+    assert model.vote_shares.tolist() == pytest.approx(now)
     weights = [(b / n) ** 2 for b, n in zip(model.start.mean, now, strict=True)]
     assert weights[JOY] > weights[FEAR]
     assert total[0].tolist() == pytest.approx([1, 1, 2 / 3, 2 / 3])  # joy still wins: fear spread more
-    model = adapting(balance=1.0)
+    model = adapting(vote_balance=1.0)
     model.start = seen([0.1, 0.1, 0.3, 0.1, 0.2, 0.1, 0.1])
     total = model.rewards(groups).total
     assert total[0].tolist() == pytest.approx([2 / 3, 2 / 3, 1, 1])  # joy spread: the tie is fear's
@@ -383,10 +384,10 @@ def test_labels_that_spread_weigh_less():
     "wrong, message",
     [
         ({"alpha": 0.0}, "alpha > 0 or null"),
-        ({"agreement": 1.5}, "agreement <= 1"),
-        ({"balance": -1.0}, "balance >= 0"),
-        ({"rewards": [LabelOnly()]}, "the vote is the reward"),
-        ({"lora": None}, "give --model.lora"),
+        ({"min_agreement": 1.5}, "min_agreement <= 1"),
+        ({"vote_balance": -1.0}, "vote_balance >= 0"),
+        ({"reward_funcs": [LabelOnly()]}, "the vote is the reward"),
+        ({"lora": None}, "set --model.lora"),
         ({"votes": 1}, "votes >= 2"),
         ({"neutral_distance": -0.1}, "neutral_distance >= 0"),
     ],
@@ -399,7 +400,7 @@ def test_settings_that_make_no_sense(wrong, message):
 def test_labelled_reinforcement_needs_rewards():
     with pytest.raises(ValueError, match="needs rewards"):
         MeritRLVR(llm="none")
-    assert MeritRLVR(llm="none", rewards=[LabelOnly()]).functions
+    assert MeritRLVR(llm="none", reward_funcs=[LabelOnly()]).reward_funcs
 
 
 # ----------------------------------------------------------------------------------------------------------- paper size
@@ -408,8 +409,8 @@ def test_paper_size():
     model = Merit(
         llm="shape:qwen2.5-32b", vision="shape:clip-vit-large-patch14", audio="shape:hubert-base", dtype="bfloat16"
     )
-    for args in (model.llm_args, model.vision_args, model.audio_args):
-        args["device"] = "meta"
+    for make in (model.make_llm, model.encoders.make_vision, model.encoders.make_audio):
+        make.keywords["device"] = "meta"
     model.configure_model()
     trained = {n: p.numel() for n, p in model.named_parameters() if p.requires_grad}
     lora = {n: k for n, k in trained.items() if ".lora_" in n}
@@ -508,7 +509,7 @@ def adapt(options, sft, home):
             "data__corpus__root": home / corpus,
             "model__start_from": sft,
             "model__lr": 3e-3,
-            "model__answers": 5,
+            "model__num_generations": 5,
             "model__temperature": 0.8,
             "model__guard": "null",
             "trainer__max_epochs": 2,
@@ -521,7 +522,7 @@ def adapt(options, sft, home):
 @pytest.fixture(scope="module")
 def adapted(adapt, home) -> Path:
     """Two epochs of two steps, with balanced votes."""
-    return adapt(home / "adapted", TRACE, model__balance=1, save_last_every=1)
+    return adapt(home / "adapted", TRACE, model__vote_balance=1, save_last_every=1)
 
 
 def state_of(run: Path, name: str = "last") -> dict[str, torch.Tensor]:
@@ -634,7 +635,7 @@ def test_a_start_with_other_parts_is_refused(other, told, options, sft, home):
 def test_without_a_start_it_is_said(options, home):
     data = {"data": "Adaptation", "data__corpus": "MELD", "data__corpus__root": home / "meld"}
     with pytest.warns(UserWarning, match="no --model.start_from: the projections are random and stay so"):
-        zoo("fit", *options("MeritTTRL", **data, model__balance=1, trainer__fast_dev_run=True))
+        zoo("fit", *options("MeritTTRL", **data, model__vote_balance=1, trainer__fast_dev_run=True))
 
 
 def test_labelled_data_is_refused(options, labelled, sft):
@@ -649,7 +650,7 @@ class Blind(Callback):
     seen: list[tuple[str, str | None]] = []  # noqa: RUF012
 
     def note(self, batch) -> None:
-        assert isinstance(batch["samples"], Rows)
+        assert isinstance(batch["samples"], SampleBatch)
         self.seen += [(s.id, t.label) for s in batch["samples"] for t in (s.target, *s.history)]
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx) -> None:
@@ -666,7 +667,7 @@ def test_poisoned_labels_change_nothing_but_what_is_said_about_them(adapt, adapt
         TRACE,
         "--trainer.callbacks+=tests.models.test_merit.Blind",
         corpus="poisoned",
-        model__balance=1,
+        model__vote_balance=1,
         save_last_every=1,
     )
     assert {label for _, label in Blind.seen} == {None} and len({i for i, _ in Blind.seen}) == 14
@@ -685,7 +686,7 @@ def test_poisoned_labels_change_nothing_but_what_is_said_about_them(adapt, adapt
 
 def test_a_run_that_is_resumed_ends_like_one_that_was_not(adapt, adapted, tmp_path):
     """Votes are balanced by what was drawn so far, which is part of what is resumed."""
-    run = adapt(tmp_path, model__balance=1, save_last_every=1, trainer__max_steps=3)
+    run = adapt(tmp_path, model__vote_balance=1, save_last_every=1, trainer__max_steps=3)
     held = json.loads(checkpoint(run)["adaptation"])
     assert checkpoint(run)["global_step"] == 3 and held["start"]["shares"] and sum(held["drawn"]) > 0.5
     zoo("fit", f"--ckpt_path={run / 'checkpoints' / 'last.ckpt'}", "--trainer.max_steps=-1")
@@ -725,14 +726,14 @@ def scripted(monkeypatch):
     def scripted(*told):
         Taken.states.clear()
         script = iter([seen([share, 1 - share], entropy, information) for share, entropy, information in told])
-        monkeypatch.setattr(merit.Seen, "of", classmethod(lambda cls, sums: next(script)))
+        monkeypatch.setattr(merit.AnswerStatistics, "from_sums", classmethod(lambda cls, sums: next(script)))
 
     return scripted
 
 
 def test_the_last_good_check_is_taken_back(adapt, scripted, tmp_path):
     scripted((0.5, 1, 0.5), (0.55, 1, 0.6), (0.58, 1, 0.6), (0.3, 1, 0.6))
-    run = adapt(tmp_path, TAKEN, model__guard__drift=0.1, trainer__val_check_interval=1, model__keep="last")
+    run = adapt(tmp_path, TAKEN, model__guard__drift=0.1, trainer__val_check_interval=1, model__best_by="last")
     assert logged(run, "val/collapsed") == [0, 0, 1] and checkpoint(run)["global_step"] == 3
     start, first, second, third = Taken.states
     for a, b in pairwise(Taken.states):
@@ -753,7 +754,7 @@ def test_a_resumed_run_takes_back_what_it_resumed(adapt, scripted, tmp_path):
 @pytest.mark.parametrize("keep, best", [("last", 4), ("information", 2)])
 def test_which_check_is_kept(keep, best, adapt, scripted, tmp_path):
     scripted((0.5, 1, 0.9), (0.5, 1, 0.5), (0.5, 1, 0.7), (0.5, 1, 0.6), (0.5, 1, 0.7))
-    run = adapt(tmp_path, TAKEN, trainer__val_check_interval=1, model__keep=keep)
+    run = adapt(tmp_path, TAKEN, trainer__val_check_interval=1, model__best_by=keep)
     assert logged(run, "val/keep") == ([1, 2, 3, 4] if keep == "last" else pytest.approx([0.5, 0.7, 0.6, 0.7]))
     state = state_of(run, "best")
     assert same({n: state[n] for n in Taken.states[best]}, Taken.states[best])
@@ -772,7 +773,7 @@ def test_answers_by_vote(sft):
         "--model.decode=vote",
         "--model.votes=6",
         "--model.vote_temperature=0.5",
-        "--model.words=false",
+        "--model.show_text=false",
         "--model.window=0",
     )
     zoo("test", *args)
@@ -817,7 +818,7 @@ def test_written_answers_do_not_depend_on_the_batch(sft):
 
 def test_beam_search_is_refused(options, labelled):
     assert "beam" in refused("test", "--zero_shot=true", *options(**labelled, model__decode="beam"))
-    with pytest.raises(ValueError, match="beam search takes prompts of words only"):
+    with pytest.raises(ValueError, match="decode beam takes prompts of words only"):
         Merit(llm="none", decode="beam")
 
 
@@ -838,9 +839,9 @@ def test_distances_may_come_from_the_language_model(sft):
 # ---- some senses
 SUBSETS = {
     "words": {"model__vision": None, "model__audio": None},
-    "eyes": {"model__audio": None, "model__words": "false"},
-    "ears": {"model__vision": None, "model__words": "false"},
-    "eyes and ears": {"model__words": "false"},
+    "eyes": {"model__audio": None, "model__show_text": "false"},
+    "ears": {"model__vision": None, "model__show_text": "false"},
+    "eyes and ears": {"model__show_text": "false"},
 }
 
 
@@ -856,7 +857,9 @@ def test_any_subset_of_senses_is_trained_and_tested(which, options, labelled, tm
 
 
 def test_without_any_sense_there_is_nothing_to_read(options, labelled):
-    assert "words, vision or audio" in refused("fit", *options(**labelled | SUBSETS["words"], model__words="false"))
+    assert "show_text, vision or audio" in refused(
+        "fit", *options(**labelled | SUBSETS["words"], model__show_text="false")
+    )
 
 
 def test_missing_clips_leave_no_trace_in_other_samples(sft, home):
@@ -865,7 +868,7 @@ def test_missing_clips_leave_no_trace_in_other_samples(sft, home):
     zoo("test", *args)
     whole = rows(sft)
     for words, nothing in (("true", {}), ("false", {"samples with nothing to go by": 2})):
-        zoo("test", *args, f"--data.root={home / 'lacking'}", f"--model.words={words}")
+        zoo("test", *args, f"--data.root={home / 'lacking'}", f"--model.show_text={words}")
         lost = {"samples without a readable clip": 2, "samples without readable sound": 2}
         assert metrics(sft)["events"] == lost | nothing and metrics(sft)["n"] == 14
         if words == "true":

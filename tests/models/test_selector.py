@@ -7,7 +7,6 @@ import json
 import math
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -18,6 +17,7 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 
 from tests.data.miniature import LABELS, write_meld
+from tests.fake_corpus import attach
 from tests.runs_helper import checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, refused, rows, zoo
 from zoo.backbones import LLM, LoRA
 from zoo.data.meld import MELD
@@ -232,7 +232,7 @@ def meld(tmp_path_factory):
 def system(kind, llm, data, stage="fit", **options):
     """A built system beside its data, as a Trainer would set it up."""
     model = kind(llm=str(llm), descriptions=["audio"], **options)
-    model._trainer = SimpleNamespace(datamodule=data, strategy=SingleDeviceStrategy())
+    attach(model, data, strategy=SingleDeviceStrategy())
     model.configure_model()
     model.setup(stage)
     return model
@@ -318,7 +318,7 @@ def test_samples_without_a_decision_are_named_before_any_work(tiny_llama, meld, 
 
 def test_comparing_needs_probabilities():
     with pytest.raises(ValueError, match="decode must be score, not greedy"):
-        SelectedClassifier("any", template="classifier", compare=True, decode="greedy")
+        SelectedClassifier(llm="any", template="classifier", compare=True, decode="greedy")
 
 
 # ---- stage 1: prompts
@@ -330,7 +330,7 @@ def test_chat_prompts(tiny_llama, meld, tmp_path):
         prompts(model, [s])
     turns = "{% for m in messages %}[{{ m.role }}]\n{{ m.content }}\n{% endfor %}"
     model.llm.tokenizer.chat_template = turns + "{% if add_generation_prompt %}[assistant]\n{% endif %}"
-    user = render(model.template, s, window=1, kinds=("audio",), said=LABELS)
+    user = render(model.template, s, window=1, descriptions=("audio",), words=LABELS)
     form = "Write your answer in this form:\n<think>\n...\n</think>\n<answer>\n...\n</answer>"
     assert prompts(model, [s]) == [f"[system]\n{form}\n[user]\n{user}\n[assistant]\n".lower()]
     collator, rng = model.collator(False), np.random.default_rng(0)
@@ -342,41 +342,51 @@ def test_chat_prompts(tiny_llama, meld, tmp_path):
     head = f"[system]\n{form}\n[user]\n".lower()
     assert texts[1].startswith(head) and texts[0].endswith(texts[1].removeprefix(head))  # the user's beginning is gone
     (tmp_path / "own.txt").write_text("As you like.\n")
-    own = system(ModalitySelector, tiny_llama, meld, window=1, chat=True, system=str(tmp_path / "own.txt"))
+    own = system(ModalitySelector, tiny_llama, meld, window=1, chat=True, system_template=str(tmp_path / "own.txt"))
     own.llm.tokenizer.chat_template = turns
     assert prompts(own, [s]) == [f"[system]\nas you like.\n[user]\n{user.lower()}\n"]
 
 
 # ---- stage 1: options
-FORCED = {"reasoning": "none", "exploration": "forced", "objective": Objective("reinforce_group", "sum"), "answers": 2}
+FORCED = {
+    "reasoning": "none",
+    "exploration": "forced",
+    "objective": Objective("reinforce_group", "sum"),
+    "num_generations": 2,
+}
 
 
 @pytest.mark.parametrize(
     "options",
-    [{"answers": 3}, {"objective": Objective()}, {"objective": Objective("ppo_advantage", "sum")}, {"iterations": 2}],
+    [
+        {"num_generations": 3},
+        {"objective": Objective()},
+        {"objective": Objective("ppo_advantage", "sum")},
+        {"num_iterations": 2},
+    ],
 )
 def test_forced_exploration_refuses_what_has_a_ratio_or_no_halves(options):
-    with pytest.raises(ValueError, match="needs an even number of answers, .* got "):
-        ModalitySelector("any", **FORCED | options)
-    ModalitySelector("any", **FORCED)
+    with pytest.raises(ValueError, match="needs an even number of answers .* got "):
+        ModalitySelector(llm="any", **FORCED | options)
+    ModalitySelector(llm="any", **FORCED)
 
 
 def test_a_selector_without_rewards_is_refused():
     nothing = {"format": "none", "response": "none", "overlength": "none"}
     with pytest.raises(ValueError, match="no reward: set format, response, overlength or downstream"):
-        ModalitySelector("any", **nothing)
+        ModalitySelector(llm="any", **nothing)
     with pytest.raises(ValueError, match="no reward"):  # a format needs an answer that has one
-        ModalitySelector("any", reasoning="none", **nothing | {"format": "paper"})
+        ModalitySelector(llm="any", reasoning="none", **nothing | {"format": "paper"})
     with pytest.raises(ValueError, match="without lora there is no reference"):
-        ModalitySelector("any", objective=Objective(beta=0.04))
-    assert len(ModalitySelector("any", **nothing, rewards=[Format()]).functions) == 1
+        ModalitySelector(llm="any", objective=Objective(beta=0.04))
+    assert len(ModalitySelector(llm="any", **nothing, reward_funcs=[Format()]).reward_funcs) == 1
 
 
 def test_rewards_of_the_options():
-    made = ModalitySelector("any", format="code_literal", response="code", overlength="dapo", desired=9, longest=99)
-    assert made.functions == [Format("code_literal"), Response("code"), Overlength("dapo", 9, 99)]
-    assert ModalitySelector("any").functions == [Format(), Response(), Overlength()]  # the paper's
-    assert ModalitySelector("any", reasoning="none").functions == [Response(tagged=False), Overlength()]
+    made = ModalitySelector(llm="any", format="code_literal", response="code", overlength="dapo", desired=9, longest=99)
+    assert made.reward_funcs == [Format("code_literal"), Response("code"), Overlength("dapo", 9, 99)]
+    assert ModalitySelector(llm="any").reward_funcs == [Format(), Response(), Overlength()]  # the paper's
+    assert ModalitySelector(llm="any", reasoning="none").reward_funcs == [Response(tagged=False), Overlength()]
 
 
 def test_training_needs_the_classifiers_word_on_every_sample(tiny_llama, meld, tmp_path, caplog):
@@ -386,9 +396,9 @@ def test_training_needs_the_classifiers_word_on_every_sample(tiny_llama, meld, t
     with pytest.raises(ValueError, match="says nothing about 14 of 14 dev samples"):
         system(ModalitySelector, tiny_llama, meld, **given)
     found = system(ModalitySelector, tiny_llama, meld, "predict", **given)  # a new corpus has no comparisons
-    assert [type(f) for f in found.functions] == [Response, Overlength] and "no downstream term" in caplog.text
+    assert [type(f) for f in found.reward_funcs] == [Response, Overlength] and "no downstream term" in caplog.text
     Path(file).unlink()
-    assert len(system(ModalitySelector, tiny_llama, meld, "predict", **given).functions) == 2
+    assert len(system(ModalitySelector, tiny_llama, meld, "predict", **given).reward_funcs) == 2
     with pytest.raises(FileNotFoundError, match="no predictions.jsonl at"):
         system(ModalitySelector, tiny_llama, meld, **given)
 
@@ -428,22 +438,22 @@ def test_gradient_of_a_forced_step(tiny_llama, meld, tmp_path, positive_only):
     )
     data = MELD(root=meld.root, descriptions=[meld.root], seed=7, batch_size=3)
     model = ModalitySelector(
-        str(tiny_llama),
-        "decision",
+        llm=str(tiny_llama),
+        template="decision",
         window=1,
         descriptions=["audio"],
         reasoning="none",
         exploration="forced",
-        answers=4,
+        num_generations=4,
         objective=Objective("reinforce_group", "sum", positive_only=positive_only),
-        scale="none",
+        scale_rewards="none",
         response="none",
         overlength="none",
         downstream=str(file),
         downstream_kind="probability",
         lr=0.0,
         lora=LoRA(r=4, targets=r".*_proj"),
-        table_every=0,
+        log_completions_steps=0,
     )
     grab = Grab()
     Trainer(
@@ -483,17 +493,17 @@ def test_gradient_of_a_forced_step(tiny_llama, meld, tmp_path, positive_only):
 
 
 def test_a_forced_group_holds_both_phrases(tiny_llama, meld):
-    file_free = {"template": "decision", **FORCED, "answers": 4}
+    file_free = {"template": "decision", **FORCED, "num_generations": 4}
     model = system(ModalitySelector, tiny_llama, meld, **file_free)
     batch = model.collator(True)(meld.samples("train")[:3], np.random.default_rng(0))
     rollout = model.sample([batch])
-    said = [[a.text.strip() for a in group] for group in model.read([batch], rollout)]
+    said = [[a.text.strip() for a in group] for group in model.decode_answers([batch], rollout)]
     assert said == [[YES.lower(), NO.lower()] * 2] * 3
-    assert rollout.finished.all() and rollout.ids.shape == rollout.mask.shape
-    lengths = {len(model.phrases[0]) + 1, len(model.phrases[1]) + 1}
-    assert set(rollout.mask.sum(2).flatten().tolist()) == lengths
-    gathered = model.rewards(model.read([batch], rollout))
-    assert gathered.extra == {"unparsed": 0.0, "yes_rate": 0.5}
+    assert rollout.finished.all() and rollout.ids.shape == rollout.loss_mask.shape
+    lengths = {len(model.decision_ids[0]) + 1, len(model.decision_ids[1]) + 1}
+    assert set(rollout.loss_mask.sum(2).flatten().tolist()) == lengths
+    gathered = model.rewards(model.decode_answers([batch], rollout))
+    assert gathered.metrics == {"unparsed": 0.0, "yes_rate": 0.5}
 
 
 def test_a_decision_without_thoughts_is_the_more_probable_phrase(tiny_llama, meld):
@@ -526,11 +536,11 @@ def test_forced_decisions_behind_sampled_thoughts(tiny_llama, meld):
     rows = torch.tensor([i + [0] * (longest - len(i)) for i in ids]).view(2, 2, longest)
     mask = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in ids]).bool().view(2, 2, longest)
     nothing = torch.zeros(rows.shape)
-    made = model.decided(Rollout(rows, mask, nothing, torch.ones(2, 2, dtype=torch.bool), nothing))
-    said = [tokenizer.decode(i[m]) for i, m in zip(made.ids.flatten(0, 1), made.mask.flatten(0, 1), strict=True)]
+    made = model.replace_decisions(Rollout(rows, mask, nothing, torch.ones(2, 2, dtype=torch.bool), nothing))
+    said = [tokenizer.decode(i[m]) for i, m in zip(made.ids.flatten(0, 1), made.loss_mask.flatten(0, 1), strict=True)]
     ends = (f"{YES}\n</answer></s>".lower(), f"{NO}\n</answer></s>".lower())
     assert said == [thoughts[0] + ends[0], thoughts[1] + ends[1], "hm</s>", thoughts[0] + ends[1]]
-    assert made.old.shape == made.ids.shape == made.mask.shape == made.entropy.shape
+    assert made.old_logprobs.shape == made.ids.shape == made.loss_mask.shape == made.entropy.shape
 
 
 # ---- paper size
@@ -589,11 +599,11 @@ DECIDER = (
     "--model.window=0",
     "--model.reasoning=none",
     "--model.exploration=forced",
-    "--model.answers=2",
+    "--model.num_generations=2",
     "--model.objective.kind=reinforce_group",
     "--model.objective.normalize=sum",
     "--model.objective.positive_only=true",
-    "--model.scale=none",
+    "--model.scale_rewards=none",
     "--model.response=none",
     "--model.overlength=none",
     "--model.lora.r=4",
@@ -696,10 +706,10 @@ def test_thinking_with_the_papers_rewards(home, one, tmp_path):
         "--model.objective.beta=0.04",
         "--model.lora.r=4",
         "--model.temperature=0.9",
-        "--model.table_every=1",
+        "--model.log_completions_steps=1",
         "--trainer.max_steps=2",
         "--trainer.accumulate_grad_batches=2",
-        "--model.scale=std",
+        "--model.scale_rewards=group",
         "--trainer.gradient_clip_val=0.1",
     )
     row, *_ = (r for r in logged(run) if r["train/reward"])

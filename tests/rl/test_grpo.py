@@ -16,7 +16,7 @@ from transformers import AutoModelForCausalLM
 from trl import GRPOConfig, GRPOTrainer
 
 from zoo.backbones import LLM, LoRA
-from zoo.rl import Objective, Rollout, accumulate, advantages, divergence, roll_out, token_weights
+from zoo.rl import Objective, Rollout, accumulate_gradients, group_advantages, kl_divergence, roll_out, token_weights
 
 few = settings(max_examples=40, deadline=None)
 
@@ -31,12 +31,12 @@ def test_advantages_written_out():
             [0, 0, 0, 0],
         ]
     )
-    torch.testing.assert_close(advantages(rewards), expected, rtol=0, atol=3e-7)
+    torch.testing.assert_close(group_advantages(rewards), expected, rtol=0, atol=3e-7)
     centred = torch.tensor([[0.5, -0.5, -0.5, 0.5], [-3, -1, 1, 3], [0, 0, 0, 0]])
-    assert torch.equal(advantages(rewards, "none"), centred)
+    assert torch.equal(group_advantages(rewards, "none"), centred)
 
 
-@pytest.mark.parametrize("scale", ["std", "none"])
+@pytest.mark.parametrize("scale", ["group", "none"])
 def test_equal_rewards_have_no_advantage_at_all(scale):
     """Their mean may be off by rounding, which a small std would blow up."""
     values = [x / 10 for x in range(-20, 21)] + [0.1 + 0.2]
@@ -44,13 +44,13 @@ def test_equal_rewards_have_no_advantage_at_all(scale):
     for n in range(1, 12):
         rewards = torch.tensor(values)[:, None].repeat(1, n)
         off += int((rewards - rewards.mean(1, keepdim=True)).count_nonzero())
-        assert (advantages(rewards, scale) == 0).all()
+        assert (group_advantages(rewards, scale) == 0).all()
     assert off > 50  # rounding does happen
-    assert (advantages(torch.tensor([[0.3, 0.1 + 0.2]], dtype=torch.float64), scale) == 0).all()  # one last bit apart
+    assert (group_advantages(torch.tensor([[0.3, 0.1 + 0.2]], dtype=torch.float64), scale) == 0).all()
 
 
 def test_one_answer_has_no_advantage():
-    assert torch.equal(advantages(torch.tensor([[1.0], [-3.0]])), torch.zeros(2, 1))
+    assert torch.equal(group_advantages(torch.tensor([[1.0], [-3.0]])), torch.zeros(2, 1))
 
 
 rewards_of = st.integers(2, 8).flatmap(
@@ -59,15 +59,15 @@ rewards_of = st.integers(2, 8).flatmap(
 
 
 @few
-@given(rewards_of, st.integers(-64, 64), st.randoms(use_true_random=False), st.sampled_from(["std", "none"]))
+@given(rewards_of, st.integers(-64, 64), st.randoms(use_true_random=False), st.sampled_from(["group", "none"]))
 def test_advantages_follow_shifts_and_permutations(rewards, shift, random, scale):
     rewards = torch.tensor(rewards) / 8
-    found = advantages(rewards, scale)
+    found = group_advantages(rewards, scale)
     assert found.dtype == torch.float32
     torch.testing.assert_close(found.mean(1), torch.zeros(len(found)), rtol=0, atol=2e-6)
-    torch.testing.assert_close(advantages(rewards + shift / 8, scale), found, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(group_advantages(rewards + shift / 8, scale), found, rtol=1e-4, atol=1e-5)
     order = random.sample(range(rewards.shape[1]), rewards.shape[1])
-    torch.testing.assert_close(advantages(rewards[:, order], scale), found[:, order], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(group_advantages(rewards[:, order], scale), found[:, order], rtol=1e-5, atol=1e-6)
     assert torch.equal((found == 0).all(1), (rewards == rewards[:, :1]).all(1))
 
 
@@ -96,7 +96,7 @@ class Toy:
     def expected(self, kind: str, sampler: torch.Tensor) -> torch.Tensor:
         """Mean of the estimates of outcomes drawn from a sampler, which has no gradient."""
         sampler = sampler.detach()
-        return (sampler.exp() * divergence(self.policy, self.reference, kind, sampler)).sum()
+        return (sampler.exp() * kl_divergence(self.policy, self.reference, kind, sampler)).sum()
 
 
 def test_estimates_are_of_the_reverse_divergence():
@@ -104,10 +104,10 @@ def test_estimates_are_of_the_reverse_divergence():
     for kind in ("k1", "k3", "k3_corrected"):
         torch.testing.assert_close(toy.expected(kind, toy.policy), toy.reverse(), rtol=0, atol=1e-12)
     assert abs(toy.expected("k2", toy.policy) - toy.reverse()) > 1e-2  # biased
-    k1, k2, k3 = (divergence(toy.policy, toy.reference, kind) for kind in ("k1", "k2", "k3"))
+    k1, k2, k3 = (kl_divergence(toy.policy, toy.reference, kind) for kind in ("k1", "k2", "k3"))
     assert (k3 >= 0).all() and (k2 >= 0).all() and (k1 < 0).any()
     for kind in ("k1", "k2", "k3", "k3_corrected"):
-        assert (divergence(toy.policy, toy.policy, kind, toy.policy) == 0).all()
+        assert (kl_divergence(toy.policy, toy.policy, kind, toy.policy) == 0).all()
 
 
 def test_expected_gradients_of_estimates_as_losses():
@@ -138,9 +138,9 @@ LENGTHS = [[3, 0, 5], [1, 4, 0]]
 NORMALIZE = ("sequence", "token", "constant", "sum")
 
 
-def mask_of(lengths, longest=None):
+def mask_of(lengths, max_tokens=None):
     lengths = torch.tensor(lengths)
-    return torch.arange(longest or int(lengths.max())) < lengths[..., None]
+    return torch.arange(max_tokens or int(lengths.max())) < lengths[..., None]
 
 
 @pytest.mark.parametrize(
@@ -154,7 +154,7 @@ def mask_of(lengths, longest=None):
 )
 def test_weights_written_out(normalize, per_token):
     mask = mask_of(LENGTHS)
-    found = token_weights(mask, normalize, longest=10)
+    found = token_weights(mask, normalize, max_tokens=10)
     torch.testing.assert_close(found, torch.tensor(per_token).view(2, 3, 1) * mask)
     assert found.dtype == torch.float32
 
@@ -215,11 +215,11 @@ def by_loops(objective, policy, old, reference, signal, mask):
     gain, kl, low, high = 0.0, 0.0, 0.0, 0.0
 
     def clipped(ratio, a):
-        bounded = min(max(ratio, 1 - objective.clip_low), 1 + objective.clip_high)
+        bounded = min(max(ratio, 1 - objective.epsilon), 1 + objective.epsilon_high)
         term = min(ratio * a, bounded * a)
         if objective.dual_clip is not None and a < 0:
             term = max(term, objective.dual_clip * a)
-        return term, ratio < 1 - objective.clip_low and a < 0, ratio > 1 + objective.clip_high and a > 0
+        return term, ratio < 1 - objective.epsilon and a < 0, ratio > 1 + objective.epsilon_high and a > 0
 
     for a, steps, p, o, r in answers:
         weight = {
@@ -256,18 +256,18 @@ VARIANTS = [
         for kind in ("ppo_reward", "ppo_advantage")
         for normalize in ("sequence", "sum")
     ),
-    {"clip_low": 0.1, "clip_high": 0.4},
-    {"clip_low": 0.3, "clip_high": 0.0},
-    {"clip_low": 0.0, "clip_high": 0.2},
+    {"epsilon": 0.1, "epsilon_high": 0.4},
+    {"epsilon": 0.3, "epsilon_high": 0.0},
+    {"epsilon": 0.0, "epsilon_high": 0.2},
     {"dual_clip": 1.5},
-    {"dual_clip": 1.5, "clip_high": 0.9},
+    {"dual_clip": 1.5, "epsilon_high": 0.9},
     PPO_ADVANTAGE | {"dual_clip": 1.5},
     {"positive_only": True},
     PPO_REWARD | {"positive_only": True},
     *({"beta": 0.3, "kl": kl} for kl in ("k1", "k2", "k3", "k3_corrected")),
     {"kind": "reinforce_group", "normalize": "sum", "beta": 0.3},
     PPO_REWARD | {"beta": 0.3},
-    {"kind": "ppo_advantage", "normalize": "sequence", "beta": 0.3, "clip_low": 0.1, "clip_high": 0.3},
+    {"kind": "ppo_advantage", "normalize": "sequence", "beta": 0.3, "epsilon": 0.1, "epsilon_high": 0.3},
 ]
 
 
@@ -277,14 +277,14 @@ def test_loss_is_that_of_plain_loops(variant):
     clipped = 0.0
     for seed in range(4):
         x = case(seed)
-        signal = objective.signal(x.rewards)
+        signal = objective.advantages(x.rewards)
         reference = x.reference if objective.beta else None
         weights = token_weights(x.mask, objective.normalize, 10)
         loss, counted = objective.loss(x.policy, x.old, reference, signal, weights.double())
         lists = [v.tolist() for v in (x.policy, x.old, x.reference, signal.double(), x.mask)]
         expected, counts = by_loops(objective, *lists[:3], lists[3], lists[4])
         assert loss.item() == pytest.approx(expected, rel=1e-6, abs=1e-7)
-        assert set(counted) == set(objective.counted) and ("kl" in counted) == bool(objective.beta)
+        assert set(counted) == set(objective.statistics) and ("kl" in counted) == bool(objective.beta)
         assert ("clip_ratio/low" in counted) == (objective.kind != "reinforce_group")
         for name, value in counted.items():
             assert value.item() == pytest.approx(counts[name], rel=1e-6, abs=1e-9) and not value.requires_grad
@@ -303,19 +303,19 @@ def one_token(objective, ratio, signal):
 
 @pytest.mark.parametrize(
     "ratio, signal, loss, gradient",
-    [  # clip_low 0.1, clip_high 0.4, dual_clip 3
+    [  # epsilon 0.1, epsilon_high 0.4, dual_clip 3
         (1.3, 2.0, -2.6, -2.6),
-        (1.5, 2.0, -2.8, 0.0),  # bounded by 1 + clip_high
+        (1.5, 2.0, -2.8, 0.0),  # bounded by 1 + epsilon_high
         (0.5, 2.0, -1.0, -1.0),  # a good answer that has become rare is never bounded
         (0.95, -2.0, 1.9, 1.9),
-        (0.8, -2.0, 1.8, 0.0),  # bounded by 1 - clip_low
+        (0.8, -2.0, 1.8, 0.0),  # bounded by 1 - epsilon
         (2.5, -2.0, 5.0, 5.0),  # left open by the clip
         (3.5, -2.0, 6.0, 0.0),  # bounded by dual_clip
         (3.5, 0.0, 0.0, 0.0),
     ],
 )
 def test_where_the_ratio_is_bounded(ratio, signal, loss, gradient):
-    objective = Objective(clip_low=0.1, clip_high=0.4, dual_clip=3.0)
+    objective = Objective(epsilon=0.1, epsilon_high=0.4, dual_clip=3.0)
     assert one_token(objective, ratio, signal) == pytest.approx((loss, gradient), abs=1e-12)
 
 
@@ -324,12 +324,12 @@ def test_where_the_ratio_is_bounded(ratio, signal, loss, gradient):
 def test_the_first_update_is_the_policy_gradient(kind, normalize):
     """Ratio exactly 1: nothing is clipped, and each log-probability is pulled by weight times signal."""
     objective = (
-        Objective(kind, normalize, clip_low=0.0, clip_high=0.0)
+        Objective(kind, normalize, epsilon=0.0, epsilon_high=0.0)
         if kind != "reinforce_group"
         else (Objective(kind, normalize))
     )
     x = case()
-    signal, weights = objective.signal(x.rewards), token_weights(x.mask, normalize, 10).double()
+    signal, weights = objective.advantages(x.rewards), token_weights(x.mask, normalize, 10).double()
     loss, counted = objective.loss(x.policy, x.policy.detach(), None, signal, weights)
     loss.backward()
     torch.testing.assert_close(x.policy.grad, -weights * signal[..., None], rtol=1e-6, atol=0)
@@ -342,24 +342,24 @@ def test_rewards_in_place_of_advantages_push_everything_up():
     x.old = x.policy.detach()
     for kind, all_up in (("ppo_reward", True), ("ppo_advantage", False)):
         objective = Objective(kind, "sum")
-        signal = objective.signal(rewards)
+        signal = objective.advantages(rewards)
         (gradient,) = torch.autograd.grad(
             objective.loss(x.policy, x.old, None, signal, token_weights(x.mask, "sum", 10))[0], x.policy
         )
         assert (gradient[x.mask] < 0).all() == all_up
-    assert torch.equal(Objective("ppo_reward", "sum").signal(rewards), rewards)
+    assert torch.equal(Objective("ppo_reward", "sum").advantages(rewards), rewards)
 
 
 def test_group_reinforce_looks_at_no_sampler():
     x, objective = case(), Objective("reinforce_group", "sum")
-    signal, weights = objective.signal(x.rewards), token_weights(x.mask, "sum", 10)
+    signal, weights = objective.advantages(x.rewards), token_weights(x.mask, "sum", 10)
     losses = [objective.loss(x.policy, old, None, signal, weights)[0].item() for old in (x.old, x.old - 5, x.old * 9)]
     assert losses[0] == losses[1] == losses[2]
 
 
 def test_only_answers_above_the_mean():
     x = case()
-    whole, part = Objective().signal(x.rewards), Objective(positive_only=True).signal(x.rewards)
+    whole, part = Objective().advantages(x.rewards), Objective(positive_only=True).advantages(x.rewards)
     assert (whole < 0).any() and torch.equal(part, torch.where(whole > 0, whole, 0.0))
     objective = Objective(positive_only=True)
     objective.loss(x.policy, x.policy.detach(), None, part, token_weights(x.mask, "token", 10))[0].backward()
@@ -369,7 +369,7 @@ def test_only_answers_above_the_mean():
 
 def test_what_masked_places_hold_does_not_matter():
     x, objective = case(), Objective(beta=0.1, kl="k3_corrected")
-    signal, weights = objective.signal(x.rewards), token_weights(x.mask, "token", 10)
+    signal, weights = objective.advantages(x.rewards), token_weights(x.mask, "token", 10)
     losses = []
     for junk in (0.0, 5.0):
         policy, old, reference = (
@@ -385,16 +385,16 @@ def test_what_masked_places_hold_does_not_matter():
 
 def test_groups_that_need_no_pass():
     signal = torch.tensor([[0.0, 0.0], [1.0, -1.0], [0.0, 1.0]])
-    assert Objective().idle(signal).tolist() == [True, False, False]
-    assert Objective("reinforce_group", "sum").idle(signal).tolist() == [True, False, False]
-    assert Objective(beta=1e-6).idle(signal).tolist() == [False] * 3  # the divergence still pulls
+    assert Objective().without_gradient(signal).tolist() == [True, False, False]
+    assert Objective("reinforce_group", "sum").without_gradient(signal).tolist() == [True, False, False]
+    assert Objective(beta=1e-6).without_gradient(signal).tolist() == [False] * 3  # the divergence still pulls
 
 
 def test_settings_that_make_no_sense():
     for wrong, message in (
-        ({"clip_low": 1.1}, "clip_low"),
-        ({"clip_low": -0.1}, "clip_low"),
-        ({"clip_high": -0.1}, "clip_high"),
+        ({"epsilon": 1.1}, "epsilon"),
+        ({"epsilon": -0.1}, "epsilon"),
+        ({"epsilon_high": -0.1}, "epsilon_high"),
         ({"beta": -1.0}, "beta"),
         ({"dual_clip": 1.0}, "above 1"),
         ({"kind": "ppo_reward"}, "sum or sequence, not token"),
@@ -488,8 +488,8 @@ def step_of_ours(llm, whole, objective, on_policy):
     answers, real = (whole[k].view(STEPS, GROUP, -1) for k in ("completion_ids", "completion_mask"))
     old = whole["old_per_token_logps"].view(real.shape) if "old_per_token_logps" in whole else torch.zeros(real.shape)
     rollout = Rollout(answers, real.bool(), old, real.bool().any(2), torch.zeros(real.shape))
-    weights = token_weights(rollout.mask, objective.normalize, TOKENS)
-    sums = accumulate(
+    weights = token_weights(rollout.loss_mask, objective.normalize, TOKENS)
+    sums = accumulate_gradients(
         llm,
         [lambda i=i: llm.encode(ids[i : i + 1], mask[i : i + 1]) for i in range(STEPS)],
         rollout,
@@ -512,7 +512,7 @@ def inputs_of_trl(trainer, off_policy):
         "prompt_mask": (torch.arange(7) >= 7 - lengths[:, None]).long(),
         "completion_ids": torch.randint(5, 400, (STEPS * GROUP, TOKENS), generator=generator),
         "completion_mask": mask_of([3, 6, 1, 5, 0, 2, 4, 6]).long(),
-        "advantages": advantages(torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 1.0, 3.0, -1.0]])).flatten(),
+        "advantages": group_advantages(torch.tensor([[1.0, 0.0, 2.0, 0.0], [0.0, 1.0, 3.0, -1.0]])).flatten(),
     }
     inputs["num_items_in_batch"] = inputs["completion_mask"].sum()
     rows = [torch.cat([inputs[f"prompt_{k}"], inputs[f"completion_{k}"]], 1) for k in ("ids", "mask")]
@@ -531,7 +531,7 @@ def inputs_of_trl(trainer, off_policy):
 @pytest.mark.parametrize("loss_type", LOSSES)
 def test_loss_and_gradient_are_those_of_trl(both, loss_type, kl, off_policy):
     """Asymmetric clip, and TRL's ``delta``: it bounds the ratio from above before the minimum is taken, which for
-    delta >= 1 + clip_high is the dual clip."""
+    delta >= 1 + epsilon_high is the dual clip."""
     trainer, llm = both
     beta = 0.0 if kl is None else 0.04
     trainer.loss_type, trainer.beta, trainer.args.use_bias_correction_kl = loss_type, beta, kl == "k3_corrected"
@@ -575,17 +575,17 @@ def test_a_whole_step_is_that_of_trl(both, monkeypatch):
         ids=ids, mask=mask, logprobs=torch.zeros(ids.shape), finished=finished, entropy=torch.zeros(ids.shape)
     )
     rollout = roll_out(
-        SimpleNamespace(sample=lambda *a, **k: drawn), None, GROUP, max_new_tokens=TOKENS, drop_truncated=True
+        SimpleNamespace(sample=lambda *a, **k: drawn), None, GROUP, max_new_tokens=TOKENS, mask_truncated=True
     )
-    assert torch.equal(rollout.mask.long(), whole["completion_mask"].view(mask.shape))
+    assert torch.equal(rollout.loss_mask.long(), whole["completion_mask"].view(mask.shape))
     objective = Objective(
-        normalize="token", beta=0.04, kl="k3_corrected", clip_low=trainer.epsilon_low, clip_high=trainer.epsilon_high
+        normalize="token", beta=0.04, kl="k3_corrected", epsilon=trainer.epsilon_low, epsilon_high=trainer.epsilon_high
     )
     rewards = [
         [float(sum(row[:n]) % 5) for row, n in zip(*group, strict=True)]
         for group in zip(ids.tolist(), lengths.tolist(), strict=True)
     ]
-    signal = objective.signal(torch.tensor(rewards))
+    signal = objective.advantages(torch.tensor(rewards))
     assert signal.abs().min(1).values.max() > 0
     torch.testing.assert_close(signal.flatten(), whole["advantages"], rtol=1e-5, atol=1e-6)
     sums, found = step_of_ours(llm, whole | {"advantages": signal}, objective, on_policy=True)

@@ -11,7 +11,7 @@ import torch
 
 from tests.runs_helper import QUIET, fit, flags, logged, make_corpus, make_llm, metrics, refused, zoo
 from zoo.rl import Answer
-from zoo.rl.rewards import Correct, FailedReward, check_reward, earned
+from zoo.rl.rewards import Correct, FailedReward, check_reward, evaluate_reward
 from zoo.schema import Labels, Sample, Turn
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -42,11 +42,11 @@ def returns(value):
     ],
 )
 def test_one_finite_number_is_a_reward(value, number):
-    assert earned(returns(value), ANSWER) == number
+    assert evaluate_reward(returns(value), ANSWER) == number
 
 
 def test_none_abstains():
-    assert earned(returns(None), ANSWER) is None
+    assert evaluate_reward(returns(None), ANSWER) is None
 
 
 @pytest.mark.parametrize(
@@ -73,7 +73,7 @@ def test_none_abstains():
 )
 def test_everything_else_is_refused_with_reward_value_and_sample(value, problem):
     with pytest.raises(ValueError) as caught:
-        earned(returns(value), ANSWER)
+        evaluate_reward(returns(value), ANSWER)
     message = str(caught.value)
     assert problem in message and "reward reward " in message and "toy/train/a" in message
     assert "expected one finite number, or None" in message
@@ -85,7 +85,7 @@ def boom(answer):
 
 def test_an_error_inside_a_reward_keeps_its_traceback_and_names_reward_and_sample():
     with pytest.raises(FailedReward, match="reward boom raised KeyError: 'oops', for the sample toy/train/a") as caught:
-        earned(boom, ANSWER)
+        evaluate_reward(boom, ANSWER)
     assert isinstance(caught.value.__cause__, KeyError)
     assert caught.value.__cause__.__traceback__ is not None
 
@@ -96,7 +96,7 @@ def exits(answer):
 
 def test_a_reward_that_ends_the_program_is_refused():
     with pytest.raises(ValueError, match=r"reward exits ended the program \(exit code 0\) at the sample toy/train/a"):
-        earned(exits, ANSWER)
+        evaluate_reward(exits, ANSWER)
 
 
 def interrupted(answer):
@@ -105,7 +105,7 @@ def interrupted(answer):
 
 def test_an_interrupt_inside_a_reward_stays_one():
     with pytest.raises(KeyboardInterrupt):
-        earned(interrupted, ANSWER)
+        evaluate_reward(interrupted, ANSWER)
 
 
 def two(answer, sample):
@@ -132,7 +132,7 @@ def mutate(answer):
 
 def test_a_reward_cannot_change_what_the_next_one_sees():
     answer = Answer("anger", 1, True, SAMPLE)
-    assert earned(mutate, answer) == 1.0 and answer.text == "anger"
+    assert evaluate_reward(mutate, answer) == 1.0 and answer.text == "anger"
 
 
 # ---- in a run
@@ -179,8 +179,8 @@ def test_means_leave_abstentions_out_and_an_answer_without_any_reward_is_worth_z
         tmp_path,
         *options(
             home,
-            model__rewards=f"[{HERE}.sometimes, {HERE}.abstains]",
-            model__table_every=1,
+            model__reward_funcs=f"[{HERE}.sometimes, {HERE}.abstains]",
+            model__log_completions_steps=1,
             trainer__default_root_dir=tmp_path,
         ),
     )
@@ -200,7 +200,7 @@ def test_means_leave_abstentions_out_and_an_answer_without_any_reward_is_worth_z
 
 def test_a_step_in_which_every_reward_abstains_is_said(home, tmp_path):
     with pytest.warns(UserWarning, match=r"none of the rewards \(abstains\) applies to any of the 28 answers"):
-        run = fit(tmp_path, *options(home, model__rewards=f"[{HERE}.abstains]"))
+        run = fit(tmp_path, *options(home, model__reward_funcs=f"[{HERE}.abstains]"))
     assert logged(run, "train/reward") == [0.0] and logged(run, "train/frac_reward_zero_std") == [1.0]
 
 
@@ -208,8 +208,8 @@ def test_one_rollout_has_one_entropy_whether_cut_answers_are_dropped_or_not(home
     values = {}
     for tokens in (1, 3):
         for drop in ("false", "true"):
-            how = {"model__drop_truncated": drop, "model__max_new_tokens": tokens}
-            run = fit(tmp_path / f"{tokens}{drop}", *options(home, model__rewards=f"[{HERE}.one]", **how))
+            how = {"model__mask_truncated_completions": drop, "model__max_new_tokens": tokens}
+            run = fit(tmp_path / f"{tokens}{drop}", *options(home, model__reward_funcs=f"[{HERE}.one]", **how))
             names = ("entropy", "completions/mean_length", "completions/clipped_ratio")
             values[tokens, drop] = [logged(run, f"train/{name}") for name in names]
     for tokens in (1, 3):
@@ -219,16 +219,17 @@ def test_one_rollout_has_one_entropy_whether_cut_answers_are_dropped_or_not(home
 
 
 def test_a_reward_of_a_run_is_refused_by_name(home, tmp_path):
-    message = refused("fit", *QUIET, *options(home, model__rewards=f"[{HERE}.two]", trainer__default_root_dir=tmp_path))
+    args = options(home, model__reward_funcs=f"[{HERE}.two]", trainer__default_root_dir=tmp_path)
+    message = refused("fit", *QUIET, *args)
     assert "reward two takes (answer, sample); expected one argument, the Answer" in message
 
 
 def test_a_reward_with_other_words_than_the_evaluation_is_refused(home, tmp_path):
     rewards = '[{"class_path": "zoo.rl.rewards.Correct", "init_args": {"words": {"joy": "joyful"}}}]'
-    message = refused("fit", *QUIET, *options(home, model__rewards=rewards, trainer__default_root_dir=tmp_path))
+    message = refused("fit", *QUIET, *options(home, model__reward_funcs=rewards, trainer__default_root_dir=tmp_path))
     assert "joyful" in message and "give the words as --model.verbalizer" in message
 
 
-@pytest.mark.parametrize("wrong", [{"model__table_every": -1}, {"model__reward_weights": "[.nan]"}])
+@pytest.mark.parametrize("wrong", [{"model__log_completions_steps": -1}, {"model__reward_weights": "[.nan]"}])
 def test_numbers_that_mean_nothing_are_refused(home, wrong):
-    assert "got" in refused("fit", *QUIET, *options(home, model__rewards=f"[{HERE}.one]", **wrong))
+    assert "got" in refused("fit", *QUIET, *options(home, model__reward_funcs=f"[{HERE}.one]", **wrong))

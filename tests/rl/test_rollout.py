@@ -8,14 +8,14 @@ import torch
 import torch.distributed as dist
 
 from zoo.backbones import LLM, LoRA
-from zoo.rl import Objective, Rollout, accumulate, advantages, roll_out, token_weights
+from zoo.rl import Objective, Rollout, accumulate_gradients, group_advantages, roll_out, token_weights
 
 PROMPTS = [5, 1, 9, 4]  # lengths; those of the answers:
 ANSWERS = [[3, 1, 4], [2, 2, 2], [6, 0, 3], [1, 5, 2]]
 REWARDS = torch.tensor([[1.0, 0.0, 0.5], [0.3, 0.3, 0.3], [0.0, 2.0, 1.0], [1.0, 1.0, 0.0]])  # the second group is dead
 DEAD = 1
 OBJECTIVES = {
-    "clip": Objective(clip_low=0.1, clip_high=0.3),
+    "clip": Objective(epsilon=0.1, epsilon_high=0.3),
     "clip, divergence": Objective(normalize="sequence", beta=0.04, kl="k3_corrected"),
     "constant": Objective(normalize="constant", beta=0.04),
     "merit": Objective("reinforce_group", "sum"),
@@ -64,13 +64,13 @@ def agree(found, expected, tolerance=1e-5):
 
 def at_once(llm, objective, ids, real, rollout, signal, on_policy=True, temperature=1.0):
     """Loss and gradient without `accumulate`: everything, the dead group too, in one pass."""
-    weights = token_weights(rollout.mask, objective.normalize, 8)
+    weights = token_weights(rollout.loss_mask, objective.normalize, 8)
     reference = None
     if objective.beta:
         with torch.no_grad(), llm.reference():
-            reference = llm.logprobs(llm.encode(ids, real), rollout.ids, rollout.mask, temperature)
-    logprobs = llm.logprobs(llm.encode(ids, real), rollout.ids, rollout.mask, temperature)
-    old = logprobs.detach() if on_policy else rollout.old
+            reference = llm.logprobs(llm.encode(ids, real), rollout.ids, rollout.loss_mask, temperature)
+    logprobs = llm.logprobs(llm.encode(ids, real), rollout.ids, rollout.loss_mask, temperature)
+    old = logprobs.detach() if on_policy else rollout.old_logprobs
     loss, counted = objective.loss(logprobs, old, reference, signal, weights)
     loss.backward()
     return {"loss": loss.item()} | {name: v.item() for name, v in counted.items()}, gradients(llm)
@@ -78,10 +78,10 @@ def at_once(llm, objective, ids, real, rollout, signal, on_policy=True, temperat
 
 def in_passes(llm, objective, ids, real, rollout, signal, sizes, totals=None, **options):
     """The same with `accumulate`, in passes over so many prompts each."""
-    weights = token_weights(rollout.mask, objective.normalize, 8, totals)
+    weights = token_weights(rollout.loss_mask, objective.normalize, 8, totals)
     stops = torch.tensor(sizes).cumsum(0).tolist()
     batches = [lambda a=b - n, b=b: llm.encode(ids[a:b], real[a:b]) for n, b in zip(sizes, stops, strict=True)]
-    sums = accumulate(llm, batches, rollout, signal, weights, objective, **options)
+    sums = accumulate_gradients(llm, batches, rollout, signal, weights, objective, **options)
     return {name: v.item() for name, v in sums.items()}, gradients(llm)
 
 
@@ -89,7 +89,7 @@ def in_passes(llm, objective, ids, real, rollout, signal, sizes, totals=None, **
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_any_split_leaves_the_gradient_of_one_pass(llm, name):
     objective, (ids, real, rollout) = OBJECTIVES[name], step_of()
-    signal = objective.signal(REWARDS)
+    signal = objective.advantages(REWARDS)
     sums, expected = at_once(llm, objective, ids, real, rollout, signal)
     for sizes in ([4], [1, 1, 1, 1], [3, 1], [1, 3], [2, 2]):
         found, gradient = in_passes(llm, objective, ids, real, rollout, signal, sizes)
@@ -101,10 +101,10 @@ def test_any_split_leaves_the_gradient_of_one_pass(llm, name):
 def test_later_updates_look_at_the_sampler(llm, name):
     objective, (ids, real, rollout) = OBJECTIVES[name], step_of()
     with torch.no_grad():
-        policy = llm.logprobs(llm.encode(ids, real), rollout.ids, rollout.mask, 0.7)
+        policy = llm.logprobs(llm.encode(ids, real), rollout.ids, rollout.loss_mask, 0.7)
     noise = 0.3 * torch.randn(policy.shape, generator=torch.Generator().manual_seed(0))
-    rollout = rollout._replace(old=(policy + noise).masked_fill(~rollout.mask, 0.0))
-    signal = objective.signal(REWARDS)
+    rollout = rollout._replace(old_logprobs=(policy + noise).masked_fill(~rollout.loss_mask, 0.0))
+    signal = objective.advantages(REWARDS)
     sums, expected = at_once(llm, objective, ids, real, rollout, signal, on_policy=False, temperature=0.7)
     assert sums["clip_ratio/low"] > 0 and sums["clip_ratio/high"] > 0
     for sizes in ([1, 1, 1, 1], [1, 3]):
@@ -119,8 +119,8 @@ def test_the_first_update_after_sampling(llm):
     rollout = roll_out(
         llm, llm.encode(ids, real), 3, max_new_tokens=6, temperature=0.8, generator=torch.Generator().manual_seed(0)
     )
-    objective = Objective(beta=0.04, clip_low=0.5)
-    signal = objective.signal(REWARDS)
+    objective = Objective(beta=0.04, epsilon=0.5)
+    signal = objective.advantages(REWARDS)
     runs = [
         in_passes(llm, objective, ids, real, rollout, signal, [2, 2], on_policy=on, temperature=0.8)
         for on in (True, False)
@@ -151,7 +151,7 @@ def watched(llm, monkeypatch):
 def test_a_dead_group_costs_nothing_and_changes_nothing(llm, monkeypatch, sizes, expected):
     ids, real, rollout = step_of()
     objective = OBJECTIVES["merit"]
-    signal = objective.signal(REWARDS)
+    signal = objective.advantages(REWARDS)
     assert (signal[DEAD] == 0).all() and (signal != 0).any(1).sum() == 3
     _, computed = at_once(llm, objective, ids, real, rollout, signal)
     seen = watched(llm, monkeypatch)
@@ -166,13 +166,13 @@ def test_a_dead_group_costs_nothing_and_changes_nothing(llm, monkeypatch, sizes,
 def test_with_a_divergence_a_dead_group_still_counts(llm, monkeypatch):
     ids, real, rollout = step_of()
     objective = OBJECTIVES["clip, divergence"]
-    signal = objective.signal(REWARDS)
+    signal = objective.advantages(REWARDS)
     seen = watched(llm, monkeypatch)
     _, found = in_passes(llm, objective, ids, real, rollout, signal, [1] * 4)
     assert seen == [(1, False), (1, True)] * 4  # the reference, then the policy
-    weights = token_weights(rollout.mask, objective.normalize, 8)
+    weights = token_weights(rollout.loss_mask, objective.normalize, 8)
     weights[DEAD] = 0
-    accumulate(llm, [lambda: llm.encode(ids, real)], rollout, signal, weights, objective)
+    accumulate_gradients(llm, [lambda: llm.encode(ids, real)], rollout, signal, weights, objective)
     without = gradients(llm)
     assert any((found[n] - g).norm() > 1e-3 * g.norm() for n, g in without.items())
 
@@ -197,29 +197,34 @@ def test_another_number_of_prompts(llm, sizes):
 # ------------------------------------------------------------------------------------------------ answers that were cut
 def drawn_by(rollout, finished):
     completions = SimpleNamespace(
-        ids=rollout.ids, mask=rollout.mask, logprobs=rollout.mask * -1.5, finished=finished, entropy=rollout.entropy
+        ids=rollout.ids,
+        mask=rollout.loss_mask,
+        logprobs=rollout.loss_mask * -1.5,
+        finished=finished,
+        entropy=rollout.entropy,
     )
     return SimpleNamespace(sample=lambda prefix, n, **options: completions)
 
 
 def test_cut_answers_are_left_out_of_the_loss_but_not_of_their_group(llm):
     ids, real, rollout = step_of([[3, 6, 4], [2, 2, 6], [6, 1, 3], [6, 6, 6]])
-    finished = rollout.mask.sum(2) < 6
+    finished = rollout.loss_mask.sum(2) < 6
     kept = roll_out(drawn_by(rollout, finished), None, 3, max_new_tokens=6)
-    assert torch.equal(kept.mask, rollout.mask) and torch.equal(kept.old, rollout.mask * -1.5)
-    left = roll_out(drawn_by(rollout, finished), None, 3, max_new_tokens=6, drop_truncated=True)
-    assert torch.equal(left.mask, rollout.mask & finished[..., None]) and torch.equal(left.old, left.mask * -1.5)
+    assert torch.equal(kept.loss_mask, rollout.loss_mask) and torch.equal(kept.old_logprobs, rollout.loss_mask * -1.5)
+    left = roll_out(drawn_by(rollout, finished), None, 3, max_new_tokens=6, mask_truncated=True)
+    assert torch.equal(left.loss_mask, rollout.loss_mask & finished[..., None])
+    assert torch.equal(left.old_logprobs, left.loss_mask * -1.5)
     assert torch.equal(left.finished, finished) and torch.equal(left.ids, rollout.ids)
 
     objective = Objective(normalize="sequence")
-    signal = advantages(torch.tensor([[1.0, 0.0, 0.5], [0.3, 0.1, 0.9], [0.0, 2.0, 1.0], [1.0, 0.0, 1.0]]))
+    signal = group_advantages(torch.tensor([[1.0, 0.0, 0.5], [0.3, 0.1, 0.9], [0.0, 2.0, 1.0], [1.0, 0.0, 1.0]]))
     _, found = in_passes(llm, objective, ids, real, left, signal, [1] * 4)  # the last group has no token left
-    other = left.ids.masked_fill(~left.mask, 17)
+    other = left.ids.masked_fill(~left.loss_mask, 17)
     _, same = in_passes(llm, objective, ids, real, left._replace(ids=other), signal, [1] * 4)
     agree(same, found, 0.0)
     # by hand: the advantages are those of all twelve answers, the mean is over twelve answers
-    logprobs = llm.logprobs(llm.encode(ids, real), rollout.ids, rollout.mask)
-    per = (logprobs.sum(2) / rollout.mask.sum(2))[finished]
+    logprobs = llm.logprobs(llm.encode(ids, real), rollout.ids, rollout.loss_mask)
+    per = (logprobs.sum(2) / rollout.loss_mask.sum(2))[finished]
     (-(per * signal[finished]).sum() / 12).backward()
     agree(found, gradients(llm))
 
@@ -227,9 +232,9 @@ def test_cut_answers_are_left_out_of_the_loss_but_not_of_their_group(llm):
 def test_rows_of_a_rollout():
     _, _, rollout = step_of()
     part = rollout.rows(torch.tensor([1, 3]))
-    assert part.ids.shape == (2, 3, 5) and torch.equal(part.mask.sum(2), torch.tensor([[2, 2, 2], [1, 5, 2]]))
+    assert part.ids.shape == (2, 3, 5) and torch.equal(part.loss_mask.sum(2), torch.tensor([[2, 2, 2], [1, 5, 2]]))
     assert torch.equal(part.ids, rollout.ids[[1, 3], :, :5]) and torch.equal(part.finished, rollout.finished[[1, 3]])
-    nothing = rollout._replace(mask=torch.zeros_like(rollout.mask)).rows(torch.tensor([0]))
+    nothing = rollout._replace(mask=torch.zeros_like(rollout.loss_mask)).rows(torch.tensor([0]))
     assert nothing.ids.shape == (1, 3, 1)  # not empty: a pass over it is still a pass
 
 
@@ -245,10 +250,10 @@ def one_process(rank, folder, llm, name):
     objective, (ids, real, rollout) = OBJECTIVES[name], step_of()
     mine = torch.tensor(SHARDS[rank])
     ids, real, rollout = ids[mine], real[mine], rollout.rows(mine)
-    totals = torch.tensor([float(rollout.mask[..., 0].numel()), float(rollout.mask.sum())])
+    totals = torch.tensor([float(rollout.loss_mask[..., 0].numel()), float(rollout.loss_mask.sum())])
     dist.all_reduce(totals)
     _, found = in_passes(
-        llm, objective, ids, real, rollout, objective.signal(REWARDS)[mine], [1] * len(mine), tuple(totals.tolist())
+        llm, objective, ids, real, rollout, objective.advantages(REWARDS)[mine], [1] * len(mine), tuple(totals.tolist())
     )
     for _, gradient in sorted(found.items()):
         dist.all_reduce(gradient)
@@ -268,6 +273,6 @@ def test_two_processes_leave_the_gradient_of_one(llm, tmp_path, one_threaded, na
             child.kill()
     assert [child.exitcode for child in children] == [0, 0]
     objective = OBJECTIVES[name]
-    _, expected = at_once(llm, objective, *step_of(), objective.signal(REWARDS))
+    _, expected = at_once(llm, objective, *step_of(), objective.advantages(REWARDS))
     for rank in range(2):
         agree(torch.load(tmp_path / f"{name}.{rank}", weights_only=True), expected)

@@ -25,10 +25,10 @@ from zoo.configs import read_run_config
 from zoo.data import EmotionData
 from zoo.errors import one_line
 from zoo.metrics import HEADLINE, Row, evaluate, mean_over_seeds
-from zoo.module import provenance
 from zoo.progress import reported
 from zoo.runs import find_checkpoint, portable
 from zoo.schema import Labels
+from zoo.training.provenance import provenance
 from zoo.weights import look_into
 
 TRANSDUCTIVE = ", transductive"  # end of such a protocol, see zoo.data.Adaptation

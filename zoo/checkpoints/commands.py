@@ -169,7 +169,7 @@ def convert(name: str, source: Path, out: Path, config: Path | None, table: Path
         raise FileExistsError(f"{out} is not empty; choose another folder")
     trust_words((), [config])  # which the user names himself
     module = build_module(config)
-    module.restored = True  # an earlier stage's weights would be overwritten
+    module.will_load_checkpoint = True  # an earlier stage's weights would be overwritten
     module.configure_model()
     layout = reader(source, module, **({"table": table} if table is not None else {}))
     pristine = module.pristine()

@@ -9,8 +9,9 @@ from typing import Any
 from zoo.checkpoints.listing import refuse_changed
 from zoo.checkpoints.probes import PROBE, compare
 from zoo.configs import instantiated, read_run_config
-from zoo.module import EmotionModule, read_checkpoint
 from zoo.runs import find_checkpoint, newest_config, run_of
+from zoo.training.checkpointing import read_checkpoint
+from zoo.training.module import EmotionModule
 
 
 def load(path: str, probe: bool = True, model: Mapping[str, Any] | None = None) -> Any:
@@ -36,7 +37,7 @@ def load(path: str, probe: bool = True, model: Mapping[str, Any] | None = None) 
     """
     if Path(path).suffix in (".yaml", ".yml"):
         module = build_module(Path(path), model)
-        if not module.weights_elsewhere:
+        if not module.owns_no_weights:
             raise ValueError(f"{path} has no weights of its own; give the run folder or its checkpoint")
         module.configure_model()
         return module
@@ -47,7 +48,7 @@ def load(path: str, probe: bool = True, model: Mapping[str, Any] | None = None) 
     if file.name == "model.safetensors":  # a backbone: its folder is the model, there is nothing more to load
         module.configure_model()
     else:
-        module.restored = True
+        module.will_load_checkpoint = True
         module.configure_model()
         content = read_checkpoint(file)
         try:

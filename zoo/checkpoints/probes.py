@@ -26,12 +26,12 @@ from lightning.pytorch import Trainer
 from zoo.backbones import Vision
 from zoo.data import EmotionData
 from zoo.data.base import Reading, Split
-from zoo.module import EmotionModule
 from zoo.schema import Labels, Sample, Turn
 from zoo.sitcom.clips import encode, render
 from zoo.sitcom.release import split_dialogues
 from zoo.sitcom.settings import Settings
 from zoo.storage import inside, read_json, read_jsonl
+from zoo.training.module import EmotionModule
 
 PROBE = "probe.json"
 FORMAT = 1
@@ -173,7 +173,7 @@ def _answers(module: EmotionModule, samples: Sequence[Sample], examples: Sequenc
             enable_model_summary=False,
             default_root_dir=folder,
         ).predict(module, datamodule=ProbeData(samples, examples), return_predictions=False)
-        rows = read_jsonl(Path(folder) / module.rows_file)
+        rows = read_jsonl(Path(folder) / module.predictions_file)
     module._trainer = trainer
     module.train(training)
     return rows

@@ -22,10 +22,11 @@ from zoo.checkpoints.loading import build_module, config_folder, load
 from zoo.configs import instantiated, read_run_config
 from zoo.data import EmotionData
 from zoo.imports import import_object
-from zoo.module import EmotionModule, read_checkpoint
 from zoo.runs import REPOSITORY, find_checkpoint, newest_config
 from zoo.schema import Labels
 from zoo.storage import parse_yaml, read_json
+from zoo.training.checkpointing import read_checkpoint
+from zoo.training.module import EmotionModule
 
 
 def export_system(
@@ -57,7 +58,7 @@ def export_system(
         module = load(str(part), probe=False)
         data = build_corpus(run["data"])
         start = (run["model"].get("init_args") or {}).get("start_from")
-        names = [base.path for base in module.bases().values()] + ([start] if start else [])
+        names = [base.path for base in module.backbones().values()] + ([start] if start else [])
         rights = {**terms, "trained_on": corpus_licences(data), "bases": base_licences(names)}
         probes.write(module, part, list(data.label_sets.values()), config["model"]["init_args"])
         probes.compare(load(str(part), probe=False), part)  # what another process will find
@@ -80,7 +81,7 @@ def _rebased(config: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
         ValueError: tensors are missing, which only the run's own backbones have.
     """
     module = build_module(config)
-    module.restored = True
+    module.will_load_checkpoint = True
     module.configure_model()
     missing = sorted(set(module.state_dict()) - set(state))
     if missing:
@@ -88,7 +89,7 @@ def _rebased(config: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
             f"the run stored all but {len(missing)} tensors of the model {missing[:3]}, which only its "
             "own backbones hold; publish those first, or leave --set of a backbone out"
         )
-    module.from_hub = set()
+    module.untouched_backbone_tensors = set()
     return module.contract()
 
 
@@ -285,7 +286,7 @@ def _without_tied(state: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[
 
 
 def _system_card(name: str, module: Any, state: Mapping[str, Tensor], rights: Mapping[str, Any]) -> str:
-    bases = ", ".join(f"`{display_name(base.path)}`" for base in module.bases().values())
+    bases = ", ".join(f"`{display_name(base.path)}`" for base in module.backbones().values())
     stored = sum(v.numel() for v in _without_tied(_convert(state, None))[0].values())
     total = sum(p.numel() for p in module.parameters())
     return (

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -22,11 +22,9 @@ from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from zoo.data.text import check_encoding, whole_number
-from zoo.schema import Labels, Sample, Split, Turn
+from zoo.schema import Collator, Labels, Sample, Split, Turn
 
 log = logging.getLogger(__name__)
-
-Collator = Callable[[Sequence[Sample], np.random.Generator], dict[str, Any]]
 
 
 @dataclass
@@ -96,7 +94,7 @@ class EmotionData(LightningDataModule):
     licence = "?"  # of the corpus, as its owners state it
     material = "?"  # what its samples are, so that a user of weights trained on it knows what they have met
     encodings: tuple[str, ...] = ()  # what the released files are known to be in where they are not UTF-8
-    asked = False  # single samples somebody asks about (`zoo label`): what all of them lack is no mistake of a reader
+    is_ad_hoc = False  # single samples of `zoo label`: a modality that every sample lacks is then no reading error
     protocol = "all_utterances"  # which utterances are scored; results of different protocols are never ranked together
 
     def __init__(
@@ -204,7 +202,16 @@ class EmotionData(LightningDataModule):
         return self.readings[split]
 
     def samples(self, split: Split) -> list[Sample]:
+        """Return the samples of a split, in the corpus' own order."""
         return self.reading(split).samples
+
+    def population(self, split: Split) -> dict[str, Any]:
+        """Return what metrics.json says about the samples of a split."""
+        return self.reading(split).report()
+
+    def add_note(self, split: Split, what: str, count: int) -> None:
+        """Note a counted fact about a split for metrics.json."""
+        self.reading(split).notes[what] = count
 
     def splits_of(self, stage: str) -> tuple[Split, ...]:
         """Return the splits that fit, validate, test or predict reads."""
@@ -230,7 +237,7 @@ class EmotionData(LightningDataModule):
         return self._loader(self._limited(self.samples("test"), "test"), self.eval_batch_size, shuffle=False)
 
     def predict_dataloader(self) -> DataLoader:
-        answered = self.trainer.lightning_module.rows_before  # by the same command, which was interrupted
+        answered = self.trainer.lightning_module.earlier_rows  # by the same command, which was interrupted
         samples = self._limited(self.to_predict(), "predict")
         return self._loader(samples, self.eval_batch_size, shuffle=False, answered=answered)
 

@@ -14,8 +14,8 @@ from torch.utils.data import DataLoader, IterableDataset
 from zoo.data.base import EmotionData, Reading, Split
 from zoo.data.wrapped import WrappedCorpus
 from zoo.label.used_inputs import NOT_GIVEN, UsedInputs, ablations, batch_tensors, equal_inputs, unused_reason
-from zoo.module import EmotionModule
 from zoo.schema import Prediction, Sample
+from zoo.training.module import EmotionModule
 
 
 class RequestedSamples(WrappedCorpus):
@@ -31,7 +31,7 @@ class RequestedSamples(WrappedCorpus):
         seed: of the run.
     """
 
-    asked = True
+    is_ad_hoc = True
 
     def __init__(self, samples: Sequence[Sample], corpus: EmotionData, absent: Sequence[str], seed: int) -> None:
         super().__init__(corpus, batch_size=corpus.eval_batch_size, bucket=False, seed=seed)

@@ -17,11 +17,13 @@ from torch import Tensor
 Kind = Literal["grpo_clip", "reinforce_group", "ppo_reward", "ppo_advantage"]
 Normalize = Literal["sequence", "token", "constant", "sum"]
 Estimator = Literal["k1", "k2", "k3", "k3_corrected"]
+ScaleRewards = Literal["group", "none"]
 
 
-def advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", eps: float = 1e-4) -> Tensor:
-    """Rewards relative to their group: r - mean, over std + eps where scaled (Shao et al. 2024; without the scale:
-    Liu et al. 2025).
+def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group", eps: float = 1e-4) -> Tensor:
+    """Return rewards relative to their group: r - mean, over std + eps where scaled.
+
+    From Shao et al. 2024; without the scale, Liu et al. 2025.
 
     Args:
         rewards: (B, n); the standard deviation is the unbiased one, as in TRL.
@@ -29,22 +31,31 @@ def advantages(rewards: Tensor, scale: Literal["std", "none"] = "std", eps: floa
     Returns:
         (B, n) float32; exactly 0 where all rewards of a group are equal, and for n = 1.
     """
+    if scale_rewards not in get_args(ScaleRewards):
+        raise ValueError(
+            f"unknown scale_rewards {scale_rewards!r}; expected one of {', '.join(get_args(ScaleRewards))}"
+        )
     rewards = rewards.float()
     if rewards.shape[1] == 1:
         return torch.zeros_like(rewards)
     centred = rewards - rewards.mean(1, keepdim=True)
-    if scale == "std":
+    if scale_rewards == "group":
         centred = centred / (rewards.std(1, keepdim=True) + eps)
-    return centred.masked_fill(constant(rewards)[:, None], 0.0)  # a mean of equal numbers may be off by rounding
+    return centred.masked_fill(
+        zero_variance_groups(rewards)[:, None], 0.0
+    )  # a mean of equal numbers may be off by rounding
 
 
-def constant(rewards: Tensor) -> Tensor:
-    """(B,) bool: groups whose rewards are all equal; compared as numbers, because a std of 0 is rounding's choice."""
+def zero_variance_groups(rewards: Tensor) -> Tensor:
+    """Return (B,) bool: the groups whose rewards are all equal.
+
+    Compared exactly: the standard deviation of equal floats is not reliably 0.
+    """
     return (rewards == rewards[:, :1]).all(1)
 
 
-def divergence(logprobs: Tensor, reference: Tensor, kind: Estimator, old: Tensor | None = None) -> Tensor:
-    """Estimate of KL(policy || reference) at each sampled token (Schulman 2020).
+def kl_divergence(logprobs: Tensor, reference: Tensor, kind: Estimator, old_logprobs: Tensor | None = None) -> Tensor:
+    """Estimate KL(policy || reference) at each sampled token (Schulman 2020).
 
     ``k1`` is unbiased but signed; ``k3`` is positive, and as a loss has the expected gradient of the *forward* KL;
     ``k3_corrected`` multiplies it by the importance ratio to the sampler, whose gradient is that of the reverse KL
@@ -52,7 +63,7 @@ def divergence(logprobs: Tensor, reference: Tensor, kind: Estimator, old: Tensor
 
     Args:
         logprobs, reference: (...) log-probabilities of the same tokens.
-        old: of the sampler; needed by ``k3_corrected``.
+        old_logprobs: of the sampler; needed by ``k3_corrected``.
     """
     delta = reference - logprobs
     if kind == "k1":
@@ -60,37 +71,39 @@ def divergence(logprobs: Tensor, reference: Tensor, kind: Estimator, old: Tensor
     if kind == "k2":
         return delta.square() / 2
     k3 = delta.exp() - delta - 1
-    return k3 if kind == "k3" else k3 * (logprobs - old).exp()
+    return k3 if kind == "k3" else k3 * (logprobs - old_logprobs).exp()
 
 
 def token_weights(
-    mask: Tensor, normalize: Normalize, longest: int, totals: tuple[float, float] | None = None
+    loss_mask: Tensor, normalize: Normalize, max_tokens: int, totals: tuple[float, float] | None = None
 ) -> Tensor:
-    """Weight of each token in the loss of one optimiser step, so that any split into smaller passes gives one result.
+    """Return the weight of each token in the loss of one optimiser step.
 
-    ``sequence``: mean over tokens, then over answers (GRPO as published; TRL ``grpo``). ``token``: mean over all tokens
-    (``dapo``; ``bnpo``, where TRL does not accumulate). ``constant``: every answer's sum over `longest` (``dr_grpo``).
-    ``sum``: every answer's sum, then their mean: A log pi(answer), as MERIT writes it.
+    Any split of the step into smaller passes gives the same result. ``sequence``: mean over tokens, then over answers
+    (GRPO as published; TRL ``grpo``). ``token``: mean over all tokens (``dapo``; ``bnpo``, where TRL does not
+    accumulate). ``constant``: every answer's sum over `max_tokens` (``dr_grpo``). ``sum``: every answer's sum, then
+    their mean: A log pi(answer), as MERIT writes it.
 
     Args:
-        mask: (B, n, T) bool of the whole step. An answer without tokens counts as an answer.
-        totals: answers and tokens of all processes; those of `mask` if None.
+        loss_mask: (B, n, T) bool of the whole step. An answer without tokens counts as an answer.
+        max_tokens: longest answer that could have been sampled.
+        totals: answers and tokens of all processes; those of `loss_mask` if None.
 
     Returns:
         (B, n, T) float32; 0 where masked.
     """
-    answers, tokens = totals or (float(mask.shape[0] * mask.shape[1]), float(mask.sum()))
-    real = mask.float()
+    answers, tokens = totals or (float(loss_mask.shape[0] * loss_mask.shape[1]), float(loss_mask.sum()))
+    real = loss_mask.float()
     if normalize == "token":
         return real / max(tokens, 1.0)
     if normalize == "sequence":
-        return real / mask.sum(2, keepdim=True).clamp(min=1) / answers
-    return real / (answers * longest if normalize == "constant" else answers)
+        return real / loss_mask.sum(2, keepdim=True).clamp(min=1) / answers
+    return real / (answers * max_tokens if normalize == "constant" else answers)
 
 
 @dataclass(frozen=True)
 class Objective:
-    """What a step maximises.
+    """The objective that a step maximises.
 
     Args:
         kind: ``grpo_clip``: min(r A, clip(r) A) per token. ``reinforce_group``: A log pi, neither ratio nor clip
@@ -99,17 +112,17 @@ class Objective:
             with the advantage.
         normalize: see `token_weights`. For the two ``ppo`` kinds, ``sum`` takes the ratio of whole answers and
             ``sequence`` its geometric mean over tokens.
-        clip_low, clip_high: the ratio is kept within [1 - clip_low, 1 + clip_high].
+        epsilon, epsilon_high: the ratio is kept within [1 - epsilon, 1 + epsilon_high].
         dual_clip: with a negative advantage the term is at least this times it (Ye et al. 2020); None: unbounded.
         beta: weight of the divergence from the reference.
-        kl: its estimator, see `divergence`.
+        kl: its estimator, see `kl_divergence`.
         positive_only: answers below their group's mean give no gradient (ours).
     """
 
     kind: Kind = "grpo_clip"
     normalize: Normalize = "token"
-    clip_low: float = 0.2
-    clip_high: float = 0.2
+    epsilon: float = 0.2
+    epsilon_high: float = 0.2
     dual_clip: float | None = None
     beta: float = 0.0
     kl: Estimator = "k3"
@@ -117,12 +130,12 @@ class Objective:
 
     def __post_init__(self) -> None:
         for name, known in (("kind", Kind), ("normalize", Normalize), ("kl", Estimator)):
-            said = getattr(self, name)
-            if said not in get_args(known):
-                raise ValueError(f"unknown {name} {said!r}; expected one of {', '.join(get_args(known))}")
-        if not (0 <= self.clip_low <= 1 and 0 <= self.clip_high < math.inf and 0 <= self.beta < math.inf):
+            value = getattr(self, name)
+            if value not in get_args(known):
+                raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(known))}")
+        if not (0 <= self.epsilon <= 1 and 0 <= self.epsilon_high < math.inf and 0 <= self.beta < math.inf):
             raise ValueError(
-                f"need 0 <= clip_low <= 1, clip_high >= 0 and beta >= 0; got {self.clip_low}, {self.clip_high}, "
+                f"need 0 <= epsilon <= 1, epsilon_high >= 0 and beta >= 0; got {self.epsilon}, {self.epsilon_high}, "
                 f"{self.beta}"
             )
         if self.dual_clip is not None and not 1 < self.dual_clip < math.inf:
@@ -132,40 +145,47 @@ class Objective:
                 f"{self.kind} has one ratio per answer: normalize must be sum or sequence, not {self.normalize}"
             )
 
-    def signal(self, rewards: Tensor, scale: Literal["std", "none"] = "std") -> Tensor:
-        """(B, n) rewards -> what multiplies each answer: its advantage, or the reward itself (``ppo_reward``)."""
-        signal = rewards.float() if self.kind == "ppo_reward" else advantages(rewards, scale)
-        return signal.clamp(min=0) if self.positive_only else signal
+    def advantages(self, rewards: Tensor, scale_rewards: ScaleRewards = "group") -> Tensor:
+        """Return what multiplies each answer, (B, n): its advantage, or for ``ppo_reward`` the reward itself.
+
+        Args:
+            rewards: (B, n).
+            scale_rewards: see `group_advantages`.
+        """
+        values = rewards.float() if self.kind == "ppo_reward" else group_advantages(rewards, scale_rewards)
+        return values.clamp(min=0) if self.positive_only else values
 
     @property
-    def counted(self) -> tuple[str, ...]:
-        """What `loss` counts beside the loss."""
+    def statistics(self) -> tuple[str, ...]:
+        """Names of the sums that `loss` returns beside the loss."""
         clips = () if self.kind == "reinforce_group" else ("clip_ratio/low", "clip_ratio/high")
         return (*clips, "kl") if self.beta else clips
 
-    def idle(self, signal: Tensor) -> Tensor:
-        """(B,) bool: groups that give no gradient at all, so that they need no pass. None does while beta > 0: the
-        divergence still pulls."""
-        return (signal == 0).all(1) & (self.beta == 0)
+    def without_gradient(self, advantages: Tensor) -> Tensor:
+        """Return (B,) bool: groups that give no gradient at all, so that they need no pass.
+
+        None is without while beta > 0: the divergence still pulls.
+        """
+        return (advantages == 0).all(1) & (self.beta == 0)
 
     def loss(
-        self, logprobs: Tensor, old: Tensor, reference: Tensor | None, signal: Tensor, weights: Tensor
+        self, logprobs: Tensor, old_logprobs: Tensor, reference: Tensor | None, advantages: Tensor, weights: Tensor
     ) -> tuple[Tensor, Mapping[str, Tensor]]:
-        """Loss of some groups of a step; those of all groups add up to the step's.
+        """Return the loss of some groups of a step; those of all groups add up to the step's.
 
         Args:
             logprobs: (B, n, T) of the policy, with gradients.
-            old: (B, n, T) of the sampler.
+            old_logprobs: (B, n, T) of the sampler.
             reference: (B, n, T) of the reference; None if beta is 0.
-            signal: (B, n), see `signal`.
+            advantages: (B, n), see `advantages`.
             weights: (B, n, T), see `token_weights`.
 
         Returns:
-            the loss, and sums over answer tokens, weighted as the loss is, of what `counted` names.
+            the loss, and sums over answer tokens, weighted as the loss is, of what `statistics` names.
         """
         real = weights > 0
-        log_ratio = torch.where(real, logprobs - old, 0.0)
-        a = signal[..., None]
+        log_ratio = torch.where(real, logprobs - old_logprobs, 0.0)
+        a = advantages[..., None]
         sums: dict[str, Tensor] = {}
         if self.kind == "reinforce_group":
             gain = (weights * a * torch.where(real, logprobs, 0.0)).sum()
@@ -177,17 +197,17 @@ class Objective:
             per = weights.sum(2, keepdim=True) if self.normalize == "sequence" else weights.amax(2, keepdim=True)
             per = per if whole else weights
             ratio = log_ratio.exp()
-            term = torch.minimum(ratio * a, ratio.clamp(1 - self.clip_low, 1 + self.clip_high) * a)
+            term = torch.minimum(ratio * a, ratio.clamp(1 - self.epsilon, 1 + self.epsilon_high) * a)
             if self.dual_clip is not None:
                 term = torch.where(a < 0, torch.maximum(term, self.dual_clip * a), term)
             gain = (per * term).sum()
             with torch.no_grad():
-                sums["clip_ratio/low"] = (per * ((ratio < 1 - self.clip_low) & (a < 0))).sum()
-                sums["clip_ratio/high"] = (per * ((ratio > 1 + self.clip_high) & (a > 0))).sum()
+                sums["clip_ratio/low"] = (per * ((ratio < 1 - self.epsilon) & (a < 0))).sum()
+                sums["clip_ratio/high"] = (per * ((ratio > 1 + self.epsilon_high) & (a > 0))).sum()
         if self.beta:
             if reference is None:
                 raise ValueError("beta > 0 needs the reference's log-probabilities")
-            kl = torch.where(real, divergence(logprobs, reference, self.kl, old), 0.0)
+            kl = torch.where(real, kl_divergence(logprobs, reference, self.kl, old_logprobs), 0.0)
             gain = gain - self.beta * (weights * kl).sum()
             sums["kl"] = (weights * kl.detach()).sum()
         return -gain, sums

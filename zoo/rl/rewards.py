@@ -3,7 +3,7 @@
     def polite(answer):                       # in my_rewards.py
         return float("please" in answer.text)
 
-    --model.rewards+=my_rewards.polite
+    --model.reward_funcs+=my_rewards.polite
 
 A reward returns one finite number, or None: it then does not apply to this answer, and neither its mean nor the sum of
 the answer counts it. An answer to which no reward applies is worth 0.
@@ -15,13 +15,14 @@ import contextlib
 import inspect
 import math
 import numbers
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 import torch
 
-from zoo.answers import parse_label, words
+from zoo.answers import label_words, parse_label
 from zoo.schema import Sample
 
 
@@ -44,11 +45,17 @@ class Answer:
     words: tuple[str, ...] | None = None
 
     @property
-    def named(self) -> str | None:
+    def label(self) -> str | None:
         """The label that the evaluation reads in this answer, or None if it is unreadable."""
         names = self.sample.labels.names
         index = parse_label(self.text, names if self.words is None else self.words)
         return None if index is None else names[index]
+
+    @property
+    def named(self) -> str | None:
+        """Return `label`; the old name is read in this release only."""
+        warnings.warn("Answer.named is now Answer.label", FutureWarning, stacklevel=2)
+        return self.label
 
 
 Reward = Callable[[Answer], float | None]
@@ -59,12 +66,12 @@ class FailedReward(RuntimeError):
 
 
 def reward_name(reward: Reward) -> str:
-    """The name under which a reward is logged: that of the function, or of the class."""
+    """Return the name under which a reward is logged: the function's or the class's."""
     return getattr(reward, "__name__", type(reward).__name__).lower()
 
 
 def check_reward(reward: Reward) -> None:
-    """Raises ValueError for what cannot be called with one `Answer`."""
+    """Check that a reward can be called with one `Answer`; ValueError if not."""
     if not callable(reward):
         raise ValueError(f"the reward {reward!r} is no function; expected one of an Answer, see zoo.rl.rewards")
     try:
@@ -77,8 +84,8 @@ def check_reward(reward: Reward) -> None:
         raise ValueError(f"reward {reward_name(reward)} takes {signature}; expected one argument, the Answer") from None
 
 
-def earned(reward: Reward, answer: Answer) -> float | None:
-    """What a reward gives an answer; None where it does not apply.
+def evaluate_reward(reward: Reward, answer: Answer) -> float | None:
+    """Return what a reward gives an answer; None where it does not apply.
 
     Raises:
         ValueError: it returned something else than one finite number or None; names the reward and the sample.
@@ -102,7 +109,7 @@ def earned(reward: Reward, answer: Answer) -> float | None:
 
 
 def _number(value: Any) -> float | None:
-    """A number as float; a tensor or array of one element counts. None for everything else."""
+    """Return a number as float; a tensor or array of one element counts. None for everything else."""
     if isinstance(value, torch.Tensor) or hasattr(value, "__array__"):
         if math.prod(getattr(value, "shape", ())) != 1:
             return None
@@ -183,5 +190,5 @@ class Correct:
 
     def __call__(self, answer: Answer) -> float:
         if self.words:
-            answer = replace(answer, words=words(answer.sample.labels, self.words))
-        return float(answer.named is not None and answer.named == answer.sample.target.label)
+            answer = replace(answer, words=label_words(answer.sample.labels, self.words))
+        return float(answer.label is not None and answer.label == answer.sample.target.label)

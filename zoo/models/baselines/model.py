@@ -27,25 +27,16 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from zoo.backbones.sentence import SentenceEncoder
-from zoo.module import EmotionModule, Rows, class_weights, require_descriptions
 from zoo.schema import Labels, Prediction, Sample
+from zoo.training.batch import SampleBatch
+from zoo.training.checkpointing import Backbone
+from zoo.training.evaluation import score_predictions
+from zoo.training.module import EmotionModule
+from zoo.training.optimization import class_weights
+from zoo.training.prompting import require_descriptions
 
 NEVER = -1e4  # logit of a label that training does not show: probability 0, and finite, as a checkpoint must be
 WORD = re.compile(r"\w+|[!?.]+")
-
-
-def answers(samples: Rows, probabilities: Sequence[np.ndarray]) -> list[Prediction]:
-    """Each sample's most probable label (of two alike the first), and all probabilities, (C,) in the order of its
-    corpus' labels."""
-    made = []
-    for sample, p in zip(samples, probabilities, strict=True):
-        if not np.isfinite(p).all():
-            raise FloatingPointError(f"the scores of {sample.id} are not finite: the training diverged")
-        names = sample.labels.names
-        scores = {name: round(float(x), 6) for name, x in zip(names, p, strict=True)}
-        best = names[int(np.argmax(p))]
-        made.append(Prediction(sample.id, sample.dialogue, sample.target.label, best, scores=scores))
-    return made
 
 
 def counted_parts(window: int, kinds: Sequence[str]) -> tuple[str, ...]:
@@ -64,7 +55,7 @@ def require_words(
     require_descriptions(samples, module.descriptions, split)
     if stage == "fit" and not any(says(s) for s in samples):
         raise ValueError(
-            f"no {split} sample of {type(module.trainer.datamodule).__name__} has words; use a system that reads "
+            f"no {split} sample of {type(module.data).__name__} has words; use a system that reads "
             "pictures or voices, or show descriptions (--model.descriptions, --data.descriptions)"
         )
 
@@ -86,7 +77,7 @@ def label_sets(module: EmotionModule) -> dict[str, Labels]:
             f"a {type(module).__name__} has the shape of its corpus' labels, so it is read inside a run "
             "alone: zoo test or zoo predict --ckpt_path RUN"
         )
-    return module.trainer.datamodule.label_sets
+    return module.data.label_sets
 
 
 class Fitted(EmotionModule):
@@ -127,10 +118,10 @@ class Fitted(EmotionModule):
         return self.of[labels.corpus][name].detach().cpu().numpy()
 
     def on_fit_start(self) -> None:
-        if self.restored:  # it comes with the checkpoint
+        if self.will_load_checkpoint:  # it comes with the checkpoint
             return
-        samples = [s for s in self.trainer.datamodule.samples("train") if s.target.label is not None]
-        for corpus, labels in self.trainer.datamodule.label_sets.items():
+        samples = [s for s in self.data.samples("train") if s.target.label is not None]
+        for corpus, labels in self.data.label_sets.items():
             own = [s for s in samples if s.labels.corpus == corpus]
             if not own:
                 raise ValueError(f"the training split holds no labelled sample of {corpus}; there is nothing to fit")
@@ -152,12 +143,12 @@ class Fitted(EmotionModule):
         self.optimizers().step()  # there are no gradients
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        samples: Rows = batch["samples"]
+        samples: SampleBatch = batch["samples"]
         rows: dict[int, np.ndarray] = {}
         for labels in {s.labels.corpus: s.labels for s in samples}.values():
             places = [i for i, s in enumerate(samples) if s.labels.corpus == labels.corpus]
             rows |= dict(zip(places, self.probabilities(labels, [samples[i] for i in places]), strict=True))
-        return answers(samples, [rows[i] for i in range(len(samples))])
+        return score_predictions(samples, [rows[i] for i in range(len(samples))])
 
 
 @dataclass
@@ -168,7 +159,7 @@ class Plain:
         return 0  # all alike
 
     def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
-        return {"samples": Rows(samples)}
+        return {"samples": SampleBatch(samples)}
 
 
 class Majority(Fitted):
@@ -227,14 +218,14 @@ class TfidfLogistic(Fitted):
     def reads(self) -> tuple[str, ...]:
         return counted_parts(self.window, self.descriptions)
 
-    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
-        super().require(samples, split, stage)
+    def check_split(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        super().check_split(samples, split, stage)
         require_words(self, samples, split, stage, lambda s: next(self.grams(s), None) is not None)
 
     def grams(self, sample: Sample) -> Iterator[str]:
         """What is counted. Words of earlier turns and of descriptions have their place before them, so they are
         features of their own."""
-        earlier = sample.history[max(0, len(sample.history) - self.window) :] if self.window else ()
+        earlier = sample.context(self.window)
         texts = [("", sample.target.text), *(("before ", turn.text) for turn in earlier)]
         texts += [(f"{kind}: ", sample.target.descriptions.get(kind, "")) for kind in self.descriptions]
         for place, text in texts:
@@ -326,7 +317,8 @@ class SentenceClassifier(EmotionModule):
         sets = label_sets(self)
         self.head = nn.ModuleDict({c: nn.Linear(self.encoder.width, len(labels)) for c, labels in sets.items()})
 
-    def bases(self) -> dict[str, SentenceEncoder]:
+    def backbones(self) -> Mapping[str, Backbone]:
+        """Return the sentence encoder."""
         return {"encoder": self.encoder}
 
     def collator(self, training: bool) -> SentenceCollator:
@@ -334,9 +326,9 @@ class SentenceClassifier(EmotionModule):
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        data = self.trainer.datamodule
+        data = self.data
         if stage == "fit":
-            self.weights = {
+            self.class_weights = {
                 c: class_weights(
                     [s.label for s in data.samples("train") if s.labels.corpus == c], len(labels), self.class_weight
                 )
@@ -347,8 +339,8 @@ class SentenceClassifier(EmotionModule):
     def reads(self) -> tuple[str, ...]:
         return counted_parts(self.window, self.descriptions)
 
-    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
-        super().require(samples, split, stage)
+    def check_split(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        super().check_split(samples, split, stage)
         require_words(
             self,
             samples,
@@ -376,7 +368,7 @@ class SentenceClassifier(EmotionModule):
         for sample, logits in zip(batch["samples"], self.logits(batch), strict=True):
             if sample.label >= 0:
                 losses.append(cross_entropy(logits, torch.tensor(sample.label, device=self.device)))
-                weights.append(self.weights[sample.labels.corpus][sample.label])
+                weights.append(self.class_weights[sample.labels.corpus][sample.label])
         if not losses:
             raise ValueError(
                 f"no sample of this batch has a label: {batch['samples'].ids()[:3]}; leave unlabelled "
@@ -391,7 +383,7 @@ class SentenceClassifier(EmotionModule):
     @torch.no_grad()
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         rows = [torch.softmax(row.double(), 0).cpu().numpy() for row in self.logits(batch)]
-        return answers(batch["samples"], rows)
+        return score_predictions(batch["samples"], rows)
 
 
 @dataclass
@@ -405,7 +397,7 @@ class SentenceCollator:
     max_length: int
 
     def texts(self, sample: Sample) -> list[str]:
-        earlier = sample.history[max(0, len(sample.history) - self.window) :] if self.window else ()
+        earlier = sample.context(self.window)
         described = (sample.target.descriptions.get(kind, "") for kind in self.kinds)
         return [text for text in (*(t.text for t in earlier), sample.target.text, *described) if text]
 
@@ -425,4 +417,4 @@ class SentenceCollator:
         for i, x in enumerate(ids):
             input_ids[i, : len(x)], mask[i, : len(x)] = torch.tensor(x), True
         mask[:, 0] = True  # an empty text is its padding, not a division by nothing
-        return {"samples": Rows(samples), "input_ids": input_ids, "mask": mask, "truncated": cut}
+        return {"samples": SampleBatch(samples), "input_ids": input_ids, "mask": mask, "truncated": cut}

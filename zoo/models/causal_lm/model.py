@@ -8,20 +8,22 @@ and the way the zoo's own small backbones are made. Training is next-token predi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from zoo.module import PromptCollator, Supervised
 from zoo.prompts import load_template
 from zoo.schema import Sample
+from zoo.training.batch import PromptBatch
+from zoo.training.collator import PromptCollator
+from zoo.training.sft import SupervisedFineTuning
 
 
 @dataclass(frozen=True)
 class PromptFormat:
-    """One way to write a sample down; see the options of the same names of `Supervised`."""
+    """One way to write a sample down; see the options of the same names of `SupervisedFineTuning`."""
 
     template: str = "default"
     window: int = 0
@@ -29,7 +31,7 @@ class PromptFormat:
     shots: int = 0
 
 
-class CausalLM(Supervised):
+class CausalLM(SupervisedFineTuning):
     """Next-token training over text or labelled samples; ``zoo test --zero_shot`` makes it the few-shot baseline.
 
     Args:
@@ -47,14 +49,14 @@ class CausalLM(Supervised):
 
     def __init__(
         self,
-        llm: str,
+        *,
         prompt_loss: float = 1.0,
         template: str | None = None,
         formats: list[PromptFormat] | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(llm, prompt_loss=prompt_loss, template=template or "default", **kwargs)
-        self.in_chat = load_template("instruction", self.templates) if template is None else self.template
+        super().__init__(prompt_loss=prompt_loss, template=template or "default", **kwargs)
+        self.template_in_chat = load_template("instruction", self.templates) if template is None else self.template
         for f in formats or ():
             if f.window < 0 or f.shots < 0:
                 raise ValueError(f"a format needs window >= 0 and shots >= 0, got {f}")
@@ -62,34 +64,32 @@ class CausalLM(Supervised):
         self.formats = tuple(formats or ())
 
     def collator(self, training: bool) -> PromptCollator:
+        """Return what writes samples as prompts, in training in all `formats`."""
         collator = super().collator(training)
-        if self.chats:
-            collator = replace(collator, template=self.in_chat)
+        if self.uses_chat:
+            collator = replace(collator, template=self.template_in_chat)
         if not training or not self.formats:
             return collator
-        data = self.trainer.datamodule
-        shared = {f.name: getattr(collator, f.name) for f in fields(PromptCollator) if f.init}
         variants = [
-            PromptCollator(
-                **shared
-                | {
-                    "template": load_template(f.template, self.templates),
-                    "window": f.window,
-                    "kinds": tuple(f.descriptions),
-                    "shots": f.shots,
-                    "pool": data.samples("train") if f.shots else (),
-                }
+            replace(
+                collator,
+                template=load_template(f.template, self.templates),
+                window=f.window,
+                descriptions=tuple(f.descriptions),
+                shots=f.shots,
+                pool=self.data.samples("train") if f.shots else (),
             )
             for f in self.formats
         ]
-        return MixedCollator(**shared, variants=variants)
+        return collator.as_type(MixedCollator, variants=variants)
 
 
-@dataclass
+@dataclass(kw_only=True)
 class MixedCollator(PromptCollator):
-    """Writes each batch in one of several formats, drawn anew: prompts of one batch stay about equally long."""
+    """Write each batch in one of several formats, drawn anew: prompts of one batch stay about equally long."""
 
     variants: Sequence[PromptCollator] = field(default_factory=tuple)
 
-    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
+    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> PromptBatch:
+        """Return the batch of some samples."""
         return self.variants[int(rng.integers(len(self.variants)))](samples, rng)

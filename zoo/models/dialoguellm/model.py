@@ -10,14 +10,12 @@ Differs from the paper (P) and its published code (C):
   ``speaker: text`` lines, then ``Video description: ...``.
 - Loss on the answer alone (P leaves it open); C trains on the whole prompt: ``prompt_loss: 1``.
 - Optimisation: P uses AdamW, cosine, batch 128, clip 1.0, 4096 tokens; C lr 3e-4, 100 warm-up steps, linear decay,
-  batch 60,
-  256 tokens. Both are configs. Rank, alpha and dropout (8, 64, .05) are C's; P does not state them.
+  batch 60, 256 tokens. Both are configs. Rank, alpha and dropout (8, 64, .05) are C's; P does not state them.
 - The base is loaded in bfloat16; C loads it in 8 bits.
 - Checkpoints are chosen by validation weighted F1 on the corpus' own dev split; C takes the loss on 500 random
   training samples.
 - Answers are read strictly, and an unreadable one counts as wrong. C searches an ordered word list, then digits, and
-  takes
-  a *random* label if nothing is found: ``parser: code_literal`` (seeded by the sample's id).
+  takes a *random* label if nothing is found: ``parser: code_literal`` (seeded by the sample's id).
 - ``decode: score`` compares the label words' log-probabilities; C generates with 4 beams: ``decode: beam``.
 """
 
@@ -28,8 +26,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 from zoo.backbones import LoRA
-from zoo.module import Supervised
 from zoo.schema import Labels, Sample
+from zoo.training.sft import SupervisedFineTuning
 
 # C's search order (evaluation script): the first word contained in the answer wins, then the digit of its place in C's
 # label order.
@@ -46,7 +44,7 @@ CODE_WORDS = (
 CODE_DIGITS = ("neutral", "joy", "sadness", "anger", "fear", "disgust", "surprise")
 
 
-class DialogueLLM(Supervised):
+class DialogueLLM(SupervisedFineTuning):
     """An LLM tuned with LoRA to name the emotion of an utterance from its dialogue context and a video description as
     text.
 
@@ -64,7 +62,7 @@ class DialogueLLM(Supervised):
 
     def __init__(
         self,
-        llm: str,
+        *,
         lora: LoRA | None = None,
         template: str = "default",
         window: int = 2,
@@ -75,7 +73,6 @@ class DialogueLLM(Supervised):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            llm,
             lora=lora,
             template=template,
             window=window,
@@ -92,13 +89,14 @@ class DialogueLLM(Supervised):
         self.parser = parser
 
     def read_answer(self, sample: Sample, text: str) -> str | None:
+        """Return the label that an answer names, as `parser` reads it; None if it is unreadable."""
         if self.parser == "strict":
             return super().read_answer(sample, text)
         return parse_code_literal(text, sample.labels, seed=sample.id)
 
 
 def parse_code_literal(answer: str, labels: Labels, seed: str) -> str:
-    """The authors' reading of an answer, for comparison only: an unreadable answer becomes a random label.
+    """Read an answer as the authors do, for comparison only: an unreadable answer becomes a random label.
 
     Raises:
         ValueError: if the corpus lacks a label of the authors' list.

@@ -25,9 +25,12 @@ from zoo.backbones.patch_vision import to_patches
 from zoo.media import Media, Unreadable
 from zoo.media.clips import utterance_frames
 from zoo.models.emotion_qwen.faces import FaceCapture
-from zoo.module import IGNORE, PromptCollator, answer_ids
 from zoo.prompts import escape
 from zoo.schema import Sample, Turn
+from zoo.training.batch import IGNORE_INDEX
+from zoo.training.collator import PromptCollator
+from zoo.training.multimodal import drop_oldest
+from zoo.training.prompting import answer_ids
 
 # Marks of ours, which are written apart where a corpus' text holds them (`zoo.prompts.escape`).
 CLIP = re.compile(r"(<\|clip:\d+:\d+\|>)")  # which of a sample's inputs, and how many tokens
@@ -40,7 +43,11 @@ LONGEST = 200  # times longer than wide: the tower's size rule takes no more
 
 @functools.lru_cache(maxsize=65536)
 def seconds_of(path: Path) -> float:
-    """How long a video is, as its header says (nothing is decoded here). `zoo.media.Unreadable` if it says nothing."""
+    """Return how long a video is, as its header states; nothing is decoded.
+
+    Raises:
+        Unreadable: the header does not state it.
+    """
     if not path.is_file():
         raise Unreadable(path, "no such file")
     try:
@@ -56,7 +63,7 @@ def seconds_of(path: Path) -> float:
 
 
 @dataclass(frozen=True)
-class Seen:
+class ClipPatches:
     """A picture, a video or a stream of faces, as the tower reads it.
 
     Attributes:
@@ -74,9 +81,9 @@ class Seen:
     key: tuple[Hashable, ...]
 
 
-@dataclass
+@dataclass(kw_only=True)
 class QwenCollator(PromptCollator):
-    """Samples -> the batch of `PromptCollator`, and
+    """Turn samples into the batch of `PromptCollator`, and
 
     - ``slots`` (B, T) bool: where the compressor's tokens go, in order; ``input_ids`` holds the tokenizer's image or
       video pad there, or padding if it has none;
@@ -91,7 +98,7 @@ class QwenCollator(PromptCollator):
     question).
 
     Args:
-        words: whether the utterance's words are shown.
+        show_text: whether the utterance's words are shown.
         frames: of a video, evenly spaced; None: by ``fps``.
         fps: frames per second, up to ``max_frames``.
         min_pixels, max_pixels: budget of a picture (see `to_patches`).
@@ -102,7 +109,7 @@ class QwenCollator(PromptCollator):
     """
 
     media: Media = field(default_factory=Media)
-    words: bool = True
+    show_text: bool = True
     frames: int | None = None
     fps: float = 2.0
     max_frames: int = 64
@@ -139,63 +146,62 @@ class QwenCollator(PromptCollator):
         n = self.frames or min(self.max_frames, max(1, round(length * self.fps)))
         return n, max(0.0, length) / n
 
-    def see(self, turn: Turn, clip: str, faces: bool) -> tuple[Seen | None, Seen | None]:
-        """An utterance's clip and its stream of expressive faces, as far as they are to be had."""
+    def read_clip(self, turn: Turn, sample_id: str, faces: bool) -> tuple[ClipPatches | None, ClipPatches | None]:
+        """Return an utterance's clip and its stream of expressive faces; None where there is none.
+
+        Args:
+            faces: whether faces are looked for, if they are captured at all.
+        """
         if turn.video is None:
             return None, None
         try:
             frames, seconds = self.read(turn)
         except Unreadable:
             return None, None
-        frames = torch.from_numpy(np.ascontiguousarray(frames))
-        key = (str(turn.video), turn.start, turn.end, turn.crop, len(frames))
-        own = self._cut(frames, seconds, (*key, "all"))
+        pixels = torch.from_numpy(np.ascontiguousarray(frames))
+        key = (str(turn.video), turn.start, turn.end, turn.crop, len(pixels))
+        clip = self._to_patches(pixels, seconds, (*key, "all"))
         if self.capture is None or not faces:
-            return own, None
-        captured = self.capture(frames, clip)
-        return own, None if captured is None else self._cut(captured.frames, seconds, (*key, "faces"))
+            return clip, None
+        captured = self.capture(pixels, sample_id)
+        return clip, None if captured is None else self._to_patches(captured.frames, seconds, (*key, "faces"))
 
-    def _cut(self, frames: Tensor, seconds: float | None, key: tuple[Hashable, ...]) -> Seen:
+    def _to_patches(self, frames: Tensor, seconds: float | None, key: tuple[Hashable, ...]) -> ClipPatches:
         most = self.max_pixels if seconds is None else self.video_max_pixels
         patches, grid = to_patches(frames, min(self.min_pixels, most), most, self.patch, self.merge, self.temporal)
         step = None if seconds is None else seconds * self.temporal
-        return Seen(patches, grid, len(patches) // self.merge**2, step, key)
+        return ClipPatches(patches, grid, len(patches) // self.merge**2, step, key)
 
     # ---- writing
     def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
-        written, inputs, rows = [], [], []
+        """Return the batch of some samples."""
+        prompts, clips_of_row = [], []
+        inputs: list[ClipPatches] = []  # in the order of their slots
+        rows: list[int] = []
         no_clip = no_faces = nothing = 0
-        by_row: list[list[Seen]] = []
         for row, sample in enumerate(samples):
-            own: list[Seen] = []
-            shown = self._shown(sample, own)
-            seen = bool(shown.pop("seen"))
-            no_clip += not seen
-            no_faces += self.capture is not None and seen and not shown["faces"]
-            nothing += not own and not shown["question"] and not (self.words and sample.target.text)
-            said = sample
-            if not self.words:
-                said = replace(sample, target=replace(sample.target, text=""))
-            ids, short = self.prompt_ids(said, rng, shown)
-            order = list(dict.fromkeys(-x - 1 for x in ids if x < 0))  # as they stand in the prompt
-            if sorted(order) != list(range(len(own))) or any(ids.count(-k - 1) != own[k].tokens for k in order):
-                raise ValueError(
-                    f"the prompt template shows {len(order)} of {len(own)} clips of {sample.id}; write "
-                    "{{ vision }} and {{ faces }} once each, and {{ earlier }} before {{ question }}"
-                )
-            inputs += [own[k] for k in order]
+            clips: list[ClipPatches] = []
+            variables = self._variables(sample, clips)
+            has_clip = bool(variables.pop("has_clip"))
+            no_clip += not has_clip
+            no_faces += self.capture is not None and has_clip and not variables["faces"]
+            nothing += not clips and not variables["question"] and not (self.show_text and sample.target.text)
+            shown = sample if self.show_text else replace(sample, target=replace(sample.target, text=""))
+            ids, shortened = self.prompt_ids(shown, rng, variables)
+            order = self._order_of_clips(sample, ids, clips)
+            inputs += [clips[k] for k in order]
             rows += [row] * len(order)
-            by_row.append(own)
-            written.append((ids, short))
-        content = self.batch(samples, written, rng)
-        ids = content["input_ids"]
+            clips_of_row.append(clips)
+            prompts.append((ids, shortened))
+        batch: dict[str, Any] = {**self.batch(samples, prompts, rng)}
+        ids = batch["input_ids"]
         slots = ids < 0
         if self.mrope:
-            content["positions"] = self._positions(ids, content["mask"], by_row)
-        content["input_ids"] = self._filled(ids, by_row)
+            batch["positions"] = self._positions(ids, batch["mask"], clips_of_row)
+        batch["input_ids"] = self._filled(ids, clips_of_row)
         if self.training:
-            content["target_ids"] = content["target_ids"].masked_fill(slots, IGNORE)
-        return content | {
+            batch["target_ids"] = batch["target_ids"].masked_fill(slots, IGNORE_INDEX)
+        return batch | {
             "slots": slots,
             "patches": torch.cat([x.patches for x in inputs]) if inputs else None,
             "grid": torch.cat([x.grid for x in inputs]) if inputs else None,
@@ -206,21 +212,22 @@ class QwenCollator(PromptCollator):
             "nothing": int(nothing),
         }
 
-    def _shown(self, sample: Sample, own: list[Seen]) -> dict[str, Any]:
-        """What the template sees beyond words; `own` gets the inputs."""
-        earlier = ""
-        if sample.question is not None:
-            for turn in sample.history:
-                said = self._placed(turn.text, turn, sample, own)
-                assistant = turn.speaker == "assistant"
-                if not self.chat:
-                    earlier += f"{'answer: ' if assistant else ''}{said}\n"
-                else:
-                    earlier += f"<|turn:{'assistant' if assistant else 'user'}|>{said}"
-            if earlier and self.chat:
-                earlier += "<|turn:user|>"
-        clip, faces = self.see(sample.target, sample.id, faces=True)
-        vision, masked = self._mark(clip, own), self._mark(faces, own)
+    @staticmethod
+    def _order_of_clips(sample: Sample, ids: Sequence[int], clips: Sequence[ClipPatches]) -> list[int]:
+        """Return the numbers of a sample's clips as they stand in its prompt; each must stand there whole, once."""
+        order = list(dict.fromkeys(-x - 1 for x in ids if x < 0))
+        if sorted(order) != list(range(len(clips))) or any(ids.count(-k - 1) != clips[k].tokens for k in order):
+            raise ValueError(
+                f"the prompt template shows {len(order)} of {len(clips)} clips of {sample.id}; write "
+                "{{ vision }} and {{ faces }} once each, and {{ earlier }} before {{ question }}"
+            )
+        return order
+
+    def _variables(self, sample: Sample, clips: list[ClipPatches]) -> dict[str, Any]:
+        """Return what the template shows beyond words, and ``has_clip``; ``clips`` gets the inputs."""
+        earlier = "" if sample.question is None else self._earlier_turns(sample, clips)
+        clip, faces = self.read_clip(sample.target, sample.id, faces=True)
+        vision, masked = self._mark(clip, clips), self._mark(faces, clips)
         question = ""
         if sample.question is not None:
             pieces = PLACE.split(sample.question)
@@ -238,32 +245,44 @@ class QwenCollator(PromptCollator):
             "question": question,
             "earlier": earlier,
             "still": still,
-            "seen": clip is not None,
+            "has_clip": clip is not None,
         }
 
-    def _placed(self, text: str, turn: Turn, sample: Sample, own: list[Seen]) -> str:
-        """An earlier turn's words with its clip in its place."""
+    def _earlier_turns(self, sample: Sample, clips: list[ClipPatches]) -> str:
+        """Return the conversation before a question as text."""
+        earlier = ""
+        for turn in sample.history:
+            text = self._text_with_clip(turn.text, turn, sample, clips)
+            from_assistant = turn.speaker == "assistant"
+            if self.chat:
+                earlier += f"<|turn:{'assistant' if from_assistant else 'user'}|>{text}"
+            else:
+                earlier += f"{'answer: ' if from_assistant else ''}{text}\n"
+        return f"{earlier}<|turn:user|>" if earlier and self.chat else earlier
+
+    def _text_with_clip(self, text: str, turn: Turn, sample: Sample, clips: list[ClipPatches]) -> str:
+        """Return an earlier turn's words with its clip in its place."""
         pieces = PLACE.split(text)
         if len(pieces) > 2 or (len(pieces) == 2 and turn.video is None):
             raise ValueError(
                 f"turn {turn.id} before {sample.id} has {len(pieces) - 1} places for a clip and "
                 f"{'no' if turn.video is None else 'one'} clip; expected one each"
             )
-        mark = self._mark(self.see(turn, sample.id, faces=False)[0], own) if len(pieces) == 2 else ""
+        mark = self._mark(self.read_clip(turn, sample.id, faces=False)[0], clips) if len(pieces) == 2 else ""
         return mark.join(map(escape, pieces))
 
-    def _mark(self, seen: Seen | None, own: list[Seen]) -> str:
-        if seen is None:
+    def _mark(self, clip: ClipPatches | None, clips: list[ClipPatches]) -> str:
+        if clip is None:
             return ""
-        own.append(seen)
-        mark = f"<|clip:{len(own) - 1}:{seen.tokens}|>"
+        clips.append(clip)
+        mark = f"<|clip:{len(clips) - 1}:{clip.tokens}|>"
         return mark if self._special("<|vision_start|>") is None else f"<|vision_start|>{mark}<|vision_end|>"
 
     def _special(self, token: str) -> int | None:
         return self.tokenizer.get_added_vocab().get(token)
 
     def messages(self, text: str) -> list[dict[str, str]]:
-        """The turns of a conversation; a question alone is one turn of the user."""
+        """Return the turns of a conversation; a question alone is one turn of the user."""
         first, *rest = TURN.split(text)
         messages = [{"role": "user", "content": first}] * bool(first)
         for role, content in zip(rest[::2], rest[1::2], strict=True):
@@ -273,64 +292,64 @@ class QwenCollator(PromptCollator):
                 messages.append({"role": role, "content": content})
         return messages
 
-    def tokenise(self, text: str) -> list[int]:
-        """As usual, each piece between two clips by itself; the positions of clip k are -(k + 1)."""
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a rendered prompt; the positions of clip k are -(k + 1).
+
+        The text between two clips is tokenized by itself.
+        """
         if self.chat:
-            text = self.written_chat(text)
+            text = self.render_chat(text)
         ids: list[int] = []
         for i, piece in enumerate(CLIP.split(text)):
             if i % 2:
-                which, tokens = map(int, re.findall(r"\d+", piece))
-                ids += [-which - 1] * tokens
+                number, tokens = map(int, re.findall(r"\d+", piece))
+                ids += [-number - 1] * tokens
             elif piece or i == 0:
-                first = i == 0 and not self.chat
-                own = self.tokenizer(piece, add_special_tokens=first)["input_ids"]
-                ids += own[:-1] if first and own and own[-1] == self.tokenizer.eos_token_id else own
+                begins_text = i == 0 and not self.chat
+                piece_ids = self.tokenizer(piece, add_special_tokens=begins_text)["input_ids"]
+                closed = begins_text and piece_ids and piece_ids[-1] == self.tokenizer.eos_token_id
+                ids += piece_ids[:-1] if closed else piece_ids
         return ids
 
-    def cut(self, text: str, ids: list[int]) -> list[int]:
-        """The oldest words go; clips and control tokens stay."""
-        special = set(self.tokenizer.all_special_ids)
-        first = next((i for i, x in enumerate(ids) if x >= 0), 0)
-        droppable = [i for i, x in enumerate(ids) if x >= 0 and x not in special and i > first]
-        over = len(ids) - self.max_length
-        if over >= len(droppable):
+    def truncate(self, text: str, ids: list[int]) -> list[int]:
+        """Return a prompt without its oldest text tokens; clips and control tokens stay."""
+        shorter = drop_oldest(ids, self.max_length, frozenset(self.tokenizer.all_special_ids))
+        if shorter is None:
             raise ValueError(
                 f"{sum(x < 0 for x in ids)} positions of clips leave no room for words within --model.max_length "
                 f"{self.max_length}; raise it, or lower max_pixels, video_max_pixels or max_frames"
             )
-        gone = set(droppable[:over])
-        return [x for i, x in enumerate(ids) if i not in gone]
+        return shorter
 
     def target_ids(self, sample: Sample, rng: np.random.Generator) -> list[int]:
-        """Tokens to be learnt: the written answer or the label word, and the end token; none without either."""
+        """Return the tokens to be learnt: written answer or label word, and end token; none without either."""
         if sample.answer is None:
             return super().target_ids(sample, rng)
         ids = answer_ids(self.tokenizer, escape(sample.answer), self.chat)
         return ids + [self.tokenizer.eos_token_id]
 
     # ---- tensors
-    def _positions(self, ids: Tensor, mask: Tensor, by_row: list[list[Seen]]) -> Tensor:
+    def _positions(self, ids: Tensor, mask: Tensor, clips_of_row: list[list[ClipPatches]]) -> Tensor:
         positions = torch.zeros(3, *ids.shape, dtype=torch.int64)
-        for row, (values, real, own) in enumerate(zip(ids, mask, by_row, strict=True)):
+        for row, (values, real, clips) in enumerate(zip(ids, mask, clips_of_row, strict=True)):
             segments: list[Segment] = []
-            for which, run in itertools.groupby(min(x, 0) for x in values[real].tolist()):
-                if which == 0:
+            for number, run in itertools.groupby(min(x, 0) for x in values[real].tolist()):
+                if number == 0:
                     segments.append(sum(1 for _ in run))
                     continue
-                seen = own[-which - 1]
-                t, h, w = seen.grid[0].tolist()
+                clip = clips[-number - 1]
+                t, h, w = clip.grid[0].tolist()
                 grid = (t, h // self.merge, w // self.merge)
-                segments.append(grid if seen.seconds is None else (*grid, seen.seconds))
+                segments.append(grid if clip.seconds is None else (*grid, clip.seconds))
             positions[:, row, real] = mrope_positions(segments)
         return positions
 
-    def _filled(self, ids: Tensor, by_row: list[list[Seen]]) -> Tensor:
-        """Pads of the tokenizer where the clips go; what stands there is replaced by the compressor's tokens."""
+    def _filled(self, ids: Tensor, clips_of_row: list[list[ClipPatches]]) -> Tensor:
+        """Return ids with the tokenizer's pads where the clips go; the compressor's tokens replace them."""
         filled = ids.clone()
         pads = [self._special(token) for token in ("<|image_pad|>", "<|video_pad|>")]
-        for row, own in enumerate(by_row):
-            for k, seen in enumerate(own):
-                pad = pads[seen.seconds is not None]
+        for row, clips in enumerate(clips_of_row):
+            for k, clip in enumerate(clips):
+                pad = pads[clip.seconds is not None]
                 filled[row][ids[row] == -k - 1] = self.pad_id if pad is None else pad
         return filled

@@ -82,7 +82,9 @@ def load(folder: str | Path, module: EmotionQwen, table: str | Path | Mapping[st
     own = module.state_dict()
     state = read_published(folder, table, own, module.vision.merge)
     state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
-    module.from_hub -= {name for name, tensor in state.items() if not torch.equal(tensor, own[name].cpu())}
+    module.untouched_backbone_tensors -= {
+        name for name, tensor in state.items() if not torch.equal(tensor, own[name].cpu())
+    }
     module.load_state_dict(state)
 
 

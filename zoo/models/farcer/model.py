@@ -3,7 +3,8 @@
 A frozen face ViT gives one vector per utterance (the CLS token of its last layer, before the final norm), a small
 projection maps it into the input space of a frozen LLaMA-3 (Eq. 2-4), and there it stands before the words of its
 utterance (Eq. 5); after the dialogue the LLM says the label (Eq. 6). Only the projection is trained, or with it LoRA on
-the LLM's q, k and v. Section III-B -> `FARCER.encode`, Fig. 2 -> `parts.Writer`, Eq. 7 -> `FARCER.training_step`.
+the LLM's q, k and v. Section III-B -> `FARCER.encode`, Fig. 2 -> `writer.PromptWriter`, Eq. 7 ->
+`FARCER.training_step`.
 
 Differs from the paper (P) and its published code (C):
 - Prompt wording is ours after the structure of Fig. 2; special tokens, ``DIALOGUE:`` and ``EMOTION LABEL:`` (C; P
@@ -21,7 +22,7 @@ Differs from the paper (P) and its published code (C):
 - Optimisation per step, not per epoch: AdamW, weight decay .01, cosine without warm-up to zero (C: T_max of half the
   epochs, early stopping). Checkpoints by validation weighted F1, as P.
 - ``decode: score`` and ``image_placement: block`` are ours, the second after what P argues against; so are
-  ``standardise`` and ``scale`` of the image vector, and the controls ``faces: constant`` and ``another``.
+  ``standardise`` and ``embedding_scale`` of the image vector, and the controls ``faces: constant`` and ``another``.
 - C cuts IEMOCAP's test texts to 10 turns (15 with past labels) but feeds images from the first; ``window`` cuts both.
 - LoRA: C saves the projection by PEFT; ours is in the run's checkpoint as always. `weights` reads and writes C's files.
 """
@@ -37,62 +38,54 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.backbones import LLM, LoRA, Prefix, Vision
+from zoo.backbones import Prefix, Vision
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media
-from zoo.models.farcer.parts import (
-    Collator,
-    Faces,
-    Pictures,
-    Writer,
-    draw_shots,
-    projection,
-    token_weights,
-    weighted_loss,
-)
-from zoo.module import LABEL_TOKENS, Prompted, fitting_length, label_scores, note_control_tokens, readable_parts
-from zoo.prompts import load_template, words
+from zoo.models.farcer.collator import FarcerCollator
+from zoo.models.farcer.parts import balanced_token_weights, draw_shots, make_projection, weighted_loss
+from zoo.models.farcer.pictures import Faces, PictureReader
+from zoo.models.farcer.writer import PromptWriter
+from zoo.prompts import label_words
+from zoo.renaming import Renamed
 from zoo.schema import Prediction, Sample
-from zoo.senses import AT_ONCE, Remembered
+from zoo.training.batch import SampleBatch
+from zoo.training.checkpointing import Backbone
+from zoo.training.evaluation import ordered_parts
+from zoo.training.feature_cache import CLIPS_AT_ONCE, FeatureCache
+from zoo.training.language_model import LanguageModelModule, score_labels
 
 PROMPTS = 10  # few-shot prompts that training draws from (Sec. III-C)
-MEASURED = 512  # training images whose mean and deviation `standardise` takes
+STANDARDISING_IMAGES = 512  # of the training split, whose mean and deviation `standardise` takes
 
 
-class FARCER(Prompted):
+class FARCER(LanguageModelModule):
     """Faces as tokens in a frozen LLM.
 
     Args:
-        llm: folder, published name or hub id of the language model; P: Meta-Llama-3-8B-Instruct.
-        vision: the same of the image encoder; P: trpakov/vit-face-expression. Not needed with ``faces: none``.
-        dtype, vision_dtype: dtypes of their weights; C: bfloat16 and float32.
-        revision, vision_revision: hub revisions to pin.
-        attention: attention implementation of the language model.
-        gradient_checkpointing: recompute its activations in the backward pass.
-        lora: adapters on the language model; P: rank 8, alpha 16, dropout .1 on q, k and v. None leaves it frozen.
+        vision: folder, published name or hub id of the image encoder; P: trpakov/vit-face-expression. Not needed with
+            ``faces: none``.
+        vision_dtype: dtype of its weights; C: float32, and bfloat16 of the language model.
+        vision_revision: hub revision to pin.
         layers: linear layers of the projection; P: 1 or 3.
         dropout: between these layers (P: .05).
         vision_tokens: ``cls`` (P) or ``all`` tokens of the last layer, each of which then takes a position.
         standardise: give the encoder's features mean 0 and deviation 1 in every dimension, measured on 512 training
             images before the first step and stored with the weights (ours).
-        scale: multiply the projected vector by this many standard deviations of the input embeddings (ours); None
-            leaves it as the projection gives it (P).
+        embedding_scale: multiply the projected vector by this many standard deviations of the input embeddings (ours);
+            None leaves it as the projection gives it (P).
         faces: ``own`` (P), ``none`` (text only), or as a control a ``constant`` face or that of ``another`` speaker in
             another dialogue.
         image_placement: ``interleaved`` before each utterance (P), or all images as one ``block`` before the dialogue.
         template: ``chat`` (Fig. 2; writes Llama-3's special tokens itself, so `chat` is off), ``plain`` (for small
             models), or a file.
-        chat: write the prompt of another template as a chat, see `zoo.module.Prompted`.
         window: earlier turns shown, with their images; None shows the whole dialogue (P).
         past_labels: show the true labels of earlier turns (P: "PL").
         train_shots: solved dialogues in each of the ten training prompts (P: 7).
         shots: solved dialogues in the prompt of validation and test (P: 3 or 7).
         shots_from: split they come from; P: dev on MELD, train on IEMOCAP.
         shot_window: earlier turns shown in a solved dialogue; None shows all (P).
-        verbalizer: label -> word the model says, where it differs.
-        max_length: prompts longer than this many positions lose their oldest turns; counted.
-        rollout: what the loss reads before each label token: the model's own greedy tokens (``free``, P), or the label
-            itself (``teacher``).
+        teacher_forcing: before each label token the loss reads the label itself; False: the model's own greedy tokens
+            (P).
         label_weights: ``balanced`` weights of label tokens in the loss (P), or ``none``.
         decode: ``greedy`` (P; an answer that is not exactly a label word is unparsed), or ``score``, which compares the
             log-probabilities of the label words.
@@ -102,25 +95,25 @@ class FARCER(Prompted):
         max_clip_seconds: a longer clip or film is not read, and counted.
     """
 
+    renamed_options = {
+        "scale": "embedding_scale",
+        "rollout": Renamed("teacher_forcing", {"free": False, "teacher": True}),
+    }
     templates = Path(__file__).parent / "templates"
+    unreadable_events = ("samples without any readable picture",)
     example_options = ("shots", "train_shots")
 
     def __init__(
         self,
-        llm: str,
+        *,
         vision: str | None = None,
-        dtype: Dtype = "float32",
         vision_dtype: Dtype = "float32",
-        revision: str | None = None,
         vision_revision: str | None = None,
-        attention: Literal["sdpa", "eager"] = "sdpa",
-        gradient_checkpointing: bool = False,
-        lora: LoRA | None = None,
         layers: int = 1,
         dropout: float = 0.05,
         vision_tokens: Literal["cls", "all"] = "cls",
         standardise: bool = False,
-        scale: float | None = None,
+        embedding_scale: float | None = None,
         faces: Faces = "own",
         image_placement: Literal["interleaved", "block"] = "interleaved",
         template: str = "chat",
@@ -131,9 +124,8 @@ class FARCER(Prompted):
         shots: int = 7,
         shots_from: Literal["train", "dev"] = "train",
         shot_window: int | None = None,
-        verbalizer: dict[str, str] | None = None,
         max_length: int = 4096,
-        rollout: Literal["free", "teacher"] = "free",
+        teacher_forcing: bool = False,
         label_weights: Literal["balanced", "none"] = "balanced",
         decode: Literal["greedy", "score"] = "greedy",
         max_new_tokens: int = 5,
@@ -151,267 +143,280 @@ class FARCER(Prompted):
                 "(--model.template plain, or a file)"
             )
         super().__init__(
-            lr=lr, weight_decay=weight_decay, warmup=warmup, chat=False if template == "chat" else chat, **kwargs
+            template=template,
+            window=window,
+            descriptions=None,
+            max_length=max_length,
+            max_new_tokens=max_new_tokens,
+            chat=False if template == "chat" else chat,
+            lr=lr,
+            weight_decay=weight_decay,
+            warmup=warmup,
+            **kwargs,
         )
-        if (
-            min(layers, max_new_tokens) < 1
-            or min(window or 0, shot_window or 0, train_shots, shots) < 0
-            or max_length < 2
-        ):
+        if layers < 1 or min(shot_window or 0, train_shots, shots) < 0:
             raise ValueError(
-                "need layers, max_new_tokens >= 1, window, shot_window, train_shots, shots >= 0 and max_length >= 2; "
-                f"got {layers}, {max_new_tokens}, {window}, {shot_window}, {train_shots}, {shots}, {max_length}"
+                "need layers >= 1 and shot_window, train_shots, shots >= 0; got "
+                f"{layers}, {shot_window}, {train_shots} and {shots}"
             )
-        if not 0 <= dropout < 1 or (scale is not None and not scale > 0):
-            raise ValueError(f"need 0 <= dropout < 1 and scale > 0 or null; got {dropout} and {scale}")
+        if not 0 <= dropout < 1 or (embedding_scale is not None and not embedding_scale > 0):
+            raise ValueError(f"need 0 <= dropout < 1 and embedding_scale > 0 or null; got {dropout}, {embedding_scale}")
         if vision is None and faces != "none":
             raise ValueError(
                 f"faces: {faces} needs an image encoder: give its folder with --model.vision, or set "
                 "--model.faces none for a text-only model"
             )
-        self.llm_args = {
-            "path": llm,
-            "dtype": dtype,
-            "revision": revision,
-            "attention": attention,
-            "gradient_checkpointing": gradient_checkpointing,
-        }
-        self.vision_args = {"path": vision, "dtype": vision_dtype, "revision": vision_revision}
-        self.lora, self.layers, self.dropout = lora, layers, dropout
-        self.vision_tokens, self.standardise, self.scale = vision_tokens, standardise, scale
-        self.faces, self.image_placement = faces, image_placement
-        self.template = load_template(template, self.templates)
-        self.window, self.past_labels, self.verbalizer, self.max_length = window, past_labels, verbalizer, max_length
+        self.make_vision = functools.partial(Vision, vision, dtype=vision_dtype, revision=vision_revision)
+        self.layers, self.dropout = layers, dropout
+        self.vision_tokens, self.standardise, self.embedding_scale = vision_tokens, standardise, embedding_scale
+        self.faces, self.image_placement, self.past_labels = faces, image_placement, past_labels
         self.train_shots, self.shots, self.shots_from, self.shot_window = train_shots, shots, shots_from, shot_window
-        self.rollout, self.label_weights = rollout, label_weights
-        self.decode, self.max_new_tokens = decode, max_new_tokens
+        self.teacher_forcing, self.label_weights, self.decode = teacher_forcing, label_weights, decode
         self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
-        self.remembered = Remembered()  # image -> its features
-        self.kept: dict[bytes, Any] = {}  # fixed part of a prompt -> what the language model keeps of it
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        """A constant face, or another's, tells nothing of the sample."""
-        return readable_parts(
-            {"text"} | ({"turns"} if self.window != 0 else set()) | ({"face"} if self.faces == "own" else set())
-        )
+        self.image_features = FeatureCache()
+        self.static_prefixes: dict[bytes, Any] = {}  # fixed part of a prompt -> what the language model keeps of it
+        self._evaluation_writer: PromptWriter | None = None
 
     # ---- parts
     def build(self) -> None:
-        self.llm = LLM(**self.llm_args).requires_grad_(False)
-        self.max_length = fitting_length(self.llm, self.max_length, max(self.max_new_tokens, LABEL_TOKENS))
+        """Make the frozen language model, the frozen image encoder and the projection."""
+        super().build()
+        self.llm.requires_grad_(False)
         if self.faces == "none":
             return
-        self.vision = Vision(**self.vision_args).freeze()
+        self.vision = self.make_vision().freeze()
         if self.vision_tokens == "cls" and not self.vision.has_cls:
             raise ValueError(f"{self.vision.path} has no CLS token; set --model.vision_tokens all")
-        self.mp = projection(self.vision.width, self.llm.width, self.layers, self.dropout)
+        self.mp = make_projection(self.vision.width, self.llm.width, self.layers, self.dropout)
         if self.standardise:
             self.register_buffer("feature_mean", torch.zeros(self.vision.width))
             self.register_buffer("feature_deviation", torch.ones(self.vision.width))
             self.register_buffer("measured", torch.tensor(False))
 
-    def add_adapters(self) -> None:
-        if self.lora is not None:
-            self.llm.add_lora(self.lora)
-
-    def bases(self) -> dict[str, LLM | Vision]:
+    def backbones(self) -> Mapping[str, Backbone]:
+        """Return the language model, and the image encoder if faces are shown."""
         return {"llm": self.llm} | ({"vision": self.vision} if self.faces != "none" else {})
 
     # ---- input processing
-    def writer(self, training: bool) -> Writer:
-        """How prompts are written, in training or in evaluation."""
+    @property
+    def reads(self) -> tuple[str, ...]:
+        """Words, turns and faces; a constant face, or another's, tells nothing of the sample."""
+        turns = {"turns"} if self.window != 0 else set()
+        return ordered_parts({"text"} | turns | ({"face"} if self.faces == "own" else set()))
+
+    def on_new_data(self) -> None:
+        """Forget the solved dialogues of an earlier run's training split."""
+        super().on_new_data()
+        self._evaluation_writer = None
+
+    @property
+    def evaluation_writer(self) -> PromptWriter:
+        """What writes prompts in evaluation, and answers always."""
+        if self._evaluation_writer is None:
+            self._evaluation_writer = self.make_writer(training=False)
+        return self._evaluation_writer
+
+    def make_writer(self, training: bool) -> PromptWriter:
+        """Return what writes prompts, in training or in evaluation."""
         count = self.train_shots if training else self.shots
         shots: dict[str, list[tuple[Sample, ...]]] = {}
         if count:
-            pool = self.trainer.datamodule.samples(self.shots_from)
-            for corpus in self.trainer.datamodule.label_sets:
-                own = [s for s in pool if s.labels.corpus == corpus]
-                shots[corpus] = [draw_shots(own, count, seed) for seed in (range(PROMPTS) if training else (count,))]
-        return Writer(
-            self.llm.tokenizer,
-            self.template,
-            self.faces != "none",
-            self.vision.tokens if self.faces != "none" and self.vision_tokens == "all" else 1,
-            self.window,
-            self.past_labels,
-            self.image_placement == "block",
-            self.verbalizer,
-            self.shot_window,
-            shots,
-            self.chats,
-            self.system,
+            pool = self.data.samples(self.shots_from)
+            for corpus in self.data.label_sets:
+                candidates = [s for s in pool if s.labels.corpus == corpus]
+                seeds = range(PROMPTS) if training else (count,)
+                shots[corpus] = [draw_shots(candidates, count, seed) for seed in seeds]
+        return PromptWriter(
+            tokenizer=self.llm.tokenizer,
+            template=self.template,
+            pictures=self.faces != "none",
+            tokens_per_picture=self.vision.tokens if self.faces != "none" and self.vision_tokens == "all" else 1,
+            window=self.window,
+            past_labels=self.past_labels,
+            block=self.image_placement == "block",
+            verbalizer=self.verbalizer,
+            shot_window=self.shot_window,
+            shots=shots,
+            chat=self.uses_chat,
+            system_prompt=self.system_prompt,
         )
 
-    def pictures(self) -> Pictures | None:
+    def picture_reader(self) -> PictureReader | None:
+        """Return what reads the picture of an utterance; None if no faces are shown."""
         if self.faces == "none":
             return None
         pool = []
         if self.faces != "own":
-            pool = [(s.dialogue, s.target) for s in self.trainer.datamodule.samples("train") if s.target.video]
+            pool = [(s.dialogue, s.target) for s in self.data.samples("train") if s.target.video]
             if len({t.speaker for _, t in pool}) < 2:
                 raise ValueError(
                     f"faces: {self.faces} takes its faces from the training split, which shows fewer than two speakers"
                 )
-        return Pictures(self.media, self.vision.size, self.faces, pool)
+        return PictureReader(self.media, self.vision.size, self.faces, pool)
 
-    def collator(self, training: bool) -> Collator:
-        for labels in self.trainer.datamodule.label_sets.values():
-            longest = max(self.write.answers(labels), key=len)
+    def collator(self, training: bool) -> FarcerCollator:
+        """Return what writes samples as prompts with images, in training with their answers."""
+        for labels in self.data.label_sets.values():
+            longest = max(self.evaluation_writer.answers(labels), key=len)
             if self.decode == "greedy" and len(longest) > self.max_new_tokens:
                 raise ValueError(
                     f"a label of {labels.corpus} has {len(longest)} tokens, so greedy answers of at most "
                     f"{self.max_new_tokens} could never name it; raise --model.max_new_tokens"
                 )
-        writer = self.writer(training) if training else self.write
-        return Collator(writer, self.pictures(), self.llm.pad_id, self.max_length, training)
+        return FarcerCollator(
+            writer=self.make_writer(training) if training else self.evaluation_writer,
+            pictures=self.picture_reader(),
+            pad_id=self.llm.pad_id,
+            max_length=self.max_length,
+            training=training,
+        )
 
-    @functools.cached_property
-    def write(self) -> Writer:
-        """How prompts are written in evaluation, and answers always."""
-        return self.writer(training=False)
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        data = self.trainer.datamodule
-        note_control_tokens(data, data.splits_of(stage)[0])
-
-    unread_events = ("samples without any readable picture",)
-
-    def needs(self, stage: str) -> Mapping[str, str]:
+    def required_files(self, stage: str) -> Mapping[str, str]:
+        """Return that clips are read, if faces are shown."""
         return {} if self.faces == "none" else {"video": "set --model.faces none for a text-only model"}
 
-    def require(self, samples: Sequence[Sample], split: str, stage: str) -> None:
-        super().require(samples, split, stage)
-        corpus = type(self.trainer.datamodule).__name__
-        if self.faces == "none" and not any(s.target.text for s in samples):
+    def has_input(self, sample: Sample) -> bool:
+        """Return whether a prompt says anything about its sample."""
+        return bool(sample.target.text) or self.faces != "none"
+
+    def check_split(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        """Check that there is anything to show."""
+        if not any(self.has_input(s) for s in samples):
             raise ValueError(
-                f"no {split} sample of {corpus} has words, and --model.faces none shows nothing else: every prompt "
-                "would be the same"
+                f"no {split} sample of {type(self.data).__name__} has words, and --model.faces none shows nothing "
+                "else: every prompt would be the same"
             )
+        super().check_split(samples, split, stage)
 
     # ---- images (Eq. 2-4)
     def features(self, keys: tuple[str, ...], frames: Tensor) -> Tensor:
-        """Encoder features of images, (U, K, W) float32: K is 1 (CLS) or all tokens. The encoder is frozen, and the
-        windows of a dialogue's utterances overlap: each image is encoded once per run and then remembered."""
+        """Return the encoder's features of images, (U, K, W) float32: K is 1 (CLS) or all tokens.
+
+        The encoder is frozen, and the windows of a dialogue's utterances overlap: each image is encoded once per run.
+        """
 
         def compute(part: list[int]) -> Tensor:
             hidden = self.vision.hidden(frames[part].clone(), normed=False).float()
             return hidden[:, :1] if self.vision_tokens == "cls" else hidden
 
-        return self.remembered(keys, compute)
+        return self.image_features.stacked(keys, compute)
 
     def project(self, features: Tensor) -> Tensor:
-        """(..., W) features -> (..., D) vectors in the input space of the language model (Eq. 4)."""
+        """Return (..., D) vectors in the input space of the language model, of (..., W) features (Eq. 4)."""
         if self.standardise:
             features = (features - self.feature_mean) / self.feature_deviation
         vectors = self.mp(features.to(self.mp[0].weight.dtype))
-        if self.scale is not None:
-            vectors = vectors * (self.scale * self.llm.causal_lm.get_input_embeddings().weight.std())
+        if self.embedding_scale is not None:
+            vectors = vectors * (self.embedding_scale * self.llm.causal_lm.get_input_embeddings().weight.std())
         return vectors
 
     @torch.no_grad()
-    def measure(self) -> None:
-        """Takes mean and deviation of the features of some training images."""
-        pictures = self.pictures()
-        turns = [(s.dialogue, s.target) for s in self.trainer.datamodule.samples("train")]
-        turns = [turns[i] for i in np.linspace(0, len(turns) - 1, min(MEASURED, len(turns))).astype(int)]
-        seen = [shown for dialogue, turn in turns if (shown := pictures.of(turn, dialogue)) is not None]
-        read = {pictures.key(t): frame for t in seen if (frame := pictures.read(t)) is not None}
-        if not read:
+    def measure_features(self) -> None:
+        """Take mean and deviation of the features of some training images."""
+        reader = self.picture_reader()
+        turns = [(s.dialogue, s.target) for s in self.data.samples("train")]
+        turns = [turns[i] for i in np.linspace(0, len(turns) - 1, min(STANDARDISING_IMAGES, len(turns))).astype(int)]
+        shown = [picture for dialogue, turn in turns if (picture := reader.choose(turn, dialogue)) is not None]
+        frames = {reader.key(t): frame for t in shown if (frame := reader.read(t)) is not None}
+        if not frames:
             raise ValueError("no picture of the training split could be read; `zoo prepare media --root DIR` lists why")
-        parts = list(read.items())
-        features = torch.cat(
-            [
-                self.features(
-                    tuple(k for k, _ in part), torch.from_numpy(np.stack([f for _, f in part])).to(self.device)
-                )
-                for part in (parts[i : i + AT_ONCE] for i in range(0, len(parts), AT_ONCE))
-            ]
-        ).flatten(0, 1)
+        items = list(frames.items())
+        parts = []
+        for start in range(0, len(items), CLIPS_AT_ONCE):
+            keys, images = zip(*items[start : start + CLIPS_AT_ONCE], strict=True)
+            parts.append(self.features(keys, torch.from_numpy(np.stack(images)).to(self.device)))
+        features = torch.cat(parts).flatten(0, 1)
         self.feature_mean.copy_(features.mean(0))
         self.feature_deviation.copy_(features.std(0, unbiased=False).clamp(min=1e-3 * float(features.std())))
         self.measured.fill_(True)
 
     # ---- the input sequence (Eq. 5)
-    def encode(self, batch: dict[str, Any]) -> Prefix:
-        """[fixed part, then text with one vector, or K, in each image slot] of every prompt."""
+    def encode(self, batch: Any) -> Prefix:
+        """Return the encoded prompts: fixed part, then text with one vector, or K, in each image slot."""
         embedded = self.llm.embed(batch["input_ids"])  # (B, P, D)
         if len(batch["image"]):
             vectors = self.project(self.features(batch["keys"], batch["frames"]))  # (U, K, D)
-            placed = vectors[batch["image"]].flatten(0, 1).to(embedded.dtype)  # (M K, D)
-            embedded = embedded.index_put((batch["image_at"],), placed)
+            in_slots = vectors[batch["image"]].flatten(0, 1).to(embedded.dtype)  # (M K, D)
+            embedded = embedded.index_put((batch["image_at"],), in_slots)
         fixed = batch["fixed"]
         if not len(fixed):
             return self.llm.encode(embedded, batch["mask"])
         key = fixed.cpu().numpy().tobytes()
-        if key not in self.kept:
-            if len(self.kept) > 4 * PROMPTS:  # more than any run needs at a time
-                self.kept.clear()
-            self.kept[key] = self.llm.cache_prefix(fixed)
-        return self.llm.encode(embedded, batch["mask"], static_prefix=self.kept[key])
+        if key not in self.static_prefixes:
+            if len(self.static_prefixes) > 4 * PROMPTS:  # more than any run needs at a time
+                self.static_prefixes.clear()
+            self.static_prefixes[key] = self.llm.cache_prefix(fixed)
+        return self.llm.encode(embedded, batch["mask"], static_prefix=self.static_prefixes[key])
 
     # ---- training (Eq. 7)
     def on_fit_start(self) -> None:
-        self.weigh(self.trainer.datamodule.samples("train"))
+        """Weigh label tokens, and measure the encoder's features if they are standardised."""
+        self.weigh_tokens(self.data.samples("train"))
         if self.faces != "none" and self.standardise and not self.measured:  # an earlier stage, or this run, has it
-            self.measure()
+            self.measure_features()
 
-    def weigh(self, samples: Sequence[Sample]) -> None:
-        """Weight of each token of the vocabulary in the loss (Sec. III-C)."""
+    def weigh_tokens(self, samples: Sequence[Sample]) -> None:
+        """Weigh each token of the vocabulary in the loss (Sec. III-C)."""
         weight = torch.ones(self.llm.causal_lm.config.vocab_size)
         if self.label_weights == "balanced":
             answers, end = [], 0
-            for labels in self.trainer.datamodule.label_sets.values():
-                tokens, end = self.write.answers(labels), self.write.end_id(labels)
+            for labels in self.data.label_sets.values():
+                tokens, end = self.evaluation_writer.answers(labels), self.evaluation_writer.end_id(labels)
                 answers += [[*tokens[s.label], end] for s in samples if s.labels == labels and s.label >= 0]
-            for token, own in token_weights(answers, end).items():
-                weight[token] = own
+            for token, token_weight in balanced_token_weights(answers, end).items():
+                weight[token] = token_weight
         self.register_buffer("token_weight", weight.to(self.device), persistent=False)
 
-    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        """Return the loss of a batch (Eq. 7)."""
         prefix = self.encode(batch)
         label, mask = batch["answer"][:, None], batch["answer_mask"][:, None]  # (B, 1, T)
         if not mask.any():
             raise ValueError(f"no sample of this batch has a label: {batch['samples'].ids()[:3]}")
-        read = self.own_answers(prefix, label) if self.rollout == "free" else label
-        logp = self.llm.logprobs(prefix, read, mask, targets=label)[:, 0]  # (B, T)
-        loss = weighted_loss(logp, self.token_weight[label[:, 0]], mask[:, 0])
+        inputs = label if self.teacher_forcing else self.greedy_inputs(prefix, label)
+        logprobs = self.llm.logprobs(prefix, inputs, mask, targets=label)[:, 0]  # (B, T)
+        loss = weighted_loss(logprobs, self.token_weight[label[:, 0]], mask[:, 0])
         self.check_finite(loss, batch)
         self.log("train/loss", loss, prog_bar=True, batch_size=len(batch["samples"]))
         self.log("train/missing", float(batch["missing"]), reduce_fx="sum", on_step=False, on_epoch=True)
         return loss
 
-    def own_answers(self, prefix: Prefix, label: Tensor) -> Tensor:
-        """(B, 1, T): what the model itself says, greedily, where the label stands; the last token is never read."""
-        read = label.clone()
-        said = self.llm.sample(prefix, 1, max_new_tokens=label.shape[2] - 1, temperature=0.0)
-        own = said.ids.shape[2]
-        read[..., :own] = said.ids
-        for t in range(1, own):  # after its end an answer goes on with its end token
-            read[..., t] = torch.where(said.mask[..., t], said.ids[..., t], read[..., t - 1])
-        for t in range(own, label.shape[2]):
-            read[..., t] = read[..., t - 1]
-        return read
+    def greedy_inputs(self, prefix: Prefix, label: Tensor) -> Tensor:
+        """Return what the model itself says, greedily, where the label stands: (B, 1, T).
+
+        The last token is never read. After its end an answer goes on with its end token.
+        """
+        answers = self.llm.sample(prefix, 1, max_new_tokens=label.shape[2] - 1, temperature=0.0)
+        length = answers.ids.shape[2]
+        inputs = label.clone()
+        inputs[..., :length] = answers.ids
+        for t in range(1, label.shape[2]):
+            previous = inputs[..., t - 1]
+            inputs[..., t] = torch.where(answers.mask[..., t], inputs[..., t], previous) if t < length else previous
+        return inputs
 
     # ---- answers (Eq. 8)
     @torch.no_grad()
-    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        self.counts["images missing, nothing in their place"] += batch["missing"]
+    def predict(self, batch: Any) -> list[Prediction]:
+        """Return the answers to a batch; see ``decode``."""
+        self.events["images missing, nothing in their place"] += batch["missing"]
         if self.faces != "none":
-            self.counts["samples without any readable picture"] += batch["without_picture"]
-        prefix = self.encode(batch)
-        if self.decode == "score":
-            return label_scores(self.llm, prefix, batch["samples"], self.write.answers)
-        return self._by_greedy(batch, prefix)
+            self.events["samples without any readable picture"] += batch["without_picture"]
+        return self.answer(self.encode(batch), batch["samples"])
 
-    def _by_greedy(self, batch: dict[str, Any], prefix: Prefix) -> list[Prediction]:
-        said = self.llm.sample(prefix, 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
-        predictions = []
-        for sample, ids, mask in zip(batch["samples"], said.ids[:, 0].tolist(), said.mask[:, 0].tolist(), strict=True):
-            own, end = [i for i, real in zip(ids, mask, strict=True) if real], self.write.end_id(sample.labels)
-            own = own[: own.index(end)] if end in own else own
-            text = self.llm.tokenizer.decode(own).strip()  # a stray control token is no label either
-            named = dict(zip(words(sample.labels, self.verbalizer), sample.labels.names, strict=True))
-            predictions.append(Prediction(sample.id, sample.dialogue, sample.target.label, named.get(text), text=text))
-        return predictions
+    def answer(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
+        """Return the answers to encoded prompts; a written one must be exactly a label word (P)."""
+        if self.decode == "score":
+            return score_labels(self.llm, prefix, samples, self.evaluation_writer.answers)
+        answers = self.llm.sample(prefix, 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
+        texts = []
+        for sample, ids, mask in zip(samples, answers.ids[:, 0], answers.mask[:, 0], strict=True):
+            tokens, end = ids[mask].tolist(), self.evaluation_writer.end_id(sample.labels)
+            tokens = tokens[: tokens.index(end)] if end in tokens else tokens
+            texts.append(self.llm.tokenizer.decode(tokens).strip())  # a stray control token is no label either
+        return self.read_answers(samples, texts)
+
+    def read_answer(self, sample: Sample, text: str) -> str | None:
+        """Return the label whose word an answer is, to the letter; else None."""
+        words = label_words(sample.labels, self.verbalizer)
+        return dict(zip(words, sample.labels.names, strict=True)).get(text)

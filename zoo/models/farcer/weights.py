@@ -180,10 +180,10 @@ def _read_folder(path: Path, module: FARCER) -> dict[str, Tensor]:
 
 def _check_options(module: FARCER) -> None:
     """Raise ValueError for options that the authors' model does not know."""
-    if module.standardise or module.scale is not None or module.faces == "none":
+    if module.standardise or module.embedding_scale is not None or module.faces == "none":
         raise ValueError(
             "the authors' model has a projection and neither standardises nor scales; use a config with "
-            "standardise: false, scale: null and faces other than none"
+            "standardise: false, embedding_scale: null and faces other than none"
         )
 
 
@@ -195,7 +195,9 @@ def load(path: str | Path, module: FARCER) -> Layout:
     layout, state = read(path, module)
     own = module.state_dict()
     state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
-    module.from_hub -= {name for name, tensor in state.items() if not torch.equal(tensor, own[name].cpu())}
+    module.untouched_backbone_tensors -= {
+        name for name, tensor in state.items() if not torch.equal(tensor, own[name].cpu())
+    }
     module.load_state_dict(own | state)
     return layout
 

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -34,21 +34,23 @@ from torch import Tensor
 
 from zoo.backbones import LoRA
 from zoo.metrics import EmotionMetrics
-from zoo.module import PromptCollator, Supervised, class_weights
 from zoo.prompts import load_template
 from zoo.schema import Labels, Sample
+from zoo.training.batch import PromptBatch
+from zoo.training.collator import PromptCollator
+from zoo.training.sft import SupervisedFineTuning
 
-OTHER = "other"  # whoever is not among the most frequent speakers
+OTHER = "other"  # stands for all but the most frequent speakers
 
 
-class InstructERC(Supervised):
+class InstructERC(SupervisedFineTuning):
     """A language model tuned to name the emotion of the last utterance of a dialogue, with speaker and impact tasks.
 
     Args:
         llm: folder, published name or hub id of the language model; P: LLaMA-2-7B.
         lora: C: rank 16, alpha 16, dropout .05 on q, k and v; null trains all weights.
-        task: ``speaker``: stage 1, who says the utterance; its run is the ``start_from`` of the second stage and is not
-            tested. ``emotion``: stage 2, or the only one.
+        task: ``speaker``: stage 1, naming the speaker of the utterance; its run is the ``start_from`` of the second
+            stage and is not tested. ``emotion``: stage 2, or the only one.
         impact: weight of the emotion impact task in stage 2; 0 leaves it out.
         speakers: so many of the most frequent speakers are told apart in stage 1.
         template: ``default``, ``short`` (for small models), or a file; NAME_impact and NAME_speaker beside it are the
@@ -60,7 +62,7 @@ class InstructERC(Supervised):
 
     def __init__(
         self,
-        llm: str,
+        *,
         lora: LoRA | None = None,
         task: Literal["emotion", "speaker"] = "emotion",
         impact: float = 1.0,
@@ -75,7 +77,6 @@ class InstructERC(Supervised):
         **kwargs: Any,
     ) -> None:
         super().__init__(
-            llm,
             lora=lora,
             template=template,
             window=window,
@@ -91,11 +92,12 @@ class InstructERC(Supervised):
         if task == "emotion" and impact and not window:
             raise ValueError("the emotion impact task reads the history: give --model.window, or --model.impact 0")
         self.task, self.impact, self.speakers = task, impact, speakers
-        asked = "speaker" if task == "speaker" else "impact" if impact else None
-        self.other = load_template(_beside(template, asked), self.templates) if asked else None
+        other_task = "speaker" if task == "speaker" else "impact" if impact else None
+        self.other_template = load_template(_beside(template, other_task), self.templates) if other_task else None
 
-    # ---- stage 1: who says it
+    # ---- stage 1: the speaker
     def setup(self, stage: str) -> None:
+        """Count the speakers of the training split in stage 1, beside what every prompted system checks."""
         super().setup(stage)
         if self.task == "emotion":
             return
@@ -104,28 +106,25 @@ class InstructERC(Supervised):
                 "this run learnt who speaks, and no emotion; it is a beginning: zoo fit --model.task emotion "
                 "--model.start_from RUN"
             )
-        data = self.trainer.datamodule
-        self.cast = {c: cast(data.samples("train"), c, self.speakers) for c in data.label_sets}
-        self.val_metrics = {corpus: EmotionMetrics(names) for corpus, names in self.cast.items()}
+        samples = self.data.samples("train")
+        self.speaker_labels = {c: frequent_speakers(samples, c, self.speakers) for c in self.data.label_sets}
+        self.val_metrics = {corpus: EmotionMetrics(names) for corpus, names in self.speaker_labels.items()}
         if self.class_weight:
-            asked = [spoken(s, self.cast) for s in data.samples("train")]
-            self.weights = {
-                c: class_weights([s.label for s in asked if s.labels.corpus == c], len(names), self.class_weight)
-                for c, names in self.cast.items()
-            }
+            self.set_class_weights([label_speaker(s, self.speaker_labels) for s in samples])
 
     # ---- input processing
     def collator(self, training: bool) -> PromptCollator:
+        """Return what writes samples as prompts of the task."""
         plain = super().collator(training)
-        shared = {f.name: getattr(plain, f.name) for f in fields(PromptCollator) if f.init}
         if self.task == "speaker":
-            return SpeakerCollator(**shared | {"template": self.other, "shots": 0}, cast=self.cast)
-        if not training or self.other is None:
+            return plain.as_type(SpeakerCollator, template=self.other_template, shots=0, names=self.speaker_labels)
+        if not training or self.other_template is None:
             return plain
-        return ImpactCollator(**shared, impact=PromptCollator(**shared | {"template": self.other, "shots": 0}))
+        return plain.as_type(ImpactCollator, impact=replace(plain, template=self.other_template, shots=0))
 
     # ---- training
-    def loss(self, batch: dict[str, Any]) -> Tensor:
+    def loss(self, batch: Any) -> Tensor:
+        """Return the loss of the emotions, plus that of the emotion impact in stage 2."""
         emotion = super().loss(batch)
         if batch.get("impact") is None:
             return emotion
@@ -134,8 +133,8 @@ class InstructERC(Supervised):
         return emotion + self.impact * impact
 
 
-def cast(samples: Sequence[Sample], corpus: str, most: int) -> Labels:
-    """The most frequent speakers of a corpus, lower case, and `OTHER`.
+def frequent_speakers(samples: Sequence[Sample], corpus: str, most: int) -> Labels:
+    """Return the most frequent speakers of a corpus, lower case, and `OTHER`.
 
     Raises:
         ValueError: its utterances name no speakers, or one alone.
@@ -150,39 +149,51 @@ def cast(samples: Sequence[Sample], corpus: str, most: int) -> Labels:
     return Labels(corpus, (*(name for name, _ in names.most_common(most)), OTHER))
 
 
-def spoken(sample: Sample, cast: Mapping[str, Labels]) -> Sample:
-    """The sample with its speaker for a label."""
-    names = cast[sample.labels.corpus]
+def label_speaker(sample: Sample, names: Mapping[str, Labels]) -> Sample:
+    """Return a sample whose label is its speaker.
+
+    Args:
+        names: corpus -> names of its speakers.
+    """
+    labels = names[sample.labels.corpus]
     name = sample.target.speaker.strip().lower()
-    label = name if name in names.names else OTHER
-    return replace(sample, labels=names, target=replace(sample.target, label=label))
+    label = name if name in labels.names else OTHER
+    return replace(sample, labels=labels, target=replace(sample.target, label=label))
 
 
 def _beside(template: str, task: str) -> str:
-    """The prompt of another task: ``impact``, ``short_impact``, ``mine_impact.txt``."""
+    """Return the prompt of another task: ``impact``, ``short_impact``, ``mine_impact.txt``."""
     if template == "default":
         return task
     path = Path(template)
     return str(path.with_stem(f"{path.stem}_{task}")) if path.suffix else f"{template}_{task}"
 
 
-@dataclass
+@dataclass(kw_only=True)
 class ImpactCollator(PromptCollator):
-    """The emotion prompts, and under ``impact`` a batch of those that show the history alone; None where no sample of
-    the batch has a history."""
+    """Write emotion prompts, and under ``impact`` a batch of prompts that show the history alone.
 
-    impact: PromptCollator = field(kw_only=True)
+    That batch is None where no sample has a history.
+    """
 
-    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
+    impact: PromptCollator
+
+    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> Any:
+        """Return the batch of some samples."""
         later = [s for s in samples if s.history]
-        return super().__call__(samples, rng) | {"impact": self.impact(later, rng) if later else None}
+        return {**super().__call__(samples, rng), "impact": self.impact(later, rng) if later else None}
 
 
-@dataclass
+@dataclass(kw_only=True)
 class SpeakerCollator(PromptCollator):
-    """Prompts that show one utterance without its speaker; the speakers stand where labels do."""
+    """Write prompts that show one utterance without its speaker; the speakers stand where labels do.
 
-    cast: Mapping[str, Labels] = field(kw_only=True)
+    Args:
+        names: corpus -> names of its speakers.
+    """
 
-    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
-        return super().__call__([spoken(s, self.cast) for s in samples], rng)
+    names: Mapping[str, Labels]
+
+    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> PromptBatch:
+        """Return the batch of some samples."""
+        return super().__call__([label_speaker(s, self.names) for s in samples], rng)

@@ -26,441 +26,408 @@ There is no published code. Where the paper (P) is silent or cannot be meant as 
   labels.
 - P's Emotion-Consistency is defined nowhere. Ours are two measures, never to be set beside P's column:
   ``consistency_self`` of k answers, ``consistency_gold`` against the truth (`parts`).
-- The guard that ends a collapsing adaptation, ``agreement``, ``balance`` and ``neutral_distance`` are ours.
+- The guard that ends a collapsing adaptation, ``min_agreement``, ``vote_balance`` and ``neutral_distance`` are ours.
 """
 
 from __future__ import annotations
 
 import json
 import math
-import zlib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jinja2 import Template
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from zoo.backbones import LoRA
-from zoo.backbones.sentence import embed_sentences
+from zoo.backbones import LoRA, Prefix
+from zoo.backbones.llm import Dtype
+from zoo.media import MAX_SECONDS
+from zoo.models.merit.answers import CONSISTENCY_SCORES, Distance, LabelDistances, VotedAnswers, add_consistency
 from zoo.models.merit.parts import (
+    AnswerStatistics,
     Guard,
-    Seen,
-    cosine_distances,
-    gold_consistency,
     majority,
-    plutchik,
-    self_consistency,
-    sums_of,
-    truth_numbers,
-    vote_numbers,
+    statistics_sums,
+    vote_accuracy,
+    vote_agreement,
     vote_reward,
 )
-from zoo.module import (
-    EmotionModule,
-    PromptCollator,
-    Prompted,
-    Rows,
-    Supervised,
-    fitting_length,
-    label_scores,
-    note_control_tokens,
-    prompt_reads,
-)
-from zoo.prompts import load_template, parse_label, words
-from zoo.reinforced import Gathered, Reinforced
 from zoo.rl import Answer, Objective
-from zoo.schema import Labels, Prediction, Sample
-from zoo.senses import Senses, SensesCollator
+from zoo.schema import Prediction
+from zoo.training.batch import SampleBatch
+from zoo.training.grpo import GRPOModule, RewardBatch
+from zoo.training.language_model import score_labels
+from zoo.training.module import EmotionModule
+from zoo.training.multimodal import ProjectedEncoders
+from zoo.training.sft import SupervisedFineTuning
 
-FADING = 0.9  # of what was drawn, per step
+FADING = 0.9  # of the vote counts so far, per step
 LORA = LoRA(r=16, alpha=32.0, targets=r"model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj")
+TEMPLATES = Path(__file__).parent / "templates"
+CLIP_VARIABLES = {"vision": "", "audio": ""}  # of the templates
 
 
-class MeritModel(Senses):
-    """What the stages share: input, distances between labels, and answers by vote.
+class Merit(SupervisedFineTuning):
+    """Supervised start: LoRA and the projections are trained to name the emotion (Sec. 3.3).
 
     Args:
+        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`); None: the
+            system sees nothing.
+        audio: the same of the HuBERT (see `zoo.backbones.Audio`); None: it hears nothing.
+        vision_dtype, audio_dtype: dtypes of their weights.
+        vision_revision, audio_revision: hub revisions to pin.
+        show_text: whether the utterance's words are shown; False leaves the clip alone.
+        frames: vision tokens: frames per clip, evenly spaced.
+        audio_tokens: parts of the waveform.
+        max_seconds: a longer waveform is cut to its middle part, counted.
+        embedding_scale: the projections' first outputs have this many times the deviation of the input embeddings of
+            the language model (ours); None leaves PyTorch's initial weights.
+        cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
+        timeout: seconds one clip may take to decode.
+        max_clip_seconds: a longer clip or film is not read, and counted.
         distance: W from ``plutchik``'s wheel, or from embeddings of the label words in the language model (``lm``) or a
             ``sentence`` encoder (`zoo.backbones.sentence`).
         neutral_distance: of neutral, the wheel's centre, to all other labels.
         angles: degrees of labels that the wheel lacks (null: the centre).
         votes: answers drawn per sample by ``decode: vote``.
         vote_temperature: of drawing them.
-    """
-
-    templates = Path(__file__).parent / "templates"
-    scores = (*EmotionModule.scores, "consistency_gold", "consistency_self", "pass@k", "majority_ratio")
-
-    def __init__(
-        self,
-        distance: Literal["plutchik", "lm", "sentence"] = "plutchik",
-        neutral_distance: float = 0.5,
-        angles: dict[str, float | None] | None = None,
-        votes: int = 5,
-        vote_temperature: float = 1.0,
-        **kwargs: Any,
-    ) -> None:
-        super().__init__(**kwargs)
-        if not neutral_distance >= 0 or votes < 2 or not vote_temperature > 0:
-            raise ValueError(
-                "need neutral_distance >= 0, votes >= 2 and vote_temperature > 0, got "
-                f"{neutral_distance}, {votes} and {vote_temperature}"
-            )
-        if self.decode == "beam":
-            raise ValueError("beam search takes prompts of words only; decode by score, greedy or vote")
-        self.distance, self.neutral_distance, self.angles = distance, neutral_distance, angles
-        self.votes, self.vote_temperature = votes, vote_temperature
-        self.known: dict[Labels, Tensor] = {}
-
-    decode: str
-    verbalizer: Mapping[str, str] | None
-    max_new_tokens: int
-
-    template: Template
-    window: int
-    descriptions: tuple[str, ...]
-
-    @property
-    def reads(self) -> tuple[str, ...]:
-        return self.with_senses(prompt_reads(self.template, self.window, self.descriptions, self.template_variables))
-
-    # ---- labels
-    @torch.no_grad()
-    def w(self, labels: Labels) -> Tensor:
-        """(C, C) distances between the labels of a corpus."""
-        if labels not in self.known:
-            if self.distance == "plutchik":
-                self.known[labels] = plutchik(labels, self.neutral_distance, self.angles)
-            elif self.distance == "sentence":
-                self.known[labels] = cosine_distances(embed_sentences(words(labels, self.verbalizer)))
-            else:
-                own = [torch.tensor(ids, device=self.device) for ids in self.candidates(labels)]
-                self.known[labels] = cosine_distances(torch.stack([self.llm.embed(x).mean(0) for x in own])).cpu()
-        return self.known[labels]
-
-    def candidates(self, labels: Labels) -> list[list[int]]:
-        """Tokens of each label word as an answer."""
-        return [self.answer_ids(word) for word in words(labels, self.verbalizer)]
-
-    def read_index(self, sample: Sample, text: str) -> int | None:
-        """Index of the label an answer names; None if it is unreadable."""
-        return parse_label(text, words(sample.labels, self.verbalizer))
-
-    def read_answer(self, sample: Sample, text: str) -> str | None:
-        """Label word of an answer, or None if it is unreadable."""
-        index = self.read_index(sample, text)
-        return None if index is None else sample.labels.names[index]
-
-    def setup(self, stage: str) -> None:
-        super().setup(stage)
-        if self.distance != "lm":
-            for labels in self.trainer.datamodule.label_sets.values():
-                self.w(labels)  # a label without a place: say so before any work
-
-    # ---- answers
-    @torch.no_grad()
-    def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        self.count(batch)
-        if self.decode == "score":
-            return label_scores(self.llm, self.encode(batch), batch["samples"], self.candidates)
-        return self._by_vote(batch) if self.decode == "vote" else self._greedy(batch)
-
-    def _greedy(self, batch: dict[str, Any]) -> list[Prediction]:
-        said = self.llm.sample(self.encode(batch), 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
-        texts = [self._text(ids, mask) for ids, mask in zip(said.ids[:, 0], said.mask[:, 0], strict=True)]
-        return [
-            Prediction(s.id, s.dialogue, s.target.label, self.read_answer(s, text), text=text)
-            for s, text in zip(batch["samples"], texts, strict=True)
-        ]
-
-    def _by_vote(self, batch: dict[str, Any]) -> list[Prediction]:
-        """The majority of `votes` drawn answers; the draw depends on the run's seed and the batch."""
-        samples: Rows = batch["samples"]
-        seed = zlib.crc32("\n".join([str(self.trainer.datamodule.run_seed), *samples.ids()]).encode())
-        generator = torch.Generator(self.device).manual_seed(seed)
-        said = self.llm.sample(
-            self.encode(batch),
-            self.votes,
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.vote_temperature,
-            generator=generator,
-        )
-        predictions = []
-        for i, s in enumerate(samples):
-            texts = [self._text(ids, mask) for ids, mask in zip(said.ids[i], said.mask[i], strict=True)]
-            votes = [self.read_index(s, text) for text in texts]
-            winner, names = majority(votes), s.labels.names
-            predictions.append(
-                Prediction(
-                    s.id,
-                    s.dialogue,
-                    s.target.label,
-                    None if winner is None else names[winner],
-                    details={"answers": [None if v is None else names[v] for v in votes]},
-                )
-            )
-        return predictions
-
-    def _text(self, ids: Tensor, mask: Tensor) -> str:
-        return self.llm.tokenizer.decode(ids[mask], skip_special_tokens=True)
-
-    # ---- scores
-    def summary(self, rows: Sequence[Mapping[str, Any]], run: Path) -> dict[str, Any]:
-        found = super().summary(rows, run)
-        for corpus, labels in self.trainer.datamodule.label_sets.items():
-            own = [r for r in rows if r["id"].startswith(f"{corpus}/") and r["label"] is not None]
-            place = found["corpora"][corpus] if "corpora" in found else found
-            if own:
-                place.update(self._consistency(own, labels))
-        return found
-
-    def _consistency(self, rows: Sequence[Mapping[str, Any]], labels: Labels) -> dict[str, float]:
-        w = self.w(labels)
-        index = {name: i for i, name in enumerate(labels.names)} | {None: None}
-        gold = [index[r["label"]] for r in rows]
-        numbers = {"consistency_gold": gold_consistency([index[r["predicted"]] for r in rows], gold, w)}
-        if not all("answers" in (r.get("details") or {}) for r in rows):
-            return numbers
-        groups = [[index[a] for a in r["details"]["answers"]] for r in rows]
-        winners = [index[r["predicted"]] for r in rows]
-        drawn = vote_numbers(groups, winners) | truth_numbers(groups, winners, gold)
-        own = sum(self_consistency(g, w) for g in groups) / len(groups)
-        return numbers | {
-            "consistency_self": own,
-            "votes": len(groups[0]),
-            "pass@k": drawn["pass@k"],
-            "majority_ratio": drawn["majority_ratio"],
-        }
-
-
-class Merit(MeritModel, Supervised):
-    """Supervised start: LoRA and the projections are trained to name the emotion (Sec. 3.3).
-
-    Args:
         lora: adapters on the frozen language model; None trains all of it (not the paper's).
         decode: ``score`` compares the log-probabilities of the label words, ``greedy`` writes and reads, ``vote`` takes
             the majority of `votes` drawn answers.
         max_new_tokens: for ``greedy`` and ``vote``.
     """
 
+    renamed_options = {"words": "show_text", "projection_scale": "embedding_scale"}
+    templates = TEMPLATES
+    template_variables = CLIP_VARIABLES
+    scores = (*EmotionModule.scores, *CONSISTENCY_SCORES)
+
     def __init__(
         self,
+        *,
+        vision: str | None = None,
+        audio: str | None = None,
+        vision_dtype: Dtype = "float32",
+        audio_dtype: Dtype = "float32",
+        vision_revision: str | None = None,
+        audio_revision: str | None = None,
+        show_text: bool = True,
+        frames: int = 8,
+        audio_tokens: int = 8,
+        max_seconds: float = 15.0,
+        embedding_scale: float | None = None,
+        cache: Path | None = None,
+        timeout: float = 30.0,
+        max_clip_seconds: float = MAX_SECONDS,
+        distance: Distance = "plutchik",
+        neutral_distance: float = 0.5,
+        angles: dict[str, float | None] | None = None,
+        votes: int = 5,
+        vote_temperature: float = 1.0,
         lora: LoRA | None = LORA,
         decode: Literal["score", "greedy", "vote"] = "score",
         max_new_tokens: int = 8,
         **kwargs: Any,
     ) -> None:
+        if decode not in ("score", "greedy", "vote"):
+            raise ValueError(f"decode {decode} takes prompts of words only; decode by score, greedy or vote")
         super().__init__(lora=lora, decode=decode, max_new_tokens=max_new_tokens, **kwargs)
+        self.own_encoders(
+            ProjectedEncoders(
+                vision,
+                audio,
+                vision_dtype,
+                audio_dtype,
+                vision_revision,
+                audio_revision,
+                show_text,
+                frames,
+                audio_tokens,
+                max_seconds,
+                embedding_scale,
+                cache,
+                timeout,
+                max_clip_seconds,
+            )
+        )
+        self.distances = LabelDistances(distance, neutral_distance, angles)
+        self.voted_answers = VotedAnswers(votes, vote_temperature)
 
-    def shows(self, sample: Sample) -> bool:
-        return Senses.shows(self, sample) or bool(set(self.descriptions) & set(sample.target.descriptions))
+    def setup(self, stage: str) -> None:
+        """Check that every label has a distance, beside what every prompted system checks."""
+        super().setup(stage)
+        self.distances.check(self)
 
-    def collator(self, training: bool) -> SensesCollator:
-        return SensesCollator(**vars_of(super().collator(training)) | self.senses())
+    def answer(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
+        """Return the answers to encoded prompts; see ``decode``."""
+        if self.decode == "vote":
+            return self.voted_answers.predict(self, prefix, samples)
+        return super().answer(prefix, samples)
+
+    def summary(self, rows: Sequence[Mapping[str, Any]], run: Path) -> dict[str, Any]:
+        """Return what metrics.json says, with the consistency of the answers."""
+        return add_consistency(super().summary(rows, run), rows, self, self.distances)
 
 
-class MeritRLVR(MeritModel, Reinforced):
-    """Reinforcement with verifiable rewards on labelled data (the table's RLVR row). Only LoRA is trained; the
-    reference is the model of ``start_from``.
+class MeritRLVR(GRPOModule):
+    """Reinforcement with verifiable rewards on labelled data (the table's RLVR row).
+
+    Only LoRA is trained; the reference is the model of ``start_from``. A validation asks how right the answers are, not
+    which rewards they get.
 
     Args:
-        llm: folder, published name or hub id of the language model.
+        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`); None: the
+            system sees nothing.
+        audio: the same of the HuBERT (see `zoo.backbones.Audio`); None: it hears nothing.
+        vision_dtype, audio_dtype: dtypes of their weights.
+        vision_revision, audio_revision: hub revisions to pin.
+        show_text: whether the utterance's words are shown; False leaves the clip alone.
+        frames: vision tokens: frames per clip, evenly spaced.
+        audio_tokens: parts of the waveform.
+        max_seconds: a longer waveform is cut to its middle part, counted.
+        embedding_scale: the projections' first outputs have this many times the deviation of the input embeddings of
+            the language model (ours); None leaves PyTorch's initial weights.
+        cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
+        timeout: seconds one clip may take to decode.
+        max_clip_seconds: a longer clip or film is not read, and counted.
+        distance: W from ``plutchik``'s wheel, or from embeddings of the label words in the language model (``lm``) or a
+            ``sentence`` encoder (`zoo.backbones.sentence`).
+        neutral_distance: of neutral, the wheel's centre, to all other labels.
+        angles: degrees of labels that the wheel lacks (null: the centre).
+        votes: answers drawn per sample by ``decode: vote``.
+        vote_temperature: of drawing them.
         lora: adapters; those of ``start_from`` if it has any, which then must be given alike.
-        template: ``default``, ``plain`` (for small models), or a file.
-        window: earlier turns shown.
-        descriptions: kinds of description shown.
-        verbalizer: label -> word the model says, where it differs.
-        max_length: longest prompt in tokens; longer ones lose old turns, then their beginning; counted.
-        answers: drawn per sample (P: k = 5).
+        num_generations: answers drawn per sample (P: k = 5).
         max_new_tokens: of an answer.
         objective: see `zoo.rl.grpo.Objective`; P's GRPO to the letter by default.
         decode: of evaluation, as in `Merit`.
     """
 
+    renamed_options = Merit.renamed_options
+    templates = TEMPLATES
+    template_variables = CLIP_VARIABLES
+    scores = Merit.scores
     monitor = "val/wf1"
+    validates = "labels"
 
     def __init__(
         self,
-        llm: str,
+        *,
+        vision: str | None = None,
+        audio: str | None = None,
+        vision_dtype: Dtype = "float32",
+        audio_dtype: Dtype = "float32",
+        vision_revision: str | None = None,
+        audio_revision: str | None = None,
+        show_text: bool = True,
+        frames: int = 8,
+        audio_tokens: int = 8,
+        max_seconds: float = 15.0,
+        embedding_scale: float | None = None,
+        cache: Path | None = None,
+        timeout: float = 30.0,
+        max_clip_seconds: float = MAX_SECONDS,
+        distance: Distance = "plutchik",
+        neutral_distance: float = 0.5,
+        angles: dict[str, float | None] | None = None,
+        votes: int = 5,
+        vote_temperature: float = 1.0,
         lora: LoRA | None = LORA,
-        template: str = "default",
-        window: int = 0,
-        descriptions: list[str] | None = None,
-        verbalizer: dict[str, str] | None = None,
-        max_length: int = 1024,
-        answers: int = 5,
+        num_generations: int = 5,
         max_new_tokens: int = 8,
         objective: Objective = Objective("reinforce_group", "sum"),  # noqa: B008 - frozen
         decode: Literal["score", "greedy", "vote"] = "score",
         **kwargs: Any,
     ) -> None:
-        self.decode = decode
         super().__init__(
-            llm=llm, lora=lora, answers=answers, max_new_tokens=max_new_tokens, objective=objective, **kwargs
+            lora=lora, num_generations=num_generations, max_new_tokens=max_new_tokens, objective=objective, **kwargs
         )
+        self.own_encoders(
+            ProjectedEncoders(
+                vision,
+                audio,
+                vision_dtype,
+                audio_dtype,
+                vision_revision,
+                audio_revision,
+                show_text,
+                frames,
+                audio_tokens,
+                max_seconds,
+                embedding_scale,
+                cache,
+                timeout,
+                max_clip_seconds,
+            )
+        )
+        self.distances = LabelDistances(distance, neutral_distance, angles)
+        self.voted_answers = VotedAnswers(votes, vote_temperature)
+        self.decode = decode
         if lora is None:
-            raise ValueError("MERIT reinforces adapters on a frozen model: give --model.lora")
-        if type(self).rewards is Reinforced.rewards and not self.functions:
-            raise ValueError("MeritRLVR needs rewards: --model.rewards+=zoo.rl.rewards.Correct")
-        if window < 0 or max_length < 2:
-            raise ValueError(f"need window >= 0 and max_length >= 2; got {window} and {max_length}")
-        self.template, self.verbalizer = load_template(template, self.templates), verbalizer
-        self.max_length, self.window, self.descriptions = max_length, window, tuple(descriptions or ())
+            raise ValueError("MeritRLVR trains only adapters; set --model.lora")
+        self._check_rewards()
+
+    def _check_rewards(self) -> None:
+        if not self.reward_funcs:
+            raise ValueError("MeritRLVR needs rewards: --model.reward_funcs+=zoo.rl.rewards.Correct")
 
     def build(self) -> None:
+        """Make the model; its projections are not trained."""
         super().build()
-        self.max_length = fitting_length(self.llm, self.max_length, self.max_new_tokens)
-        for name in ("vision_projection", "audio_projection"):
-            if hasattr(self, name):
-                getattr(self, name).requires_grad_(False)
+        if self.encoders is not None:
+            self.encoders.freeze_projections()
 
     def setup(self, stage: str) -> None:
+        """Check that every label has a distance, beside what every prompted system checks."""
         super().setup(stage)
+        self.distances.check(self)
         if stage == "fit" and not self.start_from:
             rank_zero_warn("no --model.start_from: the projections are random and stay so; give the run of `Merit`")
-        note_control_tokens(self.trainer.datamodule, self.trainer.datamodule.splits_of(stage)[0])
 
-    def collator(self, training: bool) -> SensesCollator:
-        return SensesCollator(
-            self.llm.tokenizer,
-            self.llm.pad_id,
-            self.template,
-            self.window,
-            self.descriptions,
-            self.verbalizer,
-            self.max_length,
-            training=False,
-            chat=self.chats,
-            system=self.system,
-            **self.senses(),
-        )
+    def answer(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
+        """Return the answers to encoded prompts; see ``decode``."""
+        if self.decode == "vote":
+            return self.voted_answers.predict(self, prefix, samples)
+        return super().answer(prefix, samples)
 
-    # validation asks how right the answers are, not what they are worth
-    def judge(self, samples: Rows, predictions: Sequence[Prediction]) -> None:
-        Prompted.judge(self, samples, predictions)
-
-    def on_validation_epoch_end(self) -> None:
-        EmotionModule.on_validation_epoch_end(self)
+    def summary(self, rows: Sequence[Mapping[str, Any]], run: Path) -> dict[str, Any]:
+        """Return what metrics.json says, with the consistency of the answers."""
+        return add_consistency(super().summary(rows, run), rows, self, self.distances)
 
 
 class MeritTTRL(MeritRLVR):
     """Reinforcement at test time by majority vote on unlabelled data (Sec. 3.4). Use `zoo.data.Adaptation`.
 
     Every validation check looks at the answers to the adaptation's own samples: `guard` decides without labels whether
-    they still are what they should be. ``best.ckpt`` is chosen by `keep` among the checks that passed.
+    they still are what they should be. ``best.ckpt`` is chosen by `best_by` among the checks that passed.
 
     Args:
         alpha: sensitivity of the reward to distance (P: 1); null: binary.
-        agreement: samples whose winner has a smaller share of the answers give no gradient (ours; 0: all do).
-        balance: a vote weighs (before / now)^balance: how often its label was answered before adaptation and is of late
-            (ours; 0: one vote each).
+        min_agreement: samples whose winner has a smaller share of the answers give no gradient (ours; 0: all do).
+        vote_balance: a vote weighs (before / now)^balance: how often its label was answered before adaptation and is of
+            late (ours; 0: one vote each).
         guard: when to take back and end (ours); null: never.
-        keep: which check is best: the ``last`` one, or that with most ``information`` (sure and varied answers).
+        best_by: which check is best: the ``last`` one, or that with most ``information`` (sure and varied answers).
     """
 
+    renamed_options = {"agreement": "min_agreement", "balance": "vote_balance", "keep": "best_by"}
     monitor = "val/keep"
 
     def __init__(
         self,
+        *,
         alpha: float | None = 1.0,
-        agreement: float = 0.0,
-        balance: float = 0.0,
+        min_agreement: float = 0.0,
+        vote_balance: float = 0.0,
         guard: Guard | None = Guard(),  # noqa: B008 - frozen
-        keep: Literal["last", "information"] = "information",
+        best_by: Literal["last", "information"] = "information",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if self.functions:
-            raise ValueError("the vote is the reward at test time; rewards of your own belong to MeritRLVR")
-        if (alpha is not None and not alpha > 0) or not 0 <= agreement <= 1 or not 0 <= balance < math.inf:
+        if (alpha is not None and not alpha > 0) or not 0 <= min_agreement <= 1 or not 0 <= vote_balance < math.inf:
             raise ValueError(
                 "need alpha > 0 or null (binary; alpha 0 would make all answers worth the same), "
-                f"0 <= agreement <= 1 and balance >= 0; got {alpha}, {agreement}, {balance}"
+                f"0 <= min_agreement <= 1 and vote_balance >= 0; got {alpha}, {min_agreement}, {vote_balance}"
             )
-        self.alpha, self.agreement, self.balance, self.guard, self.keep = alpha, agreement, balance, guard, keep
-        self.start: Seen | None = None  # before adaptation
-        self.last: Seen | None = None  # at the last check that passed
-        self.most = -math.inf  # information at any check
-        self.good: dict[str, Tensor] = {}  # what is trained, at the last check that passed
-        self.drawn: Tensor | None = None  # how often each label was
+        self.alpha, self.min_agreement, self.vote_balance = alpha, min_agreement, vote_balance
+        self.guard, self.best_by = guard, best_by
+        self.start: AnswerStatistics | None = None  # before adaptation
+        self.last: AnswerStatistics | None = None  # at the last check that passed
+        self.most_information = -math.inf  # at any check
+        self.good_weights: dict[str, Tensor] = {}  # what is trained, at the last check that passed
+        self.vote_shares: Tensor | None = None  # of late, how often each label was voted for
+
+    def _check_rewards(self) -> None:
+        if self.reward_funcs:
+            raise ValueError("the vote is the reward at test time; rewards of your own belong to MeritRLVR")
 
     # ---- reward (Sec. 3.4.1)
-    def rewards(self, groups: Sequence[Sequence[Answer]]) -> Gathered:
+    def rewards(self, groups: Sequence[Sequence[Answer]]) -> RewardBatch:
+        """Return the rewards of the sampled answers by their distance to the majority of their group."""
         labels = groups[0][0].sample.labels
-        votes = [[self.read_index(a.sample, a.text) for a in group] for group in groups]
-        weights = self._weights(votes, len(labels))
+        votes = [[self.read_label(a.sample, a.text) for a in group] for group in groups]
+        weights = self._vote_weights(votes, len(labels))
         winners = [majority(v, weights) for v in votes]
-        w, worth = self.w(labels), []
+        distances = self.distances.matrix(labels, self)
+        rewards = []
         for v, winner in zip(votes, winners, strict=True):
-            unsure = sum(x == winner for x in v) < self.agreement * len(v)
-            worth.append([0.0] * len(v) if unsure else vote_reward(v, winner, w, self.alpha))
-        total = torch.tensor(worth)
-        numbers = vote_numbers(votes, winners) | {"used": float((total > 0).any(1).float().mean())}
-        if self.trainer.datamodule.labelled:  # for the log alone
-            truth = [self.trainer.datamodule.truth(group[0].sample.id) for group in groups]
-            numbers |= truth_numbers(votes, winners, truth)
-        return Gathered(total, {"vote": total}, numbers)
+            unsure = sum(x == winner for x in v) < self.min_agreement * len(v)
+            rewards.append([0.0] * len(v) if unsure else vote_reward(v, winner, distances, self.alpha))
+        total = torch.tensor(rewards)
+        metrics = vote_agreement(votes, winners) | {"used": float((total > 0).any(1).float().mean())}
+        if self.data.labelled:  # for the log alone
+            truth = [self.data.truth(group[0].sample.id) for group in groups]
+            metrics |= vote_accuracy(votes, winners, truth)
+        return RewardBatch(total, {"vote": total}, metrics)
 
-    def _weights(self, votes: Sequence[Sequence[int | None]], labels: int) -> list[float] | None:
-        """What a vote for each label weighs."""
-        if not self.balance or self.start is None:  # no start: a fast_dev_run
+    def _vote_weights(self, votes: Sequence[Sequence[int | None]], labels: int) -> list[float] | None:
+        """Return the weight of a vote for each label; None if all weigh the same."""
+        if not self.vote_balance or self.start is None:  # no start: a fast_dev_run
             return None
         before = torch.tensor(self.start.mean).clamp(min=1e-3)
-        count = torch.zeros(labels)
+        counts = torch.zeros(labels)
         for v in votes:
             for label in v:
                 if label is not None:
-                    count[label] += 1
-        count = self._summed(count.to(self.device)).cpu()
-        if self.drawn is None:
-            self.drawn = before
-        self.drawn = FADING * self.drawn + (1 - FADING) * (count / count.sum().clamp(min=1)).clamp(min=1e-3)
-        return (before / self.drawn).pow(self.balance).tolist()
+                    counts[label] += 1
+        counts = self.sum_over_processes(counts.to(self.device)).cpu()
+        shares = (counts / counts.sum().clamp(min=1)).clamp(min=1e-3)
+        earlier = before if self.vote_shares is None else self.vote_shares
+        self.vote_shares = FADING * earlier + (1 - FADING) * shares
+        return (before / self.vote_shares).pow(self.vote_balance).tolist()
 
     # ---- the guard
     def setup(self, stage: str) -> None:
+        """Check that the data is an adaptation of one corpus, beside what `GRPOModule` checks."""
         super().setup(stage)
         if stage != "fit":
             return
-        data = self.trainer.datamodule
-        if not hasattr(data, "truth"):
-            own = type(data).__name__
+        if not hasattr(self.data, "truth"):
+            corpus = type(self.data).__name__
             raise ValueError(
                 f"adaptation takes its samples from zoo.data.Adaptation, which removes their labels; got "
-                f"{own}. Wrap it: --data Adaptation --data.corpus {own}"
+                f"{corpus}. Wrap it: --data Adaptation --data.corpus {corpus}"
             )
-        if len(data.label_sets) != 1:
-            raise ValueError(f"adaptation takes one corpus at a time, got {', '.join(data.label_sets)}")
-        if self.balance and self.trainer.limit_val_batches == 0:
-            raise ValueError("balance compares with the answers before adaptation: set --trainer.limit_val_batches")
+        if len(self.data.label_sets) != 1:
+            raise ValueError(f"adaptation takes one corpus at a time, got {', '.join(self.data.label_sets)}")
+        if self.vote_balance and self.trainer.limit_val_batches == 0:
+            raise ValueError(
+                "vote_balance compares with the answers before adaptation: set --trainer.limit_val_batches"
+            )
         if not self.trainer.fast_dev_run:
             self.trainer.num_sanity_val_steps = float("inf")  # the check before adaptation, over all of it
 
     def on_train_start(self) -> None:
-        if not self.good:  # a resumed run has no check before its first step
-            self._remember()
+        """Keep a copy of the weights, beside what every system does."""
+        super().on_train_start()
+        if not self.good_weights:  # a resumed run has no check before its first step
+            self._keep_weights()
 
     def on_validation_epoch_start(self) -> None:
-        self.sums: Tensor | None = None
+        """Begin a new sum of statistics."""
+        self.statistics_sums: Tensor | None = None
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        said = label_scores(self.llm, self.encode(batch), batch["samples"], self.candidates)
-        sums = sums_of(torch.tensor([list(p.scores.values()) for p in said]))
-        self.sums = sums if self.sums is None else self.sums + sums
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        """Add the statistics of a batch; its labels are not looked at."""
+        predictions = score_labels(self.llm, self.encode(batch), batch["samples"], self.candidates)
+        sums = statistics_sums(torch.tensor([list((p.scores or {}).values()) for p in predictions]))
+        self.statistics_sums = sums if self.statistics_sums is None else self.statistics_sums + sums
 
     def on_validation_epoch_end(self) -> None:
-        now = Seen.of(self._summed(self.sums.to(self.device)).cpu())
+        """Take the weights back and end, if the guard says so; else keep them."""
+        now = AnswerStatistics.from_sums(self.sum_over_processes(self.statistics_sums.to(self.device)).cpu())
         if self.trainer.state.fn != "fit":
             return
         self.start = self.start or now
-        self.most = max(self.most, now.information)
+        self.most_information = max(self.most_information, now.information)
         if self.trainer.sanity_checking:
-            self._remember()
+            self._keep_weights()
             return
-        broken = self.guard.broken(now, self.start, self.most) if self.guard is not None else None
+        violation = None
+        if self.guard is not None:
+            violation = self.guard.violation(now, self.start, self.most_information)
         self.log_dict(
             {
                 "val/entropy": now.entropy,
@@ -468,54 +435,52 @@ class MeritTTRL(MeritRLVR):
                 "val/information": now.information,
                 "val/top_share": max(now.shares),
                 "val/drift": now.drift(self.start),
-                "val/collapsed": float(broken is not None),
+                "val/collapsed": float(violation is not None),
             }
         )
-        if broken is not None:
+        if violation is not None:
             rank_zero_warn(
-                f"adaptation ended at step {self.global_step}: {broken}. The weights of the last check "
+                f"adaptation ended at step {self.global_step}: {violation}. The weights of the last check "
                 "that passed are taken back"
             )
-            own = dict(self.named_parameters())
+            parameters = dict(self.named_parameters())
             with torch.no_grad():
-                for name, value in self.good.items():
-                    own[name].copy_(value)
+                for name, value in self.good_weights.items():
+                    parameters[name].copy_(value)
             self.trainer.should_stop = True
         else:
-            self._remember()
+            self._keep_weights()
             self.last = now
-        self.log("val/keep", self._kept(), prog_bar=True)
+        self.log("val/keep", self._quality(), prog_bar=True)
 
-    def _kept(self) -> float:
-        now = self.last or self.start
-        return float(self.global_step) if self.keep == "last" else now.information
+    def _quality(self) -> float:
+        """Return the number whose largest value chooses best.ckpt."""
+        checked = self.last or self.start
+        return float(self.global_step) if self.best_by == "last" or checked is None else checked.information
 
-    def _remember(self) -> None:
-        self.good = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
+    def _keep_weights(self) -> None:
+        self.good_weights = {name: p.detach().clone() for name, p in self.named_parameters() if p.requires_grad}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the state of the adaptation."""
         super().on_save_checkpoint(checkpoint)
         checkpoint["adaptation"] = json.dumps(
             {
                 "start": vars(self.start) if self.start is not None else None,
                 "last": vars(self.last) if self.last is not None else None,
-                "most": self.most,
-                "drawn": self.drawn.tolist() if self.drawn is not None else None,
+                "most": self.most_information,
+                "drawn": self.vote_shares.tolist() if self.vote_shares is not None else None,
             }
         )
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the state of the adaptation."""
         super().on_load_checkpoint(checkpoint)
-        kept = json.loads(checkpoint.get("adaptation", "{}"))
+        state = json.loads(checkpoint.get("adaptation", "{}"))
         for name in ("start", "last"):
-            if kept.get(name):
-                seen = {k: tuple(v) if isinstance(v, list) else v for k, v in kept[name].items()}
-                setattr(self, name, Seen(**seen))
-        self.most = kept.get("most", self.most)
-        if kept.get("drawn"):
-            self.drawn = torch.tensor(kept["drawn"])
-
-
-def vars_of(collator: PromptCollator) -> dict[str, Any]:
-    """The arguments a collator was made with."""
-    return {name: value for name, value in vars(collator).items() if not name.startswith("_")}
+            if state.get(name):
+                fields = {k: tuple(v) if isinstance(v, list) else v for k, v in state[name].items()}
+                setattr(self, name, AnswerStatistics(**fields))
+        self.most_information = state.get("most", self.most_information)
+        if state.get("drawn"):
+            self.vote_shares = torch.tensor(state["drawn"])

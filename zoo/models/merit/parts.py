@@ -1,4 +1,4 @@
-"""MERIT's votes, distances between emotions, rewards, and what is watched while nobody knows the labels."""
+"""MERIT's distances between emotions, votes and rewards, and what is watched where labels are unknown."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ WHEEL: dict[str, float | None] = {
 
 # ------------------------------------------------------------------------------------------------------------ distances
 def plutchik(labels: Labels, neutral: float = 0.5, angles: Mapping[str, float | None] | None = None) -> Tensor:
-    """W from Plutchik's wheel: angle between two emotions over 180 degrees.
+    """Return W from Plutchik's wheel: angle between two emotions over 180 degrees.
 
     Args:
         neutral: distance of the centre to everything on the wheel.
@@ -63,8 +63,8 @@ def plutchik(labels: Labels, neutral: float = 0.5, angles: Mapping[str, float | 
     Raises:
         ValueError: a label without a place.
     """
-    places = WHEEL | dict(angles or {})
-    missing = [name for name in labels.names if name not in places]
+    degrees = WHEEL | dict(angles or {})
+    missing = [name for name in labels.names if name not in degrees]
     if missing:
         raise ValueError(
             f"Plutchik's wheel has no place for {', '.join(missing)} of {labels.corpus}; give degrees (joy 0, fear 90, "
@@ -76,16 +76,16 @@ def plutchik(labels: Labels, neutral: float = 0.5, angles: Mapping[str, float | 
         for j, b in enumerate(labels.names):
             if i == j:
                 continue
-            if (places[a] is None) != (places[b] is None):
+            if (degrees[a] is None) != (degrees[b] is None):
                 w[i, j] = neutral
-            elif places[a] is not None:
-                turn = abs(places[a] - places[b]) % 360
+            elif degrees[a] is not None:
+                turn = abs(degrees[a] - degrees[b]) % 360
                 w[i, j] = min(turn, 360 - turn) / 180
     return w
 
 
 def cosine_distances(vectors: Tensor) -> Tensor:
-    """W from label embeddings (C, D): 1 - cosine, at least 0, over its largest. (C, C) float32.
+    """Return W from label embeddings (C, D): 1 - cosine, at least 0, over its largest. (C, C) float32.
 
     Raises:
         ValueError: all labels have the same embedding.
@@ -101,8 +101,9 @@ def cosine_distances(vectors: Tensor) -> Tensor:
 
 # ---------------------------------------------------------------------------------------------------- votes and rewards
 def majority(votes: Sequence[int | None], weights: Sequence[float] | None = None) -> int | None:
-    """The label with the most votes; of several the one seen first; unreadable answers (None) do not vote. None if
-    nobody does.
+    """Return the label with the most votes, of several the first one; None if there are no votes.
+
+    Unreadable answers (None) do not vote.
 
     Args:
         weights: of each label; None: all 1.
@@ -116,8 +117,10 @@ def majority(votes: Sequence[int | None], weights: Sequence[float] | None = None
 
 
 def vote_reward(votes: Sequence[int | None], winner: int | None, w: Tensor, alpha: float | None) -> list[float]:
-    """R = 1 / (1 + alpha W[vote, winner]) of each answer (Sec. 3.4.1); with alpha None 1 for the winner and else 0.
-    Unreadable answers get 0, and so do all if nobody voted."""
+    """Return R = 1 / (1 + alpha W[vote, winner]) of each answer (Sec. 3.4.1).
+
+    With alpha None it is 1 for the winner and else 0. Unreadable answers get 0, and so do all if there were no votes.
+    """
     if winner is None:
         return [0.0] * len(votes)
     if alpha is None:
@@ -127,8 +130,11 @@ def vote_reward(votes: Sequence[int | None], winner: int | None, w: Tensor, alph
 
 # ---------------------------------------------------------------------------------------------------------- consistency
 def self_consistency(votes: Sequence[int | None], w: Tensor) -> float:
-    """1 - mean distance between two of the answers, W over its largest: one minus the unbiased estimate of Rao's
-    quadratic entropy (1982). An unreadable answer is at distance 1 from every other. Needs two answers."""
+    """Return 1 - mean distance between two of the answers, W over its largest.
+
+    That is one minus the unbiased estimate of Rao's quadratic entropy (1982). An unreadable answer is at distance 1
+    from every other. Needs two answers.
+    """
     scaled = w / w.max()
     n = len(votes)
     pairs = [
@@ -141,16 +147,19 @@ def self_consistency(votes: Sequence[int | None], w: Tensor) -> float:
 
 
 def gold_consistency(predicted: Sequence[int | None], gold: Sequence[int], w: Tensor) -> float:
-    """1 - mean distance between answer and truth, W over its largest: the part of Cohen's weighted kappa (1968) that is
-    not corrected for chance. An unreadable answer is at distance 1."""
+    """Return 1 - mean distance between answer and truth, W over its largest.
+
+    That is the part of Cohen's weighted kappa (1968) that is not corrected for chance. An unreadable answer is at
+    distance 1.
+    """
     scaled = w / w.max()
     return 1 - float(np.mean([1.0 if p is None else float(scaled[p, g]) for p, g in zip(predicted, gold, strict=True)]))
 
 
 # ------------------------------------------------------------------------------------------------- what needs no labels
 @dataclass(frozen=True)
-class Seen:
-    """How a model answers unlabelled samples.
+class AnswerStatistics:
+    """Statistics of a model's answers to unlabelled samples.
 
     Attributes:
         entropy: mean of each answer distribution's, in nats.
@@ -167,21 +176,26 @@ class Seen:
     information: float
 
     @classmethod
-    def of(cls, sums: Tensor) -> Seen:
-        """From `sums_of` over all samples."""
+    def from_sums(cls, sums: Tensor) -> AnswerStatistics:
+        """Return the statistics whose `statistics_sums` over all samples these are."""
         n, entropy, confidence = sums[:3].tolist()
         shares, mean = (sums[3:] / n).chunk(2)
         spread = float(-(mean * mean.clamp(min=1e-12).log()).sum())
         return cls(entropy / n, confidence / n, tuple(shares.tolist()), tuple(mean.tolist()), spread - entropy / n)
 
-    def drift(self, start: Seen) -> float:
-        """Total variation distance between the shares of labels here and at the start, in [0, 1]."""
+    def drift(self, start: AnswerStatistics) -> float:
+        """Return the total variation distance between the shares of labels here and at the start, in [0, 1]."""
         return sum(abs(a - b) for a, b in zip(self.shares, start.shares, strict=True)) / 2
 
 
-def sums_of(p: Tensor) -> Tensor:
-    """(N, C) answer distributions -> (3 + 2C,): n, sums of entropy and confidence, times each label was the answer, sum
-    of distributions. Sums of parts add up."""
+def statistics_sums(p: Tensor) -> Tensor:
+    """Return the sums that `AnswerStatistics` is made of, (3 + 2C,); those of parts of the samples add up.
+
+    n, sums of entropy and confidence, times each label was the answer, sum of distributions.
+
+    Args:
+        p: (N, C) answer distributions.
+    """
     p = p.double()
     entropy = -(p * p.clamp(min=1e-12).log()).sum(1)
     answers = torch.nn.functional.one_hot(p.argmax(1), p.shape[1]).sum(0).double()
@@ -191,14 +205,15 @@ def sums_of(p: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Guard:
-    """When an adaptation without labels is called a collapse: it is taken back to the last check that was not one, and
-    ends (ours). A model that names few labels moves their shares; one that is sure of everything loses entropy; one
-    that does both loses information.
+    """Limits beyond which an adaptation without labels counts as collapsed (ours).
+
+    It is then taken back to the last check within them, and ends. A model that names few labels moves their shares;
+    one that is sure of everything loses entropy; one that does both loses information.
 
     Args:
         drift: largest total variation distance between the shares of labels now and before adaptation.
         entropy: least mean entropy of an answer, as a share of that before adaptation.
-        information: largest fall of `Seen.information` below its maximum so far, in nats.
+        information: largest fall of `AnswerStatistics.information` below its maximum so far, in nats.
     """
 
     drift: float = 0.1
@@ -212,13 +227,14 @@ class Guard:
                 f"{self.drift}, {self.entropy} and {self.information}"
             )
 
-    def broken(self, now: Seen, start: Seen, most: float) -> str | None:
-        """What is wrong, in words; None if nothing is.
+    def violation(self, now: AnswerStatistics, start: AnswerStatistics, most_information: float) -> str | None:
+        """Return which limit is exceeded, in words; None if none is.
 
         Args:
-            most: the largest information of any check so far.
+            most_information: the largest of any check so far.
         """
-        drift, left, fall = now.drift(start), now.entropy / max(start.entropy, 1e-9), most - now.information
+        drift, left = now.drift(start), now.entropy / max(start.entropy, 1e-9)
+        fall = most_information - now.information
         if drift > self.drift:
             return f"the shares of the labels moved by {drift:.2f}, more than {self.drift:g}"
         if left < self.entropy:
@@ -228,23 +244,29 @@ class Guard:
         return None
 
 
-def vote_numbers(groups: Sequence[Sequence[int | None]], winners: Sequence[int | None]) -> dict[str, float]:
-    """How far answers agree: ``majority_ratio`` (votes for the winner over all answers), ``unparsed``, and the share of
-    the winner that wins most often, ``top_share``."""
+def vote_agreement(groups: Sequence[Sequence[int | None]], winners: Sequence[int | None]) -> dict[str, float]:
+    """Return how far answers agree.
+
+    ``majority_ratio`` (votes for the winner over all answers), ``unparsed``, and ``top_share``: how often the most
+    frequent winner wins.
+    """
     ratio = [sum(v == w for v in g) / len(g) if w is not None else 0.0 for g, w in zip(groups, winners, strict=True)]
-    won = Counter(w for w in winners if w is not None)
+    wins = Counter(w for w in winners if w is not None)
     return {
         "majority_ratio": float(np.mean(ratio)),
         "unparsed": float(np.mean([v is None for g in groups for v in g])),
-        "top_share": max(won.values(), default=0) / len(winners),
+        "top_share": max(wins.values(), default=0) / len(winners),
     }
 
 
-def truth_numbers(
+def vote_accuracy(
     groups: Sequence[Sequence[int | None]], winners: Sequence[int | None], truth: Sequence[int]
 ) -> dict[str, float]:
-    """What only somebody with labels can say: ``label_accuracy`` (the vote is right), ``reward_accuracy`` (an answer is
-    rewarded in full exactly if it is right) and ``pass@k`` (some answer is right)."""
+    """Return what takes labels to know.
+
+    ``label_accuracy`` (the vote is right), ``reward_accuracy`` (an answer is rewarded in full exactly if it is right)
+    and ``pass@k`` (some answer is right).
+    """
     known = zip(groups, winners, truth, strict=True)
     rewarded = [(v is not None and v == w) == (v == t) for g, w, t in known for v in g]
     return {
@@ -256,7 +278,7 @@ def truth_numbers(
 
 @dataclass(frozen=True)
 class LabelOnly:
-    """1 for an answer that ended in time and is one of the label words and nothing else, else 0: the form of an answer.
+    """A reward for form: 1 for an answer that ended in time and is a label word and nothing else, else 0.
 
     Args:
         words: label -> word the answer is to use, where it differs.
@@ -265,5 +287,5 @@ class LabelOnly:
     words: Mapping[str, str] = field(default_factory=dict)
 
     def __call__(self, answer: Answer) -> float:
-        said = {self.words.get(name, name).lower() for name in answer.sample.labels.names}
-        return float(answer.finished and answer.text.strip().lower() in said)
+        words = {self.words.get(name, name).lower() for name in answer.sample.labels.names}
+        return float(answer.finished and answer.text.strip().lower() in words)

@@ -1,4 +1,4 @@
-"""What the modality selector's answers are worth, and the file its decisions travel in."""
+"""Rewards of the modality selector's answers, and the file its decisions travel in."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ from zoo.runs import run_of
 from zoo.schema import Sample
 from zoo.storage import parse_json, split_lines
 
+TEMPLATES = Path(__file__).parent / "templates"
 KEEP, DISCARD = "Yes, the captions should remain", "No, the captions should be removed"
 TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 WHOLE = re.compile(r"\s*<think>.*?</think>\s*<answer>.*?</answer>\s*", re.DOTALL)
@@ -21,18 +22,18 @@ ANSWER = re.compile(r"<answer>(.*?)</answer>", re.DOTALL)
 
 
 def read_decision(text: str, tagged: bool = True) -> bool | None:
-    """True (keep), False (discard), or None unless exactly one of the two phrases stands in the answer.
+    """Return True (keep), False (discard), or None unless exactly one of the two phrases stands in the answer.
 
     Args:
         tagged: only the text inside <answer> counts; else all of it.
     """
     if tagged:
-        found = ANSWER.findall(text)
-        if len(found) != 1:
+        blocks = ANSWER.findall(text)
+        if len(blocks) != 1:
             return None
-        text = found[0]
-    said = [phrase.lower() in text.lower() for phrase in (KEEP, DISCARD)]
-    return said[0] if sum(said) == 1 else None
+        text = blocks[0]
+    present = [phrase.lower() in text.lower() for phrase in (KEEP, DISCARD)]
+    return present[0] if sum(present) == 1 else None
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,7 @@ class Downstream:
             self.gains[row["id"]] = gain(both["with"], both["without"], row["label"], self.kind)
 
     def require(self, samples: Sequence[Sample], split: str) -> None:
-        """ValueError naming samples that the file says nothing about."""
+        """Check that the file says something about every sample; ValueError naming those it lacks."""
         missing = [s.id for s in samples if s.id not in self.gains]
         if missing:
             unlabelled = "" if self.kind == "entropy" else " (or has no label for them)"
@@ -138,7 +139,7 @@ class Downstream:
 
 
 def gain(kept: Mapping[str, float], bare: Mapping[str, float], label: str | None, kind: str) -> float:
-    """See `Downstream`. Probabilities below 1e-6, where the file rounds, count as that."""
+    """Return the gain of `Downstream`. Probabilities below 1e-6, where the file rounds, count as that."""
     if kind == "log_probability":
         return math.log(max(kept[label], 1e-6)) - math.log(max(bare[label], 1e-6))
     if kind == "probability":
@@ -148,15 +149,15 @@ def gain(kept: Mapping[str, float], bare: Mapping[str, float], label: str | None
 
 
 def read_rows(path: str | Path, name: str) -> list[dict[str, Any]]:
-    """Rows of a JSONL file, or of the file of that name in a run folder.
+    """Read the rows of a JSONL file, or of the file of that name in a run folder.
 
     Raises:
         FileNotFoundError: neither is there.
         ValueError: a line that is no row.
     """
-    given = Path(path)
-    home = run_of(given) if given.suffix == ".ckpt" else given
-    file = home / name if home is not None and home.is_dir() else given
+    argument = Path(path)
+    folder = run_of(argument) if argument.suffix == ".ckpt" else argument
+    file = folder / name if folder is not None and folder.is_dir() else argument
     if not file.is_file():
         raise FileNotFoundError(
             f"no {name} at {str(path)!r}: give the file, or a run folder that `zoo predict` wrote to"
@@ -175,20 +176,20 @@ def read_rows(path: str | Path, name: str) -> list[dict[str, Any]]:
 
 
 def read_decisions(path: str | Path) -> dict[str, bool | None]:
-    """Sample id -> keep, discard, or None where the selector's answer could not be read.
+    """Read sample id -> keep, discard, or None where the selector's answer could not be read.
 
     Raises:
         ValueError: rows without a decision, or two about one sample that differ.
     """
     decisions: dict[str, bool | None] = {}
     for row in read_rows(path, "decisions.jsonl"):
-        said = (row.get("details") or {}).get("decision", "")
-        if said not in ("keep", "discard", None):
+        word = (row.get("details") or {}).get("decision", "")
+        if word not in ("keep", "discard", None):
             raise ValueError(
-                f"{path}: {row['id']} has decision {said!r}, expected keep, discard or null in details.decision; "
+                f"{path}: {row['id']} has decision {word!r}, expected keep, discard or null in details.decision; "
                 "is this the decisions.jsonl of a ModalitySelector?"
             )
-        decision = None if said is None else said == "keep"
+        decision = None if word is None else word == "keep"
         if decisions.setdefault(row["id"], decision) != decision:
             raise ValueError(
                 f"{path} decides twice about {row['id']}, and differently; expected one row for each sample"

@@ -1,15 +1,16 @@
 """One modality alone: an image encoder on the speaker's face, or HuBERT on the voice, with a linear head.
 
-Not a paper: the baselines that say what a face or a voice is worth without words, and the way the zoo's own small eyes
-and ears are made. The encoder is whatever `Vision` or `Audio` reads; a head that comes with it is used, by name of its
+Not a paper: the baselines that show how far a face or a voice goes without words, and the way the zoo's own small
+encoders are made. The encoder is whatever `Vision` or `Audio` reads; a head that comes with it is used, by name of its
 classes, so a published expression classifier can be tested as it is (``--zero_shot``).
 """
 
 from __future__ import annotations
 
+import functools
 from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,9 +24,14 @@ from zoo.backbones import Audio, Vision
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media, Unreadable
 from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_sound
-from zoo.module import EmotionModule, Rows, class_weights
-from zoo.prompts import words
+from zoo.prompts import label_words
 from zoo.schema import Labels, Prediction, Sample
+from zoo.training.batch import SampleBatch
+from zoo.training.checkpointing import Backbone
+from zoo.training.evaluation import score_predictions
+from zoo.training.module import EmotionModule
+from zoo.training.multimodal import pad_waves
+from zoo.training.optimization import class_weights
 
 MELS, FFT = 40, 512  # of the acoustic task
 
@@ -87,22 +93,23 @@ class Unimodal(EmotionModule):
 
     # ---- shared
     @property
-    def unread_events(self) -> tuple[str, ...]:
+    def unreadable_events(self) -> tuple[str, ...]:
         return (f"no readable {self.modality}",)
 
-    def needs(self, stage: str) -> Mapping[str, str]:
+    def required_files(self, stage: str) -> Mapping[str, str]:
+        """Return the file of the modality."""
         return {"video" if self.modality == "face" else "audio": ""}
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
-        label_sets = list(self.trainer.datamodule.label_sets.values())
+        label_sets = list(self.data.label_sets.values())
         if len({labels.names for labels in label_sets}) != 1:
             raise ValueError(f"one head needs one label set; the joined corpora have {len(label_sets)}")
         self.labels: Labels = label_sets[0]
-        self.weights: list[float] | None = None
+        self.class_weights: list[float] | None = None
         if self.class_weight and stage == "fit":
-            labels = [s.label for s in self.trainer.datamodule.samples("train")]
-            self.weights = class_weights(labels, len(self.labels), self.class_weight)
+            labels = [s.label for s in self.data.samples("train")]
+            self.class_weights = class_weights(labels, len(self.labels), self.class_weight)
 
     def add_head(self) -> None:
         """A fresh linear head, if one is wanted."""
@@ -116,14 +123,14 @@ class Unimodal(EmotionModule):
         Raises:
             ValueError: a label has no class of its name.
         """
-        said, classes = words(self.labels, self.verbalizer), self.new_head or self.encoder.labels
-        missing = [word for word in said if word not in (classes or ())]
+        words, classes = label_words(self.labels, self.verbalizer), self.new_head or self.encoder.labels or ()
+        missing = [word for word in words if word not in classes]
         if missing:
             raise ValueError(
                 f"the head of {self.encoder.path} has no class {missing}; it has {classes or 'no named classes'}. Map "
                 "the labels with --model.verbalizer, or put a new head on it with --model.new_head '[neutral, ...]'"
             )
-        return [classes.index(word) for word in said]
+        return [classes.index(word) for word in words]
 
     def logits(self, batch: dict[str, Any]) -> Tensor:
         """(B, labels), in the order of the corpus' labels; rows of missing clips are arbitrary but finite."""
@@ -144,7 +151,7 @@ class Unimodal(EmotionModule):
         loss = cross_entropy(
             self.logits(batch)[used].float(),
             batch["label"][used],
-            torch.tensor(self.weights, device=self.device) if self.weights else None,
+            torch.tensor(self.class_weights, device=self.device) if self.class_weights else None,
             label_smoothing=self.label_smoothing,
         )
         loss = loss + self.extra_loss(batch)
@@ -159,14 +166,12 @@ class Unimodal(EmotionModule):
         if not torch.isfinite(logits).all():
             raise FloatingPointError(f"the scores of {batch['samples'].ids()} are not finite: the training diverged")
         probabilities = torch.softmax(logits.double(), 1).tolist()
-        self.counts[f"no readable {self.modality}"] += int((~batch["present"]).sum())
-        predictions = []
-        for sample, present, p in zip(batch["samples"], batch["present"].tolist(), probabilities, strict=True):
-            names = sample.labels.names
-            scores = {n: round(x, 6) for n, x in zip(names, p, strict=True)} if present else None
-            said = names[int(np.argmax(p))] if present else None
-            predictions.append(Prediction(sample.id, sample.dialogue, sample.target.label, said, scores))
-        return predictions
+        self.events[f"no readable {self.modality}"] += int((~batch["present"]).sum())
+        answered = score_predictions(batch["samples"], probabilities)
+        return [
+            p if present else replace(p, predicted=None, scores=None)
+            for p, present in zip(answered, batch["present"].tolist(), strict=True)
+        ]
 
 
 class FaceClassifier(Unimodal):
@@ -207,7 +212,7 @@ class FaceClassifier(Unimodal):
                 "need frames >= 1, 0 < middle <= 1, shift >= 0 and 0 <= light < 1; got "
                 f"{frames}, {middle}, {shift}, {light}"
             )
-        self.vision_args = {"path": vision, "dtype": dtype, "revision": revision}
+        self.make_vision = functools.partial(Vision, vision, dtype=dtype, revision=revision)
         self.frames, self.middle, self.size = frames, middle, size
         self.shift, self.light, self.flip = shift, light, flip
 
@@ -216,10 +221,11 @@ class FaceClassifier(Unimodal):
         return self.vision
 
     def build(self) -> None:
-        self.vision = Vision(**self.vision_args)
+        self.vision = self.make_vision()
         self.add_head()
 
-    def bases(self) -> dict[str, Vision]:
+    def backbones(self) -> Mapping[str, Backbone]:
+        """Return the image encoder."""
         return {"vision": self.vision}
 
     def collator(self, training: bool) -> FaceCollator:
@@ -272,7 +278,7 @@ class VoiceClassifier(Unimodal):
             raise ValueError(
                 f"need max_seconds > 0, gain >= 0 and acoustic_loss >= 0, got {max_seconds}, {gain}, {acoustic_loss}"
             )
-        self.audio_args = {"path": audio, "dtype": dtype, "revision": revision}
+        self.make_audio = functools.partial(Audio, audio, dtype=dtype, revision=revision)
         self.max_seconds, self.gain, self.acoustic_loss = max_seconds, gain, acoustic_loss
         self.spectrum: nn.Linear | None = None
 
@@ -280,11 +286,12 @@ class VoiceClassifier(Unimodal):
     def encoder(self) -> Audio:
         return self.audio
 
-    def bases(self) -> dict[str, Audio]:
+    def backbones(self) -> Mapping[str, Backbone]:
+        """Return the audio encoder."""
         return {"audio": self.audio}
 
     def build(self) -> None:
-        self.audio = Audio(**self.audio_args)
+        self.audio = self.make_audio()
         self.add_head()
         if self.acoustic_loss:
             self.spectrum = nn.Linear(self.audio.width, MELS)
@@ -320,7 +327,7 @@ class VoiceClassifier(Unimodal):
         return self.acoustic_loss * loss
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        self.counts["waveforms cut to max_seconds"] += batch["cut"]
+        self.events["waveforms cut to max_seconds"] += batch["cut"]
         return super().predict(batch)
 
 
@@ -353,7 +360,7 @@ class FaceCollator:
         read = [self._read(s, rng) for s in samples]
         blank = np.zeros((1 if self.training else self.frames, 3, self.size, self.size), np.uint8)
         return {
-            "samples": Rows(samples),
+            "samples": SampleBatch(samples),
             "frames": torch.from_numpy(np.stack([blank if x is None else x for x in read])),
             "present": torch.tensor([x is not None for x in read]),
             "label": torch.tensor([s.label for s in samples]),
@@ -405,15 +412,11 @@ class VoiceCollator:
             if wave is not None and self.training and self.gain:
                 wave = wave * np.float32(10 ** (decibels / 20))
             waves.append(wave)
-        lengths = [1 if w is None else len(w) for w in waves]
-        padded = np.zeros((len(waves), max(lengths)), np.float32)
-        for row, wave in zip(padded, waves, strict=True):
-            if wave is not None:
-                row[: len(wave)] = wave
+        padded, lengths = pad_waves([np.zeros(1, np.float32) if w is None else w for w in waves])
         return {
-            "samples": Rows(samples),
-            "waves": torch.from_numpy(padded),
-            "lengths": torch.tensor(lengths),
+            "samples": SampleBatch(samples),
+            "waves": padded,
+            "lengths": lengths,
             "present": torch.tensor([w is not None for w in waves]),
             "label": torch.tensor([s.label for s in samples]),
             "cut": cut,

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from tests.fake_corpus import attach
 from tests.media_files import sine, write_clip
 from tests.runs_helper import label_clip, make_ears, make_eyes
 from zoo.backbones import LLM, Audio, Vision
@@ -17,7 +18,8 @@ from zoo.media import Media
 from zoo.models.merit import Merit
 from zoo.prompts import load_template
 from zoo.schema import Sample, Turn
-from zoo.senses import AT_ONCE, AUDIO, VISION, Remembered, SensesCollator
+from zoo.training.feature_cache import CLIPS_AT_ONCE, FeatureCache
+from zoo.training.multimodal import AUDIO, VISION, MultimodalCollator
 
 SEVEN = MELD.labels
 
@@ -67,19 +69,16 @@ def collate(tiny_llama, media, tmp_path):
     """Options -> a collator: two vision tokens of two frames, three audio tokens."""
     llm = LLM(str(tiny_llama), device="meta")
 
-    def collate(template=TEMPLATE, training=False, **options) -> SensesCollator:
+    def collate(template=TEMPLATE, training=False, **options) -> MultimodalCollator:
         path = tmp_path / f"{abs(hash(template))}.txt"
         path.write_text(template)
         base = {"media": media, "frames": 2, "size": 32, "vision_tokens": 2, "audio_tokens": 3}
-        return SensesCollator(
-            llm.tokenizer,
-            llm.pad_id,
-            load_template(str(path), tmp_path),
-            0,
-            (),
-            None,
-            options.pop("max_length", 64),
-            training,
+        return MultimodalCollator(
+            tokenizer=llm.tokenizer,
+            pad_id=llm.pad_id,
+            template=load_template(str(path), tmp_path),
+            max_length=options.pop("max_length", 64),
+            training=training,
             **(base | options),
         )
 
@@ -104,8 +103,7 @@ def make(home, tiny_llama):
         }
         model = Merit(**(base | options))
         data = SimpleNamespace(run_seed=0, samples=lambda split: [])
-        model._trainer = SimpleNamespace(ckpt_path=None, datamodule=data)
-        model.configure_model()
+        attach(model, data).configure_model()
         return model.eval()
 
     return make
@@ -166,7 +164,7 @@ def test_what_a_system_does_not_use_has_no_slot_and_is_not_missed(collate, sampl
 
 
 def test_without_words_the_clip_is_all_there_is(collate, samples):
-    collator = collate(words=False)
+    collator = collate(show_text=False)
     batch = collator(samples, RNG)
     own = [shown(batch, i, collator.tokenizer).replace(" ", "") for i in range(6)]
     assert own == [f"{x}\nemotion:" for x in ("aaa<vv>", "<vv>", "aaa<>", "<>", "<>", "aaa<vv>")]
@@ -229,7 +227,7 @@ class Chat:
 
 
 def test_a_chat_holds_its_clip_in_the_users_message(collate, samples):
-    collator = collate("{{ vision }}{{ audio }}{{ target.text }}?", chat=True, system="You listen.")
+    collator = collate("{{ vision }}{{ audio }}{{ target.text }}?", chat=True, system_prompt="You listen.")
     collator.tokenizer = Chat()
     batch = collator(samples[:1], RNG)
     ids, slots = batch["input_ids"][0].tolist(), batch["slots"][0].tolist()
@@ -247,19 +245,19 @@ def test_a_batch_is_its_samples_one_by_one(make, samples):
     collator = model.collator(training=False)
     with torch.no_grad():
         batch = collator(samples, RNG)
-        together = model.embedded(batch)
+        together = model.embed(batch)
         prefix = model.encode(batch)
         model.llm.prefill(prefix)
         logits = prefix.logits
-        model.seen.clear(), model.heard.clear()
+        model.encoders.vision_features.clear(), model.encoders.audio_features.clear()
         for i, s in enumerate(samples):
             alone = collator([s], RNG)
-            embedded = model.embedded(alone)[0]
+            embedded = model.embed(alone)[0]
             torch.testing.assert_close(together[i, -len(embedded) :], embedded, rtol=0, atol=2e-5)
             single = model.encode(alone)
             model.llm.prefill(single)
             torch.testing.assert_close(logits[i], single.logits[0], rtol=0, atol=1e-3)
-            model.seen.clear(), model.heard.clear()
+            model.encoders.vision_features.clear(), model.encoders.audio_features.clear()
     assert (together[0, batch["slots"][0] == 1] - together[5, batch["slots"][5] == 1]).abs().max() > 1e-3
 
 
@@ -270,7 +268,7 @@ def test_what_stands_in_a_slot(make, samples, home, media):
     vision, audio = Vision(str(home / "eyes")).freeze(), Audio(str(home / "ears")).freeze()
     with torch.no_grad():
         batch = model.collator(False)([s], RNG)
-        found = model.embedded(batch)[0]
+        found = model.embed(batch)[0]
         frames = torch.from_numpy(media.frames(s.target.video, n=2, size=32))
         seen = model.vision_projection(vision.hidden(frames, normed=True)[:, 0])
         wave = media.waveform(s.target.audio)
@@ -296,7 +294,7 @@ def test_gradients_reach_projections_and_nothing_frozen(make, samples):
 def test_the_scale_of_new_projections(make):
     spread = make().llm.causal_lm.get_input_embeddings().weight.std()
     for scale in (1.0, 3.0):
-        model = make(projection_scale=scale)
+        model = make(embedding_scale=scale)
         out = model.vision_projection(torch.randn(4000, 32, generator=torch.Generator().manual_seed(1)))
         assert out.std().item() == pytest.approx(scale * spread.item(), rel=0.1)
         assert not model.audio_projection.bias.any()
@@ -310,12 +308,13 @@ def test_each_clip_is_encoded_once(make, samples):
     model.audio.pooled = lambda waves, *rest: asked.append(("waves", len(waves))) or hear(waves, *rest)
     collator = model.collator(False)
     for _ in range(2):
-        model.embedded(collator([*samples, samples[0]], RNG))
+        model.embed(collator([*samples, samples[0]], RNG))
     assert asked == [("frames", 6), ("waves", 3)]
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"frames": 0}, {"audio_tokens": 0}, {"max_seconds": 0}, {"words": False, "vision": None, "audio": None}]
+    "wrong",
+    [{"frames": 0}, {"audio_tokens": 0}, {"max_seconds": 0}, {"show_text": False, "vision": None, "audio": None}],
 )
 def test_settings_that_make_no_sense(wrong):
     with pytest.raises(ValueError, match="need frames >= 1"):
@@ -330,12 +329,12 @@ def test_features_are_computed_once_in_parts():
         calls.append(len(part))
         return torch.tensor([[keys[i] * 2.0] for i in part])
 
-    keys = [*range(AT_ONCE + 3), 0, 1]
-    memory = Remembered()
-    assert memory(keys, compute).tolist() == [[k * 2.0] for k in keys]
-    assert calls == [AT_ONCE, 3]
+    keys = [*range(CLIPS_AT_ONCE + 3), 0, 1]
+    memory = FeatureCache()
+    assert memory.stacked(keys, compute).tolist() == [[k * 2.0] for k in keys]
+    assert calls == [CLIPS_AT_ONCE, 3]
     keys = [5, 99, 5]
-    assert memory(keys, compute).tolist() == [[10.0], [198.0], [10.0]] and calls == [AT_ONCE, 3, 1]
+    assert memory.stacked(keys, compute).tolist() == [[10.0], [198.0], [10.0]] and calls == [CLIPS_AT_ONCE, 3, 1]
 
 
 def test_the_oldest_are_forgotten():
@@ -346,24 +345,24 @@ def test_the_oldest_are_forgotten():
             made.extend(keys[i] for i in part)
             return torch.zeros(len(part), 10)
 
-        memory(keys, compute)
+        memory.stacked(keys, compute)
         return made
 
-    memory = Remembered(most=3 * 40)  # three of ten numbers
-    assert of([1, 2, 3], memory) == [1, 2, 3] and list(memory.held) == [1, 2, 3]
-    assert of([4], memory) == [4] and list(memory.held) == [2, 3, 4]
+    memory = FeatureCache(max_bytes=3 * 40)  # three of ten numbers
+    assert of([1, 2, 3], memory) == [1, 2, 3] and list(memory._features) == [1, 2, 3]
+    assert of([4], memory) == [4] and list(memory._features) == [2, 3, 4]
     assert of([2, 3], memory) == [] and of([1], memory) == [1]
-    assert len(of(list(range(10, 20)), memory)) == 10 and len(memory.held) == 3  # more at once than fit
+    assert len(of(list(range(10, 20)), memory)) == 10 and len(memory._features) == 3  # more at once than fit
 
 
 def test_what_a_validation_remembers_can_be_trained_on():
-    memory, layer = Remembered(), torch.nn.Linear(2, 1)
+    memory, layer = FeatureCache(), torch.nn.Linear(2, 1)
     source = torch.nn.Linear(2, 2)
     with torch.inference_mode():
         frames = torch.ones(1, 2)
-        memory(["a"], lambda part: source(frames[part].clone()))
-    assert not any(own.is_inference() for kept in memory.held.values() for own in kept)
-    out = memory(["a", "b"], lambda part: source(torch.ones(1, 2)))
+        memory.stacked(["a"], lambda part: source(frames[part].clone()))
+    assert not any(own.is_inference() for kept in memory._features.values() for own in kept)
+    out = memory.stacked(["a", "b"], lambda part: source(torch.ones(1, 2)))
     assert not out.requires_grad and not out.is_inference()
     layer(out).sum().backward()
     assert layer.weight.grad.abs().sum() > 0 and source.weight.grad is None

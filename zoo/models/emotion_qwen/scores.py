@@ -1,0 +1,60 @@
+"""What metrics.json says about Emotion-Qwen's answers, beyond the scores of labels."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from zoo.metrics import evaluate, reason_overlap
+from zoo.prompts import label_words
+from zoo.schema import Labels
+from zoo.training.evaluation import rows_of_corpus
+
+if TYPE_CHECKING:
+    from zoo.models.emotion_qwen.model import EmotionQwen
+
+Row = Mapping[str, Any]
+
+
+def summarise(module: EmotionQwen, rows: Sequence[Row], label_summary: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    """Return the scores of every corpus: of labels, gates, explanations, and the authors' way of counting.
+
+    Args:
+        label_summary: what metrics.json says where every answer has a label.
+    """
+    by_corpus = {corpus: rows_of_corpus(rows, corpus) for corpus in module.data.label_sets}
+    if all(part and all(r["label"] is not None for r in part) for part in by_corpus.values()):
+        summary = label_summary()
+    else:  # some answers have no label: conversations
+        summary = _summary_of_labelled(by_corpus, module.data.label_sets, len(rows))
+    references = {s.id: s.answer for s in module.data.samples("test") if s.answer is not None}
+    for corpus, part in by_corpus.items():
+        scores = summary["corpora"][corpus] if "corpora" in summary else summary
+        gates = [r["details"]["gate_emotion"] for r in part if "gate_emotion" in (r.get("details") or {})]
+        if gates:
+            scores["gate_emotion"] = sum(gates) / len(gates)
+        explained = [r for r in part if r["id"] in references]
+        if explained:
+            scores["reasons"] = reason_overlap(explained, {r["id"]: references[r["id"]] for r in explained})
+        if module.gold_in_answer:
+            scores |= gold_in_answer(part, module.data.label_sets[corpus], module.verbalizer)
+    return summary
+
+
+def _summary_of_labelled(
+    by_corpus: Mapping[str, Sequence[Row]], label_sets: Mapping[str, Labels], n: int
+) -> dict[str, Any]:
+    parts = {}
+    for corpus, part in by_corpus.items():
+        labelled = [r for r in part if r["label"] is not None]
+        parts[corpus] = evaluate(labelled, label_sets[corpus]) if labelled else {"n": len(part)}
+    return next(iter(parts.values())) if len(parts) == 1 else {"n": n, "corpora": parts}
+
+
+def gold_in_answer(rows: Sequence[Row], labels: Labels, verbalizer: Mapping[str, str] | None) -> dict[str, float]:
+    """Count as the authors do: the true word occurs in the answer, alone or not."""
+    words = dict(zip(labels.names, label_words(labels, verbalizer), strict=True))
+    texts = [(words[r["label"]], r["text"]) for r in rows if r["label"] is not None and "text" in r]
+    hits = [re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None for word, text in texts]
+    return {"accuracy_gold_in_answer": sum(hits) / len(hits)} if hits else {}

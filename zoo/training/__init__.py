@@ -1,0 +1,1 @@
+"""Train and evaluate systems: the Lightning modules that every paper builds on."""

@@ -1,0 +1,93 @@
+"""The batches that collators make and systems read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import NotRequired, TypedDict
+
+from torch import Tensor
+
+from zoo.schema import Sample
+
+IGNORE_INDEX = -100  # target id that carries no loss
+
+
+class SampleBatch:
+    """The samples of a batch.
+
+    It is no tuple: Lightning moves and converts batches by rebuilding tuples and dataclasses, and leaves alone what it
+    does not know.
+    """
+
+    def __init__(self, samples: Sequence[Sample]) -> None:
+        self._samples = tuple(samples)
+
+    def __len__(self) -> int:
+        return len(self._samples)
+
+    def __iter__(self) -> Iterator[Sample]:
+        return iter(self._samples)
+
+    def __getitem__(self, index: int) -> Sample:
+        return self._samples[index]
+
+    def ids(self) -> list[str]:
+        """Return the ids of the samples."""
+        return [s.id for s in self]
+
+
+class Batch(TypedDict):
+    """What every batch holds.
+
+    Attributes:
+        samples: the B samples.
+        truncated: number of prompts that lost something to ``max_length``.
+        clip_problems: files that could not be read, or not whole: ``problem``, ``file`` and ``reason`` of each.
+    """
+
+    samples: SampleBatch
+    truncated: NotRequired[int]
+    clip_problems: NotRequired[Sequence[dict[str, str]]]
+
+
+class PromptBatch(Batch):
+    """Prompts of a language model, padded on the left; see `zoo.training.collator.PromptCollator`.
+
+    Attributes:
+        input_ids: (B, T) int64.
+        mask: (B, T) bool, False on padding.
+        target_ids: (B, T) int64, `IGNORE_INDEX` where there is no loss; in training only.
+        answer: (B, T) bool, True on answer tokens; in training only.
+        positions: (3, B, T) int64, where positions are not counted; see `zoo.backbones.LLM.encode`.
+    """
+
+    input_ids: Tensor
+    mask: Tensor
+    target_ids: NotRequired[Tensor]
+    answer: NotRequired[Tensor]
+    positions: NotRequired[Tensor]
+
+
+class MultimodalBatch(PromptBatch):
+    """Prompts with slots for the features of clips; see `zoo.training.multimodal.MultimodalCollator`.
+
+    Attributes:
+        slots: (B, T) int64: 1 at the positions of vision tokens, 2 at those of audio tokens, else 0.
+        frames: (M, F, 3, S, S) uint8 of the M samples with vision, in order; None if there are none.
+        frame_keys: what identifies each of the M clips.
+        waves: (K, N) float32 at 16 kHz, zeros after the end, of the K samples with sound; None if there are none.
+        wave_lengths: (K,) int64.
+        wave_keys: what identifies each of the K sounds.
+        no_vision, no_audio, nothing, waves_cut: counts, see `MultimodalCollator`.
+    """
+
+    slots: Tensor
+    frames: Tensor | None
+    frame_keys: tuple[tuple[object, ...], ...]
+    waves: Tensor | None
+    wave_lengths: Tensor | None
+    wave_keys: tuple[tuple[object, ...], ...]
+    no_vision: int
+    no_audio: int
+    nothing: int
+    waves_cut: int

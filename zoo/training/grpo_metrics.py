@@ -1,0 +1,60 @@
+"""The numbers that a step of GRPO logs, under TRL's names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from zoo.rl import Objective, Rollout
+from zoo.rl.grpo import zero_variance_groups
+
+RENAMED = {"kl": "kl", "clip_ratio/low": "clip_ratio/low_mean", "clip_ratio/high": "clip_ratio/high_mean"}
+
+
+def step_metrics(
+    rollout: Rollout,
+    total: Tensor,
+    parts: Mapping[str, Tensor],
+    extra: Mapping[str, float],
+    sums: Mapping[str, Tensor],
+    objective: Objective,
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Return name -> (sum, number of things summed), so that processes can add both; a count of 0 is not logged.
+
+    Entropy is the mean over every sampled token, also of answers that are left out of the loss as truncated; a reward's
+    mean is over the answers it applies to.
+
+    Args:
+        total: (B, n) rewards.
+        parts: name of a reward -> (B, n), NaN where it does not apply.
+        extra: further means of a system's own.
+        sums: of `zoo.rl.accumulate_gradients`.
+    """
+    one = torch.tensor(1)
+    lengths = rollout.sampled.sum(2).float()
+    deviation = total.std(1) if total.shape[1] > 1 else torch.zeros(len(total))
+    means = {
+        "loss": sums["loss"],
+        "reward": total.mean(),
+        "reward_std": deviation.mean(),
+        "frac_reward_zero_std": zero_variance_groups(total).float().mean(),
+        "completions/mean_length": lengths.mean(),
+        "completions/min_length": lengths.min(),
+        "completions/max_length": lengths.max(),
+        "completions/clipped_ratio": 1 - rollout.finished.float().mean(),
+        **{name: torch.tensor(value) for name, value in extra.items()},
+    }
+    numbers = {name: (value, one) for name, value in means.items()}
+    numbers["entropy"] = rollout.entropy[rollout.sampled].sum(), rollout.sampled.sum()
+    for name, values in parts.items():
+        applies = values[~values.isnan()]
+        numbers[f"rewards/{name}/mean"] = applies.sum(), torch.tensor(len(applies))
+        spread = (applies.std(), one) if len(applies) > 1 else (torch.tensor(0.0), torch.tensor(0))
+        numbers[f"rewards/{name}/std"] = spread
+    # per answer that is learnt from: the weights of `sums` divide by all answers, or by tokens learnt from
+    learnt = torch.tensor(1.0)
+    if objective.normalize != "token":
+        learnt = rollout.loss_mask.any(2).float().mean()
+    return numbers | {RENAMED[name]: (value, learnt) for name, value in sums.items() if name in RENAMED}

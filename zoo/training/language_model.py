@@ -1,0 +1,344 @@
+"""LanguageModelModule: a language model that is asked by a prompt and answers with a label word."""
+
+from __future__ import annotations
+
+import functools
+import json
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from zoo.backbones import LLM, LoRA, Prefix
+from zoo.backbones.llm import Dtype
+from zoo.prompts import label_words, load_template, parse_label
+from zoo.schema import Labels, Prediction, Sample
+from zoo.training.batch import Batch, PromptBatch, SampleBatch
+from zoo.training.checkpointing import Backbone
+from zoo.training.collator import PromptCollator
+from zoo.training.evaluation import ordered_parts, score_predictions
+from zoo.training.module import EmotionModule
+from zoo.training.multimodal import MultimodalCollator, ProjectedEncoders
+from zoo.training.prompting import (
+    LABEL_TOKENS,
+    answer_ids,
+    has_chat_format,
+    parts_shown,
+    report_control_tokens,
+    require_descriptions,
+    usable_prompt_length,
+)
+
+log = logging.getLogger(__name__)
+
+FIRST_ANSWERS = 16  # written answers after which it is worth a warning that none could be read
+
+
+class LanguageModelModule(EmotionModule):
+    """Base of the systems that ask a language model, ``llm``; how it is trained is left to the derived classes.
+
+    A system that shows the model more than words gives it `encoders`, or overrides `embed`.
+
+    Args:
+        llm: folder, published name (e.g. ``tiny-llama``) or hub id of the language model.
+        dtype: dtype of its weights.
+        revision: hub revision to pin.
+        attention: attention implementation; ``sdpa`` shares a prompt between its answers.
+        gradient_checkpointing: recompute activations in the backward pass.
+        lora: adapters on the frozen language model; None trains all of it.
+        template: prompt template, a name from the paper's ``templates/`` or a file.
+        window: earlier turns shown.
+        descriptions: kinds of description shown, e.g. ``[video]``; the corpus must provide them.
+        verbalizer: label -> word the model says, where it differs.
+        max_length: prompts longer than this many tokens, or than the model's positions leave beside an answer, lose old
+            turns, then examples, then their beginning; counted.
+        max_new_tokens: longest answer in tokens, where answers are written.
+        chat: write every prompt as a user's message in the chat format of the model's folder (``chat_template``), the
+            answer as the assistant's turn. None: wherever the folder has such a format, because an instruct model is
+            trained on nothing else. false: as plain text that the model goes on with; configs of papers that prescribe
+            plain text say so, since base models may have a chat format, too.
+        system_prompt: system message of the chat, which `chat` then is; None: none.
+    """
+
+    renamed_options = {"system": "system_prompt"}
+    templates = Path(__file__).parents[1] / "models"  # folder of the paper's prompt templates
+    template_variables: Mapping[str, Any] = {}  # of a system, beyond those of every template; without content
+    encoders: ProjectedEncoders | None = None  # of a system that shows clips
+    decode: str = "greedy"  # how answers are read: ``score`` or ``greedy``; a system may know others
+
+    llm: LLM
+
+    def __init__(
+        self,
+        *,
+        llm: str,
+        dtype: Dtype = "float32",
+        revision: str | None = None,
+        attention: Literal["sdpa", "eager"] = "sdpa",
+        gradient_checkpointing: bool = False,
+        lora: LoRA | None = None,
+        template: str = "default",
+        window: int | None = 0,
+        descriptions: list[str] | None = None,
+        verbalizer: dict[str, str] | None = None,
+        max_length: int = 1024,
+        max_new_tokens: int = 16,
+        chat: bool | None = None,
+        system_prompt: str | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        if (window or 0) < 0 or max_length < 2 or max_new_tokens < 1:
+            raise ValueError(
+                "need window >= 0, max_length >= 2 and max_new_tokens >= 1; got "
+                f"{window}, {max_length} and {max_new_tokens}"
+            )
+        if system_prompt is not None and chat is False:
+            raise ValueError(
+                "a system prompt is part of a chat, but chat is false; set --model.chat true or "
+                "--model.system_prompt null"
+            )
+        self.make_llm = functools.partial(
+            LLM, llm, dtype=dtype, revision=revision, attention=attention, gradient_checkpointing=gradient_checkpointing
+        )
+        self.lora = lora
+        self.template = load_template(template, self.templates)
+        self.window, self.descriptions, self.verbalizer = window, tuple(descriptions or ()), verbalizer
+        self.max_length, self.max_new_tokens = max_length, max_new_tokens
+        self.chat, self.system_prompt = True if system_prompt is not None else chat, system_prompt
+        # written answers so far, all of which were unreadable; None once one was readable
+        self._unreadable_answers: list[str] | None = []
+
+    # ---- parts
+    def own_encoders(self, encoders: ProjectedEncoders) -> None:
+        """Show the features of these encoders in the prompts.
+
+        Their parts become parts of this module, under their own names, when the model is built.
+        """
+        object.__setattr__(self, "encoders", encoders)  # else tensors' names would begin with "encoders."
+
+    def build(self) -> None:
+        """Make the language model, and the encoders if there are any."""
+        self.llm = self.make_llm()
+        self.max_length = usable_prompt_length(self.llm, self.max_length, self.longest_answer())
+        if self.encoders is not None:
+            self.encoders.build(self.llm)
+            for name, part in self.encoders.named_children():
+                self.add_module(name, part)
+
+    def longest_answer(self) -> int:
+        """Return for how many tokens of an answer a prompt must leave room."""
+        return max(self.max_new_tokens, LABEL_TOKENS)
+
+    def add_adapters(self) -> None:
+        """Put the adapters on the language model."""
+        if self.lora is not None:
+            self.llm.add_lora(self.lora)
+
+    def backbones(self) -> Mapping[str, Backbone]:
+        """Return the language model, and the encoders if there are any."""
+        return {"llm": self.llm} | (self.encoders.backbones() if self.encoders is not None else {})
+
+    # ---- input
+    @property
+    def uses_chat(self) -> bool:
+        """Whether prompts are chats."""
+        return has_chat_format(self.llm.tokenizer) if self.chat is None else self.chat
+
+    @property
+    def reads(self) -> tuple[str, ...] | None:
+        """What the prompt shows, and what the encoders read."""
+        shown = parts_shown(self.template, self.window, self.descriptions, self.template_variables)
+        return shown if self.encoders is None else ordered_parts(self.encoders.parts(shown))
+
+    @property
+    def unreadable_events(self) -> tuple[str, ...]:
+        """Events of the encoders, if there are any."""
+        return () if self.encoders is None else self.encoders.unreadable_events
+
+    def required_files(self, stage: str) -> Mapping[str, str]:
+        """Return the files that the encoders read."""
+        return {} if self.encoders is None else self.encoders.required_files()
+
+    def has_input(self, sample: Sample) -> bool:
+        """Return whether a prompt says anything about its sample."""
+        described = bool(set(self.descriptions) & set(sample.target.descriptions))
+        if self.encoders is not None:
+            return described or self.encoders.has_input(sample)
+        return described or bool(sample.target.text)
+
+    def collator(self, training: bool) -> PromptCollator:
+        """Return what writes samples as prompts; without answers, which a way of training may add."""
+        plain = PromptCollator(
+            tokenizer=self.llm.tokenizer,
+            pad_id=self.llm.pad_id,
+            template=self.template,
+            window=self.window,
+            descriptions=self.descriptions,
+            verbalizer=self.verbalizer,
+            max_length=self.max_length,
+            chat=self.uses_chat,
+            system_prompt=self.system_prompt,
+        )
+        return plain if self.encoders is None else plain.as_type(MultimodalCollator, **self.encoders.input_settings())
+
+    def setup(self, stage: str) -> None:
+        """Check label words and control tokens of the corpus, beside what every system checks."""
+        super().setup(stage)
+        for labels in self.data.label_sets.values():
+            label_words(labels, self.verbalizer)  # two labels with one word: say so before any work
+        report_control_tokens(self.data, self.data.splits_of(stage)[0])
+
+    def check_split(self, samples: Sequence[Sample], split: str, stage: str) -> None:
+        """Check that prompts differ and that every kind of description occurs; see `EmotionModule.check_split`."""
+        super().check_split(samples, split, stage)
+        if not any(self.has_input(s) for s in samples):
+            message = (
+                f"no {split} sample of {type(self.data).__name__} has words, so every prompt is the "
+                "same; use a system that reads pictures or voices, or show descriptions (--model.descriptions, "
+                "--data.descriptions)"
+            )
+            if stage == "fit":
+                raise ValueError(message)
+            log.warning(message)
+        require_descriptions(samples, self.descriptions, split)
+
+    def embed(self, batch: Any) -> Tensor:
+        """Return (B, T, D) input embeddings of a batch, with the features of clips in their slots."""
+        embedded = self.llm.embed(batch["input_ids"])
+        return embedded if self.encoders is None else self.encoders.place(embedded, batch)
+
+    def encode(self, batch: Any) -> Prefix:
+        """Return the encoded prompts of a batch; called anew for every forward pass."""
+        return self.llm.encode(self.embed(batch), batch["mask"], positions=batch.get("positions"))
+
+    # ---- answers
+    def answer_ids(self, text: str) -> list[int]:
+        """Return the tokens of an answer as it stands behind a prompt."""
+        return answer_ids(self.llm.tokenizer, text, self.uses_chat)
+
+    def candidates(self, labels: Labels) -> list[list[int]]:
+        """Return the tokens of each label word as an answer."""
+        return [self.answer_ids(word) for word in label_words(labels, self.verbalizer)]
+
+    def read_label(self, sample: Sample, text: str) -> int | None:
+        """Return the index of the label that an answer names, or None if it is unreadable."""
+        return parse_label(text, label_words(sample.labels, self.verbalizer))
+
+    def read_answer(self, sample: Sample, text: str) -> str | None:
+        """Return the label that an answer names, or None if it is unreadable."""
+        index = self.read_label(sample, text)
+        return None if index is None else sample.labels.names[index]
+
+    def predict(self, batch: Any) -> list[Prediction]:
+        """Return the answers to a batch, and count what it lacked."""
+        if self.encoders is not None:
+            self.encoders.count_missing(batch, self.events)
+        return self.answer(self.encode(batch), batch["samples"])
+
+    def answer(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
+        """Return the answers to encoded prompts: by scores of the label words, or in writing; see `decode`."""
+        if self.decode == "score":
+            return score_labels(self.llm, prefix, samples, self.candidates)
+        return self.read_answers(samples, self.llm.greedy_text(prefix, self.max_new_tokens))
+
+    def read_answers(self, samples: SampleBatch, texts: Sequence[str]) -> list[Prediction]:
+        """Return the predictions that written answers are."""
+        return [Prediction.of(s, self.read_answer(s, text), text=text) for s, text in zip(samples, texts, strict=True)]
+
+    # ---- checkpoints
+    def contract(self) -> dict[str, Any]:
+        """Return the contract, with whether prompts were chats."""
+        return super().contract() | {"chat": self.uses_chat}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights that were trained with the other form of prompt, unless `chat` says which is wanted."""
+        # before `chat` was recorded, a prompt was a chat only where the config said so, and then `chat` is not None
+        trained = checkpoint.get("zoo", {}).get("chat", False)
+        if self.chat is None and trained != self.uses_chat:
+            form, other = ("chats", "plain text") if trained else ("plain text", "chats")
+            raise ValueError(
+                f"the prompts of this checkpoint were {form}, but with the tokenizer in {self.llm.path} they would be "
+                f"{other}; give --model.chat {json.dumps(trained)} to keep them as they were trained"
+            )
+        super().on_load_checkpoint(checkpoint)
+
+    # ---- answers that say nothing
+    def is_readable(self, prediction: Prediction) -> bool:
+        """Return whether a written answer could be read."""
+        return prediction.predicted is not None
+
+    def on_validation_start(self) -> None:
+        """Watch the answers of this validation anew."""
+        super().on_validation_start()
+        self._unreadable_answers = []
+
+    def on_test_start(self) -> None:
+        """Watch the answers of this test anew."""
+        super().on_test_start()
+        self._unreadable_answers = []
+
+    def update_validation_metrics(self, samples: SampleBatch, predictions: Sequence[Prediction]) -> None:
+        """Add the predictions to the metrics, and warn if none can be read."""
+        super().update_validation_metrics(samples, predictions)
+        self.warn_if_unreadable(predictions)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        """Answer a batch, and warn if no answer can be read."""
+        before = len(self.predictions)
+        super().test_step(batch, batch_idx)
+        self.warn_if_unreadable(self.predictions[before:])
+
+    def warn_if_unreadable(self, predictions: Sequence[Prediction]) -> None:
+        """Warn once, with two of them, if not one of the first `FIRST_ANSWERS` written answers can be read."""
+        if self._unreadable_answers is None:
+            return
+        written = [p for p in predictions if p.text is not None and p.label is not None]
+        if any(self.is_readable(p) for p in written):
+            self._unreadable_answers = None
+            return
+        self._unreadable_answers += [p.text for p in written if p.text is not None]
+        if len(self._unreadable_answers) >= FIRST_ANSWERS:
+            log.warning(
+                "none of the first %d answers could be read. %s",
+                len(self._unreadable_answers),
+                self.describe_answers(self._unreadable_answers),
+            )
+            self._unreadable_answers = None
+
+    def describe_answers(self, answers: Sequence[str]) -> str:
+        """Return two answers that fail, and what may be the reason, for a warning."""
+        examples = " and ".join(repr(text[:200]) for text in list(dict.fromkeys(answers))[:2])
+        form = f"The prompts are {'chats' if self.uses_chat else 'plain text'} (--model.chat)"
+        return f"For example: {examples}. {form}; does the template (--model.template) say which words are wanted?"
+
+
+@torch.no_grad()
+def score_labels(
+    llm: LLM, prefix: Prefix, samples: SampleBatch, candidates: Callable[[Labels], Sequence[Sequence[int]]]
+) -> list[Prediction]:
+    """Answer each sample with the most probable label of its own corpus.
+
+    Batches may mix corpora, which share the computed prompt but not their candidates: one corpus' word may begin
+    another's.
+
+    Args:
+        candidates: labels of a corpus -> tokens of each label word.
+
+    Raises:
+        FloatingPointError: scores are not finite.
+    """
+    label_sets = {s.labels.corpus: s.labels for s in samples}
+    if len(label_sets) > 1:
+        llm.prefill(prefix)
+    scores = {corpus: llm.score(prefix, candidates(labels)) for corpus, labels in label_sets.items()}  # (B, L) each
+    if not all(torch.isfinite(s).all() for s in scores.values()):
+        raise FloatingPointError(f"the scores of {samples.ids()} are not finite: the training diverged")
+    rows = (scores[s.labels.corpus][i] for i, s in enumerate(samples))
+    return score_predictions(samples, [torch.softmax(row.double(), 0).tolist() for row in rows])
+
+
+__all__ = ["LanguageModelModule", "PromptBatch", "score_labels"]

@@ -1,0 +1,348 @@
+"""Clips in a prompt: two frozen encoders whose projected features stand between the words of a language model.
+
+`MultimodalCollator` reads the clip of each utterance and leaves slots in its prompt; `ProjectedEncoders`, a part that a
+system owns, fills them. What is missing or unreadable has no slot: nothing pretends to be input.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from zoo.backbones import LLM, Audio, Vision
+from zoo.backbones.llm import Dtype
+from zoo.media import MAX_SECONDS, Media, Unreadable
+from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_key, utterance_sound
+from zoo.schema import Sample, Turn
+from zoo.training.batch import IGNORE_INDEX, MultimodalBatch
+from zoo.training.collator import PromptCollator
+from zoo.training.feature_cache import FeatureCache
+
+# Marks of a template. In a corpus' own texts both are written apart (`zoo.prompts.escape`): no corpus can say them.
+VISION, AUDIO = "<|vision|>", "<|audio|>"
+MARKS = {VISION: 1, AUDIO: 2}  # mark -> what stands at its positions in a batch's ``slots``
+
+
+# ----------------------------------------------------------------------------------------------------- input processing
+@dataclass(kw_only=True)
+class MultimodalCollator(PromptCollator):
+    """Write samples as prompts with slots for their clips, and read the clips: a `MultimodalBatch`.
+
+    ``no_vision`` and ``no_audio`` count samples whose clip is missing or unreadable, ``nothing`` those without words
+    either, ``waves_cut`` the waveforms that were shortened. Templates see ``vision`` and ``audio``: a mark where the
+    tokens go, or an empty string.
+
+    Args:
+        show_text: whether the utterance's words are shown.
+        frames: frames per clip; 0: no vision.
+        size: their side in pixels.
+        vision_tokens, audio_tokens: positions per clip; 0 audio tokens: no sound.
+        max_seconds: a longer waveform is cut to its middle part.
+    """
+
+    media: Media = field(default_factory=Media)
+    show_text: bool = True
+    frames: int = 0
+    size: int = 0
+    vision_tokens: int = 0
+    audio_tokens: int = 0
+    max_seconds: float = 15.0
+
+    def tokenize(self, text: str) -> list[int]:
+        """Return the token ids of a rendered prompt; the positions of a mark are -1 (vision) or -2 (audio).
+
+        The text between two marks is tokenized by itself.
+        """
+        if self.chat:
+            text = self.render_chat(text)
+        count = {VISION: self.vision_tokens, AUDIO: self.audio_tokens}
+        ids: list[int] = []
+        for i, piece in enumerate(re.split(f"({'|'.join(map(re.escape, MARKS))})", text)):
+            if piece in MARKS:
+                ids += [-MARKS[piece]] * count[piece]
+                continue
+            begins_text = i == 0 and not self.chat
+            piece_ids = self.tokenizer(piece, add_special_tokens=begins_text)["input_ids"]
+            if begins_text and piece_ids and piece_ids[-1] == self.tokenizer.eos_token_id:
+                piece_ids = piece_ids[:-1]
+            ids += piece_ids
+        return ids
+
+    def truncate(self, text: str, ids: list[int]) -> list[int]:
+        """Return a prompt without its oldest text tokens; slots of clips are never dropped."""
+        shorter = drop_oldest(ids, self.max_length)
+        if shorter is None:
+            raise ValueError(
+                f"{sum(x < 0 for x in ids)} positions of a clip leave no room for words within "
+                f"--model.max_length {self.max_length}; raise it"
+            )
+        return shorter
+
+    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> MultimodalBatch:
+        """Return the batch of some samples."""
+        frames, waves, prompts = [], [], []
+        waves_cut = nothing = 0
+        for sample in samples:
+            clip, (wave, shortened) = self._read_frames(sample.target), self._read_wave(sample.target)
+            waves_cut += shortened
+            nothing += clip is None and wave is None and not (self.show_text and sample.target.text)
+            if clip is not None:
+                frames.append((utterance_key(sample.target, sample.target.video), clip))
+            if wave is not None:
+                waves.append((utterance_key(sample.target, sample.target.audio), wave))
+            prompts.append(self._prompt(sample, rng, clip is not None, wave is not None))
+        batch = self.batch(samples, prompts, rng)
+        slots = (-batch["input_ids"]).clamp(min=0)
+        batch["input_ids"] = batch["input_ids"].masked_fill(slots > 0, self.pad_id)
+        if self.training:
+            batch["target_ids"] = batch["target_ids"].masked_fill(slots > 0, IGNORE_INDEX)
+        padded, lengths = pad_waves([x for _, x in waves])
+        return {
+            **batch,
+            "slots": slots,
+            "frames": torch.from_numpy(np.stack([x for _, x in frames])) if frames else None,
+            "frame_keys": tuple(key for key, _ in frames),
+            "waves": padded,
+            "wave_lengths": lengths,
+            "wave_keys": tuple(key for key, _ in waves),
+            "no_vision": (len(samples) - len(frames)) * bool(self.frames),
+            "no_audio": (len(samples) - len(waves)) * bool(self.audio_tokens),
+            "nothing": int(nothing),
+            "waves_cut": int(waves_cut),
+        }
+
+    def _prompt(
+        self, sample: Sample, rng: np.random.Generator, has_vision: bool, has_audio: bool
+    ) -> tuple[list[int], bool]:
+        """Return the token ids of a prompt and whether it was shortened; every clip has its slots, once."""
+        variables = {"vision": VISION if has_vision else "", "audio": AUDIO if has_audio else ""}
+        shown = sample if self.show_text else replace(sample, target=replace(sample.target, text=""))
+        ids, shortened = self.prompt_ids(shown, rng, variables)
+        tokens = {VISION: self.vision_tokens, AUDIO: self.audio_tokens}
+        for mark, number in MARKS.items():
+            expected = tokens[mark] * (mark in variables.values())
+            if ids.count(-number) != expected:
+                raise ValueError(
+                    f"the prompt template has {ids.count(-number)} of {expected} positions for {mark}; "
+                    "write {{ vision }} and {{ audio }} once each"
+                )
+        return ids, shortened
+
+    def _read_frames(self, turn: Turn) -> np.ndarray | None:
+        if not self.frames or turn.video is None:
+            return None
+        try:
+            return utterance_frames(self.media, turn, self.frames, side=self.size, square=True)
+        except Unreadable:
+            return None
+
+    def _read_wave(self, turn: Turn) -> tuple[np.ndarray | None, bool]:
+        if not self.audio_tokens or turn.audio is None:
+            return None, False
+        try:
+            return middle_of_sound(utterance_sound(self.media, turn), round(self.max_seconds * RATE))
+        except Unreadable:
+            return None, False
+
+
+def drop_oldest(ids: list[int], max_length: int, protected: frozenset[int] = frozenset()) -> list[int] | None:
+    """Return token ids without the oldest text tokens, so that ``max_length`` are left; None if that is impossible.
+
+    The first token, negative ids (the slots of clips) and ``protected`` ids always stay.
+    """
+    first = next((i for i, x in enumerate(ids) if x >= 0), 0)  # beginning of text, or of the chat
+    droppable = [i for i, x in enumerate(ids) if x >= 0 and x not in protected and i > first]
+    excess = len(ids) - max_length
+    if excess >= len(droppable):
+        return None
+    dropped = set(droppable[:excess])
+    return [x for i, x in enumerate(ids) if i not in dropped]
+
+
+def pad_waves(waves: Sequence[np.ndarray]) -> tuple[Tensor | None, Tensor | None]:
+    """Return waves as (K, N) float32 with zeros after the end, and their lengths (K,); None without waves."""
+    if not waves:
+        return None, None
+    padded = np.zeros((len(waves), max(map(len, waves))), np.float32)
+    for row, wave in zip(padded, waves, strict=True):
+        row[: len(wave)] = wave
+    return torch.from_numpy(padded), torch.tensor([len(w) for w in waves])
+
+
+# ------------------------------------------------------------------------------------------------------------- encoders
+class ProjectedEncoders(nn.Module):
+    """Two frozen encoders, and a linear layer each into the input space of a language model.
+
+    Every frame gives one vision token (the encoder's CLS token, or its mean); a waveform gives ``audio_tokens`` means
+    over equal parts.
+
+    Args:
+        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`); None: none.
+        audio: the same of the HuBERT (see `zoo.backbones.Audio`); None: none.
+        vision_dtype, audio_dtype: dtypes of their weights.
+        vision_revision, audio_revision: hub revisions to pin.
+        show_text: whether the utterance's words are shown; False leaves the clip alone.
+        frames: vision tokens: frames per clip, evenly spaced.
+        audio_tokens: parts of the waveform.
+        max_seconds: a longer waveform is cut to its middle part, counted.
+        embedding_scale: the projections' first outputs have this many times the deviation of the input embeddings of
+            the language model (ours); None leaves PyTorch's initial weights.
+        cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
+        timeout: seconds one clip may take to decode.
+        max_clip_seconds: a longer clip or film is not read, and counted.
+    """
+
+    unreadable_events = ("samples without a readable clip", "samples without readable sound")
+
+    def __init__(
+        self,
+        vision: str | None = None,
+        audio: str | None = None,
+        vision_dtype: Dtype = "float32",
+        audio_dtype: Dtype = "float32",
+        vision_revision: str | None = None,
+        audio_revision: str | None = None,
+        show_text: bool = True,
+        frames: int = 8,
+        audio_tokens: int = 8,
+        max_seconds: float = 15.0,
+        embedding_scale: float | None = None,
+        cache: Path | None = None,
+        timeout: float = 30.0,
+        max_clip_seconds: float = MAX_SECONDS,
+    ) -> None:
+        super().__init__()
+        if frames < 1 or audio_tokens < 1 or max_seconds <= 0 or not (show_text or vision or audio):
+            raise ValueError(
+                "need frames >= 1, audio_tokens >= 1, max_seconds > 0, and show_text, vision or audio; got "
+                f"{frames}, {audio_tokens}, {max_seconds}, {show_text}, {vision}, {audio}"
+            )
+        make_vision = functools.partial(Vision, vision, dtype=vision_dtype, revision=vision_revision)
+        make_audio = functools.partial(Audio, audio, dtype=audio_dtype, revision=audio_revision)
+        self.make_vision = make_vision if vision is not None else None
+        self.make_audio = make_audio if audio is not None else None
+        self.show_text, self.frames, self.audio_tokens, self.max_seconds = show_text, frames, audio_tokens, max_seconds
+        self.embedding_scale = embedding_scale
+        self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
+        self.vision_features, self.audio_features = FeatureCache(), FeatureCache()
+
+    def build(self, llm: LLM) -> None:
+        """Make the encoders and their projections into the input space of a language model."""
+        if self.make_vision is not None:
+            self.vision = self.make_vision().freeze()
+            self.vision_projection = self._projection(self.vision.width, llm)
+        if self.make_audio is not None:
+            self.audio = self.make_audio().freeze()
+            self.audio_projection = self._projection(self.audio.width, llm)
+
+    def _projection(self, width: int, llm: LLM) -> nn.Linear:
+        layer = nn.Linear(width, llm.width)
+        if self.embedding_scale is not None:  # the encoders' features have about mean 0 and deviation 1: a layer norm
+            deviation = float(llm.causal_lm.get_input_embeddings().weight.detach().float().std())
+            nn.init.normal_(layer.weight, std=self.embedding_scale * deviation / math.sqrt(width))
+            nn.init.zeros_(layer.bias)
+        return layer
+
+    def freeze_projections(self) -> None:
+        """Train the projections no further."""
+        for name in ("vision_projection", "audio_projection"):
+            if hasattr(self, name):
+                getattr(self, name).requires_grad_(False)
+
+    def backbones(self) -> dict[str, Vision | Audio]:
+        """Return the encoders by name."""
+        return {name: getattr(self, name) for name in ("vision", "audio") if hasattr(self, name)}
+
+    # ---- what is read
+    def parts(self, shown: Sequence[str]) -> set[str]:
+        """Return which parts of a sample are read, given those that its prompt shows in words."""
+        encoded = {"face"} if self.make_vision is not None else set()
+        encoded |= {"voice"} if self.make_audio is not None else set()
+        return {*shown, *encoded} - (set() if self.show_text else {"text"})
+
+    def has_input(self, sample: Sample) -> bool:
+        """Return whether a sample has words that are shown, or a clip that is encoded."""
+        turn = sample.target
+        has_vision = turn.video is not None and self.make_vision is not None
+        has_audio = turn.audio is not None and self.make_audio is not None
+        return bool(self.show_text and turn.text) or has_vision or has_audio
+
+    def required_files(self) -> dict[str, str]:
+        """Return which files are read, each with the option that does without."""
+        remedies = {"video": "set --model.vision null"} if self.make_vision is not None else {}
+        return remedies | ({"audio": "set --model.audio null"} if self.make_audio is not None else {})
+
+    def input_settings(self) -> dict[str, Any]:
+        """Return the arguments of `MultimodalCollator` beyond those of `PromptCollator`."""
+        has_vision, has_audio = hasattr(self, "vision"), hasattr(self, "audio")
+        return {
+            "media": self.media,
+            "show_text": self.show_text,
+            "frames": self.frames * has_vision,
+            "size": (self.vision.size or 224) if has_vision else 0,
+            "vision_tokens": self.frames * has_vision,
+            "audio_tokens": self.audio_tokens * has_audio,
+            "max_seconds": self.max_seconds,
+        }
+
+    def count_missing(self, batch: Mapping[str, Any], events: Counter[str]) -> None:
+        """Add what a batch lacked to the events of a test."""
+        events["samples without a readable clip"] += batch["no_vision"]
+        events["samples without readable sound"] += batch["no_audio"]
+        events["samples with nothing to go by"] += batch["nothing"]
+        events["waveforms cut to max_seconds"] += batch["waves_cut"]
+
+    # ---- features
+    def encode_frames(self, keys: Sequence[tuple[object, ...]], frames: Tensor) -> Tensor:
+        """Return (M, F, W) features of (M, F, 3, S, S) uint8 frames, one per frame; each clip is encoded once per run.
+
+        Args:
+            keys: what identifies each clip.
+        """
+
+        def compute(part: list[int]) -> Tensor:
+            hidden = self.vision.hidden(frames[part].flatten(0, 1).clone(), normed=True).float()
+            features = hidden[:, 0] if self.vision.has_cls else hidden.mean(1)
+            return features.unflatten(0, (len(part), -1))
+
+        return self.vision_features.stacked([(*key, self.frames) for key in keys], compute)
+
+    def encode_waves(self, keys: Sequence[tuple[object, ...]], waves: Tensor, lengths: Tensor) -> Tensor:
+        """Return (K, audio_tokens, W) features of (K, N) waves; each clip is encoded once per run.
+
+        Args:
+            keys: what identifies each clip.
+            lengths: (K,) true lengths of the waves.
+        """
+
+        def compute(part: list[int]) -> Tensor:
+            part_lengths = lengths[part].clone()
+            longest = int(part_lengths.max())
+            return self.audio.pooled(waves[part][:, :longest].clone(), part_lengths, self.audio_tokens).float()
+
+        return self.audio_features.stacked([(*key, self.audio_tokens, self.max_seconds) for key in keys], compute)
+
+    def place(self, embedded: Tensor, batch: MultimodalBatch) -> Tensor:
+        """Return (B, T, D) input embeddings with projected features in the slots of a batch."""
+        if batch["frames"] is not None:
+            features = self.encode_frames(batch["frame_keys"], batch["frames"])
+            embedded = _put(embedded, batch["slots"] == MARKS[VISION], features, self.vision_projection)
+        if batch["waves"] is not None and batch["wave_lengths"] is not None:
+            features = self.encode_waves(batch["wave_keys"], batch["waves"], batch["wave_lengths"])
+            embedded = _put(embedded, batch["slots"] == MARKS[AUDIO], features, self.audio_projection)
+        return embedded
+
+
+def _put(embedded: Tensor, slots: Tensor, features: Tensor, projection: nn.Linear) -> Tensor:
+    vectors = projection(features.to(projection.weight.dtype)).flatten(0, 1)
+    return embedded.index_put((slots,), vectors.to(embedded.dtype))
