@@ -104,7 +104,7 @@ build = FARCER.build
 
 def build_and_share(self: FARCER) -> None:
     build(self)
-    self.remembered = SEEN
+    self.image_features = SEEN
 
 
 FARCER.build = build_and_share

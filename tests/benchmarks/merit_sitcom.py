@@ -33,13 +33,15 @@ from typing import Any
 import numpy as np
 import torch
 
-import zoo.senses
+from zoo.backbones import LLM
 from zoo.cli import main as zoo_main
 from zoo.metrics import mean_over_seeds, paired_difference
 from zoo.models.merit import MeritTTRL
 from zoo.models.merit.parts import AnswerStatistics, Guard, statistics_sums
 from zoo.schema import Labels
 from zoo.sitcom.cues import LABELS
+from zoo.training import multimodal
+from zoo.training.feature_cache import FeatureCache
 from zoo.training.language_model import score_labels
 
 REPOSITORY = Path(__file__).parents[2]
@@ -96,40 +98,41 @@ class Shared:
 
     def __init__(self, file: Path) -> None:
         self.file = file
-        self.seen, self.heard = zoo.senses.FeatureCache(2**32), zoo.senses.FeatureCache(2**32)
+        self.vision, self.audio = FeatureCache(2**32), FeatureCache(2**32)
         if file.is_file():
-            held = torch.load(file, weights_only=True)
-            self.seen.held.update({key: (own,) for key, own in held["seen"].items()})
-            self.heard.held.update({key: (own,) for key, own in held["heard"].items()})
-        self.size = len(self.seen.held)
+            stored = torch.load(file, weights_only=True)
+            self.vision._features.update({key: (features,) for key, features in stored["vision"].items()})
+            self.audio._features.update({key: (features,) for key, features in stored["audio"].items()})
+        self.size = len(self.vision._features)
         build, read_frames, read_sound = (
-            zoo.senses.Senses.build,
-            zoo.senses.utterance_frames,
-            zoo.senses.utterance_sound,
+            multimodal.ProjectedEncoders.build,
+            multimodal.utterance_frames,
+            multimodal.utterance_sound,
         )
-        known = {key[:-1] for key in self.seen.held}, {key[:-2] for key in self.heard.held}
+        known = {key[:-1] for key in self.vision._features}, {key[:-2] for key in self.audio._features}
 
-        def share(module: zoo.senses.Senses) -> None:
-            build(module)
-            module.seen, module.heard = self.seen, self.heard
+        def share(encoders: multimodal.ProjectedEncoders, llm: LLM) -> None:
+            build(encoders, llm)
+            encoders.vision_features, encoders.audio_features = self.vision, self.audio
 
         def frames(media, turn, n, **options):  # noqa: ANN001, ANN202
-            if zoo.senses.utterance_key(turn, turn.video) in known[0]:
+            if multimodal.utterance_key(turn, turn.video) in known[0]:
                 return np.zeros((n, 3, 1, 1), np.uint8)
             return read_frames(media, turn, n, **options)
 
         def sound(media, turn):  # noqa: ANN001, ANN202
-            if zoo.senses.utterance_key(turn, turn.audio) in known[1]:
+            if multimodal.utterance_key(turn, turn.audio) in known[1]:
                 return np.zeros(1, np.float32)
             return read_sound(media, turn)
 
-        zoo.senses.Senses.build = share
-        zoo.senses.utterance_frames, zoo.senses.utterance_sound = frames, sound
+        multimodal.ProjectedEncoders.build = share
+        multimodal.utterance_frames, multimodal.utterance_sound = frames, sound
 
     def save(self) -> None:
-        if len(self.seen.held) > self.size:
-            memories = {"seen": self.seen, "heard": self.heard}
-            torch.save({n: {k: own for k, (own,) in m.held.items()} for n, m in memories.items()}, self.file)
+        if len(self.vision._features) > self.size:
+            caches = {"vision": self.vision, "audio": self.audio}
+            content = {n: {k: features for k, (features,) in c._features.items()} for n, c in caches.items()}
+            torch.save(content, self.file)
 
 
 # ----------------------------------------------------------------------------------------------------------------- runs
