@@ -111,8 +111,8 @@ class Echo(SupervisedFineTuning):
 
     templates = Path(__file__).parent / "templates"
 
-    def __init__(self, llm: str, calm: float = 0.1, window: int = 1, **kwargs) -> None:
-        super().__init__(llm, template="echo", window=window, **kwargs)
+    def __init__(self, calm: float = 0.1, window: int = 1, **kwargs) -> None:
+        super().__init__(template="echo", window=window, **kwargs)
         self.calm = calm
 
     def training_step(self, batch: dict, batch_idx: int) -> torch.Tensor:

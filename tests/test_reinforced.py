@@ -283,7 +283,7 @@ def test_a_test_has_answers_in_words(options, tmp_path):
     ("wrong", "said"),
     [
         ({"model__objective__beta": 0.1}, "without lora there is no reference"),
-        ({"model__num_generations": 0}, "answers >= 1"),
+        ({"model__num_generations": 0}, "num_generations >= 1"),
         ({"model__reward_weights": "[1, 2]"}, "1 rewards, but 2 reward_weights"),
         ({"model__objective__kind": "ppo_reward"}, "normalize must be sum or sequence"),
         ({"model__objective__dual_clip": 0.5}, "above 1"),

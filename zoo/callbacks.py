@@ -302,7 +302,7 @@ class PartialPredictions(Callback):
     def on_exception(self, trainer: Trainer, pl_module: EmotionModule, exception: BaseException) -> None:
         if not isinstance(exception, KeyboardInterrupt):
             return
-        rows = [prediction.row() for prediction in pl_module.rows]
+        rows = [prediction.row() for prediction in pl_module.predictions]
         if trainer.global_rank == 0:
             rows += pl_module.earlier_rows.values()
         if rows:

@@ -106,14 +106,13 @@ def moved(old: object, new: object) -> bool:
     return str(old).rpartition(".")[2] == str(new).rpartition(".")[2]
 
 
-def renamed_options(class_path: object) -> dict[str, str]:
-    """Return old name -> new name of a class's options, with those of its bases; none if it cannot be imported."""
+def with_new_names(options: Mapping[str, Any], class_path: object) -> dict[str, Any]:
+    """Return options of a class under their new names; as they are if the class cannot be imported."""
     module, _, name = str(class_path).rpartition(".")
     try:
-        kind = getattr(importlib.import_module(module), name)
+        return rename_options(options, getattr(importlib.import_module(module), name))
     except (ImportError, AttributeError, ValueError):
-        return {}
-    return {old: new for one in reversed(kind.__mro__) for old, new in vars(one).get("renamed_options", {}).items()}
+        return dict(options)
 
 
 def differences(old: Any, new: Any, place: str = "") -> tuple[list[str], list[str]]:
@@ -121,13 +120,12 @@ def differences(old: Any, new: Any, place: str = "") -> tuple[list[str], list[st
     problems: list[str] = []
     allowed: list[str] = []
     if isinstance(old, Mapping) and isinstance(new, Mapping):
-        options = renamed_options(new.get("class_path")) if "class_path" in new else {}
         for key in dict.fromkeys((*old, *new)):
             where = f"{place}.{key}".lstrip(".")
-            if key == "init_args" and options and isinstance(old.get(key), Mapping):
-                renamed = {k: v for k, v in options.items() if k in old[key] and k not in (new.get(key) or {})}
-                allowed += [f"{where}.{before}: renamed to {after}" for before, after in renamed.items()]
-                old = {**old, key: {renamed.get(k, k): v for k, v in old[key].items()}}
+            if key == "init_args" and "class_path" in new and isinstance(old.get(key), Mapping):
+                renamed = with_new_names(old[key], new["class_path"])
+                allowed += [f"{where}.{name}: renamed" for name in old[key] if name not in renamed]
+                old = {**old, key: renamed}
             if key not in old:
                 problems.append(f"{where}: new, {_short(new[key])}")
             elif key not in new:

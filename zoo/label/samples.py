@@ -113,5 +113,5 @@ class AnswerCallback(Callback):
         data: RequestedSamples = trainer.datamodule
         samples = list(batch["samples"])
         seconds = (time.perf_counter() - data.batch_started) / len(samples)
-        for sample, prediction in zip(samples, module.rows[-len(samples) :], strict=True):
+        for sample, prediction in zip(samples, module.predictions[-len(samples) :], strict=True):
             self.handle(sample, prediction, data.used[sample.id], seconds)
