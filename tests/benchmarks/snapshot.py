@@ -29,6 +29,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tests.models.test_contract import SYSTEMS, System
 from tests.runs_helper import checkpoint, fit, flags, make_corpus, make_ears, make_eyes, make_llm, zoo
 from tests.test_configs import ABLATIONS, BASES, CONFIGS, CORPORA, base_of
+from zoo.renaming import rename_options
 
 STATE_FILE = "state.json"  # written by `StateNames` into the run's root
 
