@@ -80,7 +80,7 @@ def parse_label(answer: str, words: Sequence[str]) -> int | None:
 
 
 def _first_line(answer: str) -> str:
-    """The part of an answer that is read."""
+    """Return the part of an answer that is read."""
     text = re.sub(r"\A\s*```[^\S\n]*(?:json\b)?", "", answer, flags=re.IGNORECASE)
     text = re.sub(r"```\s*\Z", "", text) if text != answer else text
     if text.lstrip().startswith("{"):
@@ -99,7 +99,10 @@ def _first_line(answer: str) -> str:
 
 @functools.lru_cache(maxsize=64)
 def _pattern(words: tuple[str, ...]) -> re.Pattern[str]:
-    """Finds label words, the longer ones first: "no emotion" is not also "emotion". The group names the index."""
+    """Return the pattern that finds label words, longer ones first, since "no emotion" is not also "emotion".
+
+    The name of the matched group holds the index of the label.
+    """
     parts = []
     for index, word in enumerate(map(_folded, words)):
         before = "" if _unspaced(word[:1]) else rf"(?<!{_LETTER})"

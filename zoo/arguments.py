@@ -1,5 +1,7 @@
-"""The command line in the words of its user: classes by name, the nearest name for a typing error, and what a verb
-needs."""
+"""Read the command line in the words of its user.
+
+Classes go by their names, a typing error is answered with the nearest name, and a verb says what it needs.
+"""
 
 from __future__ import annotations
 
@@ -137,7 +139,9 @@ def options_of(name: str) -> list[str]:
 
 
 def prepared(verb: str, args: list[str], evaluation: bool) -> list[str]:
-    """The arguments as jsonargparse takes them. Prints the classes for ``--model.help`` without a name, and leaves.
+    """Return the arguments as jsonargparse takes them.
+
+    For ``--model.help`` without a name the classes are printed, and the command ends.
 
     Raises:
         ValueError: a class for help that there is not, or a verb without anything to work on.
@@ -181,7 +185,7 @@ def _enough(verb: str, args: list[str], evaluation: bool) -> None:
 
 
 def classes(section: str, base: type, verb: str) -> str:
-    """The names that a section may be given, a line each."""
+    """Return the names that a section may be given, a line each."""
     lines = [f"--{section} takes one of these, or the import path of a class of your own:", ""]
     for name, kind in sorted(named(base).items()):
         lines.append(f"  {name:<20} {(inspect.getdoc(kind) or '').partition(chr(10))[0][:96]}".rstrip())

@@ -1,6 +1,8 @@
-"""What the zoo adds to a run of Lightning: best.ckpt, last.ckpt and stopping by a signal, config.yaml, the answers of
-an interrupted prediction, a table of parameters, lines of progress for runs without a progress bar, and checkpoints
-that are written whole."""
+"""Add to a run of Lightning what the zoo promises.
+
+best.ckpt, last.ckpt and stopping by a signal, config.yaml, the answers of an interrupted prediction, a table of
+parameters, lines of progress for runs without a progress bar, and checkpoints that are written whole.
+"""
 
 from __future__ import annotations
 
@@ -38,9 +40,11 @@ log = logging.getLogger(__name__)
 
 
 class CheckpointFiles(TorchCheckpointIO):
-    """Writes a checkpoint whole (`zoo.storage.replacing`); Lightning's own goes through the system's temporary folder,
-    and a move from another filesystem is a copy that a kill leaves half done. Also reads a published
-    weights.safetensors as if it were a .ckpt at step 0."""
+    """Checkpoint files that are written whole (`zoo.storage.replacing`).
+
+    Lightning's own go through the system's temporary folder, and a move from another filesystem is a copy that a kill
+    leaves half done. A published weights.safetensors is read as if it were a .ckpt at step 0.
+    """
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
@@ -55,8 +59,10 @@ class CheckpointFiles(TorchCheckpointIO):
 
 
 class SaveConfig(SaveConfigCallback):
-    """config.yaml for a new run, config.resume-K.yaml for a resumed one, config.test.yaml (etc.) for an evaluation;
-    never overwrites another run's."""
+    """The config of a run, which never overwrites that of another one.
+
+    config.yaml for a new run, config.resume-K.yaml for a resumed one, config.test.yaml (etc.) for an evaluation.
+    """
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._resumed = (run_folder(trainer) / "config.yaml").exists()
@@ -90,8 +96,10 @@ class SaveConfig(SaveConfigCallback):
 
 
 class BestCheckpoint(ModelCheckpoint):
-    """best.ckpt. Remembers the best score even if the run folder was moved, or was named relative to another directory;
-    Lightning's own forgets it then, and a resumed run would overwrite the best model with its next one."""
+    """best.ckpt, whose score is remembered even if the run folder was moved or is named relative to another directory.
+
+    Lightning's own forgets it then, and a resumed run would overwrite the best model with its next one.
+    """
 
     def setup(self, trainer: Trainer, pl_module: EmotionModule, stage: str) -> None:
         self.monitor = self.monitor or pl_module.monitor
@@ -275,7 +283,8 @@ class LastCheckpoint(Checkpoint):
 
 
 class PartialPredictions(Callback):
-    """Keeps what an interrupted ``zoo predict`` has answered; the same command on the same samples answers the rest.
+    """The answers of an interrupted ``zoo predict``; the same command on the same samples answers the rest.
+
     Answers that are sampled are drawn anew.
 
     Args:
@@ -341,8 +350,9 @@ class ProgressBar(RichProgressBar):
 
 
 class ProgressLines(Callback):
-    """A line every so many seconds with what is done, the rate and the time left, and one after each validation, for
-    runs without a progress bar.
+    """Lines of progress for runs without a progress bar.
+
+    Every so many seconds what is done, the rate and the time left, and a line after each validation.
 
     Args:
         seconds: between two lines.

@@ -87,7 +87,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 def _leave_interrupted(verb: str, error: BaseException) -> NoReturn:
-    """Ends a command that a signal interrupted."""
+    """End a command that a signal interrupted."""
     if not isinstance(error, KeyboardInterrupt | SystemExit):  # of what was being stopped, e.g. a killed worker
         print(f"zoo {verb}: {type(error).__name__}: {error}", file=sys.stderr)
     if verb != "fit":  # which says itself how to go on
@@ -139,8 +139,10 @@ OF_THE_MACHINE = (
 
 
 def explained(error: BaseException) -> str | None:
-    """One sentence for the user; None for an error that is a fault of ours: see `zoo.errors.is_refusal`. Refusals count
-    as such also where jsonargparse wrapped them, or a process of the loader passed them on."""
+    """Return one sentence for the user; None for an error that is a fault of ours (`zoo.errors.is_refusal`).
+
+    Refusals count as such also where jsonargparse wrapped them, or a process of the loader passed them on.
+    """
     cause: BaseException | None = error
     wrapped, place = False, Path()
     while cause is not None:
@@ -161,7 +163,7 @@ def explained(error: BaseException) -> str | None:
 
 
 def _of_a_loader(error: BaseException) -> str | None:
-    """What the zoo refused in a process of the loader, which arrives as a text with its traceback."""
+    """Return what the zoo refused in a process of the loader, which arrives as a text with its traceback."""
     if not re.match(r"Caught \w+ in DataLoader worker process", str(error)):
         return None
     places = re.findall(r'  File "(.+)", line \d+, in .+\n +(.+)\n(?: +[~^]+\n)?', str(error))
@@ -172,7 +174,7 @@ def _of_a_loader(error: BaseException) -> str | None:
 
 
 def _of_the_machine(error: BaseException) -> str | None:
-    """What files and machines refuse, in one sentence; None for any other error."""
+    """Return what files and machines refuse, in one sentence; None for any other error."""
     message = " ".join(str(error).split())
     if isinstance(error, OSError) and error.errno in NOT_OURS:
         place = " and ".join(str(p) for p in (error.filename, error.filename2) if p is not None)

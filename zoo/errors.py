@@ -11,8 +11,10 @@ RAISE = dis.opmap["RAISE_VARARGS"]
 
 
 def is_refusal(error: BaseException) -> bool:
-    """Whether the zoo refuses something with this error, so that its message is for the user: it was raised by a
-    ``raise`` in a file of the zoo. ``int("x")`` in such a file raises a ValueError, too, but is none.
+    """Return whether the zoo refuses something with this error, so that its message is for the user.
+
+    It was then raised by a ``raise`` in a file of the zoo. ``int("x")`` in such a file raises a ValueError, too, but is
+    none.
 
     The type does not say it: whoever uses the zoo as a library catches ordinary ValueErrors and FileNotFoundErrors.
     """
@@ -23,7 +25,7 @@ def is_refusal(error: BaseException) -> bool:
 
 
 def raised_by(error: BaseException) -> tuple[types.CodeType | None, int]:
-    """The code that raised an error, and the place of the instruction in it."""
+    """Return the code that raised an error, and the place of the instruction in it."""
     trace = error.__traceback__
     while trace is not None and trace.tb_next is not None:
         trace = trace.tb_next
@@ -31,6 +33,6 @@ def raised_by(error: BaseException) -> tuple[types.CodeType | None, int]:
 
 
 def one_line(error: BaseException, most: int = 300) -> str:
-    """An error of a library in one line: its kind and what it says."""
+    """Return an error of a library in one line: its kind and its message."""
     message = " ".join(str(error).split())
     return f"{type(error).__name__}: {message[:most]}{'...' if len(message) > most else ''}"

@@ -32,8 +32,10 @@ _deferred: str | None = None  # what is said at the first signal while the comma
 
 
 def listen() -> None:
-    """Takes over both signals in this process, forgetting what an earlier command received. Does nothing in another
-    thread than the main one, where Python allows no handlers."""
+    """Take over both signals in this process, forgetting what an earlier command received.
+
+    In another thread than the main one, where Python allows no handlers, nothing happens.
+    """
     global _process, _deferred
     if threading.current_thread() is not threading.main_thread():
         return
@@ -49,18 +51,18 @@ def process() -> int:
 
 
 def requested() -> signal.Signals | None:
-    """The first signal that asked this command to stop, or None."""
+    """Return the first signal that asked this command to stop, or None."""
     return _received[0] if _received else None
 
 
 def passed_on(number: int) -> None:
-    """Notes a signal that another process of the same command received and told this one about."""
+    """Note a signal that another process of the same command received and passed on."""
     if not _received:
         _received.append(signal.Signals(number))
 
 
 def exit_code() -> int | None:
-    """What the process ends with after a signal (130 or 143); None if there was none."""
+    """Return what the process ends with after a signal (130 or 143); None if there was none."""
     return 128 + _received[0] if _received else None
 
 
@@ -89,7 +91,7 @@ def _handle(number: int, frame: FrameType | None) -> None:
 
 
 def _write(line: str) -> None:
-    """Prints a line. Not with print(): a signal may arrive inside one."""
+    """Print a line, but not with print(): a signal may arrive inside one."""
     with contextlib.suppress(OSError, RuntimeError, ValueError):
         sys.stdout.flush()
     with contextlib.suppress(OSError):
@@ -108,7 +110,7 @@ def exit_with_parent(parent: int) -> None:
 
 
 def _in_forked_child() -> None:
-    """A loader's worker works on until its parent, which got the signal as well, has no more use for it."""
+    """Let a loader's worker go on until its parent, which got the signal as well, has no more use for it."""
     if _process and _process != os.getpid():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
@@ -118,7 +120,7 @@ os.register_at_fork(after_in_child=_in_forked_child)
 
 
 def _at_exit() -> None:
-    """The command has ended, whichever way: a signal while Python clears up does not change how."""
+    """Ignore signals from now on: while Python clears up they change nothing about how the command ended."""
     if _process == os.getpid():
         for number in SIGNALS:
             signal.signal(number, signal.SIG_IGN)

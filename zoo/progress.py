@@ -35,7 +35,7 @@ class Meter:
         return time.monotonic() - self._printed >= self.seconds
 
     def line(self, done: int, what: str = "") -> str | None:
-        """The line for so many units, or None as long as it is too early for one.
+        """Return the line for so many units, or None as long as it is too early for one.
 
         Args:
             what: what it begins with.
@@ -60,7 +60,7 @@ class Meter:
 def reported(
     items: Iterable[Item], total: int | None, what: str, unit: str, seconds: float = SECONDS
 ) -> Iterator[Item]:
-    """The items, with a line on stderr every so many seconds; see `Meter`."""
+    """Yield the items, with a line on stderr every so many seconds; see `Meter`."""
     meter = Meter(total, unit, seconds)
     for done, item in enumerate(items, 1):
         yield item

@@ -1,4 +1,5 @@
 """Run folders: Lightning's own names and places, plus the rules for finding a checkpoint and never losing a result.
+
 Also the loggers of a run, paths as they may stand in a result, and the order in which flags and configs count.
 
 <run>/config.yaml             what was run (config.resume-1.yaml ... after a resume, config.test.yaml after a test)
@@ -40,8 +41,11 @@ ABSOLUTE = re.compile(r"(?<![\w/.~:])/(?:[^\s/'\"`,;:()\[\]{}<>]+/)+[^\s/'\"`,;:
 
 
 def portable(value: Any) -> Any:
-    """Plain values as they may stand in a file that travels: every absolute path in a text is written from the working
-    directory, or, if it lies elsewhere, as its last two parts behind an ellipsis."""
+    """Return plain values as they may stand in a file that travels.
+
+    Every absolute path in a text is written from the working directory, or, if it lies elsewhere, as its last two parts
+    behind an ellipsis.
+    """
     if isinstance(value, Mapping):
         return {key: portable(part) for key, part in value.items()}
     if isinstance(value, list | tuple):
@@ -50,8 +54,10 @@ def portable(value: Any) -> Any:
 
 
 def portable_path(path: str, ellipsis: str = "") -> str:
-    """An absolute path written from the working directory, or, if it lies elsewhere, as its last two parts behind the
-    ellipsis. Anything else, such as the name of a model, stays as it is."""
+    """Return an absolute path written from the working directory, or as its last two parts if it lies elsewhere.
+
+    Anything else, such as the name of a model, stays as it is.
+    """
     absolute, here = Path(path), Path.cwd()
     if not absolute.is_absolute():
         return path
@@ -61,8 +67,10 @@ def portable_path(path: str, ellipsis: str = "") -> str:
 
 
 def newest_run(root: Path) -> Path | None:
-    """The run folder ``root/lightning_logs/version_N`` with the largest N that holds a last.ckpt. Says which newer runs
-    hold none."""
+    """Return the run folder ``root/lightning_logs/version_N`` with the largest N that holds a last.ckpt.
+
+    Newer runs that hold none are named.
+    """
     numbers = {
         int(m[1]): p
         for p in (root / "lightning_logs").glob("version_*")
@@ -81,8 +89,10 @@ def newest_run(root: Path) -> Path | None:
 
 
 def make_run_folder(root: Path) -> Path:
-    """Makes ``root/lightning_logs/version_N`` with the first N after the largest in use; commands that start at the
-    same moment get different ones."""
+    """Make ``root/lightning_logs/version_N`` with the first N after the largest in use.
+
+    Commands that start at the same moment get different ones.
+    """
     logs = root / "lightning_logs"
     logs.mkdir(parents=True, exist_ok=True)
     used = [int(m[1]) for p in logs.glob("version_*") if (m := re.fullmatch(r"version_(\d+)", p.name))]
@@ -94,7 +104,7 @@ def make_run_folder(root: Path) -> Path:
 
 
 def run_of(checkpoint: Path) -> Path | None:
-    """The run folder that a checkpoint lies in, or None."""
+    """Return the run folder that a checkpoint lies in, or None."""
     for parent in checkpoint.resolve().parents:
         if (parent / "config.yaml").is_file() and checkpoint.resolve().parent == parent / "checkpoints":
             return parent
@@ -102,13 +112,13 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def published(name: str) -> Path | None:
-    """The folder ``checkpoints/<name>`` of the repository if it is one."""
+    """Return the folder ``checkpoints/<name>`` of the repository if it is one."""
     folder = REPOSITORY / "checkpoints" / name
     return folder if (folder / "config.yaml").is_file() else None
 
 
 def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
-    """A checkpoint file from a file, a run folder, or a published name or folder.
+    """Return the checkpoint file of a file, a run folder, or a published name or folder.
 
     Args:
         prefer: ``best`` or ``last``, for a run folder that holds both.
@@ -116,10 +126,10 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
     Raises:
         FileNotFoundError: saying what was looked for and what is there.
     """
-    given = Path(path)
-    if given.is_file():
-        return given
-    folder = given if given.is_dir() else published(str(path))
+    argument = Path(path)
+    if argument.is_file():
+        return argument
+    folder = argument if argument.is_dir() else published(str(path))
     if folder is None:
         raise FileNotFoundError(
             f"no checkpoint {str(path)!r}: neither a file, nor a run folder, nor a published name of "
@@ -177,12 +187,12 @@ class RunFolder(Callback):
 
 
 def run_folder(trainer: Trainer) -> Path:
-    """The folder a trainer writes to: of its `RunFolder`, else its ``default_root_dir``."""
+    """Return the folder a trainer writes to: of its `RunFolder`, else its ``default_root_dir``."""
     return next((c.path for c in trainer.callbacks if isinstance(c, RunFolder)), Path(trainer.default_root_dir))
 
 
 def newest_config(run: Path) -> Path:
-    """The config that the run's training went by last: of its newest resume, else config.yaml."""
+    """Return the config that the run's training used last: of its newest resume, else config.yaml."""
     resumes = {
         int(m[1]): p
         for p in run.glob("config.resume-*.yaml")
@@ -192,7 +202,7 @@ def newest_config(run: Path) -> Path:
 
 
 def set_aside_results(run: Path) -> Path | None:
-    """Moves the results of an earlier test to ``previous/K`` and returns that folder; None if there were none."""
+    """Move the results of an earlier test to ``previous/K`` and return that folder; None if there were none."""
     old = [path for name in RESULTS for path in sorted(run.glob(name))]
     if not old:
         return None
@@ -205,7 +215,7 @@ def set_aside_results(run: Path) -> Path | None:
 
 
 def configs_first(args: list[str]) -> list[str]:
-    """A flag beats every --config, also one that follows it; read from left to right the later of the two would win."""
+    """Return arguments with configs first, so that a flag beats every --config, also one that follows it."""
     configs, others, rest = [], [], iter(args)
     for arg in rest:
         if arg in ("--config", "-c"):
@@ -216,8 +226,9 @@ def configs_first(args: list[str]) -> list[str]:
 
 
 class ResumingCSVLogger(CSVLogger):
-    """Lightning's CSV logger empties metrics.csv when a run is resumed in its folder; this one keeps the rows up to
-    the step it resumes from (later rows belong to work that was lost and is done again).
+    """A CSV logger that keeps metrics.csv when a run is resumed in its folder, up to the step it resumes from.
+
+    Lightning's own empties it. Later rows belong to work that was lost and is done again.
 
     Args:
         resume_step: step that the run goes on from; None: a new run.
@@ -256,7 +267,7 @@ class ResumingCSVLogger(CSVLogger):
 
 
 def run_loggers(run: Path, users: Sequence[Logger], table: CSVLogger | None) -> list[Logger]:
-    """The loggers of a run. Whatever a logger writes to disk lies in the run folder.
+    """Return the loggers of a run; all that they write to disk lies in the run folder.
 
     Args:
         users: the loggers named with --trainer.logger; their folders are changed. None named: TensorBoard.

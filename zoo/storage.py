@@ -1,5 +1,7 @@
-"""Files: text is read with limits and refused by name, files are written whole or not at all, and a file that two
-commands must not write at once has a lock.
+"""Read and write files safely.
+
+Text is read with limits and refused by name, files are written whole or not at all, and a file that two commands must
+not write at once has a lock.
 
 Plain Python and PyYAML; nothing here knows what a file means.
 """
@@ -31,8 +33,11 @@ MAX_NAME = 255  # bytes of a file's name, on every filesystem in use
 
 # ---------------------------------------------------------------------------------------------------------- reading
 class _StrictLoader(yaml.SafeLoader):
-    """YAML as plain values. Refuses what would be read otherwise than it looks: a key that stands twice (YAML keeps the
-    last one), nesting without end, aliases that multiply into more than `MAX_NODES` values."""
+    """A loader of YAML as plain values, which refuses what would be read otherwise than it looks.
+
+    A key that stands twice (YAML keeps the last one), nesting without end, aliases that multiply into more than
+    `MAX_NODES` values.
+    """
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
@@ -90,7 +95,7 @@ class _StrictLoader(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, where: object) -> Any:
-    """The plain values of a YAML text.
+    """Return the plain values of a YAML text.
 
     Args:
         where: what the text is, for error messages: a path, or the name of an option.
@@ -112,7 +117,7 @@ def parse_yaml(text: str, where: object) -> Any:
 
 
 def read_yaml(path: Path) -> Any:
-    """The plain values of a YAML file; see `parse_yaml`.
+    """Return the plain values of a YAML file; see `parse_yaml`.
 
     Raises:
         ValueError: as `parse_yaml`; also for text that is not UTF-8. Names the file.
@@ -121,7 +126,7 @@ def read_yaml(path: Path) -> Any:
 
 
 def parse_json(text: str, where: object) -> Any:
-    """The values of a JSON text.
+    """Return the values of a JSON text.
 
     Raises:
         ValueError: no JSON, nested deeper than `MAX_DEPTH`, or a number of more than `MAX_DIGITS` digits.
@@ -142,12 +147,12 @@ def parse_json(text: str, where: object) -> Any:
 
 
 def read_json(path: Path) -> Any:
-    """The values of a JSON file; see `parse_json`."""
+    """Return the values of a JSON file; see `parse_json`."""
     return parse_json(_utf8(path), path)
 
 
 def read_jsonl(path: Path) -> list[Any]:
-    """The values of a file with one JSON value per line; empty lines are left out.
+    """Return the values of a file with one JSON value per line; empty lines are left out.
 
     Raises:
         ValueError: naming the file and the line that is not JSON.
@@ -157,14 +162,16 @@ def read_jsonl(path: Path) -> list[Any]:
 
 
 def split_lines(text: str) -> list[str]:
-    """The lines of a text, divided at ``\\n``, ``\\r\\n`` and ``\\r`` alone. `str.splitlines` divides at U+0085, U+2028
-    and six more as well, which are ordinary characters inside an utterance."""
+    """Return the lines of a text, divided at ``\\n``, ``\\r\\n`` and ``\\r`` alone.
+
+    `str.splitlines` divides at U+0085, U+2028 and six more as well, which are ordinary characters inside an utterance.
+    """
     lines = text.replace("\r\n", "\n").replace("\r", "\n").split("\n")
     return lines[:-1] if lines[-1] == "" else lines
 
 
 def inside(folder: Path, name: object, where: object) -> Path:
-    """The path of a file inside a folder, from a name that stands in another file.
+    """Return the path of a file inside a folder, from a name that stands in another file.
 
     Args:
         name: a relative path with ``/``.
@@ -232,8 +239,10 @@ os.umask(UMASK)
 
 @contextlib.contextmanager
 def replacing(path: Path) -> Iterator[Path]:
-    """A temporary file beside ``path`` to write to, which takes its place at the end: whoever reads ``path`` finds the
-    old file or the new one whole, also after a kill or a power cut. If the block raises, ``path`` stays as it was.
+    """Yield a temporary file beside ``path`` to write to, which takes its place at the end.
+
+    A reader of ``path`` finds the old file or the new one whole, also after a kill or a power cut. If the block raises,
+    ``path`` stays as it was.
 
     What killed commands left beside ``path`` is removed; a temporary file that is being written is locked, and stays.
     A link stays one: the file that it leads to is replaced. What the disk refuses names ``path``.
@@ -262,7 +271,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 
 def write_whole(path: Path, content: str | bytes) -> None:
-    """Writes a file whole, text as UTF-8; see `replacing`."""
+    """Write a file whole, text as UTF-8; see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
@@ -273,12 +282,12 @@ def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
 
 
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
-    """Writes one JSON object per line, whole; see `replacing`."""
+    """Write one JSON object per line, whole; see `replacing`."""
     write_whole(path, jsonl(rows))
 
 
 def _locked_temporary(path: Path) -> tuple[int, Path]:
-    """A new file beside ``path`` with the permissions of an ordinary one, open and locked."""
+    """Return a new file beside ``path`` with the permissions of an ordinary one, open and locked."""
     while True:
         handle, name = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".part", dir=path.parent)
         fcntl.flock(handle, fcntl.LOCK_EX)
@@ -307,7 +316,7 @@ _held: set[int] = set()  # handles of the locks of this process
 
 
 def _forget_locks() -> None:
-    """A forked child (a loader's worker) would keep a lock alive after its parent has been killed."""
+    """Close locks in a forked child: a loader's worker would keep them alive after its parent has been killed."""
     for handle in _held:
         os.close(handle)
     _held.clear()
@@ -318,8 +327,9 @@ os.register_at_fork(after_in_child=_forget_locks)
 
 @contextlib.contextmanager
 def locked(path: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Holds the lock file ``path``. The kernel releases it with the process, however that ends, so a command that was
-    killed blocks nobody.
+    """Hold the lock file ``path`` for the time of a block.
+
+    The kernel releases it with the process, however that ends, so a command that was killed blocks nobody.
 
     Args:
         what: what may be used by one command at a time, for the message.

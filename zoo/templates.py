@@ -93,7 +93,7 @@ class Renderer:
         os.close(ours)
 
     def close(self) -> None:
-        """Ends the process."""
+        """End the process."""
         if self._process is not None:
             os.close(self._ask)
             os.close(self._answer)

@@ -151,8 +151,10 @@ def test_captioners(captioner, wrong):
     states = defaultdict(Counter)
     for u in utterances(sitcom(captioner)):
         states[u.truth.text_mode][u.truth.description_state] += 1
-        shown = {"good": u.label, "vague": None}.get(u.truth.description_state, u.truth.shown)
-        assert u.truth.shown == shown and (u.truth.description_state == "wrong") <= (u.truth.shown != u.label)
+        shown = {"good": u.label, "vague": None}.get(u.truth.description_state, u.truth.description_shown)
+        assert u.truth.description_shown == shown and (u.truth.description_state == "wrong") <= (
+            u.truth.description_shown != u.label
+        )
     for mode, rate in zip(TEXT_MODES, wrong, strict=True):
         assert states[mode]["wrong"] / states[mode].total() == pytest.approx(rate, abs=0.04)
 

@@ -1,5 +1,6 @@
-"""mini-XCEPTION (Arriaga, Plöger, Valdenegro 2017, "Real-time Convolutional Neural Networks for Emotion and Gender
-Classification"): a facial-expression network of 58,423 weights, and its published Keras files (HDF5) read with h5py.
+"""mini-XCEPTION: a facial-expression network of 58,423 weights, and its published Keras files (HDF5) read with h5py.
+
+Arriaga, Plöger, Valdenegro 2017, "Real-time Convolutional Neural Networks for Emotion and Gender Classification".
 
 Only arrays and the JSON description are read: nothing in the file is executed or unpickled, and a file that describes
 any other network is refused, naming the differences.

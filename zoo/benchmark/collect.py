@@ -242,10 +242,10 @@ def _costs(jobs: Sequence[Job], records: Sequence[Mapping[str, Any]]) -> dict[st
 
 def _chain(job: Job) -> list[dict[str, Any]] | None:
     """Return the costs of this job's training and of every one it stands on; None if one was trained elsewhere."""
-    if job.row.checkpoint is not None and not job.of:
+    if job.row.checkpoint is not None and not job.needed:
         return None
     records = [read_record(job.home / "fit.json", COST)] if job.row.trains else []
-    for needed in job.of.values():
+    for needed in job.needed.values():
         earlier = _chain(needed)
         if earlier is None:
             return None
@@ -308,7 +308,7 @@ def _matched(jobs: Sequence[Job]) -> dict[str, Any] | None:
 
 def _training(job: Job) -> dict[str, Any]:
     """Return what the matched view holds equal, read off the checkpoint and the log, not off the intention."""
-    if not job.row.trains or job.of:
+    if not job.row.trains or job.needed:
         raise ValueError(
             f"row {job.name} stands in the matched view, but was not trained in one go here; expected a "
             "row with config that needs no other row"

@@ -217,7 +217,7 @@ def _write_jobs(todo: Sequence[Job], folder: Path, args: Sequence[str], out: Pat
         # schedulers start a job where it was submitted, but for PBS, which names that folder
         script.write_text(f'#!/bin/sh\ncd "${{PBS_O_WORKDIR:-.}}" || exit 1\nexec {shlex.join(command)}\n')
         script.chmod(0o755)
-        lines.append(f"{script.name}\t{' '.join(names[j.home] + '.sh' for j in job.of.values())}")
+        lines.append(f"{script.name}\t{' '.join(names[j.home] + '.sh' for j in job.needed.values())}")
     (folder / "jobs.tsv").write_text("\n".join(lines) + "\n")
     report = shlex.join(["zoo", "bench", *passed, f"--out={out}", "--report_only=true"])
     print(

@@ -1,5 +1,8 @@
-"""Imported by the server that forks the processes of the jobs, before it serves. A scheduler sends SIGTERM to every
-process of a benchmark; if the server ended by it, the jobs would be killed with it before they have saved."""
+"""Keep the server that forks the processes of the jobs alive until they have saved.
+
+The server imports this before it serves. A scheduler sends SIGTERM to every process of a benchmark; if the server ended
+by it, the jobs would be killed with it.
+"""
 
 import signal
 

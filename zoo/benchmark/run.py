@@ -69,7 +69,7 @@ class Commands:
         self._signal: signal.Signals | None = None
 
     def run(self, process: multiprocessing.process.BaseProcess) -> int:
-        """Starts a process and waits for its exit code. Raises `Stopped` if all were stopped already."""
+        """Start a process and wait for its exit code; `Stopped` if all were stopped already."""
         with self._lock:
             if self._signal is not None:
                 raise Stopped("the benchmark was asked to stop")
@@ -97,7 +97,7 @@ class Job:
     Attributes:
         home: its folder.
         data: the corpus of training and of the test as a config says them, complete but for `zoo.benchmark.LOADER`.
-        of: needed row -> its job.
+        needed: name of a row that must be finished before -> its job.
     """
 
     name: str
@@ -105,7 +105,7 @@ class Job:
     row: Row
     home: Path
     data: Mapping[str, Mapping[str, Any]]
-    of: Mapping[str, Job]
+    needed: Mapping[str, Job]
 
     def __str__(self) -> str:
         return f"{self.name} seed {self.seed}"
@@ -130,7 +130,9 @@ class Job:
         """Return a value with ``run:NAME`` and ``results:NAME`` replaced by folders."""
         if not isinstance(value, str):
             return value
-        return REFERENCE.sub(lambda m: str(self.of[m[2]].run if m[1] == "run" else self.of[m[2]].results), value)
+        return REFERENCE.sub(
+            lambda m: str(self.needed[m[2]].run if m[1] == "run" else self.needed[m[2]].results), value
+        )
 
     def options(self, kind: Mapping[str, Any]) -> list[str]:
         return flags({key: self.filled(value) for key, value in kind.items()})
@@ -145,7 +147,7 @@ class Job:
             "options": row.options,
             "test_options": row.test_options,
             "test_data": self.data["test"],
-            "needs": {name: job.spec() for name, job in sorted(self.of.items())},
+            "needs": {name: job.spec() for name, job in sorted(self.needed.items())},
         }
         if row.config is not None:
             spec["config"] = {str(file): sha256_of(Path(file)) for file in row.config}
@@ -168,8 +170,10 @@ def jobs(bench: Bench, data: Mapping[str, Mapping[str, Mapping[str, Any]]], out:
     made: dict[tuple[str, int], Job] = {}
     for name in bench.order():
         for seed in bench.seeds_of(name):
-            of = {n: made[n, bench.seed_of(name, n, seed)] for n in bench.needs(name)}
-            made[name, seed] = Job(name, seed, bench.rows[name], out / "runs" / name / f"seed-{seed}", data[name], of)
+            needed = {n: made[n, bench.seed_of(name, n, seed)] for n in bench.needs(name)}
+            made[name, seed] = Job(
+                name, seed, bench.rows[name], out / "runs" / name / f"seed-{seed}", data[name], needed
+            )
     return list(made.values())
 
 
@@ -421,7 +425,7 @@ def _work_off(
             ended = next(
                 (
                     (name, group)
-                    for name, needed in job.of.items()
+                    for name, needed in job.needed.items()
                     for group in (outcome.failed, outcome.stopped)
                     if needed.home in group
                 ),
@@ -433,7 +437,7 @@ def _work_off(
                 what = "failed" if group is outcome.failed else "was interrupted"
                 group[job.home] = f"needs row {name}, which {what}"
                 say(f"{job}: not run, {group[job.home]}")
-            elif all(needed.home in done for needed in job.of.values()) and len(running) < parallel:
+            elif all(needed.home in done for needed in job.needed.values()) and len(running) < parallel:
                 waiting.remove(job)
                 running[submit(job)] = job
         if not running:

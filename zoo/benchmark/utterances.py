@@ -88,7 +88,7 @@ def _reasons(job: Job) -> dict[str, dict[str, Any]]:
     """Read what the hidden row that `Row.why` names wrote about each sample."""
     if job.row.why is None:
         return {}
-    folder = job.of[job.row.why].results
+    folder = job.needed[job.row.why].results
     return {r["id"]: r for path in sorted(folder.glob("*.jsonl")) for r in read_rows(path)}
 
 

@@ -98,18 +98,18 @@ def _show(name: str) -> None:
         print(f"  {digest or 'sha256 not known':<64}  {file}")
 
 
-def _verify(names: list[str], at: Path | None) -> None:
+def _verify(names: list[str], folder: Path | None) -> None:
     """Raise ValueError naming everything that is not as published."""
-    if at is not None:
+    if folder is not None:
         if len(names) != 1:
             raise ValueError(f"--at holds the files of one entry; name it, got {names or 'none'}")
         entry = entry_of(names[0])
-        problems = differences(names[0], at, entry["files"])
+        problems = differences(names[0], folder, entry["files"])
         if problems:
             raise ValueError("; ".join(problems))
-        check_output(names[0], entry, at)
+        check_output(names[0], entry, folder)
         unknown = [file for file, digest in entry["files"].items() if digest is None]
-        print(f"{at} holds {names[0]}" + (f"; no sha256 is recorded for {', '.join(unknown)}" if unknown else ""))
+        print(f"{folder} holds {names[0]}" + (f"; no sha256 is recorded for {', '.join(unknown)}" if unknown else ""))
         return
     problems = []
     for name in names or [n for n, entry in index().items() if entry["source"] == "shipped"]:
@@ -144,8 +144,9 @@ def _publish(name: str) -> None:
 
 
 def convert(name: str, source: Path, out: Path, config: Path | None, table: Path | None) -> None:
-    """Reads an authors' file into the model of a config and writes it as a system folder, for ``--ckpt_path OUT`` and
-    ``--model.start_from OUT``.
+    """Read an authors' file into the model of a config and write it as a system folder.
+
+    It is for ``--ckpt_path OUT`` and ``--model.start_from OUT``.
 
     Args:
         name: an entry with a ``converter``, or a paper's folder: then its ``weights.load``. Such a function takes the

@@ -14,8 +14,11 @@ DTYPES = ("float32", "float16", "bfloat16")
 
 
 def export(args: list[str]) -> None:
-    """``zoo export --ckpt_path RUN --out FOLDER``: a backbone of the run as an ordinary model (or adapter) folder; with
-    --system all of it, as a folder for checkpoints/."""
+    """Run ``zoo export --ckpt_path RUN --out FOLDER``.
+
+    A backbone of the run becomes an ordinary model (or adapter) folder; with --system all of it becomes a folder for
+    checkpoints/.
+    """
     options = _parser().parse_args(take_imports(args))
     if options.out.exists() and any(options.out.iterdir()):
         raise FileExistsError(f"{options.out} is not empty; choose another folder")

@@ -166,8 +166,9 @@ class EmotionData(LightningDataModule):
         return ("train", "dev", "test")
 
     def reachable(self, split: Split, reads: Sequence[str]) -> dict[str, str] | None:
-        """The best possible answer to each sample for whoever sees only these parts of it: sample id -> label. None for
-        a corpus of which that is not known.
+        """Return the best possible answer to each sample for a reader of only these parts: sample id -> label.
+
+        None for a corpus of which that is not known.
 
         Args:
             reads: of text, turns, descriptions, face and voice.
@@ -242,8 +243,10 @@ class EmotionData(LightningDataModule):
         return self._loader(samples, self.eval_batch_size, shuffle=False, answered=answered)
 
     def _limited(self, samples: Sequence[Sample], what: Literal["val", "test", "predict"]) -> Sequence[Sample]:
-        """The samples of an evaluation of so few batches as --trainer.limit_{what}_batches allows: drawn by the run's
-        seed, in their own order. The first batches would be those of the shortest prompts, which score otherwise."""
+        """Return as many samples as --trainer.limit_{what}_batches allows, drawn by the run's seed, in their own order.
+
+        The first batches would be those of the shortest prompts, which score otherwise.
+        """
         limit = getattr(self.trainer, f"limit_{what}_batches")
         step = self.eval_batch_size * self.trainer.world_size
         batches = -(-len(samples) // step)
@@ -273,7 +276,8 @@ class EmotionData(LightningDataModule):
     def _loader(
         self, samples: Sequence[Sample], batch_size: int, shuffle: bool, answered: Collection[str] = ()
     ) -> DataLoader:
-        """
+        """Return the loader of some samples, in the order of the run's seed.
+
         Args:
             answered: ids of samples whose batches are left out; the others keep their batches, and so their numbers to
                 the last digit.
@@ -416,8 +420,9 @@ class EvaluationOrder(SequentialSampler):
 
 
 class BatchOrder(SequentialSampler):
-    """Yields (epoch, batch number); in the epoch ``resume[0]`` from batch ``resume[1]`` on. Lightning calls
-    ``set_epoch``, and a loader with workers asks for the order more than once, so nothing here is used up.
+    """The order of training: (epoch, batch number); in the epoch ``resume[0]`` from batch ``resume[1]`` on.
+
+    Lightning calls ``set_epoch``, and a loader with workers asks for the order more than once, so nothing is used up.
 
     It is no sequential sampler but calls itself one, since Lightning replaces any other for ``overfit_batches``.
 

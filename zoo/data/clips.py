@@ -43,8 +43,9 @@ def files_below(folder: Path, unlisted: dict[Path, str]) -> list[Path]:
 def find_clips(
     root: Path, folders: Sequence[str], suffixes: Collection[str] = VIDEO, notes: Counter[str] | None = None
 ) -> dict[str, Path]:
-    """Name without ending -> file, over all files below the first of ``folders`` that exists in ``root``; ``{}`` if
-    none does. Hidden files and other endings are ignored.
+    """Map names without ending to files, over all files below the first of ``folders`` that exists in ``root``.
+
+    ``{}`` if none exists. Hidden files and other endings are ignored.
 
     Args:
         notes: gets a note for each folder that could not be looked into; it is logged as a warning in any case.
@@ -73,7 +74,7 @@ def find_clips(
 
 
 def strip_keys(column: pd.Series, path: Path) -> pd.Series:
-    """The names of clips, stripped; ValueError naming the rows of empty ones."""
+    """Return the names of clips, stripped; ValueError naming the rows of empty ones."""
     keys = column.str.strip()
     if (empty := keys == "").any():
         raise ValueError(
@@ -110,8 +111,10 @@ def check_apart(keys: Iterable[str], others: Iterable[str], path: Path, other: P
 
 
 def draw_share(keys: Iterable[str], share: float, seed: int) -> set[str]:
-    """A share of the keys, drawn from their sorted list: the same whatever the order of the file. At least one unless
-    the share is 0."""
+    """Draw a share of the keys from their sorted list: the same whatever the order of the file.
+
+    At least one is drawn unless the share is 0.
+    """
     ordered = sorted(keys)
     n = max(1, round(share * len(ordered))) if share else 0
     return {ordered[i] for i in np.random.default_rng(seed).permutation(len(ordered))[:n]}

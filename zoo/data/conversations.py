@@ -230,9 +230,9 @@ class Conversations(EmotionData):
         return turns
 
     def _files(self, row: dict[str, Any], kind: str, root: Path) -> list[Path]:
-        said = row.get(kind)
-        said = [] if said is None else said if isinstance(said, list) else [said]
-        for path in said:
+        value = row.get(kind)
+        value = [] if value is None else value if isinstance(value, list) else [value]
+        for path in value:
             if not isinstance(path, str) or not path:
                 raise _Malformed(f"{kind} is {path!r}, expected a path")
             pure = PurePosixPath(path.replace("\\", "/"))
@@ -240,7 +240,7 @@ class Conversations(EmotionData):
                 raise _Malformed(f"{kind} {path!r} leaves its root; expected a path below {root.name}")
             if not (root / path).is_file():
                 raise _Malformed(f"{kind} {path!r} is not there")
-        return [root / path for path in said]
+        return [root / path for path in value]
 
 
 class _Malformed(ValueError):

@@ -118,10 +118,10 @@ class EMER(EmotionData):
         table, excluded = drop_repeats(table, path)
         words: dict[str, str] = {}
         labels: dict[str, str] = {}
-        if (own := self.root / "label-disdim.csv").is_file():
-            labels |= label_table(own, self.labels, notes, self.read_as)[0].set_index("key")["label"].to_dict()
-        if (own := self.root / SUBTITLES).is_file():
-            words |= load_subtitles([own], "english", notes, self.read_as)
+        if (file := self.root / "label-disdim.csv").is_file():
+            labels |= label_table(file, self.labels, notes, self.read_as)[0].set_index("key")["label"].to_dict()
+        if (file := self.root / SUBTITLES).is_file():
+            words |= load_subtitles([file], "english", notes, self.read_as)
         if any((self.root / folder / FILES["v1"]).is_file() for folder in ("", "dataset-v1")):
             gt = self._gt(notes)[0].set_index("key")  # later and corrected: it wins
             labels |= gt["label"].to_dict()

@@ -61,7 +61,7 @@ class GoEmotions(EmotionData):
             {
                 "key": raw["comment"].str.strip(),
                 "text": raw["text"].map(clean_text),
-                "label": ids.map(lambda own: words[int(own[0])]),
+                "label": ids.map(lambda indices: words[int(indices[0])]),
                 "several": ids.map(len) > 1,
             }
         )

@@ -86,8 +86,8 @@ def main(argv: list[str]) -> int:
     whole = {c.labels.corpus: {f"{c.labels.corpus}/{split}": c.samples(split) for split in c.splits()} for c in corpora}
     datasets = {name: samples for splits in whole.values() for name, samples in splits.items()}
     pairs = list(permutations(datasets, 2))
-    for corpus, own in whole.items():
-        datasets[corpus] = [sample for samples in own.values() for sample in samples]
+    for corpus, groups in whole.items():
+        datasets[corpus] = [sample for samples in groups.values() for sample in samples]
         pairs += [(split, corpus) for other in whole if other != corpus for split in whole[other]]
     print(f"utterances of at least {args.min_words} words, equal without case and punctuation")
     table = leak_report(datasets, args.min_words, pairs)

@@ -127,9 +127,9 @@ class MELD(EmotionData):
                 turns.append(Turn(row.key, row.speaker, row.text, row.label, described, video=clip, audio=sound))
             where = f"{self.labels.corpus}/{split}"
             last_only = self.protocol == "last_utterance"
-            own = dialogue_samples(turns, where, f"{where}/dia{dialogue}", self.labels, last_only)
-            notes["not the last of their dialogue, context only"] += len(turns) - len(own)
-            samples += own
+            scored = dialogue_samples(turns, where, f"{where}/dia{dialogue}", self.labels, last_only)
+            notes["not the last of their dialogue, context only"] += len(turns) - len(scored)
+            samples += scored
         for what, members in listed.items():
             notes[what] = len(members)
         utterances, dialogues = self.official[split]

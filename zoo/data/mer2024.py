@@ -140,8 +140,8 @@ class MER2024(EmotionData):
         return Reading(samples, None, {}, dict(notes))
 
     def _words(self, notes: Counter[str]) -> dict[str, str]:
-        own = self.root / SUBTITLES
-        paths = self.subtitles if self.subtitles is not None else [own] * own.is_file()
+        file = self.root / SUBTITLES
+        paths = self.subtitles if self.subtitles is not None else [file] * file.is_file()
         return load_subtitles(paths, self.subtitle_column, notes, self.read_as)
 
 

@@ -211,8 +211,8 @@ class MOSEI(EmotionData):
                 if video not in folds:
                     notes["labelled clips in no fold, left out"] += 1
                     continue
-                own = lines.get(video, {})
-                near = [clip for clip, (at, _) in own.items() if np.abs(np.subtract(at, interval)).max() <= CLOSE]
+                clips = lines.get(video, {})
+                near = [clip for clip, (span, _) in clips.items() if np.abs(np.subtract(span, interval)).max() <= CLOSE]
                 if len(near) != 1:
                     notes["labelled clips without a transcript line, left out"] += 1
                 elif (video, near[0]) in labelled and not np.array_equal(labelled[video, near[0]], six):
@@ -220,8 +220,8 @@ class MOSEI(EmotionData):
                 else:
                     labelled[video, near[0]] = six
         rows = []
-        for video, own in lines.items():
-            for clip, (_, text) in own.items():
+        for video, clips in lines.items():
+            for clip, (_, text) in clips.items():
                 key = f"{video}_{clip}"
                 six = labelled.get((video, clip))
                 known = six is not None and key not in excluded
@@ -251,16 +251,16 @@ class MOSEI(EmotionData):
                 if not line.strip():
                     continue
                 try:
-                    of, clip, start, end, words = cells
-                    at = float(start), float(end)
-                    if of != video or int(clip) in video_lines:
+                    owner, clip, start, end, words = cells
+                    span = float(start), float(end)
+                    if owner != video or int(clip) in video_lines:
                         raise ValueError
                 except ValueError:
                     raise ValueError(
                         f"{path} line {number} is {line[:80]!r}; expected {video}___CLIP___START___END___TEXT, each "
                         "clip once. Use the released file"
                     ) from None
-                video_lines[int(clip)] = at, clean_text(words)
+                video_lines[int(clip)] = span, clean_text(words)
         return by_video
 
     def _standard_folds(self) -> dict[str, str]:
@@ -302,11 +302,11 @@ class MOSEI(EmotionData):
         for folder in CLIPS:
             if (self.root / folder).is_dir():
                 return find_clips(self.root, [folder], notes=notes)
-        found = {}
+        paths = {}
         for folder in sorted(p for p in (self.root / "Raw").glob("*") if p.is_dir()):
             clips = find_clips(self.root / "Raw", [folder.name], notes=notes)
-            found |= {f"{folder.name}_{clip}": path for clip, path in clips.items()}
-        return found
+            paths |= {f"{folder.name}_{clip}": path for clip, path in clips.items()}
+        return paths
 
 
 def _read_csd(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
@@ -314,13 +314,13 @@ def _read_csd(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
     try:
         with h5py.File(path, "r") as file:
             data = file["All Labels"]["data"]
-            read = [(video, own["intervals"][()], own["features"][()]) for video, own in data.items()]
+            read = [(video, group["intervals"][()], group["features"][()]) for video, group in data.items()]
     except (OSError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(
             f"{path} is no label file of CMU-MOSEI ({type(error).__name__}: {str(error)[:120]}); expected HDF5 with "
             "'All Labels/data/VIDEO/{intervals,features}'. Download it again"
         ) from None
-    found = []
+    annotations = []
     for video, intervals, features in read:
         fits = intervals.ndim == features.ndim == 2 and intervals.shape[1] == 2 and features.shape[1] == 7
         if not fits or len(intervals) != len(features):
@@ -331,5 +331,5 @@ def _read_csd(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
         six = features[:, 1:].astype(float)
         if not np.isfinite(six).all() or six.min(initial=0) < 0 or six.max(initial=0) > 3:
             raise ValueError(f"{path}: {video} has intensities beyond 0..3. Use the released file")
-        found.append((video, intervals.astype(float), six))
-    return found
+        annotations.append((video, intervals.astype(float), six))
+    return annotations

@@ -48,8 +48,10 @@ class NamedSynthetic(Synthetic):
 
 
 class SyntheticReasons(NamedSynthetic):
-    """The sitcom's utterances with a reference explanation as the answer to be written: which cue says what, and the
-    label (`zoo.sitcom.truth.rationale`). The label is there too; no prompt shows the answer.
+    """The sitcom's utterances with a reference explanation as the answer to be written.
+
+    It tells which cue says what, and the label (`zoo.sitcom.truth.rationale`). The label is there too; no prompt shows
+    the answer.
 
     Args:
         name: of the corpus.
@@ -66,8 +68,9 @@ class SyntheticReasons(NamedSynthetic):
 
 
 class SyntheticQuestions(EmotionData):
-    """General questions about the sitcom's pictures, with choices: how many other people there are, the colour of the
-    wall, the object behind the speaker, and the side it is on.
+    """General questions about the sitcom's pictures, with choices.
+
+    How many other people there are, the colour of the wall, the object behind the speaker, and the side it is on.
 
     Every kind of question is a corpus of its own with its choices as labels, so scores are per kind and their plain
     mean stands for all. A sample shows the clip of an utterance and none of its words.

@@ -73,7 +73,7 @@ def whole_number(option: str, value: object, least: int = 0) -> int:
 
 
 def find_file(root: Path | None, names: Sequence[str], corpus: str, advice: str) -> Path:
-    """The first of ``names`` that is a file in ``root``; else FileNotFoundError with what is there and ``advice``."""
+    """Return the first of ``names`` that is a file in ``root``; else FileNotFoundError with what is there."""
     if root is None:
         raise FileNotFoundError(f"{corpus} needs its folder: give --data.root, expected to hold {names[0]}. {advice}")
     for name in names:
@@ -134,7 +134,7 @@ def check_encoding(option: str, name: str | None) -> str | None:
 def read_text(
     path: Path, encoding: str | Sequence[str] = (), option: str = "--data.encoding"
 ) -> tuple[str, dict[str, int]]:
-    """The text of a file, and a note if it was not UTF-8 (with or without BOM).
+    """Read the text of a file, and note if it was not UTF-8 (with or without BOM).
 
     Args:
         encoding: a name: this encoding and no other, because the user says so. Several: what the files of a corpus are

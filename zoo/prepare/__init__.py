@@ -1,2 +1,4 @@
-"""``zoo prepare``: what a run needs before it can begin: a small backbone, the sitcom's clips, a leak report, measured
-voices, texts by other models."""
+"""Make what a run needs before it can begin (``zoo prepare``).
+
+A small backbone, the sitcom's clips, a leak report, measured voices, texts by other models.
+"""

@@ -176,8 +176,9 @@ class Overlength:
 
 @dataclass(frozen=True)
 class Correct:
-    """1 for an answer in which the evaluation reads the right label, else 0; also 0 where the right one is not known,
-    so that such a prompt has no advantage. Supervised.
+    """1 for an answer in which the evaluation reads the right label, else 0. Supervised.
+
+    It is 0 also where the right label is not known, so that such a prompt has no advantage.
 
     ``anger`` earns 1 for a sample labelled anger; ``not anger`` and ``anger or joy`` earn 0.
 

@@ -315,8 +315,8 @@ def _captions(
 
 def _unsure() -> Table:
     rows = []
-    for shown in range(VAGUE + 1):
+    for described in range(VAGUE + 1):
         for label in range(len(LABELS)):
-            p = UNSURE["right" if shown in (label, VAGUE) else "wrong"]
+            p = UNSURE["right" if described in (label, VAGUE) else "wrong"]
             rows.append({True: p, False: 1 - p})
     return _table((1, 1, VAGUE + 1, len(LABELS)), rows)

@@ -142,7 +142,7 @@ def _dialogue(seed: int, number: int, settings: Settings) -> Dialogue:
                 truth=Truth(
                     text_mode=TEXT_MODES[mode],
                     description_state="vague" if shown_label == VAGUE else "good" if shown_label == label else "wrong",
-                    shown=None if shown_label == VAGUE else LABELS[shown_label],
+                    description_shown=None if shown_label == VAGUE else LABELS[shown_label],
                     face_state=face_state,
                     face_shown=face_shown,
                     voice_state=voice_state,

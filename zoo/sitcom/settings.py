@@ -85,7 +85,7 @@ class Truth:
     Attributes:
         text_mode: explicit, ambiguous (no cue) or misleading (the cue of another label).
         description_state: good (shows the label), vague (shows nothing) or wrong (shows another label).
-        shown: label the descriptions show; None if vague.
+        description_shown: label the descriptions show; None if vague.
         face_state: clear, faint, absent (a poker face) or misleading (shows another label).
         face_shown: label the face shows.
         voice_state, voice_shown: the same of the voice.
@@ -95,7 +95,7 @@ class Truth:
 
     text_mode: TextMode
     description_state: DescriptionState
-    shown: str | None
+    description_shown: str | None
     face_state: CueState
     face_shown: str
     voice_state: CueState

@@ -25,16 +25,16 @@ def rationale(utterance: Utterance) -> str:
             "misleading": "The words are not meant as they sound.",
         }[truth.text_mode]
     )
-    for what, state, shown in (
+    for what, state, text in (
         ("face", truth.face_state, truth.face_shown),
         ("voice", truth.voice_state, truth.voice_shown),
     ):
         parts.append(
             {
-                "clear": f"The {what} clearly shows {shown}.",
-                "faint": f"The {what} faintly shows {shown}.",
+                "clear": f"The {what} clearly shows {text}.",
+                "faint": f"The {what} faintly shows {text}.",
                 "absent": f"The {what} shows nothing.",
-                "misleading": f"The {what} shows {shown}, which misleads.",
+                "misleading": f"The {what} shows {text}, which misleads.",
             }[state]
         )
     return " ".join((*parts, f"So the emotion is {utterance.label}."))
@@ -42,8 +42,8 @@ def rationale(utterance: Utterance) -> str:
 
 def truth_row(utterance: Utterance, split: Split) -> dict[str, object]:
     """Return a row of ``truth.jsonl``."""
-    sets = [given for n in range(1, 5) for given in itertools.combinations(MODALITIES, n)]
-    posteriors = {" + ".join(given): posterior(utterance, given) for given in sets}
+    sets = [modalities for n in range(1, 5) for modalities in itertools.combinations(MODALITIES, n)]
+    posteriors = {" + ".join(modalities): posterior(utterance, modalities) for modalities in sets}
     posteriors["past labels"] = posterior(utterance, (), past_labels=True)
     posteriors[" + ".join((*MODALITIES, "past labels"))] = posterior(utterance, MODALITIES, past_labels=True)
     return {

@@ -151,8 +151,8 @@ class LanguageModelModule(EmotionModule):
     @property
     def reads(self) -> tuple[str, ...] | None:
         """What the prompt shows, and what the encoders read."""
-        shown = parts_shown(self.template, self.window, self.descriptions, self.template_variables)
-        return shown if self.encoders is None else ordered_parts(self.encoders.parts(shown))
+        parts = parts_shown(self.template, self.window, self.descriptions, self.template_variables)
+        return parts if self.encoders is None else ordered_parts(self.encoders.parts(parts))
 
     @property
     def unreadable_events(self) -> tuple[str, ...]:

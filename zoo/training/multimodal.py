@@ -126,8 +126,8 @@ class MultimodalCollator(PromptCollator):
     ) -> tuple[list[int], bool]:
         """Return the token ids of a prompt and whether it was shortened; every clip has its slots, once."""
         variables = {"vision": VISION if has_vision else "", "audio": AUDIO if has_audio else ""}
-        shown = sample if self.show_text else replace(sample, target=replace(sample.target, text=""))
-        ids, shortened = self.prompt_ids(shown, rng, variables)
+        visible = sample if self.show_text else replace(sample, target=replace(sample.target, text=""))
+        ids, shortened = self.prompt_ids(visible, rng, variables)
         tokens = {VISION: self.vision_tokens, AUDIO: self.audio_tokens}
         for mark, number in MARKS.items():
             expected = tokens[mark] * (mark in variables.values())
@@ -264,11 +264,11 @@ class ProjectedEncoders(nn.Module):
         return {name: getattr(self, name) for name in ("vision", "audio") if hasattr(self, name)}
 
     # ---- what is read
-    def parts(self, shown: Sequence[str]) -> set[str]:
+    def parts(self, in_words: Sequence[str]) -> set[str]:
         """Return which parts of a sample are read, given those that its prompt shows in words."""
         encoded = {"face"} if self.make_vision is not None else set()
         encoded |= {"voice"} if self.make_audio is not None else set()
-        return {*shown, *encoded} - (set() if self.show_text else {"text"})
+        return {*in_words, *encoded} - (set() if self.show_text else {"text"})
 
     def has_input(self, sample: Sample) -> bool:
         """Return whether a sample has words that are shown, or a clip that is encoded."""

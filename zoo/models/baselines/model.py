@@ -1,5 +1,6 @@
-"""The cheap systems that every other has to beat: the most frequent label, a logistic regression on word counts, and a
-sentence encoder with a linear head.
+"""Cheap systems that every other has to beat.
+
+The most frequent label, a logistic regression on word counts, and a sentence encoder with a linear head.
 
 Not papers. They run through the same verbs as all systems, so a benchmark needs to know nothing about them. `Majority`
 and `TfidfLogistic` are fitted once, from the whole training split, before the first batch; the batches of the one epoch
@@ -40,7 +41,7 @@ WORD = re.compile(r"\w+|[!?.]+")
 
 
 def counted_parts(window: int, kinds: Sequence[str]) -> tuple[str, ...]:
-    """What a baseline of words reads: the utterance, earlier turns if there is a window, and descriptions if any."""
+    """Return what a baseline of words reads: the utterance, earlier turns in a window, and descriptions if any."""
     return ("text", *(("turns",) if window else ()), *(("descriptions",) if kinds else ()))
 
 
@@ -51,7 +52,7 @@ def require_words(
     stage: str,
     says: Callable[[Sample], bool],
 ) -> None:
-    """ValueError if a kind of description is not there, or if there is nothing at all to learn words from."""
+    """Check that every kind of description and any words at all are there to learn from; ValueError if not."""
     require_descriptions(samples, module.descriptions, split)
     if stage == "fit" and not any(says(s) for s in samples):
         raise ValueError(
@@ -61,7 +62,7 @@ def require_words(
 
 
 def require_corpora(checkpoint: Mapping[str, Any], part: str, corpora: set[str]) -> None:
-    """ValueError if the checkpoint has no tensors ``part.CORPUS...`` of a corpus."""
+    """Check that a checkpoint has tensors ``part.CORPUS...`` of every corpus; ValueError if not."""
     known = {name.split(".")[1] for name in checkpoint["state_dict"] if name.startswith(f"{part}.")}
     if known and (lacking := sorted(corpora - known)):
         raise ValueError(
@@ -71,7 +72,7 @@ def require_corpora(checkpoint: Mapping[str, Any], part: str, corpora: set[str])
 
 
 def label_sets(module: EmotionModule) -> dict[str, Labels]:
-    """Label sets of the corpora of a run, which these baselines have the shape of. ValueError outside a run."""
+    """Return the label sets of a run's corpora, which these baselines have the shape of; ValueError outside a run."""
     if module._trainer is None:
         raise ValueError(
             f"a {type(module).__name__} has the shape of its corpus' labels, so it is read inside a run "
@@ -98,7 +99,7 @@ class Fitted(EmotionModule):
 
     @abstractmethod
     def fitted(self, labels: Labels, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
-        """The tensors of `parts`, from the labelled training samples of one corpus."""
+        """Return the tensors of `parts`, from the labelled training samples of one corpus."""
 
     @abstractmethod
     def probabilities(self, labels: Labels, samples: Sequence[Sample]) -> np.ndarray:
@@ -122,10 +123,10 @@ class Fitted(EmotionModule):
             return
         samples = [s for s in self.data.samples("train") if s.target.label is not None]
         for corpus, labels in self.data.label_sets.items():
-            own = [s for s in samples if s.labels.corpus == corpus]
-            if not own:
+            labelled = [s for s in samples if s.labels.corpus == corpus]
+            if not labelled:
                 raise ValueError(f"the training split holds no labelled sample of {corpus}; there is nothing to fit")
-            for name, value in self.fitted(labels, own).items():
+            for name, value in self.fitted(labels, labelled).items():
                 with torch.no_grad():
                     self.of[corpus][name].copy_(torch.from_numpy(value))
 
@@ -223,8 +224,10 @@ class TfidfLogistic(Fitted):
         require_words(self, samples, split, stage, lambda s: next(self.grams(s), None) is not None)
 
     def grams(self, sample: Sample) -> Iterator[str]:
-        """What is counted. Words of earlier turns and of descriptions have their place before them, so they are
-        features of their own."""
+        """Return what is counted.
+
+        Words of earlier turns and of descriptions have their place before them, so they are features of their own.
+        """
         earlier = sample.context(self.window)
         texts = [("", sample.target.text), *(("before ", turn.text) for turn in earlier)]
         texts += [(f"{kind}: ", sample.target.descriptions.get(kind, "")) for kind in self.descriptions]
@@ -254,17 +257,17 @@ class TfidfLogistic(Fitted):
         df = np.bincount(table.indices, minlength=self.width)
         idf = np.where(df >= self.least, np.log((1 + len(samples)) / (1 + df)) + 1, 0).astype(np.float32)
         coef, intercept = np.zeros((len(labels), self.width)), np.full(len(labels), NEVER)
-        seen, used = np.unique(gold), np.flatnonzero(idf)
-        if len(seen) == 1:
-            intercept[seen] = 0
+        present, used = np.unique(gold), np.flatnonzero(idf)
+        if len(present) == 1:
+            intercept[present] = 0
         else:
             model = LogisticRegression(C=self.C, max_iter=2000)
             weights = np.array(class_weights(gold, len(labels), self.class_weight))
             model.fit(self.weighted(table, idf)[:, used], gold, sample_weight=weights[gold])
-            if len(seen) == 2:  # the logit of the second label against the first
-                seen = seen[1:]
+            if len(present) == 2:  # the logit of the second label against the first
+                present = present[1:]
                 intercept[gold.min()] = 0
-            coef[np.ix_(seen, used)], intercept[seen] = model.coef_, model.intercept_
+            coef[np.ix_(present, used)], intercept[present] = model.coef_, model.intercept_
         return {"idf": idf, "coef": coef, "intercept": intercept}
 
     def probabilities(self, labels: Labels, samples: Sequence[Sample]) -> np.ndarray:
@@ -388,8 +391,10 @@ class SentenceClassifier(EmotionModule):
 
 @dataclass
 class SentenceCollator:
-    """Samples -> ``input_ids`` (B, T) int64 and ``mask`` (B, T) bool, padded on the right, ``samples``, and
-    ``truncated`` (int, texts that lost their beginning to ``max_length``)."""
+    """Turn samples into ``input_ids`` (B, T) int64 and ``mask`` (B, T) bool, padded on the right, and ``samples``.
+
+    ``truncated`` counts texts that lost their beginning to ``max_length``.
+    """
 
     tokenizer: Any
     window: int

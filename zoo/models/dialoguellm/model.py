@@ -45,8 +45,7 @@ CODE_DIGITS = ("neutral", "joy", "sadness", "anger", "fear", "disgust", "surpris
 
 
 class DialogueLLM(SupervisedFineTuning):
-    """An LLM tuned with LoRA to name the emotion of an utterance from its dialogue context and a video description as
-    text.
+    """An LLM tuned with LoRA to name an emotion from the dialogue context and a video description as text.
 
     Args:
         llm: folder, published name or hub id of the language model; P: LLaMA-2-7B.

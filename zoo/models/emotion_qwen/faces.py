@@ -116,29 +116,31 @@ class DlibFaces:
         if shrink > 1:
             small = resize(frame, [max(1, round(side / shrink)) for side in (height, width)], antialias=True)
         picture = np.ascontiguousarray(small.permute(1, 2, 0).cpu().numpy())
-        found, _, _ = self.detector.run(picture, self.upsample, self.adjust_threshold)
+        detections, _, _ = self.detector.run(picture, self.upsample, self.adjust_threshold)
         x, y = width / picture.shape[1], height / picture.shape[0]
         # dlib's right and bottom are inside
-        boxes = ((b.left() * x, b.top() * y, (b.right() + 1) * x, (b.bottom() + 1) * y) for b in found)
+        boxes = ((b.left() * x, b.top() * y, (b.right() + 1) * x, (b.bottom() + 1) * y) for b in detections)
         return [box for b in boxes if (box := clip_box(b, height, width)) is not None]
 
     def analyse(
         self, frames: Tensor, clip: str | None = None, numbers: Sequence[int] | None = None
     ) -> list[list[Face]]:
         """See `FaceAnalyzer`; clip and numbers are not used."""
-        found = []
+        faces_by_frame = []
         for frame in check_frames(frames):
             faces = []
             for left, top, right, bottom in self.detect(frame):
                 (probabilities,) = self.expression(frame[None, :, top:bottom, left:right])
                 faces.append(Face((left, top, right, bottom), probabilities))
-            found.append(faces)
-        return found
+            faces_by_frame.append(faces)
+        return faces_by_frame
 
 
 class WholeFrame:
-    """Every frame is one face (ours): for clips that were cropped to faces, as DFEW's are, and for encoders that were
-    trained on whole frames, as the sitcom's.
+    """Every frame is one face (ours).
+
+    For clips that were cropped to faces, as DFEW's are, and for encoders that were trained on whole frames, as the
+    sitcom's.
 
     Nothing is masked then: the stream consists of the frames with a sure expression.
 
@@ -181,7 +183,7 @@ class DeepFaceFaces:
         self, frames: Tensor, clip: str | None = None, numbers: Sequence[int] | None = None
     ) -> list[list[Face]]:
         """See `FaceAnalyzer`; clip and numbers are not used."""
-        found = []
+        faces_by_frame = []
         for frame in check_frames(frames):
             picture = np.ascontiguousarray(frame.cpu().numpy().transpose(1, 2, 0)[..., ::-1])  # it takes BGR
             answer = self.package.analyze(
@@ -191,8 +193,8 @@ class DeepFaceFaces:
                 enforce_detection=False,  # else a frame without a face is an exception
                 silent=True,
             )
-            found.append(self._faces(answer, *frame.shape[1:]))
-        return found
+            faces_by_frame.append(self._faces(answer, *frame.shape[1:]))
+        return faces_by_frame
 
     def _faces(self, answer: Any, height: int, width: int) -> list[Face]:
         faces = []
@@ -268,7 +270,7 @@ class FaceCapture:
     def analyse(
         self, frames: Tensor, clip: str | None = None, numbers: Sequence[int] | None = None
     ) -> list[list[Face]]:
-        """What the analyzer finds; asked once per clip, size and choice of frames if the clip has a name.
+        """Return what the analyzer finds; asked once per clip, size and choice of frames if the clip has a name.
 
         The pixels are not compared: give another name to another version of a clip (augmented, cropped).
 
@@ -282,20 +284,20 @@ class FaceCapture:
         key = (clip, tuple(frames.shape), None if numbers is None else tuple(numbers))
         if key in self.found:
             return self.found[key]
-        found = self.analyzer.analyse(frames, clip, numbers)
-        if len(found) != len(frames):
+        faces_by_frame = self.analyzer.analyse(frames, clip, numbers)
+        if len(faces_by_frame) != len(frames):
             raise ValueError(
-                f"{type(self.analyzer).__name__} answered about {len(found)} of {len(frames)} frames; expected a list "
-                "of faces for each, empty if it has none"
+                f"{type(self.analyzer).__name__} answered about {len(faces_by_frame)} of {len(frames)} frames; expected "
+                "a list of faces for each, empty if it has none"
             )
         if clip is not None and self.remember:
-            self.found[key] = found
-        return found
+            self.found[key] = faces_by_frame
+        return faces_by_frame
 
     def __call__(
         self, frames: Tensor, clip: str | None = None, numbers: Sequence[int] | None = None
     ) -> Captured | None:
-        """The stream, or None if no frame has an expressive face.
+        """Return the stream, or None if no frame has an expressive face.
 
         Args:
             frames: uint8 (F, 3, H, W), RGB, in the order of time. They are not changed.

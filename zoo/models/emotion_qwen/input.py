@@ -142,7 +142,7 @@ class QwenCollator(PromptCollator):
         return frames, seconds
 
     def _spread(self, length: float) -> tuple[int, float]:
-        """Number of frames of a video, and the seconds between two of them."""
+        """Return the number of frames of a video, and the seconds between two of them."""
         n = self.frames or min(self.max_frames, max(1, round(length * self.fps)))
         return n, max(0.0, length) / n
 
@@ -186,8 +186,8 @@ class QwenCollator(PromptCollator):
             no_clip += not has_clip
             no_faces += self.capture is not None and has_clip and not variables["faces"]
             nothing += not clips and not variables["question"] and not (self.show_text and sample.target.text)
-            shown = sample if self.show_text else replace(sample, target=replace(sample.target, text=""))
-            ids, shortened = self.prompt_ids(shown, rng, variables)
+            visible = sample if self.show_text else replace(sample, target=replace(sample.target, text=""))
+            ids, shortened = self.prompt_ids(visible, rng, variables)
             order = self._order_of_clips(sample, ids, clips)
             inputs += [clips[k] for k in order]
             rows += [row] * len(order)

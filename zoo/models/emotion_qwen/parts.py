@@ -1,5 +1,6 @@
-"""Between the vision tower and the language model: Emotion-Qwen's Hybrid Compressor (Sec. 3.3, Eqs. 1-4) and the two
-projectors it is compared with (Sec. 6.2, Table 7). All three are called alike:
+"""Emotion-Qwen's Hybrid Compressor (Sec. 3.3, Eqs. 1-4) and the two projectors of Table 7 (Sec. 6.2).
+
+They stand between the vision tower and the language model, and all three are called alike:
 
     tokens, gates = compressor(features, grid, order)   # features and order as `PatchVision.hidden` gives them
 
@@ -79,10 +80,10 @@ class Gate(nn.Module):
         """One (n, D) per input -> (M, 2) float32, in the order of the linear map's outputs."""
         if self.pool == "before":
             pooled = torch.stack([x.mean(0) for x in features])  # (M, D)
-            seen = self._attend(pooled[:, None])[:, 0]
+            attended = self._attend(pooled[:, None])[:, 0]
         else:  # input by input: padding could not leak, and patches of a long video need no mask
-            seen = torch.stack([self._attend(x[None])[0].mean(0) for x in features])
-        return self.linear(seen).float().softmax(-1)
+            attended = torch.stack([self._attend(x[None])[0].mean(0) for x in features])
+        return self.linear(attended).float().softmax(-1)
 
 
 class _Projector(nn.Module):
@@ -159,7 +160,8 @@ class HybridCompressor(_Projector):
         self.gate = Gate(width, heads, gate_pool)
 
     def forward(self, features: Tensor, grid: Tensor, order: Tensor) -> Compressed:
-        """
+        """Return the tokens and gates of some inputs.
+
         Args:
             features: (N, D) in window order.
             grid: (M, 3) int64, the t, h, w of each input, in patches.
@@ -197,8 +199,11 @@ class MLP(nn.Module):
 
 
 class MLPProjector(_Projector):
-    """The "MLP projector" of Table 7. `inner_to_match` gives the ``inner`` at which it has as many parameters as
-    another projector; with the default it has less than half of the Hybrid Compressor's."""
+    """The "MLP projector" of Table 7.
+
+    `inner_to_match` gives the ``inner`` at which it has as many parameters as another projector; with the default it
+    has less than half of the Hybrid Compressor's.
+    """
 
     def __init__(self, width: int, to: int, merge: int = 2, inner: int | None = None) -> None:
         super().__init__(width, merge)
@@ -211,8 +216,10 @@ class MLPProjector(_Projector):
 
 
 class FusionProjector(_Projector):
-    """The "Fusion projector" of Table 7: two equal projectors and an MLP for the ratio at which they are fused. That
-    MLP (ours: D to ``gate_inner``, ReLU, to 2, softmax) sees the mean of an input's patches."""
+    """The "Fusion projector" of Table 7: two equal projectors and an MLP for the ratio at which they are fused.
+
+    That MLP (ours: D to ``gate_inner``, ReLU, to 2, softmax) sees the mean of an input's patches.
+    """
 
     def __init__(
         self, width: int, to: int, merge: int = 2, inner: int | None = None, gate_inner: int | None = None
@@ -232,7 +239,7 @@ class FusionProjector(_Projector):
 
 
 def inner_to_match(parameters: int, width: int, to: int, merge: int = 2) -> int:
-    """The ``inner`` at which an `MLPProjector` has this number of parameters, to the nearest whole one.
+    """Return the ``inner`` at which an `MLPProjector` has this number of parameters, to the nearest whole one.
 
     Raises:
         ValueError: the nearest is more than 0.1 % away.

@@ -152,7 +152,7 @@ def check_fields(value: Any, needed: set[str], allowed: set[str], what: str) -> 
 
 
 def face_lines(
-    clip: str, frames: Tensor, found: Sequence[Sequence[Face]], numbers: Sequence[int] | None = None
+    clip: str, frames: Tensor, faces_by_frame: Sequence[Sequence[Face]], numbers: Sequence[int] | None = None
 ) -> list[str]:
     """Return what an analyzer found in a clip, as lines for a `PrecomputedFaces` file (without line breaks).
 
@@ -161,7 +161,7 @@ def face_lines(
         found: what it answered.
     """
     lines = []
-    for number, faces in zip(range(len(frames)) if numbers is None else numbers, found, strict=True):
+    for number, faces in zip(range(len(frames)) if numbers is None else numbers, faces_by_frame, strict=True):
         rows = [{"box": list(f.box), "probabilities": dict(f.probabilities)} for f in faces]
         lines.append(json.dumps({"clip": clip, "frame": number, "size": list(frames.shape[2:]), "faces": rows}))
     return lines

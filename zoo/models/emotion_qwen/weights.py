@@ -53,7 +53,7 @@ from zoo.models.emotion_qwen.tensor_roles import (
 def read_published(
     folder: str | Path,
     table: str | Path | Mapping[str, str | None] | None = None,
-    own: Mapping[str, Tensor] | None = None,
+    model_state: Mapping[str, Tensor] | None = None,
     merge: int = 2,
 ) -> dict[str, Tensor]:
     """Read the tensors of a published folder under our names, in the dtype of the files.
@@ -70,7 +70,7 @@ def read_published(
         ValueError: no safetensors; a table that cannot be used; tensors that are missing, left over, of another shape,
             or that cannot be told apart. Each says which.
     """
-    return from_published(_read(Path(folder)), table, own, merge)
+    return from_published(_read(Path(folder)), table, model_state, merge)
 
 
 def load(folder: str | Path, module: EmotionQwen, table: str | Path | Mapping[str, str | None] | None = None) -> None:
@@ -79,11 +79,11 @@ def load(folder: str | Path, module: EmotionQwen, table: str | Path | Mapping[st
     What equals the base models' own weights stays theirs, so a checkpoint of this model leaves it out. See
     `read_published` for the rest.
     """
-    own = module.state_dict()
-    state = read_published(folder, table, own, module.vision.merge)
-    state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
+    model_state = module.state_dict()
+    state = read_published(folder, table, model_state, module.vision.merge)
+    state = {name: tensor.to(model_state[name].dtype) for name, tensor in state.items()}
     module.untouched_backbone_tensors -= {
-        name for name, tensor in state.items() if not torch.equal(tensor, own[name].cpu())
+        name for name, tensor in state.items() if not torch.equal(tensor, model_state[name].cpu())
     }
     module.load_state_dict(state)
 
@@ -123,7 +123,7 @@ def _read(folder: Path) -> dict[str, Tensor]:
 def from_published(
     state: Mapping[str, Tensor],
     table: str | Path | Mapping[str, str | None] | None = None,
-    own: Mapping[str, Tensor] | None = None,
+    model_state: Mapping[str, Tensor] | None = None,
     merge: int = 2,
 ) -> dict[str, Tensor]:
     """Rename the authors' tensors to ours; see `read_published` for everything."""
@@ -142,8 +142,8 @@ def from_published(
     if not fused:
         for leaf in ("weight", "bias"):
             out[JOINED + leaf] = torch.cat([out.pop(f"{GATE}attention.{letter}.{leaf}") for letter in WORDS])
-    if own is not None:
-        _compare(out, own)
+    if model_state is not None:
+        _compare(out, model_state)
     return out
 
 
@@ -178,12 +178,12 @@ def _sizes(state: Mapping[str, Tensor], ours: NameMap) -> tuple[int, int]:
     return state[ours[first]].shape[0], state[ours[words]].shape[1]
 
 
-def _compare(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> None:
-    missing, extra = sorted(own.keys() - state.keys()), sorted(state.keys() - own.keys())
+def _compare(state: Mapping[str, Tensor], model_state: Mapping[str, Tensor]) -> None:
+    missing, extra = sorted(model_state.keys() - state.keys()), sorted(state.keys() - model_state.keys())
     shapes = [
-        f"{k} is {tuple(v.shape)}, expected {tuple(own[k].shape)}"
+        f"{k} is {tuple(v.shape)}, expected {tuple(model_state[k].shape)}"
         for k, v in state.items()
-        if k in own and v.shape != own[k].shape
+        if k in model_state and v.shape != model_state[k].shape
     ]
     if missing or extra or shapes:
         raise ValueError(

@@ -100,8 +100,9 @@ class FarcerCollator:
         return batch | (self._answers(samples) if self.training else {})
 
     def _prompt_number(self, sample: Sample, drawn: int) -> int:
-        """Return which prompt: the batch's, or the next one without a dialogue of the sample, which would tell its
-        label.
+        """Return the prompt's number: the batch's, or the next one without a dialogue of the sample.
+
+        A solved example from the same dialogue would tell its label.
 
         Raises:
             ValueError: the sample's dialogue is in all of them.

@@ -316,8 +316,8 @@ class FARCER(LanguageModelModule):
         reader = self.picture_reader()
         turns = [(s.dialogue, s.target) for s in self.data.samples("train")]
         turns = [turns[i] for i in np.linspace(0, len(turns) - 1, min(STANDARDISING_IMAGES, len(turns))).astype(int)]
-        shown = [picture for dialogue, turn in turns if (picture := reader.choose(turn, dialogue)) is not None]
-        frames = {reader.key(t): frame for t in shown if (frame := reader.read(t)) is not None}
+        pictured = [picture for dialogue, turn in turns if (picture := reader.choose(turn, dialogue)) is not None]
+        frames = {reader.key(t): frame for t in pictured if (frame := reader.read(t)) is not None}
         if not frames:
             raise ValueError("no picture of the training split could be read; `zoo prepare media --root DIR` lists why")
         items = list(frames.items())

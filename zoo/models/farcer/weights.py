@@ -1,5 +1,6 @@
-"""The authors' weight files <-> ours, by one strict map in both directions. They published none; these are the layouts
-their code writes:
+"""Convert the authors' weight files to ours and back, by one strict map.
+
+They published none; these are the layouts their code writes:
 
     pruned   best.pth.tar after pruning: {"model_state_dict": {"mp.0.weight", "mp.0.bias"}} (three layers: 0, 3 and 6)
     full     epochN.pth.tar: the same with lm.*, vm.* (the face ViT under transformers 4's names) and input_embeddings.*
@@ -140,7 +141,7 @@ def _read_file(path: Path) -> tuple[Layout, dict[str, Tensor]]:
 
 
 def _check_tensors(
-    path: Path, layout: Layout, state: Mapping[str, Tensor], names: Mapping[str, str], own: Mapping[str, Tensor]
+    path: Path, layout: Layout, state: Mapping[str, Tensor], names: Mapping[str, str], model_state: Mapping[str, Tensor]
 ) -> None:
     """Raise ValueError for keys that are missing, left over or of another shape.
 
@@ -151,9 +152,9 @@ def _check_tensors(
     """
     missing, extra = sorted(set(names) - set(state)), sorted(set(state) - set(names))
     shapes = [
-        f"{k} is {tuple(state[k].shape)}, expected {tuple(own[name].shape)}"
+        f"{k} is {tuple(state[k].shape)}, expected {tuple(model_state[name].shape)}"
         for k, name in names.items()
-        if k in state and state[k].shape != own[name].shape
+        if k in state and state[k].shape != model_state[name].shape
     ]
     if missing or extra or shapes:
         raise ValueError(
@@ -193,12 +194,12 @@ def load(path: str | Path, module: FARCER) -> Layout:
     What equals the base models' own weights stays theirs, so a checkpoint of this model leaves it out.
     """
     layout, state = read(path, module)
-    own = module.state_dict()
-    state = {name: tensor.to(own[name].dtype) for name, tensor in state.items()}
+    model_state = module.state_dict()
+    state = {name: tensor.to(model_state[name].dtype) for name, tensor in state.items()}
     module.untouched_backbone_tensors -= {
-        name for name, tensor in state.items() if not torch.equal(tensor, own[name].cpu())
+        name for name, tensor in state.items() if not torch.equal(tensor, model_state[name].cpu())
     }
-    module.load_state_dict(own | state)
+    module.load_state_dict(model_state | state)
     return layout
 
 
@@ -221,10 +222,13 @@ def write(module: FARCER, path: str | Path, layout: Layout) -> Path:
         )
     if path.exists():
         raise FileExistsError(f"{path} exists; choose another place or delete it first")
-    own = module.state_dict()
-    state = {theirs: own[name].detach().cpu().contiguous() for theirs, name in published_names(module, layout).items()}
+    model_state = module.state_dict()
+    state = {
+        theirs: model_state[name].detach().cpu().contiguous()
+        for theirs, name in published_names(module, layout).items()
+    }
     if layout in ("full", "lora"):
-        state |= {theirs: own[name].detach().cpu() for theirs, name in _aliases(module, layout).items()}
+        state |= {theirs: model_state[name].detach().cpu() for theirs, name in _aliases(module, layout).items()}
     path.parent.mkdir(parents=True, exist_ok=True)
     if layout != "peft":
         torch.save({"model_state_dict": dict(sorted(state.items()))}, path)

@@ -20,8 +20,12 @@ SHOWN = "<image feature token>"  # stands for an image in a solved dialogue: pla
 
 @dataclass(frozen=True)
 class Line:
-    """An utterance as a template sees it: ``picture`` is a slot, the words that stand for one, or empty; ``emotion`` is
-    a label word of an earlier turn, or None."""
+    """An utterance as a template sees it.
+
+    Attributes:
+        picture: a slot, the words that stand for one, or empty.
+        emotion: label word of an earlier turn, or None.
+    """
 
     speaker: str
     text: str

@@ -1,5 +1,6 @@
-"""InstructERC: emotion recognition in conversation as an instruction to a language model (Lei et al. 2023,
-arXiv 2309.11911), text alone.
+"""InstructERC: emotion recognition in conversation as an instruction to a language model (Lei et al. 2023).
+
+arXiv 2309.11911; text alone.
 
 The model reads the dialogue up to the utterance and answers with the label word. Two auxiliary tasks teach it about
 people: in a first stage it learns who says an utterance (``task: speaker``); in the second, beside the emotion itself,

@@ -84,8 +84,9 @@ class Response:
 
 @dataclass
 class Downstream:
-    """What keeping the descriptions does to a classifier (ours; the paper's rewards never look at the emotion, so that
-    for them a constant answer is optimal).
+    """A reward for what keeping the descriptions does to a classifier (ours).
+
+    The paper's rewards never look at the emotion, so that for them a constant answer is optimal.
 
     Keeping is worth the gain, discarding 0, and an answer that decides nothing the worse of the two.
 
@@ -138,13 +139,13 @@ class Downstream:
         return min(g, 0.0) if decision is None else g if decision else 0.0
 
 
-def gain(kept: Mapping[str, float], bare: Mapping[str, float], label: str | None, kind: str) -> float:
+def gain(full: Mapping[str, float], bare: Mapping[str, float], label: str | None, kind: str) -> float:
     """Return the gain of `Downstream`. Probabilities below 1e-6, where the file rounds, count as that."""
     if kind == "log_probability":
-        return math.log(max(kept[label], 1e-6)) - math.log(max(bare[label], 1e-6))
+        return math.log(max(full[label], 1e-6)) - math.log(max(bare[label], 1e-6))
     if kind == "probability":
-        return kept[label] - bare[label]
-    entropy = [-sum(p * math.log(p) for p in scores.values() if p > 0) for scores in (kept, bare)]
+        return full[label] - bare[label]
+    entropy = [-sum(p * math.log(p) for p in scores.values() if p > 0) for scores in (full, bare)]
     return entropy[1] - entropy[0]
 
 

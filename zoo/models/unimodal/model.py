@@ -112,7 +112,7 @@ class Unimodal(EmotionModule):
             self.class_weights = class_weights(labels, len(self.labels), self.class_weight)
 
     def add_head(self) -> None:
-        """A fresh linear head, if one is wanted."""
+        """Make a new linear head, if one is wanted."""
         if self.new_head:
             self.head = nn.Sequential(nn.Dropout(self.dropout), nn.Linear(self.encoder.width, len(self.new_head)))
 
@@ -138,7 +138,7 @@ class Unimodal(EmotionModule):
         return logits[:, self.order]
 
     def extra_loss(self, batch: dict[str, Any]) -> Tensor | float:
-        """A second task in training."""
+        """Return the loss of a second task in training."""
         return 0.0
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -300,7 +300,7 @@ class VoiceClassifier(Unimodal):
         return VoiceCollator(self.media, self.max_seconds, training, self.gain)
 
     def _hidden(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
-        """The encoder's frames, computed once per batch: both tasks read them."""
+        """Return the encoder's frames, computed once per batch: both tasks read them."""
         if "hidden" not in batch:
             batch["hidden"] = self.audio.hidden(batch["waves"], batch["lengths"])
         return batch["hidden"]
@@ -341,8 +341,11 @@ def log_mel(waves: Tensor, stride: int, window: int) -> Tensor:
 # ----------------------------------------------------------------------------------------------------- input processing
 @dataclass
 class FaceCollator:
-    """Samples -> ``frames`` (B, F, 3, S, S) uint8 (zeros where there is no clip), ``present`` (B,) bool, ``label`` (B,)
-    int64 (-1 = unlabelled) and ``samples``. F is 1 in training."""
+    """Turn samples into frames of their clips.
+
+    ``frames`` (B, F, 3, S, S) uint8 (zeros where there is no clip; F is 1 in training), ``present`` (B,) bool,
+    ``label`` (B,) int64 (-1 = unlabelled) and ``samples``.
+    """
 
     media: Media
     frames: int
@@ -392,8 +395,11 @@ class FaceCollator:
 
 @dataclass
 class VoiceCollator:
-    """Samples -> ``waves`` (B, N) float32 at 16 kHz (zeros after the end), ``lengths`` (B,) int64, ``present``,
-    ``label``, ``samples`` as `FaceCollator`, and ``cut`` (int, waveforms longer than ``max_seconds``)."""
+    """Turn samples into waveforms.
+
+    ``waves`` (B, N) float32 at 16 kHz (zeros after the end), ``lengths`` (B,) int64, ``present``, ``label``,
+    ``samples`` as `FaceCollator`, and ``cut`` (int, waveforms longer than ``max_seconds``).
+    """
 
     media: Media
     max_seconds: float
