@@ -254,7 +254,7 @@ class IEMOCAP(EmotionData):
         return root
 
     def _split(self, split: Split) -> list[DialogueFiles]:
-        """Return the split's dialogues by name; one without transcription belongs to train or test, where it is noted."""
+        """Return the split's dialogues by name; one without transcription is of train or test, where it is noted."""
         test = [d for d in self._tree.dialogues if d.session == self.test_session]
         if split == "test":
             return test

@@ -287,8 +287,8 @@ class FaceCapture:
         faces_by_frame = self.analyzer.analyse(frames, clip, numbers)
         if len(faces_by_frame) != len(frames):
             raise ValueError(
-                f"{type(self.analyzer).__name__} answered about {len(faces_by_frame)} of {len(frames)} frames; expected "
-                "a list of faces for each, empty if it has none"
+                f"{type(self.analyzer).__name__} answered about {len(faces_by_frame)} of {len(frames)} frames; "
+                "expected a list of faces for each, empty if it has none"
             )
         if clip is not None and self.remember:
             self.found[key] = faces_by_frame
