@@ -1,6 +1,6 @@
 # make demo         install, test the published systems and two baselines on a fresh sitcom, train one, write report.html
-# make test         install with the dev extra, run the test suite and the notebooks
-# make lint         ruff and the import rules
+# make test         install with the dev extra, run make lint, the test suite and the notebooks
+# make lint         ruff, the import rules and the types
 # make constraints  write constraints.txt from what .venv holds (after upgrading something in it)
 # make clean        remove .venv, caches and build leftovers; runs/ stays
 #
@@ -34,7 +34,7 @@ demo: $(if $(wildcard $(DEV)),$(DEV),$(PLAIN))
 # MKL_CBWR: Intel's library then adds up in one order on every CPU, so that short trainings end alike everywhere;
 # one thread per process: the models of the tests are too small for more to pay; a file's tests stay together, because
 # they share what they trained, and the longest files come first (tests/conftest.py)
-test: $(DEV)
+test: $(DEV) lint
 	$(OFFLINE) MKL_CBWR=AVX2,STRICT OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $${PROCESSES:-2} --dist loadfile --no-loadscope-reorder \
 		--nbmake --nbmake-timeout=600 tests notebooks
 
@@ -42,6 +42,7 @@ lint: $(DEV)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/lint-imports --no-cache --no-logo
+	$(BIN)/mypy
 
 # --no-compile: a minute less; Python compiles what it imports, once
 $(PLAIN):
@@ -71,5 +72,5 @@ constraints:
 	@echo "constraints.txt: $$(grep -c == constraints.txt) versions"
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache .import_linter_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
