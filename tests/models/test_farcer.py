@@ -21,9 +21,8 @@ from zoo.backbones import LoRA, Vision
 from zoo.data.meld import CLIPS, MELD
 from zoo.media import Media
 from zoo.models.farcer import FARCER, weights
+from zoo.models.farcer.collator import SLOT, PictureReader, PromptWriter
 from zoo.models.farcer.parts import balanced_token_weights, draw_shots
-from zoo.models.farcer.pictures import PictureReader
-from zoo.models.farcer.writer import SLOT, PromptWriter
 from zoo.prompts import load_template
 from zoo.schema import Sample, Turn
 from zoo.training.language_model import score_labels
@@ -882,3 +881,18 @@ def test_next_stage_begins_with_the_projection_of_the_first(options, home, tmp_p
     a, b = checkpoint(first)["state_dict"], checkpoint(second)["state_dict"]
     assert set(a) == {"mp.0.weight", "mp.0.bias", "feature_mean", "feature_deviation", "measured"} == set(b)
     assert all(torch.allclose(a[k], b[k], atol=1e-6) for k in a if k != "measured") and b["measured"]
+
+
+# ---- another corpus in the same process
+def test_solved_dialogues_come_from_the_corpus_of_the_run(make, meld):
+    """A module may answer for one corpus and then for another: nothing of the first stays in its prompts."""
+    first, second = meld.samples("train"), meld.samples("dev")
+    model = make(first, shots=2)
+
+    def examples() -> list[str]:
+        return [shot.dialogue for prompts in model.evaluation_writer.shots.values() for p in prompts for shot in p]
+
+    assert set(examples()) <= {s.dialogue for s in first}
+    model.trainer.datamodule = FakeCorpus(second)
+    model.setup("test")
+    assert set(examples()) <= {s.dialogue for s in second} and len(examples()) == 2

@@ -3,7 +3,7 @@
 A frozen face ViT gives one vector per utterance (the CLS token of its last layer, before the final norm), a small
 projection maps it into the input space of a frozen LLaMA-3 (Eq. 2-4), and there it stands before the words of its
 utterance (Eq. 5); after the dialogue the LLM says the label (Eq. 6). Only the projection is trained, or with it LoRA on
-the LLM's q, k and v. Section III-B -> `FARCER.encode`, Fig. 2 -> `writer.PromptWriter`, Eq. 7 ->
+the LLM's q, k and v. Section III-B -> `FARCER.encode`, Fig. 2 -> `collator.PromptWriter`, Eq. 7 ->
 `FARCER.training_step`.
 
 Differs from the paper (P) and its published code (C):
@@ -41,10 +41,8 @@ from torch import Tensor
 from zoo.backbones import Prefix, Vision
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media
-from zoo.models.farcer.collator import FarcerCollator
+from zoo.models.farcer.collator import Faces, FarcerCollator, PictureReader, PromptWriter
 from zoo.models.farcer.parts import balanced_token_weights, draw_shots, make_projection, weighted_loss
-from zoo.models.farcer.pictures import Faces, PictureReader
-from zoo.models.farcer.writer import PromptWriter
 from zoo.prompts import label_words
 from zoo.renaming import Renamed
 from zoo.schema import Prediction, Sample
