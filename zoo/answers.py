@@ -73,7 +73,7 @@ def parse_label(answer: str, words: Sequence[str]) -> int | None:
         return None
     line = _folded(_first_line(answer))
     pattern = _pattern(tuple(words))
-    named = {match.lastgroup for match in pattern.finditer(line)}
+    named = {str(match.lastgroup) for match in pattern.finditer(line)}
     if len(named) != 1 or _NEGATION.search(_HARMLESS.sub(" ", pattern.sub(" ", line))):  # a label may be "no emotion"
         return None
     return int(named.pop().removeprefix("label"))
@@ -91,8 +91,8 @@ def _first_line(answer: str) -> str:
         if isinstance(fields, dict):
             named = {str(key).strip().lower(): value for key, value in fields.items()}
             only = list(named.values())[0] if len(named) == 1 else None
-            text = next((named[key] for key in _JSON_KEYS if key in named), only)
-            text = text if isinstance(text, str) else ""
+            value = next((named[key] for key in _JSON_KEYS if key in named), only)
+            text = value if isinstance(value, str) else ""
     lines = text.replace("\r", "\n").split("\n")
     return next((line.strip() for line in lines if line.strip()), "")
 

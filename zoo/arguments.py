@@ -36,7 +36,7 @@ class ZooParser(RenamingParser, LightningArgumentParser):
             super().error(message, ex)
         leave(getattr(ex, "subcommand_parser", None) or self, message, self._meant(message, ex))
 
-    def _meant(self, message: str, ex: Exception | None) -> list[str]:
+    def _meant(self, message: str, ex: BaseException | None) -> list[str]:
         chain: list[str] = [message]
         while ex is not None:
             chain.append(str(ex))
@@ -132,7 +132,7 @@ def options_of(name: str) -> list[str]:
         if "__init__" in vars(one) and one is not object:
             options += [
                 n
-                for n, p in inspect.signature(one.__init__).parameters.items()
+                for n, p in inspect.signature(vars(one)["__init__"]).parameters.items()
                 if n != "self" and p.kind not in (p.VAR_KEYWORD, p.VAR_POSITIONAL)
             ]
     return list(dict.fromkeys(options))

@@ -17,6 +17,7 @@ import re
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import jinja2
 from jinja2 import StrictUndefined, Template, TemplateError
@@ -68,6 +69,13 @@ class Example:
     label: str
 
 
+class PromptTemplate(Protocol):
+    """What a prompt is rendered with: a template of Jinja, or one that is rendered within limits."""
+
+    def render(self, **variables: object) -> str:
+        """Return the text."""
+
+
 def escape(text: str) -> str:
     """Write control tokens apart (``<|eot_id|>`` -> ``< |eot_id| >``), so that a tokenizer reads them as plain text."""
     return CONTROL.sub(lambda m: f"{m[0][0]} {m[0][1:-1]} {m[0][-1]}", text)
@@ -79,7 +87,7 @@ def count_control_tokens(samples: Sequence[Sample]) -> int:
 
 
 @functools.cache
-def load_template(name: str, folder: Path) -> Template:
+def load_template(name: str, folder: Path) -> PromptTemplate:
     """Load a template by path, by name from ``folder`` (the paper's ``templates/``), or another paper's as PAPER/NAME.
 
     Raises:
@@ -143,7 +151,7 @@ def turn_view(turn: Turn, descriptions: Collection[str]) -> TurnView:
 
 
 def render(
-    template: Template,
+    template: PromptTemplate,
     sample: Sample,
     *,
     window: int | None,

@@ -76,7 +76,7 @@ def newest_run(root: Path) -> Path | None:
         for p in (root / "lightning_logs").glob("version_*")
         if (m := re.fullmatch(r"version_(\d+)", p.name))
     }
-    without = []
+    without: list[str] = []
     for number in sorted(numbers, reverse=True):
         run = numbers[number]
         if (run / "checkpoints" / "last.ckpt").is_file():
@@ -188,7 +188,8 @@ class RunFolder(Callback):
 
 def run_folder(trainer: Trainer) -> Path:
     """Return the folder a trainer writes to: of its `RunFolder`, else its ``default_root_dir``."""
-    return next((c.path for c in trainer.callbacks if isinstance(c, RunFolder)), Path(trainer.default_root_dir))
+    callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
+    return next((c.path for c in callbacks if isinstance(c, RunFolder)), Path(trainer.default_root_dir))
 
 
 def newest_config(run: Path) -> Path:
@@ -216,7 +217,9 @@ def set_aside_results(run: Path) -> Path | None:
 
 def configs_first(args: list[str]) -> list[str]:
     """Return arguments with configs first, so that a flag beats every --config, also one that follows it."""
-    configs, others, rest = [], [], iter(args)
+    configs: list[str] = []
+    others: list[str] = []
+    rest = iter(args)
     for arg in rest:
         if arg in ("--config", "-c"):
             configs += [arg, *itertools.islice(rest, 1)]
@@ -257,7 +260,8 @@ class ResumingCSVLogger(CSVLogger):
                 ]
 
     @property
-    def experiment(self):
+    def experiment(self) -> Any:
+        """The writer of metrics.csv, with the rows that a resumed run keeps."""
         writer = super().experiment
         if self._kept:  # at most once: the writer was just made and has emptied the file
             writer.metrics = [{k: v for k, v in row.items() if v} for row in self._kept]

@@ -162,7 +162,6 @@ class Prediction:
         return row | {k: v for k, v in optional.items() if v is not None}
 
 
-Split = Literal["train", "dev", "test"]
 Stage = Literal["fit", "validate", "test", "predict"]
 
 

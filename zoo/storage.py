@@ -41,26 +41,37 @@ class _StrictLoader(yaml.SafeLoader):
 
     def __init__(self, stream: Any) -> None:
         super().__init__(stream)
-        self._depth, self._sizes, self._open = 0, {}, []
+        self._depth = 0
+        self._sizes: dict[int, int] = {}  # id of a node -> how many values it stands for
+        self._open: list[str | None] = []  # anchors of the nodes that are being composed
 
-    def compose_node(self, parent: Any, index: Any) -> yaml.Node:
+    def _next_event(self) -> Any:
+        """Return the event that is read next."""
+        return self.peek_event()  # type: ignore[no-untyped-call]  # as untyped as its stub
+
+    @staticmethod
+    def _mark(part: Any) -> Any:
+        """Return where an event or a node begins; the marks of PyYAML's two parsers have types of their own."""
+        return part.start_mark
+
+    def compose_node(self, parent: Any, index: Any) -> yaml.Node | None:
         if self._depth >= MAX_DEPTH:
             raise yaml.constructor.ConstructorError(
-                None, None, f"nested deeper than {MAX_DEPTH}", self.peek_event().start_mark
+                None, None, f"nested deeper than {MAX_DEPTH}", self._mark(self._next_event())
             )
-        event = self.peek_event()
+        event = self._next_event()
         if isinstance(event, yaml.AliasEvent) and event.anchor in self._open:
             raise yaml.constructor.ConstructorError(
-                None, None, f"*{event.anchor} stands inside of what it stands for", event.start_mark
+                None, None, f"*{event.anchor} stands inside of what it stands for", self._mark(event)
             )
         self._depth += 1
         self._open.append(event.anchor)
         node = super().compose_node(parent, index)
         self._open.pop()
         self._depth -= 1
-        if self._size(node) > MAX_NODES:
+        if node is not None and self._size(node) > MAX_NODES:
             raise yaml.constructor.ConstructorError(
-                None, None, f"its aliases stand for more than {MAX_NODES} values", node.start_mark
+                None, None, f"its aliases stand for more than {MAX_NODES} values", self._mark(node)
             )
         return node
 

@@ -228,7 +228,7 @@ def _wrong_in_evaluation(content: Mapping[str, Any]) -> Iterator[str]:
         yield _is(content, "callbacks", "a mapping of names to states")
     else:
         for name, state in callbacks.items():
-            kind = re.match(r"\w*", name)[0]
+            kind = re.split(r"\W", name, maxsplit=1)[0]
             if not isinstance(state, dict):
                 yield f"the state of {kind} in its callbacks is {_brief(state)}, expected a mapping"
                 continue
@@ -238,17 +238,19 @@ def _wrong_in_evaluation(content: Mapping[str, Any]) -> Iterator[str]:
     loops = content.get("loops")
     if loops is not None and not isinstance(loops, dict):
         yield _is(content, "loops", "a mapping of the four loops")
-    for name in ("fit_loop", "validate_loop", "test_loop", "predict_loop") if loops is not None else ():
-        if not isinstance(loops.get(name), dict):
-            yield f"the {name} of its loops {_value(loops, name)}, expected a mapping"
-            continue
-        for key, state in loops[name].items():
-            if not isinstance(key, str) or not isinstance(state, dict):
-                yield f"{key!r:.60} in the {name} of its loops is {_brief(state)}, expected a mapping"
-            elif key.endswith("progress"):
-                ends = key.endswith("batch_progress") and name != "predict_loop"  # it knows whether a batch is the last
-                wrong = _wrong_progress(key, state, ends)
-                yield from (f"{key} in the {name} of its loops {what}" for what in wrong)
+    if loops is not None:
+        for name in ("fit_loop", "validate_loop", "test_loop", "predict_loop"):
+            if not isinstance(loops.get(name), dict):
+                yield f"the {name} of its loops {_value(loops, name)}, expected a mapping"
+                continue
+            for key, state in loops[name].items():
+                if not isinstance(key, str) or not isinstance(state, dict):
+                    yield f"{key!r:.60} in the {name} of its loops is {_brief(state)}, expected a mapping"
+                elif key.endswith("progress"):
+                    # whether it knows that a batch is the last
+                    ends = key.endswith("batch_progress") and name != "predict_loop"
+                    wrong = _wrong_progress(key, state, ends)
+                    yield from (f"{key} in the {name} of its loops {what}" for what in wrong)
     steps = loops["fit_loop"].get("epoch_loop.state_dict", {}) if loops is not None else {}
     if not _fits(steps.get("_batches_that_stepped", 0), int):
         yield f"the _batches_that_stepped of its loops is {_brief(steps['_batches_that_stepped'])}, expected a number"

@@ -6,10 +6,12 @@ import contextlib
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 DEFAULT = "default"  # peft's name of the adapter that is trained
 REFERENCE = "reference"  # name of the frozen copy of adapters
@@ -55,7 +57,7 @@ class AdaptedModel(nn.Module):
             computed in one state must not be used in another.
     """
 
-    model: nn.Module
+    model: PreTrainedModel | PeftModel
 
     def __init__(self) -> None:
         super().__init__()
@@ -63,9 +65,11 @@ class AdaptedModel(nn.Module):
         self.adapter_state = ""
 
     @property
-    def causal_lm(self) -> nn.Module:
+    def causal_lm(self) -> PreTrainedModel:
         """The transformers model itself, adapters inside."""
-        return self.model.get_base_model() if isinstance(self.model, PeftModel) else self.model
+        if isinstance(self.model, PeftModel):
+            return cast(PreTrainedModel, self.model.get_base_model())
+        return self.model
 
     @property
     def _adapter_names(self) -> list[str]:
@@ -194,7 +198,7 @@ def _lora_config(lora: LoRA, names: Sequence[str]) -> LoraConfig:
     """Return peft's config for adapters on the modules of these names."""
     return LoraConfig(
         r=lora.r,
-        lora_alpha=lora.alpha,
+        lora_alpha=lora.alpha,  # type: ignore[arg-type]  # peft divides it by r, so it may be any number
         lora_dropout=lora.dropout,
         target_modules="|".join(map(re.escape, names)),  # a list would match every name that ends like one of them
         bias="none",

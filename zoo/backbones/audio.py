@@ -17,6 +17,7 @@ from __future__ import annotations
 import copy
 import re
 from pathlib import Path
+from typing import Any, cast
 
 import torch
 import torchaudio
@@ -128,10 +129,12 @@ class Audio(FrozenEncoder):
             # SpecAugment's vector: unused here, a buffer so that no optimiser meets it, kept to be written back
             spec_augment = c.mask_time_prob > 0 or c.mask_feature_prob > 0
             self.hubert.register_buffer("masked_spec_embed", torch.rand(c.hidden_size) if spec_augment else None)
-            self.projector = self.classifier = self.layer_weights = None
+            self.projector: nn.Linear | None = None
+            self.classifier: nn.Linear | None = None
+            self.layer_weights: nn.Parameter | None = None
             if (c.architectures or [""])[0] == "HubertForSequenceClassification":
                 self.projector = nn.Linear(c.hidden_size, c.classifier_proj_size)
-                self.classifier = nn.Linear(c.classifier_proj_size, c.num_labels)
+                self.classifier = nn.Linear(c.classifier_proj_size, cast(int, c.num_labels))
                 if c.use_weighted_layer_sum:
                     states = c.num_hidden_layers + 1
                     self.layer_weights = nn.Parameter(torch.full((states,), 1 / states))
@@ -139,7 +142,10 @@ class Audio(FrozenEncoder):
 
     def _read_configs(self) -> tuple[HubertConfig, bool]:
         """Read the config, and whether the waveform is normalised first."""
-        config = read_json(self.find_file("config.json"))
+        config_file = self.find_file("config.json")
+        if config_file is None:
+            raise FileNotFoundError(f"{self.path} has no config.json")
+        config = read_json(config_file)
         kind = (config.get("architectures") or ["HubertModel"])[0]
         if config.get("model_type") != "hubert" or kind not in KINDS:
             raise ValueError(
@@ -160,10 +166,11 @@ class Audio(FrozenEncoder):
         """Read all tensors of a folder or hub model, under the names of this module."""
         index = self.find_file("model.safetensors.index.json")
         names = sorted(set(read_json(index)["weight_map"].values())) if index else ["model.safetensors"]
-        files = [self.find_file(name) for name in names]
-        if None in files and not index:
-            files = [self.find_file("pytorch_model.bin")]  # hubert-base-ls960 is published in this form only
-        if None in files:
+        files = [file for name in names if (file := self.find_file(name)) is not None]
+        if len(files) < len(names) and not index:
+            plain = self.find_file("pytorch_model.bin")  # hubert-base-ls960 is published in this form only
+            files = [] if plain is None else [plain]
+        if len(files) < len(names):
             raise FileNotFoundError(f"{self.path} has a config.json but lacks {names}, and pytorch_model.bin")
         state: dict[str, Tensor] = {}
         for file in files:
@@ -185,7 +192,8 @@ class Audio(FrozenEncoder):
         """Words of the head's classes; None without a head or with nameless classes."""
         if self.classifier is None:
             return None
-        words = tuple(self.config.id2label[i] for i in range(self.config.num_labels))
+        config: Any = self.config
+        words = tuple(config.id2label[i] for i in range(config.num_labels))
         return None if all(re.fullmatch(r"LABEL_\d+", w) for w in words) else words
 
     def frames(self, lengths: Tensor) -> Tensor:
@@ -328,6 +336,8 @@ class Audio(FrozenEncoder):
     def classify(self, x: Tensor, frames: Tensor) -> Tensor:
         """Apply the head alone: (B, T, width) states and true frames (B,) -> (B, classes) logits."""
         true = torch.arange(x.shape[1], device=x.device) < frames[:, None]
+        if self.projector is None or self.classifier is None:
+            raise ValueError(f"{self.path} has no classification head; train one on hidden(waves, lengths)")
         x = self.projector(x).masked_fill(~true[..., None], 0.0).sum(1) / frames[:, None].to(x.dtype)
         return self.classifier(x)
 

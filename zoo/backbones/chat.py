@@ -52,7 +52,7 @@ def _render(
     messages: list[dict[str, Any]], template: str, add_generation_prompt: bool, options: Mapping[str, Any]
 ) -> str:
     """Render one conversation (in a process with limits)."""
-    texts, _ = render_jinja_template(
+    texts, _ = render_jinja_template(  # type: ignore[str-unpack]  # it gives a pair, whatever its annotation says
         conversations=[messages], chat_template=template, add_generation_prompt=add_generation_prompt, **options
     )
     return texts[0]

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from zoo.backbones.prefix import Prefix, cached_key_values
+from zoo.backbones.prefix import KeyValues, Prefix, cached_key_values
 from zoo.backbones.shared_prefix import DecodingPlan, PackedPlan
 
 if TYPE_CHECKING:
@@ -50,17 +50,18 @@ def sample(
     """Draw n answers of each prompt (see `LLM.sample`)."""
     with evaluation_mode(llm):
         llm.prefill(prefix)
+        _, first_logits = prefix.prefilled()
         b, device = prefix.mask.shape[0], prefix.mask.device
         step_class = _SeparateStep if llm.prefix_sharing_unsupported_reason else _SharedStep
         step = step_class(llm, prefix, n, max_new_tokens)
         ids = torch.full((b * n, max_new_tokens), llm.pad_id, device=device)
         mask = torch.zeros_like(ids, dtype=torch.bool)
-        logprobs = torch.zeros_like(ids, dtype=prefix.logits.dtype)
+        logprobs = torch.zeros_like(ids, dtype=first_logits.dtype)
         entropy = torch.zeros_like(logprobs)
         eos = torch.tensor(llm.eos_ids, device=device)
         rows = torch.arange(b * n, device=device)  # the answers in the batch, grouped by prompt
         alive = torch.ones_like(rows, dtype=torch.bool)
-        logits = prefix.logits.repeat_interleave(n, 0)
+        logits = first_logits.repeat_interleave(n, 0)
         for t in range(max_new_tokens):
             logp = torch.log_softmax(logits / temperature if temperature else logits, -1)
             p = logp.exp()
@@ -87,7 +88,7 @@ class _SharedStep:
 
     def __init__(self, llm: LLM, prefix: Prefix, n: int, max_new_tokens: int) -> None:
         self.llm = llm
-        key_values = cached_key_values(prefix.cache)
+        key_values = cached_key_values(prefix.prefilled()[0])
         self.plan = DecodingPlan(prefix.mask, key_values, n, max_new_tokens, prefix.answer_start)
 
     def compact(self, alive: Tensor) -> Tensor:
@@ -118,7 +119,8 @@ class _SeparateStep:
     """
 
     def __init__(self, llm: LLM, prefix: Prefix, n: int, max_new_tokens: int) -> None:
-        self.llm, self.cache, self.mask = llm, copy.deepcopy(prefix.cache), prefix.mask.repeat_interleave(n, 0)
+        self.llm, self.mask = llm, prefix.mask.repeat_interleave(n, 0)
+        self.cache = copy.deepcopy(prefix.prefilled()[0])
         self.cache.batch_repeat_interleave(n)
         start = prefix.answer_start
         self.positions = None if start is None else start.repeat_interleave(n)[:, None]
@@ -152,7 +154,7 @@ def token_logprobs(llm: LLM, hidden: Tensor, ids: Tensor, temperature: float) ->
     parts = list(zip(hidden.split(size), ids.split(size), strict=True))
     frozen = not any(p.requires_grad for p in llm.causal_lm.get_output_embeddings().parameters())
     if torch.is_grad_enabled() and frozen and hidden.requires_grad:
-        return _RowwiseGradient.apply(hidden, some_rows, parts)
+        return _RowwiseGradient.apply(hidden, some_rows, parts)  # type: ignore[no-untyped-call]  # torch gives it none
     if len(parts) <= 1 or not torch.is_grad_enabled():
         return torch.cat([some_rows(*part) for part in parts]) if parts else hidden.new_zeros(0, dtype=torch.float32)
     return torch.cat([checkpoint(some_rows, *part, use_reentrant=False) for part in parts])
@@ -169,7 +171,8 @@ class _RowwiseGradient(torch.autograd.Function):
     def forward(
         ctx: Any, hidden: Tensor, some_rows: Callable[[Tensor, Tensor], Tensor], parts: list[tuple[Tensor, Tensor]]
     ) -> Tensor:
-        values, gradients = [], []
+        values: list[Tensor] = []
+        gradients: list[Tensor] = []
         for rows, ids in parts:
             with torch.enable_grad():
                 rows = rows.detach().requires_grad_()
@@ -194,7 +197,7 @@ def score(llm: LLM, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tens
     logp: dict[tuple[int, ...], Tensor] = {}  # trie node -> (B, V) log-probabilities of the next token
     if not paths:  # all candidates are single tokens
         llm.prefill(prefix)
-        root = prefix.logits
+        _, root = prefix.prefilled()
     else:
         ids = torch.full((len(paths), max(map(len, paths))), llm.pad_id, device=prefix.mask.device)
         mask = torch.zeros_like(ids, dtype=torch.bool)
@@ -205,7 +208,8 @@ def score(llm: LLM, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tens
         after = torch.log_softmax(llm.head(hidden), -1)
         logp = {path[: j + 1]: after[:, i, j] for i, path in enumerate(paths) for j in range(len(path))}
     logp[()] = torch.log_softmax(root, -1)
-    return torch.stack([sum(logp[a[:i]][:, a[i]] for i in range(len(a))) for a in answers], 1)
+    parts = [[logp[answer[:i]][:, answer[i]] for i in range(len(answer))] for answer in answers]
+    return torch.stack([sum(rest, start=first) for first, *rest in parts], 1)
 
 
 def _refuse_unfair(answers: Sequence[tuple[int, ...]]) -> None:
@@ -230,19 +234,23 @@ def _continue(llm: LLM, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[Tens
     b, (k, t) = len(prefix.mask), ids.shape
     if llm.prefix_sharing_unsupported_reason is not None:
         llm.prefill(prefix)
-        cache = copy.deepcopy(prefix.cache)
+        prompt_cache, logits = prefix.prefilled()
+        cache = copy.deepcopy(prompt_cache)
         cache.batch_repeat_interleave(k)
         whole = torch.cat([prefix.mask.repeat_interleave(k, 0), mask.repeat(b, 1)], 1)
-        positions = None if prefix.positions is None else prefix.answer_positions(t).repeat_interleave(k, 0)
-        return prefix.logits, llm.hidden(llm.embed(ids.repeat(b, 1)), whole, cache, positions).view(b, k, t, -1)
+        positions = prefix.answer_positions(t)
+        positions = None if positions is None else positions.repeat_interleave(k, 0)
+        return logits, llm.hidden(llm.embed(ids.repeat(b, 1)), whole, cache, positions).view(b, k, t, -1)
     rows, embedded = mask.expand(b, k, t), llm.embed(ids.view(1, -1).expand(b, -1))
     if prefix.cache is not None and prefix.adapter_state == llm.adapter_state:
-        key_values = cached_key_values(prefix.cache)
+        prompt_cache, logits = prefix.prefilled()
+        key_values = cached_key_values(prompt_cache)
         plan = PackedPlan(prefix.mask[:, :0], rows, prefix.mask, key_values, prefix.positions)
-        return prefix.logits, llm.forward_with_plan(embedded, plan).view(b, k, t, -1)
-    past = (None, None)
+        return logits, llm.forward_with_plan(embedded, plan).view(b, k, t, -1)
+    past_mask: Tensor | None = None
+    past: KeyValues | None = None
     if prefix.static_prefix is not None:
-        past = (prefix.static_mask, llm.static_key_values(prefix.static_prefix))
-    plan = PackedPlan(prefix.prompt_mask, rows, *past, prefix.positions)
+        past_mask, past = prefix.static_mask, llm.static_key_values(prefix.static_prefix)
+    plan = PackedPlan(prefix.prompt_mask, rows, past_mask, past, prefix.positions)
     hidden = llm.forward_with_plan(torch.cat([prefix.embeddings, embedded], 1), plan)
     return llm.head(hidden[:, -k * t - 1]), hidden[:, -k * t :].view(b, k, t, -1)

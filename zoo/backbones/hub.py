@@ -19,11 +19,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from torch import Tensor
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
-from transformers.utils import cached_file
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from zoo.backbones.chat import with_limits
 from zoo.backbones.folders import no_safetensors, refused_by_name
@@ -95,7 +95,7 @@ def fingerprint(path: str, revision: str | None = None) -> str:
     folder = Path(path)
     if not folder.is_dir():
         with refused_by_name(path):
-            folder = Path(cached_file(path, "config.json", revision=revision)).parent
+            folder = Path(str(cached_file(path, "config.json", revision=revision))).parent
     digest = hashlib.sha256()
     config = {k: v for k, v in read_json(folder / "config.json").items() if k not in NOT_PART_OF_A_MODEL}
     digest.update(json.dumps(config, sort_keys=True).encode())
@@ -123,7 +123,7 @@ def without_key_report() -> Iterator[None]:
         transformers_logging.set_verbosity(before)
 
 
-def read_weights(kind: Any, path: str, **options: Any) -> tuple[nn.Module, dict[str, Any]]:
+def read_weights(kind: Any, path: str, **options: Any) -> tuple[PreTrainedModel, dict[str, Any]]:
     """Call ``kind.from_pretrained`` on safetensors alone.
 
     Returns:
@@ -184,7 +184,7 @@ def load_tokenizer(path: str, revision: str | None) -> Any:
     """
     class_name = get_tokenizer_config(path, revision=revision).get("tokenizer_class")
     is_plain = class_name in ("TokenizersBackend", "PreTrainedTokenizerFast")
-    kind = PreTrainedTokenizerFast if is_plain else AutoTokenizer
+    kind: Any = PreTrainedTokenizerFast if is_plain else AutoTokenizer
     return with_limits(kind.from_pretrained(path, revision=revision), path)
 
 

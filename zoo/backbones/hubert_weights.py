@@ -103,7 +103,7 @@ def config_from_weights(state: dict[str, Tensor], path: str) -> tuple[HubertConf
     """
     bias = state.get("encoder.feature_projection.projection.bias")
     width = None if bias is None else len(bias)
-    name = {768: "hubert-base", 1024: "hubert-large"}.get(width)
+    name = {None: None, 768: "hubert-base", 1024: "hubert-large"}.get(width)
     if name is None:
         raise ValueError(
             f"{path} is no state dict of torchaudio's hubert_base (768 wide) or hubert_large (1024): got "

@@ -17,11 +17,11 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache
+from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from zoo.backbones import decoding, shared_prefix
 from zoo.backbones.adapters import AdaptedModel, LoRA
@@ -94,11 +94,11 @@ class LLM(AdaptedModel):
     ) -> None:
         super().__init__()
         self.path, self.revision, self.mrope = path, revision, mrope
+        self.tokenizer: Any = None  # of transformers, which has no types for them; None for a ``shape:``
         torch_dtype = getattr(torch, dtype)
         if path.startswith("shape:"):
             kind, values = shape_named(path, SHAPES)
             config = AutoConfig.for_model(kind, **values)
-            self.tokenizer = None
         else:
             path = self.path = locate_language_model(path)
             if Path(path).is_dir():
@@ -110,24 +110,25 @@ class LLM(AdaptedModel):
         self.pad_id = padding_id(self.tokenizer, config.vocab_size)
         reason = shared_prefix.unsupported_reason(config) if attention == "sdpa" else f"attention is {attention}"
         self.prefix_sharing_unsupported_reason = reason
-        if reason is None:
-            attention = shared_prefix.NAME
-        else:
+        implementation = shared_prefix.NAME if reason is None else attention
+        if reason is not None:
             log.info("%s: every answer computes its prompt again, because %s", self.path, reason)
         if device == "meta" or self.tokenizer is None:
             with torch.device(device or "cpu"):
-                self.model = AutoModelForCausalLM.from_config(config, dtype=torch_dtype, attn_implementation=attention)
+                self.model = AutoModelForCausalLM.from_config(
+                    config, dtype=torch_dtype, attn_implementation=implementation
+                )
         else:
-            self.model = self._load(path, torch_dtype, attention)
-        self.model.generation_config.pad_token_id = self.pad_id
+            self.model = self._load(path, torch_dtype, implementation)
+        self.causal_lm.generation_config.pad_token_id = self.pad_id
         if mrope is not None:
-            decoder = self.model.get_decoder()
+            decoder = self.causal_lm.get_decoder()
             decoder.rotary_emb = SectionedRotary(getattr(decoder, "rotary_emb", None), mrope)
         self.train()  # transformers loads in eval mode, in which dropout would silently do nothing
         if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def _load(self, path: str, dtype: torch.dtype, attention: str) -> nn.Module:
+    def _load(self, path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
         """Read the weights, strictly and checked."""
         model, info = read_weights(
             AutoModelForCausalLM, path, dtype=dtype, revision=self.revision, attn_implementation=attention
@@ -365,10 +366,9 @@ class LLM(AdaptedModel):
         embedded = self.embed(answers.view(b, n * t)).view(b * n, t, -1)
         rows = torch.cat([self._full_embeddings(prefix).repeat_interleave(n, 0), embedded], 1)
         row_mask = torch.cat([prefix.mask.repeat_interleave(n, 0), mask.view(b * n, t)], 1)
-        positions = prefix.positions
-        if positions is not None:
-            following = prefix.answer_positions(t).expand(3, -1, -1)
-            positions = torch.cat([positions, following], 2).repeat_interleave(n, 1)
+        positions, following = prefix.positions, prefix.answer_positions(t)
+        if positions is not None and following is not None:
+            positions = torch.cat([positions, following.expand(3, -1, -1)], 2).repeat_interleave(n, 1)
         return self.hidden(rows, row_mask, positions=positions)[:, -t - 1 : -1].view(b, n, t, -1)
 
     @torch.no_grad()
@@ -437,7 +437,8 @@ class LLM(AdaptedModel):
         Returns:
             the text of the best beam of each prompt (transformers' `generate`).
         """
-        out = self.model.generate(
+        generate: Any = self.model.generate  # of the model with its adapters
+        out = generate(
             input_ids=prompt,
             attention_mask=mask.long(),
             num_beams=beams,
@@ -453,7 +454,7 @@ class LLM(AdaptedModel):
 @contextlib.contextmanager
 def _no_checkpointing(model: nn.Module) -> Iterator[None]:
     """Keep activations: where they are recomputed in training mode, transformers silently drops the cache."""
-    layers = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    layers: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
     for layer in layers:
         layer.gradient_checkpointing = False
     try:

@@ -111,7 +111,9 @@ def keras_layers() -> dict[str, tuple[str, tuple[str, ...], dict[str, Any], str]
 
     The numbers in the names are in the order in which the layers were made: the side branch of a block comes first.
     """
-    layers = {"input_1": ("InputLayer", (), {"batch_input_shape": [None, SIZE, SIZE, 1]}, "")}
+    layers: dict[str, tuple[str, tuple[str, ...], dict[str, Any], str]] = {
+        "input_1": ("InputLayer", (), {"batch_input_shape": [None, SIZE, SIZE, 1]}, "")
+    }
     activations = 0
 
     def add(kind: str, name: str, inputs: tuple[str, ...], settings: dict[str, Any], ours: str = "") -> str:

@@ -72,7 +72,7 @@ class SectionedRotary(nn.Module):
     def __init__(self, rotary: nn.Module | None, sections: Sequence[int]) -> None:
         super().__init__()
         frequencies = getattr(rotary, "inv_freq", None)
-        if not isinstance(frequencies, Tensor):
+        if rotary is None or not isinstance(frequencies, Tensor):
             raise ValueError("mrope needs a decoder with one rotary module for all layers, as LLaMA, Qwen2 and Qwen3")
         if len(sections) != 3 or min(sections) < 0 or sum(sections) != len(frequencies):
             raise ValueError(

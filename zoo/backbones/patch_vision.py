@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -144,7 +144,7 @@ class _Tower(Qwen2_5_VisionTransformerPretrainedModel):
 
     def __init__(self, config: Qwen2_5_VLVisionConfig) -> None:
         super().__init__(config)
-        self.merger = nn.Identity()
+        self.merger = nn.Identity()  # type: ignore[assignment]  # takes and gives patches as the merger does
 
 
 class PatchVision(FrozenEncoder):
@@ -192,12 +192,13 @@ class PatchVision(FrozenEncoder):
         _check_config(config, self.path)
         if path.startswith("shape:") or device == "meta":
             with torch.device(device or "cpu"):
-                self.model = _Tower._from_config(config, **options)
+                self.model = _Tower._from_config(config, **options)  # type: ignore[no-untyped-call]
         else:
             self.model = self._load(config, options)
             refuse_infinite(self.model.state_dict(), self.path)
-        self.width, self.patch = config.hidden_size, config.patch_size
-        self.temporal, self.merge = config.temporal_patch_size, config.spatial_merge_size
+        self.width, self.merge = config.hidden_size, config.spatial_merge_size
+        # whole numbers, see `_check_config`
+        self.patch, self.temporal = cast(int, config.patch_size), cast(int, config.temporal_patch_size)
         self.train()  # transformers loads in eval mode, in which checkpointing would silently do nothing
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
@@ -218,12 +219,12 @@ class PatchVision(FrozenEncoder):
         values = config["vision_config"] if kind == "qwen2_5_vl" else config
         return Qwen2_5_VLVisionConfig.from_dict(values)
 
-    def _load(self, config: Qwen2_5_VLVisionConfig, options: dict[str, Any]) -> nn.Module:
+    def _load(self, config: Qwen2_5_VLVisionConfig, options: dict[str, Any]) -> _Tower:
         """Read the weights, strictly."""
         state = self._read_tower()
         transformers_logging.disable_progress_bar()
         with without_key_report():
-            model, info = _Tower.from_pretrained(
+            loaded: Any = _Tower.from_pretrained(
                 None,
                 config=config,
                 state_dict=state,
@@ -231,6 +232,7 @@ class PatchVision(FrozenEncoder):
                 ignore_mismatched_sizes=True,  # they are in the second value, and refused with their names
                 **options,
             )
+        model, info = loaded
         refuse_misfits(info, self.path)
         return model
 
@@ -358,7 +360,7 @@ def _check_config(config: Qwen2_5_VLVisionConfig, path: str) -> None:
             f"{path}: hidden_size {config.hidden_size} must be a multiple of 4 x num_heads ({config.num_heads}): each "
             "head turns pairs of numbers by row and by column"
         )
-    group = config.patch_size * config.spatial_merge_size
+    group = cast(int, config.patch_size) * config.spatial_merge_size
     if config.window_size < group:
         raise ValueError(f"{path}: window_size {config.window_size} px is smaller than a group of patches, {group} px")
 
@@ -406,7 +408,7 @@ def small_patch_vision(
     _check_config(config, str(folder))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = _Tower._from_config(config, dtype=torch.float32)
+        model = _Tower._from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     state = {k: v.contiguous() for k, v in model.state_dict().items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,9 +18,17 @@ def positions_from_mask(mask: Tensor) -> Tensor:
     return (mask.long().cumsum(1) - 1).clamp(min=0)
 
 
+class _FilledLayer(Protocol):
+    """A layer of a cache that has seen tokens."""
+
+    keys: Tensor
+    values: Tensor
+
+
 def cached_key_values(cache: DynamicCache) -> KeyValues:
     """Return the keys and values of each layer of a cache."""
-    return [(layer.keys, layer.values) for layer in cache.layers]
+    layers = cast(Sequence[_FilledLayer], cache.layers)  # of the models with attention in every layer
+    return [(layer.keys, layer.values) for layer in layers]
 
 
 @dataclass
@@ -82,9 +90,16 @@ class Prefix:
         """(B,) int64, position of an answer's first token: behind the largest of the prompt's; None: it is counted."""
         return None if self.positions is None else self.positions.amax((0, 2)) + 1
 
-    def answer_positions(self, count: int) -> Tensor:
-        """Return positions (B, T) int64 of an answer's tokens. Needs `positions`."""
-        return self.answer_start[:, None] + torch.arange(count, device=self.mask.device)
+    def answer_positions(self, count: int) -> Tensor | None:
+        """Return positions (B, T) int64 of an answer's tokens; None: they are counted."""
+        start = self.answer_start
+        return None if start is None else start[:, None] + torch.arange(count, device=self.mask.device)
+
+    def prefilled(self) -> tuple[DynamicCache, Tensor]:
+        """Return `cache` and `logits`. RuntimeError before `LLM.prefill`."""
+        if self.cache is None or self.logits is None:
+            raise RuntimeError("the prompts have no keys, values and logits yet; call LLM.prefill first")
+        return self.cache, self.logits
 
     def rows(self, index: Tensor) -> Prefix:
         """Select some prompts, without the padding that only the others needed; nothing is computed yet."""

@@ -59,11 +59,11 @@ class Preparation:
     @classmethod
     def of_timm(cls, model: nn.Module) -> Preparation:
         """Read the preprocessing of timm's evaluation transform. ValueError for one that is not known here."""
-        from timm.data import resolve_model_data_config  # here, see Vision._from_timm
+        from timm.data.config import resolve_model_data_config  # here, see Vision._from_timm
 
         settings = resolve_model_data_config(model)
         _, height, width = settings["input_size"]
-        enlarged = tuple(int(side / settings["crop_pct"]) for side in (height, width))
+        enlarged = (int(height / settings["crop_pct"]), int(width / settings["crop_pct"]))
         resample = {"nearest": 0, "bilinear": 2, "bicubic": 3}.get(settings["interpolation"])
         if resample is None or height != width or settings["crop_mode"] not in ("center", "squash"):
             raise ValueError(
@@ -77,8 +77,9 @@ class Preparation:
         """Side of the square that comes out; None if it depends on the frame."""
         if self.crop is not None:
             return self.crop
-        fixed = isinstance(self.resize, tuple) and self.resize[0] == self.resize[1]
-        return self.resize[0] if fixed else None
+        if isinstance(self.resize, tuple) and self.resize[0] == self.resize[1]:
+            return self.resize[0]
+        return None
 
     def __call__(self, frames: Tensor) -> Tensor:
         """Prepare frames: uint8 (N, 3, H, W) -> float32 (N, 3 or 1, S, S), on the same device.
@@ -93,16 +94,16 @@ class Preparation:
             size = list(self.resize) if isinstance(self.resize, tuple) else [self.resize]
             x = pictures.resize(x, size, RESAMPLE[self.resample], antialias=True)
         if self.crop is not None:
-            x = self._crop(x)
+            x = self._crop(x, self.crop)
         mean, std = (torch.tensor(v, device=x.device).view(-1, 1, 1) for v in (self.mean, self.std))
         return (x.float() * self.scale - mean) / std
 
-    def _crop(self, x: Tensor) -> Tensor:
+    def _crop(self, x: Tensor, side: int) -> Tensor:
         """Cut the square out of the middle."""
-        if self.crop_rounds or min(x.shape[-2:]) < self.crop:
-            return pictures.center_crop(x, [self.crop])
-        top, left = ((side - self.crop) // 2 for side in x.shape[-2:])
-        return x[..., top : top + self.crop, left : left + self.crop]
+        if self.crop_rounds or min(x.shape[-2:]) < side:
+            return pictures.center_crop(x, [side])
+        top, left = ((length - side) // 2 for length in x.shape[-2:])
+        return x[..., top : top + side, left : left + side]
 
 
 def _resize_setting(settings: dict[str, Any]) -> tuple[int, int] | int | None:

@@ -52,7 +52,7 @@ class SentenceEncoder(nn.Module):
         check_tokenizer_files(self.path)
         self.model, info = read_weights(AutoModel, self.path, dtype=torch.float32)
         # the pooler is not read: mean pooling has no use for it, and some files lack it
-        self.model.pooler = None
+        self.model.pooler = None  # type: ignore[assignment]  # torch takes it for "no module"
         unused = {k: [x for x in v if not str(x).startswith("pooler.")] for k, v in info.items()}
         refuse_misfits(unused, self.path)
         self.tokenizer = AutoTokenizer.from_pretrained(self.path)

@@ -12,7 +12,7 @@ SDPA, so that the same model serves every other use. Source: ours; the idea is k
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -200,7 +200,8 @@ def attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, scaling=scaling, dropout=dropout, **kwargs
         )
-    out = plan.attend(module.layer_idx, query, key, value, scaling, dropout)
+    scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+    out = plan.attend(cast(int, module.layer_idx), query, key, value, scaling, dropout)
     return out.transpose(1, 2).contiguous(), None
 
 

@@ -14,14 +14,14 @@ import copy
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoImageProcessor
-from transformers.utils import cached_file
+from transformers import AutoConfig, AutoImageProcessor, PreTrainedModel
 from transformers.utils import logging as transformers_logging
+from transformers.utils.hub import cached_file
 
 from zoo.backbones import mini_xception
 from zoo.backbones.folders import check_folder, reads_folder
@@ -81,7 +81,11 @@ class Vision(FrozenEncoder):
     ) -> None:
         super().__init__(path, revision, what="image encoder", option="--model.vision")
         self.processor: Any = None  # transformers' own, to be saved again
-        self.model: nn.Module
+        self.model: Any  # of one of three libraries, see `kind`
+        self.width: int
+        self.tokens: int
+        self.size: int | None
+        self.labels: tuple[str, ...] | None
         torch_dtype = getattr(torch, dtype)
         if path.startswith("shape:"):
             self._from_shape(torch_dtype, attention, device)
@@ -139,26 +143,28 @@ class Vision(FrozenEncoder):
             model = self._load(getattr(transformers, kind), config, dtype, attention)
         self._adopt_transformers(model)
 
-    def _load(self, kind: type, config: Any, dtype: torch.dtype, attention: str) -> nn.Module:
+    def _load(self, kind: type, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel:
         """Read the weights of a model of transformers, strictly."""
         with without_key_report():
             model, info = read_weights(
                 kind, self.path, config=config, dtype=dtype, revision=self.revision, attn_implementation=attention
             )
         if kind.__name__ == "ViTModel" and set(info["missing_keys"]) == {"pooler.dense.weight", "pooler.dense.bias"}:
-            model.pooler, info["missing_keys"] = None, set()  # made without one; nothing here reads it
+            model.pooler = None  # type: ignore[assignment]  # torch takes it for "no module"
+            info["missing_keys"] = set()  # it was made without one; nothing here reads it
         info["unexpected_keys"] = {k for k in info["unexpected_keys"] if not re.fullmatch(TEXT_HALF, k)}
         refuse_misfits(info, self.path)
         return model
 
-    def _adopt_transformers(self, model: nn.Module) -> None:
+    def _adopt_transformers(self, model: PreTrainedModel) -> None:
         """Set the attributes for a model of transformers."""
         self.kind, self.model = "transformers", model
         config = self.tower.config
         self.width, self.size, self.has_cls = config.hidden_size, config.image_size, True
         self.tokens = (config.image_size // config.patch_size) ** 2 + 1
         self.preparation = Preparation.of_transformers(self.processor)
-        words = tuple(model.config.id2label[i] for i in range(model.config.num_labels)) if self._has_head() else None
+        whole: Any = model.config
+        words = tuple(whole.id2label[i] for i in range(whole.num_labels)) if self._has_head() else None
         self.labels = None if words is None or all(re.fullmatch(r"LABEL_\d+", w) for w in words) else words
         if self.preparation.size != self.size:
             raise ValueError(
@@ -170,7 +176,7 @@ class Vision(FrozenEncoder):
         """Tell whether config.json is one of timm's."""
         file = Path(self.path) / "config.json"
         if not file.is_file():
-            file = Path(cached_file(self.path, "config.json", revision=self.revision))
+            file = Path(str(cached_file(self.path, "config.json", revision=self.revision)))
         return '"architecture"' in file.read_text() and '"model_type"' not in file.read_text()
 
     def _from_timm(self, name: str, dtype: torch.dtype, device: str | None) -> None:
@@ -179,7 +185,7 @@ class Vision(FrozenEncoder):
 
         try:
             with torch.device(device or "cpu"):
-                model = timm.create_model(name, pretrained=device != "meta")
+                model: Any = timm.create_model(name, pretrained=device != "meta")
         except Exception as error:  # unknown names, no network, keys that do not fit: timm raises many types
             raise ValueError(f"timm could not make {name!r} ({type(error).__name__}: {error})") from error
         if not callable(getattr(model, "forward_intermediates", None)):
@@ -191,7 +197,8 @@ class Vision(FrozenEncoder):
         words = model.pretrained_cfg.get("label_names")
         self.labels = tuple(words) if words and model.num_classes else None
         with torch.no_grad():  # the number of tokens stands nowhere; asked of one empty picture
-            empty = torch.zeros(1, 3, self.size, self.size, dtype=dtype, device=device)
+            side = cast(int, self.size)  # `Preparation.of_timm` always cuts a square
+            empty = torch.zeros(1, 3, side, side, dtype=dtype, device=device)
             self.tokens = self._hidden(empty, normed=False).shape[1]
 
     def _from_keras(self, dtype: torch.dtype, device: str | None) -> None:
@@ -218,7 +225,7 @@ class Vision(FrozenEncoder):
 
     # ---- parts
     @property
-    def tower(self) -> nn.Module:
+    def tower(self) -> Any:
         """The encoder without its head."""
         inner = CLASSES[type(self.model).__name__] if self.kind == "transformers" else ""
         return getattr(self.model, inner) if inner else self.model

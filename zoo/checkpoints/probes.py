@@ -25,8 +25,8 @@ from lightning.pytorch import Trainer
 
 from zoo.backbones import Vision
 from zoo.data import EmotionData
-from zoo.data.base import Reading, Split
-from zoo.schema import Labels, Sample, Turn
+from zoo.data.base import Reading
+from zoo.schema import Labels, Sample, Split, Turn
 from zoo.sitcom.clips import encode, render
 from zoo.sitcom.release import split_dialogues
 from zoo.sitcom.settings import Settings

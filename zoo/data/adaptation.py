@@ -7,10 +7,10 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.base import EmotionData, Reading
 from zoo.data.text import whole_number
 from zoo.data.wrapped import WrappedCorpus
-from zoo.schema import Sample
+from zoo.schema import Sample, Split
 
 
 class Adaptation(WrappedCorpus):

@@ -15,10 +15,10 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
-from lightning.pytorch import LightningDataModule
+from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Dataset, Sampler, SequentialSampler
 
 from zoo.data.text import check_encoding, whole_number
@@ -72,6 +72,14 @@ def dialogue_samples(
     ]
 
 
+class _System(Protocol):
+    """What the loaders need of the system that is run."""
+
+    earlier_rows: Collection[str]  # ids that the same command answered before it was interrupted
+
+    def collator(self, training: bool) -> Collator: ...
+
+
 class EmotionData(LightningDataModule):
     """Base of every corpus.
 
@@ -88,6 +96,7 @@ class EmotionData(LightningDataModule):
             refused.
     """
 
+    trainer: Trainer  # set before the first loader is asked for
     labels: Labels
     # options that a published config does not hold: places on a machine, and what whoever tests says anew
     unpublished_options: ClassVar[tuple[str, ...]] = ("root", "limit", "seed", "num_workers", "predict_splits")
@@ -228,19 +237,22 @@ class EmotionData(LightningDataModule):
         for split in self.splits_of(stage):
             self.reading(split)  # fail before any training work; the test split is not even read during fit
 
-    def train_dataloader(self) -> DataLoader:
+    @property
+    def _system(self) -> _System:
+        return cast(_System, self.trainer.lightning_module)
+
+    def train_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self._loader(self.samples("train"), self.batch_size, shuffle=True)
 
-    def val_dataloader(self) -> DataLoader:
+    def val_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self._loader(self._limited(self.samples("dev"), "val"), self.eval_batch_size, shuffle=False)
 
-    def test_dataloader(self) -> DataLoader:
+    def test_dataloader(self) -> DataLoader[dict[str, Any]]:
         return self._loader(self._limited(self.samples("test"), "test"), self.eval_batch_size, shuffle=False)
 
-    def predict_dataloader(self) -> DataLoader:
-        answered = self.trainer.lightning_module.earlier_rows  # by the same command, which was interrupted
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         samples = self._limited(self.to_predict(), "predict")
-        return self._loader(samples, self.eval_batch_size, shuffle=False, answered=answered)
+        return self._loader(samples, self.eval_batch_size, shuffle=False, answered=self._system.earlier_rows)
 
     def _limited(self, samples: Sequence[Sample], what: Literal["val", "test", "predict"]) -> Sequence[Sample]:
         """Return as many samples as --trainer.limit_{what}_batches allows, drawn by the run's seed, in their own order.
@@ -275,14 +287,14 @@ class EmotionData(LightningDataModule):
 
     def _loader(
         self, samples: Sequence[Sample], batch_size: int, shuffle: bool, answered: Collection[str] = ()
-    ) -> DataLoader:
+    ) -> DataLoader[dict[str, Any]]:
         """Return the loader of some samples, in the order of the run's seed.
 
         Args:
             answered: ids of samples whose batches are left out; the others keep their batches, and so their numbers to
                 the last digit.
         """
-        collator = self.trainer.lightning_module.collator(training=shuffle)
+        collator = self._system.collator(training=shuffle)
         batches = Batches(
             samples,
             collator,
@@ -294,9 +306,10 @@ class EmotionData(LightningDataModule):
             self.trainer.world_size,
         )
         # The training loader's sampler knows the epoch before workers prefetch, and where in it to go on.
-        order: Sampler
+        order: Sampler[Any]
         if shuffle:
-            order = BatchOrder(batches, self._resume_at, repeat=self.trainer.overfit_batches > 0)
+            overfit_batches = self.trainer.overfit_batches  # type: ignore[attr-defined]  # set by one of its connectors
+            order = BatchOrder(batches, self._resume_at, repeat=overfit_batches > 0)
         else:
             left = [i for i, batch in enumerate(batches.order(0)) if any(samples[j].id not in answered for j in batch)]
             # Lightning has no use for an empty loader
@@ -316,7 +329,7 @@ class EmotionData(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         progress = self.trainer.fit_loop.epoch_loop.batch_progress
-        epoch, done = self.trainer.current_epoch, progress.current.processed
+        epoch, done = self.trainer.current_epoch, progress.current.processed  # type: ignore[attr-defined]  # a narrower one
         return {
             "epoch": epoch + progress.is_last_batch,
             "batches_done": 0 if progress.is_last_batch else done,
@@ -335,12 +348,12 @@ class EmotionData(LightningDataModule):
         self._resume_at = (state["epoch"], state["batches_done"])
 
 
-def _as_it_is(batch: dict[str, Any]) -> dict[str, Any]:
+def _as_it_is(batch: Any) -> Any:
     """Return a batch unchanged: torch's default would rebuild its tuples as lists."""
     return batch
 
 
-class Batches(Dataset):
+class Batches(Dataset[dict[str, Any]]):
     """Maps (epoch, batch number) to a collated batch; holds no state, so every worker and every restart agrees."""
 
     def __init__(
@@ -376,14 +389,14 @@ class Batches(Dataset):
             return self._cached[1]
         if not self.shuffle:
             indices = np.array(self._own(), dtype=np.int64)
-            if self.bucket:
+            if self.lengths is not None:
                 indices = indices[np.argsort(self.lengths[indices], kind="stable")]
             chunks = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
         else:
             rng = np.random.default_rng((self.seed, epoch))
             indices = rng.permutation(len(self.samples))
             step = self.batch_size * self.world_size
-            if self.bucket:  # sort inside groups of 50 batches, then shuffle the batches again
+            if self.lengths is not None:  # sort inside groups of 50 batches, then shuffle the batches again
                 group = 50 * step
                 parts = [
                     p[np.argsort(self.lengths[p], kind="stable")]
@@ -400,7 +413,7 @@ class Batches(Dataset):
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, number = key
         samples = [self.samples[i] for i in self.order(epoch)[number]]
-        batch = self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
+        batch: dict[str, Any] = self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
         media = getattr(self.collator, "media", None)  # of a collator that reads clips
         return batch if media is None else batch | {"clip_problems": media.new_problems()}
 
@@ -415,7 +428,7 @@ class EvaluationOrder(SequentialSampler):
     def __len__(self) -> int:
         return len(self.numbers)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]  # what `Batches` takes for an index
         return iter([(0, number) for number in self.numbers])
 
 
@@ -440,6 +453,6 @@ class BatchOrder(SequentialSampler):
     def __len__(self) -> int:
         return len(self.batches)
 
-    def __iter__(self) -> Iterator[tuple[int, int]]:
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]  # what `Batches` takes for an index
         start = self.resume[1] if self.epoch == self.resume[0] else 0
         return iter([(0 if self.repeat else self.epoch, i) for i in range(start, len(self.batches))])

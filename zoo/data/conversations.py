@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
-from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.base import EmotionData, Reading
 from zoo.data.text import read_text, whole_number
-from zoo.schema import Labels, Sample, Turn
+from zoo.schema import Labels, Sample, Split, Turn
 from zoo.storage import parse_json, read_yaml, split_lines
 
 PLACE = re.compile(r"<(image|video)>")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.base import EmotionData, Reading
 from zoo.data.clips import (
     check_apart,
     check_labels,
@@ -19,7 +19,7 @@ from zoo.data.clips import (
     single,
 )
 from zoo.data.text import drop_repeats, find_file, read_table, some, whole_number
-from zoo.schema import Labels
+from zoo.schema import Labels, Split
 
 ADVICE = (
     "These are the files of DFEW as unpacked (folders EmoLabel_DataSplit and Clip; apply for it at "

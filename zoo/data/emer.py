@@ -7,11 +7,11 @@ from typing import Literal
 
 import pandas as pd
 
-from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.base import EmotionData, Reading
 from zoo.data.clips import check_labels, clips_missing, find_clips, modalities, single, strip_keys
 from zoo.data.mer2024 import MER2024, SUBTITLES, label_table, load_subtitles
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table
-from zoo.schema import Labels
+from zoo.schema import Labels, Split
 
 ADVICE = (
     "These are the files of EMER (https://github.com/zeroQiaoba/AffectGPT, folder EMER); give their folder as "

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 import pandas as pd
 
-from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
+from zoo.data.base import EmotionData, Reading, dialogue_samples
 from zoo.data.clips import check_labels, draw_share
 from zoo.data.descriptions import load_descriptions
 from zoo.data.meld import MELD
@@ -26,7 +26,7 @@ from zoo.data.text import (
     whole_number,
     whole_numbers,
 )
-from zoo.schema import Labels, Turn
+from zoo.schema import Labels, Split, Turn
 
 ADVICE = (
     "These are the CSVs of the folder data/emorynlp of https://github.com/declare-lab/MELD, made from the corpus of "

@@ -6,10 +6,10 @@ import json
 from collections import Counter
 from pathlib import Path, PurePosixPath
 
-from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.base import EmotionData, Reading
 from zoo.data.clips import check_apart, clips_missing, find_clips, modalities, single
 from zoo.data.text import find_file, read_text
-from zoo.schema import Labels
+from zoo.schema import Labels, Split
 
 ADVICE = (
     "These are the files of EmoSet-118K as unpacked (https://vcc.tech/EmoSet: image, train.json, val.json, test.json); "

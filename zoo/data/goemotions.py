@@ -7,10 +7,10 @@ from typing import Literal
 
 import pandas as pd
 
-from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.base import EmotionData, Reading
 from zoo.data.meld import MELD
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, read_text, some
-from zoo.schema import Labels, Sample, Turn
+from zoo.schema import Labels, Sample, Split, Turn
 
 ADVICE = (
     "These are the data set's train/dev/test TSVs with the labels mapped to Ekman's groups (github.com/google-research/"

@@ -9,12 +9,12 @@ from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
+from zoo.data.base import EmotionData, Reading, dialogue_samples
 from zoo.data.clips import draw_share
 from zoo.data.descriptions import load_descriptions
 from zoo.data.iemocap_files import NO_AGREEMENT, SESSIONS, CorpusFiles, DialogueFiles, read_files
 from zoo.data.text import one_of, read_text, some
-from zoo.schema import Labels, Turn
+from zoo.schema import Labels, Split, Turn
 
 ADVICE = (
     "This is the tree of IEMOCAP_full_release, which USC's SAIL gives to those who sign its release form "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections import Counter
 
-from zoo.data.base import EmotionData, Reading, Split
-from zoo.schema import Labels
+from zoo.data.base import EmotionData, Reading
+from zoo.schema import Labels, Split
 
 
 class Joint(EmotionData):

@@ -11,11 +11,11 @@ from typing import ClassVar, Literal
 
 import pandas as pd
 
-from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
+from zoo.data.base import EmotionData, Reading, dialogue_samples
 from zoo.data.clips import SOUND, VIDEO, check_labels, find_clips
 from zoo.data.descriptions import load_descriptions
 from zoo.data.text import clean_text, count_repaired, drop_repeats, find_file, one_of, read_table, whole_numbers
-from zoo.schema import Labels, Turn
+from zoo.schema import Labels, Split, Turn
 
 ADVICE = (
     "These are the files of the MELD release (https://github.com/declare-lab/MELD, MELD.Raw.tar.gz, or the CSVs of its "

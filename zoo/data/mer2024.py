@@ -9,7 +9,7 @@ from typing import Literal
 
 import pandas as pd
 
-from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.base import EmotionData, Reading
 from zoo.data.clips import (
     check_apart,
     check_labels,
@@ -22,7 +22,7 @@ from zoo.data.clips import (
     strip_keys,
 )
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, whole_number
-from zoo.schema import Labels
+from zoo.schema import Labels, Split
 
 ADVICE = (
     "These are the files of the MER2024 challenge (apply with the agreement at "

@@ -12,10 +12,10 @@ import h5py
 import numpy as np
 import pandas as pd
 
-from zoo.data.base import EmotionData, Reading, Split, dialogue_samples
+from zoo.data.base import EmotionData, Reading, dialogue_samples
 from zoo.data.clips import check_apart, clips_missing, find_clips, modalities
 from zoo.data.text import clean_text, drop_repeats, find_file, one_of, read_table, read_text, some, whole_numbers
-from zoo.schema import Labels, Sample, Turn
+from zoo.schema import Labels, Sample, Split, Turn
 from zoo.storage import split_lines
 
 ADVICE = (

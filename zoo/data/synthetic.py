@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.base import EmotionData, Reading
 from zoo.data.meld import MELD
-from zoo.schema import Labels, Sample, Turn
+from zoo.schema import Labels, Sample, Split, Turn
 from zoo.sitcom.cues import LABELS
 from zoo.sitcom.posteriors import posterior, with_history
 from zoo.sitcom.release import read_record, split_dialogues

@@ -12,9 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.base import EmotionData, Reading
 from zoo.data.synthetic import Synthetic
-from zoo.schema import Labels, Sample
+from zoo.schema import Labels, Sample, Split
 from zoo.sitcom.cues import LABELS
 from zoo.sitcom.questions import scene_questions
 from zoo.sitcom.script import generate

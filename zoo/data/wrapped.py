@@ -5,8 +5,8 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from typing import Any
 
-from zoo.data.base import EmotionData, Reading, Split
-from zoo.schema import Labels
+from zoo.data.base import EmotionData, Reading
+from zoo.schema import Labels, Split
 
 
 class WrappedCorpus(EmotionData, ABC):

@@ -11,10 +11,10 @@ import numpy as np
 from lightning.pytorch import Callback, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
-from zoo.data.base import EmotionData, Reading, Split
+from zoo.data.base import EmotionData, Reading
 from zoo.data.wrapped import WrappedCorpus
 from zoo.label.used_inputs import NOT_GIVEN, UsedInputs, ablations, batch_tensors, equal_inputs, unused_reason
-from zoo.schema import Prediction, Sample
+from zoo.schema import Prediction, Sample, Split
 from zoo.training.module import EmotionModule
 
 

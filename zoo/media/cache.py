@@ -70,7 +70,7 @@ class Media:
         self._new_problems: list[dict[str, Any]] = []  # rows of what was asked for since `new_problems` was last called
 
     def frames(
-        self, path: str | os.PathLike, n: int | None = None, position: Position = "uniform", size: Size = None
+        self, path: str | os.PathLike[str], n: int | None = None, position: Position = "uniform", size: Size = None
     ) -> np.ndarray:
         """Return frames as `read_frames` does: uint8 (T, 3, H, W)."""
         n, position, size = normalize_request(n, position, size)
@@ -79,7 +79,7 @@ class Media:
         limits = {"max_seconds": self.max_seconds, "max_pixels": self.max_pixels}
         return self._get(path, request, None, kind="frames", n=n, position=position, size=size, **limits)
 
-    def waveform(self, path: str | os.PathLike, rate: int = 16_000) -> np.ndarray:
+    def waveform(self, path: str | os.PathLike[str], rate: int = 16_000) -> np.ndarray:
         """Return sound as `read_waveform` does: float32 (N,)."""
         return self._get(path, f"waveform-{rate}", rate, kind="waveform", max_seconds=self.max_seconds)
 
@@ -106,7 +106,7 @@ class Media:
         self._new_problems = []
         return [dict(zip(("file", "problem", "reason"), row, strict=True)) for row in rows]
 
-    def _get(self, path: str | os.PathLike, request: str, rate: int | None, **arguments: Any) -> np.ndarray:
+    def _get(self, path: str | os.PathLike[str], request: str, rate: int | None, **arguments: Any) -> np.ndarray:
         """Return the array of a request from the cache, else decode it and note what is wrong."""
         try:
             sha256 = self.sha256_of(path)
@@ -139,7 +139,7 @@ class Media:
             _save_entry(entry, array)
         return array
 
-    def sha256_of(self, path: str | os.PathLike) -> str:
+    def sha256_of(self, path: str | os.PathLike[str]) -> str:
         """Return the hash of the file's bytes, remembered while size, time and inode stay the same."""
         absolute = os.path.abspath(path)
         with open_file(path) as fd:
@@ -165,7 +165,7 @@ class Media:
             self._hashes[absolute] = (identity, sha256)
             return sha256
 
-    def _note(self, path: str | os.PathLike, sha256: str | None, request: str, problem: str, reason: str) -> None:
+    def _note(self, path: str | os.PathLike[str], sha256: str | None, request: str, problem: str, reason: str) -> None:
         """Remember a problem, in the cache where there is one."""
         row = {"file": _portable_name(path), "sha256": sha256, "request": request, "problem": problem, "reason": reason}
         row["limits"] = self._limits
@@ -219,7 +219,7 @@ class Media:
         return [dict(row) for row in list(self._problems.values()) if (row["problem"], row["limits"]) == wanted]
 
 
-def _portable_name(path: str | os.PathLike) -> str:
+def _portable_name(path: str | os.PathLike[str]) -> str:
     """Return a path as it may stand in a file that leaves this machine."""
     name = os.fsdecode(path)
     return os.path.basename(name) if os.path.isabs(name) or ".." in Path(name).parts else name
@@ -229,7 +229,7 @@ def _save_entry(entry: Path, array: np.ndarray) -> None:
     """Write an array as .npy with a checksum behind it."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
-    data = memoryview(np.ascontiguousarray(array)).cast("B") if array.size else b""
+    data = np.ascontiguousarray(array).data.cast("B") if array.size else b""
     checksum = zlib.crc32(data, zlib.crc32(header.getvalue()))
     _write_atomically(entry, [header.getvalue(), data, struct.pack("<I", checksum)])
 

@@ -35,7 +35,7 @@ class Unreadable(ValueError):
         reason: what is wrong and what to do, in one line.
     """
 
-    def __init__(self, path: str | os.PathLike, reason: str = "") -> None:
+    def __init__(self, path: str | os.PathLike[str], reason: str = "") -> None:
         super().__init__(path, reason)
         self.path, self.reason = path, reason
 
@@ -58,7 +58,7 @@ PARSER_ERRORS = (
 
 
 @contextlib.contextmanager
-def open_file(path: str | os.PathLike) -> Iterator[int]:
+def open_file(path: str | os.PathLike[str]) -> Iterator[int]:
     """Open a regular, non-empty file and yield its descriptor; whatever its bytes cause is raised as Unreadable."""
     try:
         # O_NONBLOCK: opening a pipe nobody writes to would wait for ever
@@ -102,7 +102,7 @@ def open_container(fd: int) -> Iterator[av.container.InputContainer]:
 
 
 def first_stream(
-    path: str | os.PathLike, container: av.container.InputContainer, kind: Literal["video", "audio"]
+    path: str | os.PathLike[str], container: av.container.InputContainer, kind: Literal["video", "audio"]
 ) -> Any:
     """Return the first stream of a kind, set up to decode in one thread.
 
@@ -141,7 +141,7 @@ def clip_start(container: av.container.InputContainer) -> Fraction:
     return max(Fraction(container.start_time or 0, av.time_base), Fraction(0))
 
 
-def check_seconds(path: str | os.PathLike, seconds: float, max_seconds: float) -> None:
+def check_seconds(path: str | os.PathLike[str], seconds: float, max_seconds: float) -> None:
     """Raise Unreadable for a clip longer than the limit."""
     if seconds > max_seconds:
         raise Unreadable(

@@ -40,7 +40,7 @@ Size = int | tuple[int, int] | None
 
 
 def read_frames(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     n: int | None = None,
     position: Position = "uniform",
     size: Size = None,
@@ -107,13 +107,13 @@ class _TimesOutOfOrder(Exception):
 
 
 def decode_frames(
-    path: str | os.PathLike, n: int | None, position: Position, size: Size, max_seconds: float, max_pixels: int
+    path: str | os.PathLike[str], n: int | None, position: Position, size: Size, max_seconds: float, max_pixels: int
 ) -> tuple[np.ndarray, str | None]:
     """Decode as `read_frames`, and describe what is wrong with a file that could be read; None for nothing."""
     with open_file(path) as fd:
         head = os.pread(fd, 16, 0)
         if head.startswith(PICTURE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
-            picture = _resize(path, _read_picture(path, fd, max_pixels), size, 1, count=n or 1)
+            picture = _resize(path, _read_picture(path, fd, max_pixels), size, Fraction(1), count=n or 1)
             return np.repeat(_channels_first(picture)[None], n or 1, axis=0), None
 
         with open_container(fd) as container:
@@ -148,7 +148,7 @@ def decode_frames(
         return frames, note or (f"damaged: {lost[0]} of {len(times)} frames" if lost[0] else None)
 
 
-def _check_pixels(path: str | os.PathLike, width: int, height: int, max_pixels: int) -> None:
+def _check_pixels(path: str | os.PathLike[str], width: int, height: int, max_pixels: int) -> None:
     """Raise Unreadable for a picture larger than the limit."""
     if width * height > max_pixels:
         raise Unreadable(
@@ -158,7 +158,7 @@ def _check_pixels(path: str | os.PathLike, width: int, height: int, max_pixels: 
 
 
 def _read_timeline(
-    path: str | os.PathLike, container: av.container.InputContainer, stream: Any, max_seconds: float
+    path: str | os.PathLike[str], container: av.container.InputContainer, stream: Any, max_seconds: float
 ) -> tuple[list[int], int, bool]:
     """Read when each frame is shown, from packets and without decoding.
 
@@ -184,15 +184,15 @@ def _read_timeline(
         raise Unreadable(path, "has a video stream without frames; replace or convert it")
     rate = stream.average_rate or stream.guessed_rate or 25
     step = max(round(1 / (rate * stream.time_base)), 1)
-    if None in times:  # bare streams carry no times
-        times = [i * step for i in range(len(times))]
-        check_seconds(path, times[-1] * tick, max_seconds)
-    times = sorted(times)
-    return times, durations.get(times[-1]) or step, torn
+    rising = sorted(time for time in times if time is not None)
+    if len(rising) < len(times):  # bare streams carry no times
+        rising = [i * step for i in range(len(times))]
+        check_seconds(path, rising[-1] * tick, max_seconds)
+    return rising, durations.get(rising[-1]) or step, torn
 
 
 def _decode_shown(
-    path: str | os.PathLike,
+    path: str | os.PathLike[str],
     container: av.container.InputContainer,
     stream: Any,
     times: list[int],
@@ -258,7 +258,7 @@ def _turn_upright(picture: np.ndarray, frame: av.VideoFrame, pixel: Fraction | N
         the picture, and width / height of its pixels.
     """
     pixel = pixel if pixel and Fraction(1, 10) < pixel < 10 else Fraction(1)  # beyond: a broken header
-    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)
+    matrix = frame.side_data.get(SideData.DISPLAYMATRIX)  # type: ignore[call-overload]  # its stub wants a str
     if matrix is None:
         return picture, pixel
     a, b, _, c, d = struct.unpack_from("=5i", bytes(matrix))  # x' = a x + c y, y' = b x + d y
@@ -269,18 +269,18 @@ def _turn_upright(picture: np.ndarray, frame: av.VideoFrame, pixel: Fraction | N
     return picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1], pixel
 
 
-def _read_picture(path: str | os.PathLike, fd: int, max_pixels: int) -> np.ndarray:
+def _read_picture(path: str | os.PathLike[str], fd: int, max_pixels: int) -> np.ndarray:
     """Read a picture file as uint8 (H, W, 3)."""
     os.lseek(fd, 0, os.SEEK_SET)
-    with open(os.dup(fd), "rb") as file, Image.open(file, formats=("JPEG", "PNG", "WEBP")) as image:
-        _check_pixels(path, image.width, image.height, max_pixels)
-        image = ImageOps.exif_transpose(image)
+    with open(os.dup(fd), "rb") as file, Image.open(file, formats=("JPEG", "PNG", "WEBP")) as picture:
+        _check_pixels(path, picture.width, picture.height, max_pixels)
+        image = ImageOps.exif_transpose(picture)
         if image.mode.startswith("I"):  # 16-bit grey: convert would clip it to white
             image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))
         return np.asarray(image.convert("RGB"))
 
 
-def _resize(path: str | os.PathLike, picture: np.ndarray, size: Size, pixel: Fraction, count: int) -> np.ndarray:
+def _resize(path: str | os.PathLike[str], picture: np.ndarray, size: Size, pixel: Fraction, count: int) -> np.ndarray:
     """Resize a picture (H, W, 3) as asked for. Unreadable if `count` such pictures were too many bytes."""
     height, width = picture.shape[0], max(round(picture.shape[1] * pixel), 1)
     if isinstance(size, int):  # as torchvision's Resize

@@ -39,7 +39,7 @@ class Scan:
 
 
 def scan(
-    paths: Iterable[str | os.PathLike],
+    paths: Iterable[str | os.PathLike[str]],
     media: Media,
     workers: int = 2,
     frames: Mapping[str, Any] | None = None,
@@ -90,7 +90,9 @@ def scan(
     return Scan(len(paths), arrays, unreadable, damaged, time.perf_counter() - start)
 
 
-def _scan_file(path: str | os.PathLike, media: Media, calls: Iterable[Call]) -> tuple[str | None, list[Unreadable]]:
+def _scan_file(
+    path: str | os.PathLike[str], media: Media, calls: Iterable[Call]
+) -> tuple[str | None, list[Unreadable]]:
     """Decode one file, and return the hash of its bytes, None for a missing file, and what failed."""
     errors: list[Unreadable] = []
     for read, arguments in calls:

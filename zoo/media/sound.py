@@ -36,7 +36,7 @@ MAX_KERNEL_TAPS = 1_000_000  # of torchaudio's resampling: 44.1 -> 16 kHz needs 
 SOUND_MAGIC = (b"RF64", b"fLaC", b"OggS")  # and RIFF....WAVE: read by libsndfile, the rest by FFmpeg
 
 
-def read_waveform(path: str | os.PathLike, rate: int = 16_000, *, max_seconds: float = MAX_SECONDS) -> np.ndarray:
+def read_waveform(path: str | os.PathLike[str], rate: int = 16_000, *, max_seconds: float = MAX_SECONDS) -> np.ndarray:
     """Decode the sound of a clip or an audio file in this process, without a time limit.
 
     Returns:
@@ -49,7 +49,7 @@ def read_waveform(path: str | os.PathLike, rate: int = 16_000, *, max_seconds: f
     return resample(sound, original, rate)
 
 
-def decode_waveform(path: str | os.PathLike, max_seconds: float) -> tuple[np.ndarray, int, str | None]:
+def decode_waveform(path: str | os.PathLike[str], max_seconds: float) -> tuple[np.ndarray, int, str | None]:
     """Decode sound at the file's own rate.
 
     Returns:
@@ -75,14 +75,14 @@ def decode_waveform(path: str | os.PathLike, max_seconds: float) -> tuple[np.nda
         return np.clip(sound, -1, 1), rate, note
 
 
-def _check_rate(path: str | os.PathLike, rate: int) -> None:
+def _check_rate(path: str | os.PathLike[str], rate: int) -> None:
     """Raise Unreadable for a sampling rate that no sound has."""
     if rate not in RATES:
         raise Unreadable(path, f"has a sampling rate of {rate} Hz, expected {RATES.start} to {RATES.stop}; convert it")
 
 
 def _decode_with_soundfile(
-    path: str | os.PathLike, fd: int, max_seconds: float
+    path: str | os.PathLike[str], fd: int, max_seconds: float
 ) -> tuple[list[np.ndarray], int, str | None]:
     """Decode blocks of sound with libsndfile; returns as `decode_waveform`, in parts."""
     os.lseek(fd, 0, os.SEEK_SET)
@@ -100,7 +100,7 @@ def _decode_with_soundfile(
 
 
 def _decode_with_ffmpeg(
-    path: str | os.PathLike, fd: int, max_seconds: float
+    path: str | os.PathLike[str], fd: int, max_seconds: float
 ) -> tuple[list[np.ndarray], int, str | None]:
     """Decode blocks of sound with FFmpeg; returns as `decode_waveform`, in parts."""
     parts: list[np.ndarray] = []
@@ -140,7 +140,8 @@ def _to_mono(frame: av.AudioFrame) -> np.ndarray:
         samples = (samples.astype(np.float32) - 128) / 128
     elif samples.dtype.kind == "i":
         samples = samples / np.float64(2 ** (8 * samples.dtype.itemsize - 1))
-    return (samples[0] if len(samples) == 1 else samples.mean(axis=0)).astype(np.float32, copy=False)
+    mono: np.ndarray = samples[0] if len(samples) == 1 else samples.mean(axis=0)
+    return mono.astype(np.float32, copy=False)
 
 
 def resample(sound: np.ndarray, original: int, rate: int) -> np.ndarray:
@@ -156,7 +157,8 @@ def resample(sound: np.ndarray, original: int, rate: int) -> np.ndarray:
         from scipy.signal import resample_poly
 
         sound = resample_poly(sound.astype(np.float64), rate // common, original // common).astype(np.float32)
-    return np.clip(sound, -1, 1)
+    clipped: np.ndarray = np.clip(sound, -1, 1)
+    return clipped
 
 
 @functools.lru_cache(maxsize=8)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import io
 import json
 import os
 import resource
@@ -19,7 +20,7 @@ import traceback
 import weakref
 from multiprocessing.util import Finalize
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -53,7 +54,8 @@ def serve() -> None:
     while len(size := requests.read(4)) == 4:
         request = json.loads(requests.read(*struct.unpack("<I", size)))
         signal.setitimer(signal.ITIMER_REAL, request.pop("timeout"))
-        array = np.empty(0, np.uint8)
+        array: np.ndarray = np.empty(0, np.uint8)
+        answer: dict[str, Any]
         try:
             if request.pop("kind") == "frames":
                 array, note = decode_frames(**request)
@@ -69,7 +71,7 @@ def serve() -> None:
         answer |= {"dtype": array.dtype.str, "shape": array.shape}
         text = json.dumps(answer).encode()
         answers.write(struct.pack("<I", len(text)) + text)
-        answers.write(np.ascontiguousarray(array))
+        answers.write(np.ascontiguousarray(array).data)
         answers.flush()
     os._exit(0)
 
@@ -88,8 +90,9 @@ class Decoder:
             env=os.environ | {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"},  # numpy reserves memory per thread
             start_new_session=True,  # Ctrl-C is for us; the child ends when its stdin closes
         )
+        self.requests, self.answers = _pipes(self.process)
         with contextlib.suppress(AttributeError, OSError):  # Linux: fewer switches between the two
-            fcntl.fcntl(self.process.stdout, fcntl.F_SETPIPE_SZ, 2**20)
+            fcntl.fcntl(self.answers, fcntl.F_SETPIPE_SZ, 2**20)
         # runs when this object goes, and at the end of a main process and of a DataLoader worker, where atexit does not
         self.close = Finalize(self, _end_process, [self.process], exitpriority=0)
         _decoders.add(self)
@@ -101,7 +104,7 @@ class Decoder:
         """Tell whether the process can take a request of this one."""
         return self.pid == os.getpid() and self.idle and self.process.poll() is None
 
-    def decode(self, path: str | os.PathLike, timeout: float, **request: Any) -> tuple[np.ndarray, dict[str, Any]]:
+    def decode(self, path: str | os.PathLike[str], timeout: float, **request: Any) -> tuple[np.ndarray, dict[str, Any]]:
         """Have a file decoded.
 
         Args:
@@ -121,12 +124,12 @@ class Decoder:
         self.idle = False
         try:
             while message:
-                message = message[self.process.stdin.write(message) :]
+                message = message[self.requests.write(message) :]
             size = self._read(4)
-            text = size and self._read(*struct.unpack("<I", size))
+            content = size and self._read(*struct.unpack("<I", size))
         except BrokenPipeError:
-            text = None
-        if not text:
+            content = None
+        if not content:
             self.close()
             code = self.process.returncode
             if message or code in (-signal.SIGKILL, -signal.SIGTERM):
@@ -138,9 +141,9 @@ class Decoder:
                     "(--model.timeout; of zoo prepare: --clip_timeout)",
                 )
             raise Unreadable(path, f"crashed the decoder (exit code {code}); replace or convert it")
-        answer = json.loads(bytes(text))
+        answer = json.loads(bytes(content))
         array = np.empty(answer.pop("shape"), np.dtype(answer.pop("dtype")))
-        if array.size and self._read(array.nbytes, memoryview(array).cast("B")) is None:
+        if array.size and self._read(array.nbytes, array.data.cast("B")) is None:
             raise ProcessLookupError(f"{path}: the decoding process was killed while it answered; try again")
         self.idle = True
         if "unreadable" in answer:
@@ -154,29 +157,35 @@ class Decoder:
         into = memoryview(bytearray(n)) if into is None else into
         received = 0
         while received < n:
-            count = self.process.stdout.readinto(into[received:])
+            count = self.answers.readinto(into[received:])
             if not count:
                 return None
             received += count
         return into
 
 
-def _end_process(process: subprocess.Popen) -> None:
+def _pipes(process: subprocess.Popen[bytes]) -> tuple[io.RawIOBase, io.RawIOBase]:
+    """Return the unbuffered pipes to a decoding process and from it."""
+    return cast(io.RawIOBase, process.stdin), cast(io.RawIOBase, process.stdout)
+
+
+def _end_process(process: subprocess.Popen[bytes]) -> None:
     """Ask a decoding process to end, and kill it if it does not."""
-    process.stdin.close()
+    requests, answers = _pipes(process)
+    requests.close()
     try:
         process.wait(timeout=2)
     except subprocess.TimeoutExpired:
         process.kill()
         process.wait()
-    process.stdout.close()
+    answers.close()
 
 
 def _forget_decoders() -> None:
     """Close the pipes of the parent's decoders in a forked process: holding them would keep the decoders alive."""
     for decoder in list(_decoders):
-        decoder.process.stdin.close()
-        decoder.process.stdout.close()
+        decoder.requests.close()
+        decoder.answers.close()
         decoder.process.returncode = 0  # not our child: nothing to wait for
     _decoders.clear()
 

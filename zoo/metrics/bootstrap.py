@@ -138,4 +138,5 @@ def bootstrap(counts: np.ndarray, draws: int, seed: int) -> dict[str, np.ndarray
 
 def percentile_interval(drawn: np.ndarray) -> list[float]:
     """Return the 95 % percentile interval [low, high] of drawn values."""
-    return np.quantile(drawn, [0.025, 0.975]).tolist()
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return [float(low), float(high)]

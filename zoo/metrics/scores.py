@@ -80,7 +80,7 @@ class EmotionMetrics(MulticlassConfusionMatrix):
         if len(target):
             super().update(torch.where(predicted == UNPARSED, classes, predicted), target)
 
-    def compute(self) -> dict[str, float]:
+    def compute(self) -> dict[str, float]:  # type: ignore[override]  # more than the matrix that is counted
         """Return accuracy, weighted_f1, macro_f1, uar, unparsed, and f1/<label>, recall/<label> for every label.
 
         Raises:

@@ -71,7 +71,11 @@ def kl_divergence(logprobs: Tensor, reference: Tensor, kind: Estimator, old_logp
     if kind == "k2":
         return delta.square() / 2
     k3 = delta.exp() - delta - 1
-    return k3 if kind == "k3" else k3 * (logprobs - old_logprobs).exp()
+    if kind == "k3":
+        return k3
+    if old_logprobs is None:
+        raise ValueError("k3_corrected needs the sampler's log-probabilities; give old_logprobs")
+    return k3 * (logprobs - old_logprobs).exp()
 
 
 def token_weights(

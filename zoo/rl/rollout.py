@@ -8,7 +8,7 @@ model (`zoo.backbones.LLM`) is used through its verbs only, in which a prompt is
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, Self
 
 import torch
 from torch import Tensor
@@ -35,12 +35,17 @@ class Rollout(NamedTuple):
         """Return some of the prompts, cut to the longest answer among them."""
         longest = max(1, int(self.loss_mask[index].any(0).any(0).sum()))
 
-        def part(values: Tensor | None) -> Tensor | None:
-            if values is None:
-                return None
+        def part(values: Tensor) -> Tensor:
             return values[index, :, :longest] if values.ndim == 3 else values[index]
 
-        return Rollout(*map(part, self))
+        return Rollout(
+            part(self.ids),
+            part(self.loss_mask),
+            part(self.old_logprobs),
+            part(self.finished),
+            part(self.entropy),
+            None if self.sampled_mask is None else part(self.sampled_mask),
+        )
 
 
 class Prompts(Protocol):
@@ -48,13 +53,15 @@ class Prompts(Protocol):
 
     embeddings: Tensor
 
-    def rows(self, index: Tensor) -> Prompts: ...
+    def rows(self, index: Tensor) -> Self: ...
 
 
 class Policy(Protocol):
     """What is needed of a language model: `zoo.backbones.LLM`."""
 
-    def sample(self, prefix: Any, n: int, **options: Any) -> Any: ...
+    def sample(
+        self, prefix: Any, n: int, *, max_new_tokens: int, temperature: float, generator: torch.Generator | None
+    ) -> Any: ...
 
     def logprobs(self, prefix: Any, answers: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor: ...
 

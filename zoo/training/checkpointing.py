@@ -240,7 +240,7 @@ class CheckpointedModule(LightningModule):
             )
         contract = weights.checked_contract(checkpoint["zoo"], path)
         model_state, divided = self.state_dict(), self.device_mesh is not None
-        state = read_checkpoint(Path(path))["state_dict"] if divided else checkpoint["state_dict"]
+        state = read_checkpoint(Path(str(path)))["state_dict"] if divided else checkpoint["state_dict"]
         if not is_named(type(self), contract["class"]):
             raise ValueError(f"{path} holds a {contract['class']}, but the config builds a {public_path(type(self))}")
         self.check_backbones(contract, path)

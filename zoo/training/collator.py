@@ -8,9 +8,8 @@ from typing import Any, TypeVar
 
 import numpy as np
 import torch
-from jinja2 import Template
 
-from zoo.prompts import label_words, render
+from zoo.prompts import PromptTemplate, label_words, render
 from zoo.schema import Sample
 from zoo.training.batch import IGNORE_INDEX, PromptBatch, SampleBatch
 from zoo.training.prompting import answer_ids, chat_text
@@ -23,7 +22,7 @@ class PromptCollator:
     """Write samples as prompts and tokenize them into a `PromptBatch`, padded on the left.
 
     Args:
-        window: earlier turns shown.
+        window: earlier turns shown; None: all of them.
         descriptions: kinds of description shown.
         verbalizer: label -> word the model says, where it differs.
         max_length: a longer prompt loses old turns, then examples, then its beginning; counted as ``truncated``.
@@ -39,8 +38,8 @@ class PromptCollator:
 
     tokenizer: Any
     pad_id: int
-    template: Template
-    window: int = 0
+    template: PromptTemplate
+    window: int | None = 0
     descriptions: tuple[str, ...] = ()
     verbalizer: Mapping[str, str] | None = None
     max_length: int
@@ -107,7 +106,8 @@ class PromptCollator:
 
     def chat_ids(self, text: str) -> list[int]:
         """Return the token ids of a rendered prompt as a chat."""
-        return self.tokenizer(self.render_chat(text), add_special_tokens=False)["input_ids"]
+        ids: list[int] = self.tokenizer(self.render_chat(text), add_special_tokens=False)["input_ids"]
+        return ids
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a rendered prompt."""
@@ -142,8 +142,9 @@ class PromptCollator:
             if len(ids) <= self.max_length:
                 return ids, shortened
             shortened = True
-            if window > 0:
-                window = min(window, len(sample.history)) - 1
+            if window is None or window > 0:
+                turns = len(sample.history)
+                window = (turns if window is None else min(window, turns)) - 1
             elif examples:
                 examples = examples[1:]
             else:

@@ -44,8 +44,6 @@ class EvaluatedModule(CheckpointedModule):
     scores: tuple[str, ...] = ("weighted_f1", "accuracy", "macro_f1", "uar", "unparsed")  # of a test, logged by name
     monitor = "val/wf1"  # the larger, the better: which checkpoint becomes best.ckpt
     predictions_file = "predictions.jsonl"  # where the rows of a test or prediction go
-    unreadable_events: tuple[str, ...] = ()  # counted where no clip could be read; not every sample of a test may be so
-
     data: CorpusView  # of the run, from `setup` on
 
     def __init__(self, train: list[str] | None = None, start_from: str | None = None) -> None:
@@ -56,6 +54,11 @@ class EvaluatedModule(CheckpointedModule):
         self.events: Counter[str] = Counter()  # counted in a test, e.g. truncated prompts
 
     # ---- what a system fills in
+    @property
+    def unreadable_events(self) -> tuple[str, ...]:
+        """Events that are counted where no clip could be read; not every sample of a test may be so."""
+        return ()
+
     @abstractmethod
     def predict(self, batch: Any) -> list[Prediction]:
         """Return the answers to the samples of a batch, in order."""
@@ -93,7 +96,7 @@ class EvaluatedModule(CheckpointedModule):
     # ---- the corpus
     def setup(self, stage: str) -> None:
         """Take the data of the run, and check that its splits have what the system reads."""
-        self.data = self.trainer.datamodule
+        self.data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by one of its connectors
         self.on_new_data()
         self.val_metrics = {c: EmotionMetrics(labels) for c, labels in self.data.label_sets.items()}
         if self.data.is_ad_hoc:
@@ -200,7 +203,8 @@ class EvaluatedModule(CheckpointedModule):
         self.predictions += self.predict(batch)
         self.record_clip_problems(batch)
         self.events["prompts cut to max_length"] += batch.get("truncated", 0)
-        self._prompt_tokens += int(batch["mask"].sum()) if "mask" in batch else 0
+        mask = dict(batch).get("mask")  # of prompts
+        self._prompt_tokens += int(mask.sum()) if isinstance(mask, Tensor) else 0
 
     def on_test_epoch_end(self) -> None:
         """Write predictions.jsonl and metrics.json into the run folder, and log the scores."""
@@ -251,7 +255,7 @@ class EvaluatedModule(CheckpointedModule):
             "parameters": sum(p.numel() for p in self.parameters()),
             "trainable_parameters": sum(p.numel() for p in self.parameters() if p.requires_grad),
             "checkpoint": portable_path(str(self.trainer.ckpt_path)) if self.trainer.ckpt_path else None,
-            **provenance(),
+            **(provenance() or {}),
         }
 
     def _population(self, scored: int) -> dict[str, Any]:

@@ -14,12 +14,14 @@ import contextlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.backbones import Prefix
 from zoo.prompts import label_words
@@ -150,11 +152,11 @@ class GRPOModule(LanguageModelModule):
         if len(parts) != len(self.reward_funcs):
             raise ValueError(f"two rewards have the same name: {[reward_name(f) for f in self.reward_funcs]}")
         total = torch.zeros(len(groups), len(groups[0]))
-        for weight, values in zip(self.reward_weights, parts.values(), strict=True):
-            total = total + weight * values.nan_to_num(0.0)  # finite or NaN, see `evaluate_reward`
+        for weight, part in zip(self.reward_weights, parts.values(), strict=True):
+            total = total + weight * part.nan_to_num(0.0)  # finite or NaN, see `evaluate_reward`
         if not torch.isfinite(total).all():
             raise ValueError(f"the weighted sum of the rewards {', '.join(parts)} is not finite; lower reward_weights")
-        if parts and all(bool(values.isnan().all()) for values in parts.values()):
+        if parts and all(bool(part.isnan().all()) for part in parts.values()):
             rank_zero_warn(
                 f"none of the rewards ({', '.join(parts)}) applies to any of the {total.numel()} answers of this step: "
                 "they have reward 0, and nothing is learnt from them"
@@ -234,12 +236,14 @@ class GRPOModule(LanguageModelModule):
         self, window: Sequence[Any], rollout: Rollout, advantages: Tensor, weights: Tensor, on_policy: bool
     ) -> Mapping[str, Tensor]:
         """Take one optimiser step; return the sums of `accumulate_gradients` over all processes."""
-        optimizer = self.optimizers()
+        optimizer = cast(LightningOptimizer, self.optimizers())  # there is one
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.zero_grad(set_to_none=True)
         encoders = [lambda batch=batch: self.encode(batch) for batch in window]
         # processes may skip different groups, so their numbers of passes differ: gradients are summed once, afterwards
-        with self.trainer.strategy.block_backward_sync() if self.trainer.world_size > 1 else contextlib.nullcontext():
+        strategy, several = self.trainer.strategy, self.trainer.world_size > 1
+        ddp = strategy.block_backward_sync() if several and isinstance(strategy, DDPStrategy) else None
+        with ddp or contextlib.nullcontext():
             sums = accumulate_gradients(
                 self.llm,
                 encoders,
@@ -262,12 +266,12 @@ class GRPOModule(LanguageModelModule):
             scaler.unscale_(optimizer.optimizer)
         if self.trainer.gradient_clip_val:
             self.clip_gradients(
-                optimizer,
+                optimizer,  # type: ignore[arg-type]  # it passes for the optimizer that it wraps
                 gradient_clip_val=self.trainer.gradient_clip_val,
                 gradient_clip_algorithm=self.trainer.gradient_clip_algorithm or "norm",
             )
         optimizer.step()
-        self.lr_schedulers().step()
+        cast(LambdaLR, self.lr_schedulers()).step()  # there is one
         return sums
 
     def optimizer_steps(self) -> float:
@@ -369,7 +373,8 @@ class GRPOModule(LanguageModelModule):
             on_bar = name in ("train/loss", "train/reward")
             self.log(name, value, prog_bar=on_bar, logger=False, batch_size=len(rewards.total))
         # not through Lightning, which in manual optimisation writes the last step's numbers again for every batch
-        if self.global_step % self.trainer.log_every_n_steps == 0 and self.trainer.is_global_zero:
+        every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of its connectors
+        if self.global_step % every == 0 and self.trainer.is_global_zero:
             values = {name: float(value) for name, value in means.items()} | {"epoch": self.current_epoch}
             for logger in self.loggers:
                 logger.log_metrics(values, step=self.global_step - 1)

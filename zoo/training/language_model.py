@@ -7,7 +7,7 @@ import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from torch import Tensor
 from zoo.backbones import LLM, LoRA, Prefix
 from zoo.backbones.llm import Dtype
 from zoo.prompts import label_words, load_template, parse_label
+from zoo.renaming import Renamed
 from zoo.schema import Labels, Prediction, Sample
 from zoo.training.batch import Batch, PromptBatch, SampleBatch
 from zoo.training.checkpointing import Backbone
@@ -63,7 +64,7 @@ class LanguageModelModule(EmotionModule):
         system_prompt: system message of the chat, which `chat` then is; None: none.
     """
 
-    renamed_options = {"system": "system_prompt"}
+    renamed_options: ClassVar[Mapping[str, str | Renamed]] = {"system": "system_prompt"}
     templates = Path(__file__).parents[1] / "models"  # folder of the paper's prompt templates
     template_variables: Mapping[str, Any] = {}  # of a system, beyond those of every template; without content
     encoders: ProjectedEncoders | None = None  # of a system that shows clips

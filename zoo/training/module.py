@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
 
 from zoo.schema import Collator
@@ -55,7 +56,7 @@ class EmotionModule(EvaluatedModule):
         raise NotImplementedError(f"{type(self).__name__} has no collator")
 
     # ---- optimisation
-    def configure_optimizers(self) -> dict[str, Any]:
+    def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW over the trained parameters and the schedule of its learning rate."""
         trained = [p for p in self.parameters() if p.requires_grad]
         if not trained:
@@ -86,7 +87,8 @@ class EmotionModule(EvaluatedModule):
         if self.trainer.ckpt_path is None:
             return
         for config in self.trainer.lr_scheduler_configs:
-            scheduler, step = config.scheduler, config.scheduler.last_epoch
+            scheduler = cast(torch.optim.lr_scheduler.LambdaLR, config.scheduler)  # see `configure_optimizers`
+            step = scheduler.last_epoch
             rates = [self.lr * factor(step) for factor in scheduler.lr_lambdas]
             before = [group["lr"] for group in scheduler.optimizer.param_groups]
             scheduler.base_lrs, scheduler._last_lr = [self.lr] * len(rates), list(rates)

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -96,9 +96,9 @@ class MultimodalCollator(PromptCollator):
             clip, (wave, shortened) = self._read_frames(sample.target), self._read_wave(sample.target)
             waves_cut += shortened
             nothing += clip is None and wave is None and not (self.show_text and sample.target.text)
-            if clip is not None:
+            if clip is not None and sample.target.video is not None:
                 frames.append((utterance_key(sample.target, sample.target.video), clip))
-            if wave is not None:
+            if wave is not None and sample.target.audio is not None:
                 waves.append((utterance_key(sample.target, sample.target.audio), wave))
             prompts.append(self._prompt(sample, rng, clip is not None, wave is not None))
         batch = self.batch(samples, prompts, rng)
@@ -248,7 +248,8 @@ class ProjectedEncoders(nn.Module):
     def _projection(self, width: int, llm: LLM) -> nn.Linear:
         layer = nn.Linear(width, llm.width)
         if self.embedding_scale is not None:  # the encoders' features have about mean 0 and deviation 1: a layer norm
-            deviation = float(llm.causal_lm.get_input_embeddings().weight.detach().float().std())
+            embeddings = cast(nn.Embedding, llm.causal_lm.get_input_embeddings())
+            deviation = float(embeddings.weight.detach().float().std())
             nn.init.normal_(layer.weight, std=self.embedding_scale * deviation / math.sqrt(width))
             nn.init.zeros_(layer.bias)
         return layer
@@ -313,7 +314,7 @@ class ProjectedEncoders(nn.Module):
         def compute(part: list[int]) -> Tensor:
             hidden = self.vision.hidden(frames[part].flatten(0, 1).clone(), normed=True).float()
             features = hidden[:, 0] if self.vision.has_cls else hidden.mean(1)
-            return features.unflatten(0, (len(part), -1))
+            return torch.unflatten(features, 0, (len(part), -1))
 
         return self.vision_features.stacked([(*key, self.frames) for key in keys], compute)
 

@@ -55,4 +55,4 @@ def class_weights(labels: Sequence[int], classes: int, power: float) -> list[flo
     """
     counts = np.bincount([x for x in labels if x >= 0], minlength=classes).astype(float)
     weights = np.maximum(counts, 1.0) ** -power
-    return (weights * counts.sum() / (weights * counts).sum()).tolist()
+    return [float(weight) for weight in weights * counts.sum() / (weights * counts).sum()]

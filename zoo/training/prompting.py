@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from jinja2 import Template
 from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.backbones import LLM
-from zoo.prompts import count_control_tokens, render
+from zoo.prompts import PromptTemplate, count_control_tokens, render
 from zoo.schema import CorpusView, Labels, Sample, Split, Turn
 
 log = logging.getLogger(__name__)
@@ -20,7 +19,10 @@ LABEL_TOKENS = 16  # positions that are left free for a label word and its end
 
 
 def parts_shown(
-    template: Template, window: int | None, descriptions: Sequence[str], variables: Mapping[str, Any] | None = None
+    template: PromptTemplate,
+    window: int | None,
+    descriptions: Sequence[str],
+    variables: Mapping[str, Any] | None = None,
 ) -> tuple[str, ...]:
     """Return which of text, turns and descriptions a template shows: those without which it writes another text.
 
@@ -83,9 +85,14 @@ def answer_ids(tokenizer: Any, word: str, chat: bool = False) -> list[int]:
     In plain text they are those of `` word`` as it stands after a colon: training and scoring agree, and sentencepiece
     adds no second space. In a ``chat`` the answer begins a line.
     """
+
+    def tokenize(text: str) -> list[int]:
+        ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
     if chat:
-        return tokenizer(word, add_special_tokens=False)["input_ids"]
-    before, whole = (tokenizer(text, add_special_tokens=False)["input_ids"] for text in (":", f": {word}"))
+        return tokenize(word)
+    before, whole = tokenize(":"), tokenize(f": {word}")
     if whole[: len(before)] != before:
         raise ValueError(
             f"this tokenizer merges ':' with what follows ({word!r}); answers cannot be separated from prompts"
@@ -139,4 +146,5 @@ def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], system_prom
             "--model.system_prompt null"
         )
     first = [] if system_prompt is None else [{"role": "system", "content": system_prompt}]
-    return tokenizer.apply_chat_template([*first, *messages], tokenize=False, add_generation_prompt=True)
+    text: str = tokenizer.apply_chat_template([*first, *messages], tokenize=False, add_generation_prompt=True)
+    return text

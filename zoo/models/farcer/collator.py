@@ -9,12 +9,11 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
-from jinja2 import Template
 from torch import Tensor
 
 from zoo.media import Media, Unreadable
 from zoo.media.clips import utterance_frames
-from zoo.prompts import CONTROL, escape, label_words
+from zoo.prompts import CONTROL, PromptTemplate, escape, label_words
 from zoo.schema import Labels, Sample, Turn
 from zoo.training.batch import SampleBatch
 from zoo.training.prompting import answer_ids, chat_text
@@ -72,7 +71,7 @@ class PromptWriter:
     """
 
     tokenizer: Any
-    template: Template
+    template: PromptTemplate
     pictures: bool
     tokens_per_picture: int = 1
     window: int | None = None
