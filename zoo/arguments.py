@@ -10,6 +10,7 @@ import inspect
 import re
 import sys
 from collections.abc import Iterable
+from pathlib import Path
 from typing import NoReturn
 
 from jsonargparse import ArgumentParser
@@ -17,9 +18,10 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
-from zoo.configs import option_refusal, place_of
+from zoo.configs import option_refusal, place_of, read_run_config
 from zoo.data import EmotionData
 from zoo.renaming import RenamingParser
+from zoo.runs import find_checkpoint, newest_config, newest_run, published, run_of
 from zoo.training.module import EmotionModule
 
 SECTIONS: dict[str, type] = {"model": EmotionModule, "data": EmotionData}
@@ -71,20 +73,9 @@ class SentenceParser(ArgumentParser):
 def leave(parser: ArgumentParser, message: str, meant: Iterable[str] = ()) -> NoReturn:
     """Exit code 2 after what jsonargparse says, in one sentence that names the flag or the file."""
     args = sys.argv[1:]
-    files = [
-        value
-        for i, arg in enumerate(args)
-        for value in (
-            [args[i + 1]]
-            if arg in ("--config", "-c") and i + 1 < len(args)
-            else [arg[9:]]
-            if arg.startswith("--config=")
-            else []
-        )
-    ]
     if 'Parser key "' in message or "does not accept option" in message:
         key, why = option_refusal(message)
-        message = f"{place_of(key, args, files)} {why}"
+        message = f"{place_of(key, args, flag_values(args, '--config', '-c'))} {why}"
     message = re.sub(r"required: (.+)", lambda m: f"required: {_flags(m[1])}", " ".join(message.split()))
     command = parser.prog.replace(" [options]", "")
     sentence = "; ".join([message, *meant])
@@ -151,20 +142,26 @@ def prepared(verb: str, args: list[str], evaluation: bool) -> list[str]:
         if arg == "--zero_shot" and (i + 1 == len(args) or args[i + 1].startswith("-")):
             args[i] = "--zero_shot=true"
     for section, base in SECTIONS.items():
-        flag = f"--{section}.help"
-        for i, arg in enumerate(args):
-            if arg != flag and not arg.startswith(f"{flag}="):
-                continue
-            name = arg.partition("=")[2] or (args[i + 1] if i + 1 < len(args) else "")
-            if not name or name.startswith("-"):
-                print(classes(section, base, verb))
-                sys.exit(0)
-            if "." not in name and name not in named(base):
-                near = nearest(name, named(base)) or sorted(named(base))
-                raise ValueError(f"{flag}: there is no {name}; did you mean {' or '.join(near)}?")
+        _answer_help(verb, args, section, base)
     if not any(arg in ("-h", "--help") or re.match(r"--(print_config|[\w.]+\.help)\b", arg) for arg in args):
         _enough(verb, args, evaluation)
     return args
+
+
+def _answer_help(verb: str, args: list[str], section: str, base: type) -> None:
+    """Print the classes that a section takes where its help is asked for without a name, and leave. ValueError for a
+    name that there is not."""
+    flag = f"--{section}.help"
+    for i, arg in enumerate(args):
+        if arg != flag and not arg.startswith(f"{flag}="):
+            continue
+        name = arg.partition("=")[2] or (args[i + 1] if i + 1 < len(args) else "")
+        if not name or name.startswith("-"):
+            print(classes(section, base, verb))
+            sys.exit(0)
+        if "." not in name and name not in named(base):
+            near = nearest(name, named(base)) or sorted(named(base))
+            raise ValueError(f"{flag}: there is no {name}; did you mean {' or '.join(near)}?")
 
 
 def _enough(verb: str, args: list[str], evaluation: bool) -> None:
@@ -191,3 +188,73 @@ def classes(section: str, base: type, verb: str) -> str:
         lines.append(f"  {name:<20} {(inspect.getdoc(kind) or '').partition(chr(10))[0][:96]}".rstrip())
     lines += ["", f"options of one: zoo {verb} --{section}.help NAME"]
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------------------ --ckpt_path and files
+def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
+    """Turn --ckpt_path RUN | NAME | best | last into a file, and put the run's own config.yaml before all other
+    configs.
+
+    ``best`` and ``last`` mean the run that --config's folder is, else the newest run of --trainer.default_root_dir.
+    """
+    path = flag_value(args, "--ckpt_path")
+    if path is None or path == "null":
+        return args
+    if path in ("best", "last"):
+        file = find_checkpoint(_run_in_use(args, path), path)
+    else:
+        file = find_checkpoint(path, "last" if verb == "fit" else "best")
+    home = run_of(file) or (file.parent if (file.parent / "config.yaml").is_file() else None)
+    rest = without_flag(args, "--ckpt_path")
+    if home is not None:
+        read_run_config(newest_config(home))  # before anything that it names is imported
+        rest = ["--config", str(newest_config(home)), *rest]
+    if file.name == "model.safetensors":  # a published backbone: its folder is the model, there is nothing more to load
+        options = read_run_config(home / "config.yaml")["model"]["init_args"] if home else {}
+        part = next((name for name in ("llm", "vision", "audio") if name in options), "llm")
+        return [*rest, f"--model.{part}={published(path) or file.parent}", "--zero_shot=true"]
+    return [*rest, f"--ckpt_path={file}"]
+
+
+def _run_in_use(args: list[str], path: str) -> Path:
+    """Return the run folder that --ckpt_path best or last means. FileNotFoundError if there is none."""
+    config = flag_value(args, "--config") or flag_value(args, "-c")
+    beside = Path(config).parent if config else None
+    if beside is not None and (beside / "checkpoints").is_dir():
+        return beside
+    root = Path(flag_value(args, "--trainer.default_root_dir") or ".")
+    run = newest_run(root)
+    if run is None:
+        raise FileNotFoundError(
+            f"--ckpt_path {path}: no run with a last.ckpt under {root / 'lightning_logs'}; name the run folder"
+        )
+    return run
+
+
+def flag_value(args: list[str], flag: str) -> str | None:
+    """Return the last value of a flag, in either spelling (``--flag value``, ``--flag=value``); None without one."""
+    return next(reversed(flag_values(args, flag)), None)
+
+
+def flag_values(args: list[str], *flags: str) -> list[str]:
+    """Return all values of a flag in their order, under each of its names and in either spelling."""
+    values = []
+    for i, arg in enumerate(args):
+        if arg in flags and i + 1 < len(args):
+            values.append(args[i + 1])
+        elif arg.startswith(tuple(f"{flag}=" for flag in flags)):
+            values.append(arg.split("=", 1)[1])
+    return values
+
+
+def without_flag(args: list[str], flag: str) -> list[str]:
+    """Return the arguments without a flag and its values, in either spelling."""
+    rest, skip = [], False
+    for arg in args:
+        if skip:
+            skip = False
+        elif arg == flag:
+            skip = True
+        elif not arg.startswith(f"{flag}="):
+            rest.append(arg)
+    return rest

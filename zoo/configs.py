@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -66,43 +67,68 @@ TYPES = {
 NO_REASON = re.compile(r"Does not validate|Subtypes:|Errors:|Given value type:|Expected a <class 'NoneType'>$|$")
 
 
-def option_refusal(message: str) -> tuple[str, str]:
-    """What jsonargparse says about a value -> the option by its dotted name, and one sentence without its beginning:
-    ``is 'abc', expected a number``. Its own text repeats every type that was tried, and the whole section."""
-    keys: list[str] = []
-    reasons: list[str] = []
-    expected: list[str] = []
-    value, kind = "", ""
-    for line in split_lines(message.partition("Subclass types expect one of:")[0]):
+@dataclass
+class _Refusal:
+    """What the lines of one of jsonargparse's messages say.
+
+    Attributes:
+        keys: parts of the option's dotted name, in their order.
+        reasons: what is wrong, as predicates or whole sentences.
+        expected: what would have been accepted.
+        value: what was given; empty if it is not named, or is a whole section.
+        kind: class of the section.
+    """
+
+    keys: list[str] = field(default_factory=list)
+    reasons: list[str] = field(default_factory=list)
+    expected: list[str] = field(default_factory=list)
+    value: str = ""
+    kind: str = ""
+
+    def read(self, line: str) -> None:
+        """Take in one line of the message."""
         text = re.sub(r"NestedArg\(key='.*?', val='?(.*?)'?\)", r"\1", line.strip().removeprefix("- "))
         if match := re.match(r'Parser key "(.+?)":\s*(.*)', text):
-            keys.append(match[1])
+            self.keys.append(match[1])
             text = match[2]
         if match := re.match(r"Problem with given class_path '(.+?)':\s*(.*)", text):
-            kind, text = match[1], match[2]
+            self.kind, text = match[1], match[2]
         if match := re.match(r"Given value: (.*)", text):
-            value = value or (match[1] if not match[1].startswith("{") else "")
+            self.value = self.value or (match[1] if not match[1].startswith("{") else "")
         elif match := re.match(r"Option '(.+?)' is not accepted", text):
-            keys.append(match[1])
-            reasons.append(f"is no option of {kind.rpartition('.')[2] or 'it'}")
+            self.keys.append(match[1])
+            self.reasons.append(f"is no option of {self.kind.rpartition('.')[2] or 'it'}")
         elif match := re.match(r"Subcommand '(.+?)' does not accept option '(.+?)'", text):
-            keys.append(match[2])
-            reasons.append(f"is no option of zoo {match[1]}")
+            self.keys.append(match[2])
+            self.reasons.append(f"is no option of zoo {match[1]}")
         elif match := re.match(r"Expected a typing.Literal\[(.+?)\](?:\. Got value: (.*))?", text):
-            value = value or match[2] or ""
-            expected.append(f"one of {match[1]}")
+            self.value = self.value or match[2] or ""
+            self.expected.append(f"one of {match[1]}")
         elif match := re.match(r"Expected a <class '([\w.]+)'>(?:\. Got value: (.*))?$", text):
-            value = value or match[2] or ""
-            expected.append(TYPES.get(match[1], match[1]))
+            self.value = self.value or match[2] or ""
+            self.expected.append(TYPES.get(match[1], match[1]))
         elif not NO_REASON.match(text):
-            reasons.append(text.rstrip("."))
-    causes = list(dict.fromkeys(reasons))
-    if not causes or causes[0].startswith("is no option"):
-        expected = [what for what in dict.fromkeys(expected) if what != "null"] or expected
-        causes = causes or [f"expected {' or '.join(expected) or 'another value'}"]
-    if kind and len(keys) == 1 and not causes[0].startswith("is "):
+            self.reasons.append(text.rstrip("."))
+
+    def causes(self) -> list[str]:
+        """Return the reasons, each once; what was expected where there is none."""
+        if self.reasons:
+            return list(dict.fromkeys(self.reasons))
+        expected = [what for what in dict.fromkeys(self.expected) if what != "null"] or self.expected
+        return [f"expected {' or '.join(expected) or 'another value'}"]
+
+
+def option_refusal(message: str) -> tuple[str, str]:
+    """Return the option that a message of jsonargparse is about by its dotted name, and one sentence without its
+    beginning: ``is 'abc', expected a number``. The message itself repeats every type that was tried, and the whole
+    section."""
+    refusal = _Refusal()
+    for line in split_lines(message.partition("Subclass types expect one of:")[0]):
+        refusal.read(line)
+    keys, value, causes = refusal.keys, refusal.value, refusal.causes()
+    if refusal.kind and len(keys) == 1 and not causes[0].startswith("is "):
         keys.append("class_path")
-        value = kind
+        value = refusal.kind
     first = "" if causes[0].startswith("is ") else f"is {value:.80}, " if value else "is wrong: "
     return ".".join(keys), f"{first}{'; '.join(causes)[:400]}"
 

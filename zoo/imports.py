@@ -89,25 +89,7 @@ def trust_words(args: Sequence[str], configs: Iterable[str | Path] = ()) -> None
         args: the command line.
         configs: files that it names and that are the user's own.
     """
-    words: set[str] = set()
-    waiting = list(args)
-    while waiting:
-        name, equals, value = waiting.pop(0).partition("=")
-        if FLAG.match(name):
-            if not equals and waiting:
-                value = waiting[0]
-            words.update(_words(value))
-    visited: set[Path] = set()
-    files = [Path(file) for file in configs]
-    while files:
-        file = files.pop()
-        with contextlib.suppress(OSError, ValueError):  # whoever reads it next says what is wrong with it
-            if file.resolve() in visited or not file.is_file() or file.stat().st_size > LARGE:
-                continue
-            visited.add(file.resolve())
-            file_words = _words(file.read_text(encoding="utf-8"))
-            words |= file_words
-            files += [Path(word) for word in _strings(read_yaml(file)) if word.endswith((".yaml", ".yml"))]
+    words = _words_of_flags(args) | _words_of_files(configs)
     here = Path.cwd()
     for place in _unsafe_places():
         modules = {word.partition(".")[0] for word in words if _lies_in(place, word)}
@@ -116,6 +98,32 @@ def trust_words(args: Sequence[str], configs: Iterable[str | Path] = ()) -> None
             _on_path(here)
     if imports.modules:
         os.environ[NAMED] = ",".join(sorted(imports.modules))
+
+
+def _words_of_flags(args: Sequence[str]) -> set[str]:
+    """Return the import paths in the values of the flags that may name a class or a function."""
+    words: set[str] = set()
+    for i, arg in enumerate(args):
+        name, equals, value = arg.partition("=")
+        if FLAG.match(name):
+            words |= _words(value if equals or i + 1 == len(args) else args[i + 1])
+    return words
+
+
+def _words_of_files(configs: Iterable[str | Path]) -> set[str]:
+    """Return the import paths in config files, and in the files that these name."""
+    words: set[str] = set()
+    visited: set[Path] = set()
+    files = [Path(file) for file in configs]
+    while files:
+        file = files.pop()
+        with contextlib.suppress(OSError, ValueError):  # whoever reads it next says what is wrong with it
+            if file.resolve() in visited or not file.is_file() or file.stat().st_size > LARGE:
+                continue
+            visited.add(file.resolve())
+            words |= _words(file.read_text(encoding="utf-8"))
+            files += [Path(word) for word in _strings(read_yaml(file)) if word.endswith((".yaml", ".yml"))]
+    return words
 
 
 def import_flags() -> list[str]:
@@ -132,53 +140,59 @@ def check_imports(config: Any, where: object) -> None:
         ValueError: naming the module that comes from elsewhere, and the flag that allows it.
     """
 
-    def refuse_foreign(name: str) -> None:
-        home = _foreign_home(name)
-        if home is not None:
-            raise ValueError(
-                f"{where} names {name}, which is {home} in truth; a checkpoint's config names classes of "
-                "the zoo. Restore the file"
-            )
-
     base = where.parent if isinstance(where, Path) else Path()
     for name, is_class in _names(config, base):
-        top = name.partition(".")[0]
-        if not DOTTED.fullmatch(name):
-            if is_class and not name.isidentifier():
-                raise ValueError(f"{where} names the class {name!r:.80}, which is no import path; restore the file")
-            continue  # the short name of a class that is imported already, or plain text
-        if top in OURS or top in imports.modules or _loaded_by_the_user(top):
-            refuse_foreign(name)
-            continue
-        folder = next((f for f in imports.folders if _lies_in(f, name)), None)
-        if folder is not None:
-            _on_path(folder)
-            refuse_foreign(name)
-            continue
-        here = next((f for f in _unsafe_places() if _lies_in(f, name)), None)
-        if here is not None:
-            argument = "." if here == Path.cwd() else str(here)
+        # what is no import path is the short name of a class that is imported already, or plain text
+        if DOTTED.fullmatch(name):
+            _check_import(name, is_class, where)
+        elif is_class and not name.isidentifier():
+            raise ValueError(f"{where} names the class {name!r:.80}, which is no import path; restore the file")
+
+
+def _check_import(name: str, is_class: bool, where: object) -> None:
+    """ValueError if an import path leads to a module that a checkpoint's config may not name."""
+    top = name.partition(".")[0]
+    if top in OURS or top in imports.modules or _loaded_by_the_user(top):
+        _refuse_foreign(name, where)
+        return
+    folder = next((f for f in imports.folders if _lies_in(f, name)), None)
+    if folder is not None:
+        _on_path(folder)
+        _refuse_foreign(name, where)
+        return
+    here = next((f for f in _unsafe_places() if _lies_in(f, name)), None)
+    if here is not None:
+        argument = "." if here == Path.cwd() else str(here)
+        raise ValueError(
+            f"{where} names {name}, and the module {top} would be imported from {here}: a checkpoint's config may "
+            f"name the zoo and installed packages alone. If you know what is in that module, repeat the command "
+            f"with --import {argument}"
+        )
+    if top in sys.stdlib_module_names or top in sys.builtin_module_names:
+        if is_class or _exists(name):
             raise ValueError(
-                f"{where} names {name}, and the module {top} would be imported from {here}: a checkpoint's config may "
-                f"name the zoo and installed packages alone. If you know what is in that module, repeat the command "
-                f"with --import {argument}"
+                f"{where} names {name} of Python itself, which no part of a system is; a checkpoint's "
+                "config names classes of the zoo. Restore the file"
             )
-        if top in sys.stdlib_module_names or top in sys.builtin_module_names:
-            if is_class or _exists(name):
-                raise ValueError(
-                    f"{where} names {name} of Python itself, which no part of a system is; a checkpoint's "
-                    "config names classes of the zoo. Restore the file"
-                )
-            continue
-        if _installed(top):
-            refuse_foreign(name)
-        elif is_class:
-            near = difflib.get_close_matches(top, OURS, 1)
-            raise ValueError(
-                f"{where} names {name}, but no module {top} is installed"
-                + (f" (did it mean {near[0]}?)" if near else "")
-                + f"; if it is a module of yours, repeat the command with --import and the folder that holds {top}.py"
-            )
+    elif _installed(top):
+        _refuse_foreign(name, where)
+    elif is_class:
+        near = difflib.get_close_matches(top, OURS, 1)
+        raise ValueError(
+            f"{where} names {name}, but no module {top} is installed"
+            + (f" (did it mean {near[0]}?)" if near else "")
+            + f"; if it is a module of yours, repeat the command with --import and the folder that holds {top}.py"
+        )
+
+
+def _refuse_foreign(name: str, where: object) -> None:
+    """ValueError if an import path leads out of its package: ``torch.os.system`` is no part of torch."""
+    home = _foreign_home(name)
+    if home is not None:
+        raise ValueError(
+            f"{where} names {name}, which is {home} in truth; a checkpoint's config names classes of "
+            "the zoo. Restore the file"
+        )
 
 
 def _foreign_home(name: str) -> str | None:

@@ -37,7 +37,7 @@ import zoo.models.instructerc
 import zoo.models.merit
 import zoo.models.selector
 import zoo.models.unimodal  # noqa: F401
-from zoo.arguments import ZooParser, prepared
+from zoo.arguments import ZooParser, flag_values, prepared, resolve_checkpoint
 from zoo.callbacks import (
     BestCheckpoint,
     CheckpointFiles,
@@ -61,8 +61,6 @@ from zoo.runs import (
     find_checkpoint,
     make_run_folder,
     newest_config,
-    newest_run,
-    published,
     run_loggers,
     run_of,
 )
@@ -146,22 +144,7 @@ class ZooCLI(LightningCLI):
                     "name), or --zero_shot=true to evaluate the pretrained backbones as they are"
                 )
         if config.ckpt_path:
-            file = Path(config.ckpt_path)
-            if self.subcommand == "fit" and file.suffix == ".safetensors":
-                raise ValueError(
-                    f"{file} holds weights alone: no optimizer and no place in the data, so no run can go on from it. "
-                    f"To begin a new run with these weights, give --model.start_from {file.parent.name}"
-                )
-            refuse_changed(file)
-            checkpoint = look_into(file)
-            self.checkpoint_step = checkpoint.global_step
-            self.validation_due = bool(_get(checkpoint.content, "callbacks.LastCheckpoint.validation_due"))
-            if self.subcommand == "fit":
-                require_resumable(checkpoint, config.data.class_path.rpartition(".")[2] if config.data else None)
-                if (home := run_of(file)) is not None:
-                    self._refuse_changes(home)
-            else:
-                require_evaluable(checkpoint)
+            self._refuse_checkpoint(Path(config.ckpt_path), config)
         start = config.model.get("init_args", {}).get("start_from") if config.model else None
         if self.subcommand == "fit" and start and not config.ckpt_path:
             refuse_changed(find_checkpoint(start))
@@ -169,6 +152,25 @@ class ZooCLI(LightningCLI):
         config.weights_only = True
         if self.subcommand == "test":
             config.verbose = False  # Lightning's table of the same scores, without intervals
+
+    def _refuse_checkpoint(self, file: Path, config: Namespace) -> None:
+        """Look into the file of --ckpt_path. ValueError if this command cannot go on from it."""
+        fit = self.subcommand == "fit"
+        if fit and file.suffix == ".safetensors":
+            raise ValueError(
+                f"{file} holds weights alone: no optimizer and no place in the data, so no run can go on from it. "
+                f"To begin a new run with these weights, give --model.start_from {file.parent.name}"
+            )
+        refuse_changed(file)
+        checkpoint = look_into(file)
+        self.checkpoint_step = checkpoint.global_step
+        self.validation_due = bool(_get(checkpoint.content, "callbacks.LastCheckpoint.validation_due"))
+        if not fit:
+            require_evaluable(checkpoint)
+            return
+        require_resumable(checkpoint, config.data.class_path.rpartition(".")[2] if config.data else None)
+        if (home := run_of(file)) is not None:
+            self._refuse_changes(home)
 
     def _refuse_unused(self, config: Namespace) -> None:
         """ValueError for options of Lightning that would do nothing here, or something else than they say."""
@@ -216,62 +218,88 @@ class ZooCLI(LightningCLI):
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
         config = self.config_init[self.subcommand]
-        trainer, root = config.trainer, Path(config.trainer.default_root_dir or ".")
+        options, root = config.trainer, Path(config.trainer.default_root_dir or ".")
         checkpoint = config.get("ckpt_path")
-        self.model.will_load_checkpoint = (
-            checkpoint is not None
-        )  # Lightning says so itself only after the model was made
-        home = run_of(Path(checkpoint)) if checkpoint else None
-        fit, quick = self.subcommand == "fit", bool(trainer.fast_dev_run)
+        self.model.will_load_checkpoint = checkpoint is not None  # Lightning says so only after the model was made
+        trial = bool(options.fast_dev_run)
         # a trial run leaves nothing behind
-        folder = RunFolder(Path(LOCKS.enter_context(tempfile.TemporaryDirectory())) if quick else root)
-        extra: list[Callback] = [folder]
-        if not trainer.barebones:
-            named = trainer.callbacks if isinstance(trainer.callbacks, list) else [trainer.callbacks]
-            if not any(isinstance(callback, LightningProgressBar) for callback in named):
-                bar = trainer.enable_progress_bar is not False and sys.stdout.isatty()
-                kwargs["enable_progress_bar"] = bar
-                extra.append(ProgressBar() if bar else ProgressLines())
-            if fit and trainer.enable_model_summary is not False:
-                extra.append(ParameterTable())
-            kwargs["enable_model_summary"] = False
-        if fit and not quick and trainer.enable_checkpointing is not False:
-            extra += [config.checkpoint, LastCheckpoint(config.save_last_every, config.save_last_minutes)]
-        if self.subcommand == "predict" and not quick:
-            extra.append(PartialPredictions(self._digest()))
-        self.trainer_defaults["callbacks"] = extra
-        users = trainer.logger if isinstance(trainer.logger, list) else [trainer.logger]
-        users = [logger for logger in users if isinstance(logger, Logger)]
+        folder = RunFolder(Path(LOCKS.enter_context(tempfile.TemporaryDirectory())) if trial else root)
+        display, switches = self._display(options)
+        self.trainer_defaults["callbacks"] = [folder, *display, *self._file_callbacks(config)]
         with library_options("--trainer"):
-            made = super().instantiate_trainer(**kwargs | {"logger": False})
-        if type(made.strategy.checkpoint_io) is TorchCheckpointIO:
-            made.strategy.checkpoint_io = CheckpointFiles()
-        made._signal_connector = _SignalConnector(made)
-        if not quick:
-            if fit or home is None:
-                straight = not fit and trainer.logger is False and trainer.default_root_dir is not None
-                folder.new = home is None and not straight and made.is_global_zero
-                folder.path = home or (root if straight else self._new_folder(made, root))
-            else:
-                folder.path = self._results_folder(home, trainer)
-            folder.before = set(folder.path.glob(EVENTS))
-            if made.is_global_zero:
-                self._lock(folder.path, fit)
-            table = None
-            if fit or home is None:
-                goes_on = (self.checkpoint_step, self.validation_due) if home is not None else (None, False)
-                table = ResumingCSVLogger(str(folder.path), "", "", *goes_on)
-            if trainer.logger is not False and (table is not None or users):
-                made.loggers = run_loggers(folder.path, users, table)
-            for callback in made.callbacks:
-                if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
-                    callback.dirpath = str((folder.path / "checkpoints").absolute())
-            if isinstance(made.profiler, Profiler) and made.profiler.dirpath is None:
-                made.profiler.dirpath = folder.path
-            if made.is_global_zero:
-                print(f"run folder: {folder.path}", flush=True)
+            trainer = super().instantiate_trainer(**kwargs | switches | {"logger": False})
+        if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
+            trainer.strategy.checkpoint_io = CheckpointFiles()
+        trainer._signal_connector = _SignalConnector(trainer)
+        if not trial:
+            home = run_of(Path(checkpoint)) if checkpoint else None
+            self._choose_folder(folder, trainer, options, home)
+            self._write_into(folder.path, trainer, options.logger, home)
         self.folder = folder
-        return made
+        return trainer
+
+    def _display(self, options: Namespace) -> tuple[list[Callback], dict[str, bool]]:
+        """Return the callbacks that show a run in the terminal, and the trainer's switches for Lightning's own."""
+        if options.barebones:
+            return [], {}
+        callbacks: list[Callback] = []
+        switches = {"enable_model_summary": False}
+        users = options.callbacks if isinstance(options.callbacks, list) else [options.callbacks]
+        if not any(isinstance(callback, LightningProgressBar) for callback in users):
+            bar = options.enable_progress_bar is not False and sys.stdout.isatty()
+            switches["enable_progress_bar"] = bar
+            callbacks.append(ProgressBar() if bar else ProgressLines())
+        if self.subcommand == "fit" and options.enable_model_summary is not False:
+            callbacks.append(ParameterTable())
+        return callbacks, switches
+
+    def _file_callbacks(self, config: Namespace) -> list[Callback]:
+        """Return the callbacks that write checkpoints or predictions; none for a trial run."""
+        if config.trainer.fast_dev_run:
+            return []
+        if self.subcommand == "fit" and config.trainer.enable_checkpointing is not False:
+            return [config.checkpoint, LastCheckpoint(config.save_last_every, config.save_last_minutes)]
+        return [PartialPredictions(self._digest())] if self.subcommand == "predict" else []
+
+    def _choose_folder(self, folder: RunFolder, trainer: Trainer, options: Namespace, home: Path | None) -> None:
+        """Set where the command writes, and lock it.
+
+        Args:
+            home: the run that the checkpoint belongs to, if there is one.
+        """
+        fit, root = self.subcommand == "fit", Path(options.default_root_dir or ".")
+        if home is not None:
+            folder.path = home if fit else self._results_folder(home, options)
+        elif not fit and options.logger is False and options.default_root_dir is not None:
+            folder.path = root  # an evaluation without a run, whose user names the folder of its results
+        else:
+            folder.new = trainer.is_global_zero
+            folder.path = self._new_folder(trainer, root)
+        folder.before = set(folder.path.glob(EVENTS))
+        if trainer.is_global_zero:
+            self._lock(folder.path, fit)
+
+    def _write_into(self, path: Path, trainer: Trainer, logger: object, home: Path | None) -> None:
+        """Let loggers, checkpoints and the profiler of a trainer write into its run folder.
+
+        Args:
+            logger: what ``--trainer.logger`` gives.
+            home: the run that the checkpoint belongs to, if there is one.
+        """
+        users = [one for one in (logger if isinstance(logger, list) else [logger]) if isinstance(one, Logger)]
+        table = None
+        if self.subcommand == "fit" or home is None:
+            resume = (self.checkpoint_step, self.validation_due) if home is not None else (None, False)
+            table = ResumingCSVLogger(str(path), "", "", *resume)
+        if logger is not False and (table is not None or users):
+            trainer.loggers = run_loggers(path, users, table)
+        for callback in trainer.callbacks:
+            if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
+                callback.dirpath = str((path / "checkpoints").absolute())
+        if isinstance(trainer.profiler, Profiler) and trainer.profiler.dirpath is None:
+            trainer.profiler.dirpath = path
+        if trainer.is_global_zero:
+            print(f"run folder: {path}", flush=True)
 
     def _plain_config(self) -> dict[str, Any]:
         """The options of this command as plain values, as config.yaml holds them."""
@@ -393,8 +421,9 @@ def run(verb: str, args: list[str]) -> None:
     """One LightningCLI verb, with --ckpt_path resolved first."""
     _quiet()
     args = prepared(verb, take_imports(args), verb in EVALUATION)
-    refuse_unreadable(_values(args, "--config", "-c"))
-    trust_words(args, _values(args, "--config", "-c"))
+    configs = flag_values(args, "--config", "-c")
+    refuse_unreadable(configs)
+    trust_words(args, configs)
     args = configs_first(resolve_checkpoint(verb, args))
     # where LightningCLI reads, and with what Lightning starts the other processes: the script stays the first
     sys.argv = [*sys.argv[:1], verb, *args]
@@ -414,75 +443,11 @@ def run(verb: str, args: list[str]) -> None:
         )
 
 
-def resolve_checkpoint(verb: str, args: list[str]) -> list[str]:
-    """Turns --ckpt_path RUN | NAME | best | last into a file, and puts the run's own config.yaml before all other
-    configs.
-
-    ``best`` and ``last`` mean the run that --config's folder is, else the newest run of --trainer.default_root_dir.
-    """
-    values = {key: _value(args, key) for key in ("--ckpt_path", "--config", "--trainer.default_root_dir")}
-    path, config = values["--ckpt_path"], values["--config"] or _value(args, "-c")
-    if path is None or path == "null":
-        return args
-    if path in ("best", "last"):
-        beside = Path(config).parent if config else None
-        if beside is not None and (beside / "checkpoints").is_dir():
-            folder = beside
-        else:
-            root = Path(values["--trainer.default_root_dir"] or ".")
-            folder = newest_run(root)
-            if folder is None:
-                raise FileNotFoundError(
-                    f"--ckpt_path {path}: no run with a last.ckpt under {root / 'lightning_logs'}; name the run folder"
-                )
-        file = find_checkpoint(folder, path)
-    else:
-        file = find_checkpoint(path, "last" if verb == "fit" else "best")
-    home = run_of(file) or (file.parent if (file.parent / "config.yaml").is_file() else None)
-    rest = _without(args, "--ckpt_path")
-    if home is not None:
-        read_run_config(newest_config(home))  # before anything that it names is imported
-        rest = ["--config", str(newest_config(home)), *rest]
-    if file.name == "model.safetensors":  # a published backbone: its folder is the model, there is nothing more to load
-        options = read_run_config(home / "config.yaml")["model"]["init_args"] if home else {}
-        part = next((name for name in ("llm", "vision", "audio") if name in options), "llm")
-        return [*rest, f"--model.{part}={published(path) or file.parent}", "--zero_shot=true"]
-    return [*rest, f"--ckpt_path={file}"]
-
-
 def _get(config: Any, key: str) -> Any:
     """The value at a dotted key of nested mappings; None where there is none."""
     for name in key.split("."):
         config = config.get(name) if isinstance(config, Mapping) else None
     return config
-
-
-def _value(args: list[str], key: str) -> str | None:
-    """The last value of a flag, in either spelling."""
-    return next(reversed(_values(args, key)), None)
-
-
-def _values(args: list[str], *keys: str) -> list[str]:
-    """All values of a flag, under each of its names and in either spelling."""
-    values = []
-    for i, arg in enumerate(args):
-        if arg in keys and i + 1 < len(args):
-            values.append(args[i + 1])
-        elif arg.startswith(tuple(f"{key}=" for key in keys)):
-            values.append(arg.split("=", 1)[1])
-    return values
-
-
-def _without(args: list[str], key: str) -> list[str]:
-    kept, skip = [], False
-    for arg in args:
-        if skip:
-            skip = False
-        elif arg == key:
-            skip = True
-        elif not arg.startswith(f"{key}="):
-            kept.append(arg)
-    return kept
 
 
 def _quiet() -> None:

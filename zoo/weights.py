@@ -228,35 +228,42 @@ def _wrong_in_evaluation(content: Mapping[str, Any]) -> Iterator[str]:
         yield _is(content, "callbacks", "a mapping of names to states")
     else:
         for name, state in callbacks.items():
-            kind = re.split(r"\W", name, maxsplit=1)[0]
-            if not isinstance(state, dict):
-                yield f"the state of {kind} in its callbacks is {_brief(state)}, expected a mapping"
-                continue
-            for key, kinds in CALLBACKS.get(kind, {}).items():
-                if key not in state or not _fits(state[key], kinds):
-                    yield f"the {key} of {kind} in its callbacks {_value(state, key)}, expected {_words(kinds)}"
-    loops = content.get("loops")
-    if loops is not None and not isinstance(loops, dict):
-        yield _is(content, "loops", "a mapping of the four loops")
-    if loops is not None:
-        for name in ("fit_loop", "validate_loop", "test_loop", "predict_loop"):
-            if not isinstance(loops.get(name), dict):
-                yield f"the {name} of its loops {_value(loops, name)}, expected a mapping"
-                continue
-            for key, state in loops[name].items():
-                if not isinstance(key, str) or not isinstance(state, dict):
-                    yield f"{key!r:.60} in the {name} of its loops is {_brief(state)}, expected a mapping"
-                elif key.endswith("progress"):
-                    # whether it knows that a batch is the last
-                    ends = key.endswith("batch_progress") and name != "predict_loop"
-                    wrong = _wrong_progress(key, state, ends)
-                    yield from (f"{key} in the {name} of its loops {what}" for what in wrong)
-    steps = loops["fit_loop"].get("epoch_loop.state_dict", {}) if loops is not None else {}
-    if not _fits(steps.get("_batches_that_stepped", 0), int):
-        yield f"the _batches_that_stepped of its loops is {_brief(steps['_batches_that_stepped'])}, expected a number"
+            yield from _wrong_callback(re.split(r"\W", name, maxsplit=1)[0], state)
+    if content.get("loops") is not None:
+        yield from _wrong_loops(content)
     for name in ("MixedPrecision", "native_amp_scaling_state"):
         if name in content and not isinstance(content[name], dict):
             yield _is(content, name, "a mapping")
+
+
+def _wrong_callback(kind: str, state: Any) -> Iterator[str]:
+    if not isinstance(state, dict):
+        yield f"the state of {kind} in its callbacks is {_brief(state)}, expected a mapping"
+        return
+    for key, kinds in CALLBACKS.get(kind, {}).items():
+        if key not in state or not _fits(state[key], kinds):
+            yield f"the {key} of {kind} in its callbacks {_value(state, key)}, expected {_words(kinds)}"
+
+
+def _wrong_loops(content: Mapping[str, Any]) -> Iterator[str]:
+    loops = content["loops"]
+    if not isinstance(loops, dict):
+        yield _is(content, "loops", "a mapping of the four loops")
+        return
+    for name in ("fit_loop", "validate_loop", "test_loop", "predict_loop"):
+        if not isinstance(loops.get(name), dict):
+            yield f"the {name} of its loops {_value(loops, name)}, expected a mapping"
+            continue
+        for key, state in loops[name].items():
+            if not isinstance(key, str) or not isinstance(state, dict):
+                yield f"{key!r:.60} in the {name} of its loops is {_brief(state)}, expected a mapping"
+            elif key.endswith("progress"):
+                ends = key.endswith("batch_progress") and name != "predict_loop"  # it knows whether a batch is the last
+                wrong = _wrong_progress(key, state, ends)
+                yield from (f"{key} in the {name} of its loops {what}" for what in wrong)
+    steps = loops["fit_loop"].get("epoch_loop.state_dict", {})
+    if not _fits(steps.get("_batches_that_stepped", 0), int):
+        yield f"the _batches_that_stepped of its loops is {_brief(steps['_batches_that_stepped'])}, expected a number"
 
 
 def _wrong_in_training(content: Mapping[str, Any], corpus: str | None) -> Iterator[str]:
@@ -277,26 +284,33 @@ def _wrong_in_training(content: Mapping[str, Any], corpus: str | None) -> Iterat
     if not isinstance(schedules, list):
         yield _is(content, "lr_schedulers", "a list with a state per schedule")
     for state in schedules if isinstance(schedules, list) else ():
-        if not isinstance(state, dict):
-            yield f"a state in its lr_schedulers is {_brief(state)}, expected a mapping"
-            continue
-        # a schedule without settings of its own is the zoo's; a scheduler that the user chose may lack some of these
-        for key, kinds in SCHEDULE.items():
-            if state.keys() <= SCHEDULE.keys() if key not in state else not _fits(state[key], kinds):
-                yield f"the {key} in its lr_schedulers {_value(state, key)}, expected {_words(kinds)}"
-        for key in ("base_lrs", "_last_lr"):
-            if not all(_fits(rate, (int, float, Tensor)) for rate in state.get(key, ())):
-                yield f"the {key} in its lr_schedulers is {_brief(state[key])}, expected numbers"
+        yield from _wrong_schedule(state)
     if corpus is not None:
-        place = content.get(corpus)
-        if not isinstance(place, dict):
-            yield _is(content, corpus, "a mapping with the place in the data")
-        else:
-            for key, kinds in PLACE.items():
-                if key not in place or not _fits(place[key], kinds):
-                    yield (
-                        f"the {key} in {corpus}, its place in the data, {_value(place, key)}, expected {_words(kinds)}"
-                    )
+        yield from _wrong_place(content, corpus)
+
+
+def _wrong_schedule(state: Any) -> Iterator[str]:
+    if not isinstance(state, dict):
+        yield f"a state in its lr_schedulers is {_brief(state)}, expected a mapping"
+        return
+    # a schedule without settings of its own is the zoo's; a scheduler that the user chose may lack some of these
+    for key, kinds in SCHEDULE.items():
+        if state.keys() <= SCHEDULE.keys() if key not in state else not _fits(state[key], kinds):
+            yield f"the {key} in its lr_schedulers {_value(state, key)}, expected {_words(kinds)}"
+    for key in ("base_lrs", "_last_lr"):
+        if not all(_fits(rate, (int, float, Tensor)) for rate in state.get(key, ())):
+            yield f"the {key} in its lr_schedulers is {_brief(state[key])}, expected numbers"
+
+
+def _wrong_place(content: Mapping[str, Any], corpus: str) -> Iterator[str]:
+    """What is wrong with the place in the data from which a resumed run goes on."""
+    place = content.get(corpus)
+    if not isinstance(place, dict):
+        yield _is(content, corpus, "a mapping with the place in the data")
+        return
+    for key, kinds in PLACE.items():
+        if key not in place or not _fits(place[key], kinds):
+            yield f"the {key} in {corpus}, its place in the data, {_value(place, key)}, expected {_words(kinds)}"
 
 
 SCORE = (Tensor, float, int, None)
