@@ -11,6 +11,29 @@ from typing import Any, TypeVar
 
 Shape = TypeVar("Shape")
 
+_QWEN2_7B: dict[str, Any] = {  # Qwen/Qwen2-7B: 7,615,616,512
+    "vocab_size": 152064,
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 1e-6,
+    "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
+    "tie_word_embeddings": False,
+    "bos_token_id": 151643,
+    "eos_token_id": 151643,
+}
+_QWEN2_5_7B = _QWEN2_7B | {"max_position_embeddings": 32768, "eos_token_id": 151645}  # 7,615,616,512
+_QWEN2_5_32B = _QWEN2_5_7B | {  # 32,763,876,352
+    "hidden_size": 5120,
+    "intermediate_size": 27648,
+    "num_hidden_layers": 64,
+    "num_attention_heads": 40,
+    "num_key_value_heads": 8,
+}
+
 # name -> (transformers model_type, config values). Parameter counts in comments are asserted in the tests.
 SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama-2-7b": (
@@ -46,23 +69,7 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "eos_token_id": 128009,
         },
     ),
-    "qwen2-7b": (  # Qwen/Qwen2-7B
-        "qwen2",
-        {  # 7,615,616,512
-            "vocab_size": 152064,
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 131072,
-            "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
-            "tie_word_embeddings": False,
-            "bos_token_id": 151643,
-            "eos_token_id": 151643,
-        },
-    ),
+    "qwen2-7b": ("qwen2", _QWEN2_7B),
     "glm-4-9b": (  # THUDM/glm-4-9b-chat-hf
         "glm",
         {  # 9,399,951,360
@@ -82,40 +89,8 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
             "eos_token_id": [151329, 151336, 151338],
         },
     ),
-    "qwen2.5-7b": (
-        "qwen2",
-        {  # 7,615,616,512
-            "vocab_size": 152064,
-            "hidden_size": 3584,
-            "intermediate_size": 18944,
-            "num_hidden_layers": 28,
-            "num_attention_heads": 28,
-            "num_key_value_heads": 4,
-            "max_position_embeddings": 32768,
-            "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
-            "tie_word_embeddings": False,
-            "bos_token_id": 151643,
-            "eos_token_id": 151645,
-        },
-    ),
-    "qwen2.5-32b": (
-        "qwen2",
-        {  # 32,763,876,352
-            "vocab_size": 152064,
-            "hidden_size": 5120,
-            "intermediate_size": 27648,
-            "num_hidden_layers": 64,
-            "num_attention_heads": 40,
-            "num_key_value_heads": 8,
-            "max_position_embeddings": 32768,
-            "rms_norm_eps": 1e-6,
-            "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0},
-            "tie_word_embeddings": False,
-            "bos_token_id": 151643,
-            "eos_token_id": 151645,
-        },
-    ),
+    "qwen2.5-7b": ("qwen2", _QWEN2_5_7B),
+    "qwen2.5-32b": ("qwen2", _QWEN2_5_32B),
 }
 
 # `Vision("shape:NAME")`: name -> (class of transformers, config values, preprocessor_config).

@@ -6,13 +6,11 @@ system owns, fills them. What is missing or unreadable has no slot: nothing pret
 
 from __future__ import annotations
 
-import functools
 import math
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -20,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.backbones import LLM, Audio, Vision
-from zoo.backbones.llm import Dtype
-from zoo.media import MAX_SECONDS, Media, Unreadable
+from zoo.media import Media, Unreadable
 from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_key, utterance_sound
 from zoo.schema import Sample, Turn
 from zoo.training.batch import IGNORE_INDEX, MultimodalBatch
@@ -187,53 +184,34 @@ class ProjectedEncoders(nn.Module):
     over equal parts.
 
     Args:
-        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`); None: none.
-        audio: the same of the HuBERT (see `zoo.backbones.Audio`); None: none.
-        vision_dtype, audio_dtype: dtypes of their weights.
-        vision_revision, audio_revision: hub revisions to pin.
+        make_vision: makes the image encoder; None: none.
+        make_audio: makes the HuBERT; None: none.
         show_text: whether the utterance's words are shown; False leaves the clip alone.
         frames: vision tokens: frames per clip, evenly spaced.
         audio_tokens: parts of the waveform.
         max_seconds: a longer waveform is cut to its middle part, counted.
         embedding_scale: the projections' first outputs have this many times the deviation of the input embeddings of
             the language model (ours); None leaves PyTorch's initial weights.
-        cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
-        timeout: seconds one clip may take to decode.
-        max_clip_seconds: a longer clip or film is not read, and counted.
+        media: reads the clips.
     """
 
     unreadable_events = ("samples without a readable clip", "samples without readable sound")
 
     def __init__(
         self,
-        vision: str | None = None,
-        audio: str | None = None,
-        vision_dtype: Dtype = "float32",
-        audio_dtype: Dtype = "float32",
-        vision_revision: str | None = None,
-        audio_revision: str | None = None,
-        show_text: bool = True,
-        frames: int = 8,
-        audio_tokens: int = 8,
-        max_seconds: float = 15.0,
-        embedding_scale: float | None = None,
-        cache: Path | None = None,
-        timeout: float = 30.0,
-        max_clip_seconds: float = MAX_SECONDS,
+        make_vision: Callable[[], Vision] | None,
+        make_audio: Callable[[], Audio] | None,
+        show_text: bool,
+        frames: int,
+        audio_tokens: int,
+        max_seconds: float,
+        embedding_scale: float | None,
+        media: Media,
     ) -> None:
         super().__init__()
-        if frames < 1 or audio_tokens < 1 or max_seconds <= 0 or not (show_text or vision or audio):
-            raise ValueError(
-                "need frames >= 1, audio_tokens >= 1, max_seconds > 0, and show_text, vision or audio; got "
-                f"{frames}, {audio_tokens}, {max_seconds}, {show_text}, {vision}, {audio}"
-            )
-        make_vision = functools.partial(Vision, vision, dtype=vision_dtype, revision=vision_revision)
-        make_audio = functools.partial(Audio, audio, dtype=audio_dtype, revision=audio_revision)
-        self.make_vision = make_vision if vision is not None else None
-        self.make_audio = make_audio if audio is not None else None
+        self.make_vision, self.make_audio, self.media = make_vision, make_audio, media
         self.show_text, self.frames, self.audio_tokens, self.max_seconds = show_text, frames, audio_tokens, max_seconds
         self.embedding_scale = embedding_scale
-        self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
         self.vision_features, self.audio_features = FeatureCache(), FeatureCache()
 
     def build(self, llm: LLM) -> None:
