@@ -1,5 +1,4 @@
-"""Runs through the user's entry point, `zoo.cli.main`, on a miniature corpus and with a language model that trains in
-a second."""
+"""Runs through the user's entry point, `zoo.cli.main`, and what they leave behind."""
 
 from __future__ import annotations
 
@@ -8,8 +7,6 @@ import csv
 import io
 import json
 import os
-import random
-import shutil
 import signal
 import sys
 import traceback
@@ -17,18 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentParser
 from lightning.pytorch import Callback, LightningModule, Trainer
-from safetensors.torch import load_file, save_file
 
-from tests.data.miniature import LABELS, line, write_meld
-from zoo.backbones.tiny import make_folder, make_hubert_folder, make_vit_folder
 from zoo.cli import main
-from zoo.data.meld import CLIPS
+from zoo.data import EmotionData
 from zoo.rl import Answer
-from zoo.sitcom.clips import encode
 
 QUIET = (
     "--trainer.accelerator=cpu",
@@ -39,76 +32,10 @@ QUIET = (
 TRACE = "--trainer.callbacks+=tests.runs_helper.Trace"
 
 
-# ---- what runs need
+# ---- a reward
 def checksum(answer: Answer) -> float:
     """A reward that tells almost any two answers apart."""
     return sum(answer.text.encode()) % 7 / 7
-
-
-def make_llm(folder: Path, seed: int = 0) -> Path:
-    """A language model with 2 layers of 32 and random weights, larger than usual: it learns within some steps. Its
-    tokenizer knows the words of the miniature corpora."""
-    rng = random.Random(0)
-    texts = [f"{line(rng, label)} emotion: {label} audio: calm raised" for label in LABELS for _ in range(20)]
-    make_folder(folder, texts, vocab_size=420, hidden_size=32, layers=2, heads=2, intermediate_size=64, seed=seed)
-    weights = folder / "model.safetensors"
-    larger = {name: v * 8 if v.ndim > 1 else v for name, v in load_file(weights).items()}
-    save_file(larger, weights, {"format": "pt"})
-    return folder
-
-
-def untied(llm: Path, out: Path) -> Path:
-    """A copy of a language model with output embeddings of its own."""
-    shutil.copytree(llm, out)
-    config = json.loads((out / "config.json").read_text()) | {"tie_word_embeddings": False}
-    (out / "config.json").write_text(json.dumps(config))
-    weights = load_file(out / "model.safetensors")
-    weights["lm_head.weight"] = weights["model.embed_tokens.weight"] * 0.5
-    save_file(weights, out / "model.safetensors", {"format": "pt"})
-    return out
-
-
-def make_corpus(
-    folder: Path, dialogues: tuple[int, int, int] = (6, 2, 2), test_is: str | None = None, clips: bool = False
-) -> Path:
-    """A miniature MELD with audio descriptions.
-
-    Args:
-        test_is: the split whose files the test split is a copy of.
-        clips: write a clip for every utterance: a colour and a tone for every label.
-    """
-    write_meld(folder, dialogues=dialogues, kinds=("audio",))
-    if test_is:
-        for name in ("{}_sent_emo.csv", "audio_description_{}.json"):
-            (folder / name.format("test")).write_bytes((folder / name.format(test_is)).read_bytes())
-    for split, place in CLIPS.items() if clips else ():
-        (folder / place).mkdir()
-        with (folder / f"{split}_sent_emo.csv").open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                path = folder / place / f"dia{row['Dialogue_ID']}_utt{row['Utterance_ID']}.mp4"
-                path.write_bytes(label_clip(row["Emotion"], row["Utterance"]))
-    return folder
-
-
-def label_clip(label: str, text: str) -> bytes:
-    """An mp4 of half a second; the same for the same text."""
-    rng = np.random.default_rng(list(text.encode()))
-    which = LABELS.index(label)
-    frames = np.full((5, 32, 32, 3), 60) + rng.integers(0, 20, (5, 32, 32, 3))
-    frames[:, 4 * which : 4 * which + 5] += 150  # a bright bar: higher or lower
-    time = np.arange(8000) / 16_000
-    tone = 0.3 * np.sin(2 * np.pi * 200 * 1.4**which * time) + 0.01 * rng.standard_normal(8000)
-    return encode(frames.astype(np.uint8), tone.astype(np.float32))
-
-
-def make_eyes(folder: Path) -> Path:
-    """A ViT of 2 layers of 32 for pictures of 32 pixels."""
-    return make_vit_folder(folder, LABELS, size=32, patch=8, width=32, layers=2, heads=2, intermediate_size=64)
-
-
-def make_ears(folder: Path) -> Path:
-    """A HuBERT of 2 layers of 32."""
-    return make_hubert_folder(folder, LABELS, width=32, layers=2, heads=2, intermediate_size=64, conv_dim=(16,) * 7)
 
 
 # ---- commands
@@ -125,6 +52,19 @@ def fit(root: Path, *args: object) -> Path:
     """`zoo fit` with its results under root/lightning_logs; the run folder."""
     zoo("fit", *QUIET, f"--trainer.default_root_dir={root}", *args)
     return newest(root)
+
+
+def fit_corpus(root: Path, model: str, data: str, corpus: Path, epochs: int, **more: object) -> Path:
+    """`fit` of a system on a corpus at the learning rate that the small models need; the run folder."""
+    options = {"model": model, "data": data, "data__root": corpus, "model__lr": 3e-3, "trainer__max_epochs": epochs}
+    return fit(root, *flags(**options, **more))
+
+
+def parsed_data(*args: str) -> EmotionData:
+    """The corpus that options of the command line make."""
+    parser = ArgumentParser()
+    parser.add_subclass_arguments(EmotionData, "data")
+    return parser.instantiate(parser.parse_args(list(args))).data
 
 
 def no_picture(evaluation: Any, labels: Any, path: Path, title: str | None = None) -> None:

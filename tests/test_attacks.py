@@ -16,7 +16,8 @@ import pytest
 import torch
 import yaml
 
-from tests.runs_helper import checkpoint, fit, flags, make_corpus, make_llm, refused, zoo
+from tests.builders import make_home
+from tests.runs_helper import checkpoint, fit, flags, refused, zoo
 from zoo import cli, imports, weights
 from zoo.backbones import LLM
 from zoo.backbones.llm import LoRA
@@ -31,9 +32,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A language model, a corpus, and a finished run of two steps."""
-    home = tmp_path_factory.mktemp("attacks")
-    make_llm(home / "llm")
-    make_corpus(home / "meld", (2, 1, 1))
+    home = make_home(tmp_path_factory.mktemp("attacks"), (2, 1, 1))
     model = flags(model__llm=home / "llm", data="MELD", data__root=home / "meld", data__batch_size=7)
     fit(home, "--model=CausalLM", *model, "--trainer.max_steps=2")
     return home

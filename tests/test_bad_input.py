@@ -9,17 +9,16 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.builders import make_corpus, make_home
 from tests.data.miniature import write_goemotions
-from tests.runs_helper import checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, newest, refused, zoo
+from tests.runs_helper import checkpoint, fit, flags, logged, metrics, newest, refused, zoo
 
 pytestmark = pytest.mark.usefixtures("elsewhere")
 
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("bad_input")
-    make_llm(home / "llm")
-    make_corpus(home / "meld", (2, 1, 1))
+    home = make_home(tmp_path_factory.mktemp("bad_input"), (2, 1, 1))
     write_goemotions(home / "goemotions")
     empty = write_goemotions(home / "unlabelled")
     (empty / "ekman_labels.txt").write_text("")

@@ -8,8 +8,9 @@ import shutil
 import numpy as np
 import pytest
 
+from tests.builders import make_corpus
 from tests.fake_corpus import attach
-from tests.runs_helper import fit, flags, make_corpus, refused, zoo
+from tests.runs_helper import fit, flags, refused, zoo
 from zoo.checkpoints.loading import build_module
 from zoo.data import Synthetic
 from zoo.models.farcer import FARCER

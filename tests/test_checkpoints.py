@@ -14,7 +14,8 @@ import yaml
 from peft import PeftModel
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.runs_helper import checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, refused, rows, same, zoo
+from tests.builders import make_corpus, make_llm
+from tests.runs_helper import checkpoint, fit, flags, logged, metrics, refused, rows, same, zoo
 from zoo import checkpoints
 from zoo.backbones import LLM
 from zoo.checkpoints import listing

@@ -12,7 +12,8 @@ import torch
 import yaml
 from lightning.pytorch.cli import LightningCLI
 
-from tests.runs_helper import checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, refused, rows, zoo
+from tests.builders import make_home
+from tests.runs_helper import checkpoint, fit, flags, logged, metrics, refused, rows, zoo
 from zoo import cli
 from zoo.lightning_cli import ZooCLI
 
@@ -25,10 +26,7 @@ pytestmark = pytest.mark.usefixtures("elsewhere")
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A language model, a corpus, and a finished run of one epoch."""
-    home = tmp_path_factory.mktemp("cli")
-    make_llm(home / "llm")
-    make_corpus(home / "meld", (2, 1, 1))
-    make_corpus(home / "other", (1, 1, 2))
+    home = make_home(tmp_path_factory.mktemp("cli"), (2, 1, 1), other=(1, 1, 2))
     fit(home, "--model=CausalLM", *base(home), "--model.lr=0.003", "--trainer.max_epochs=1")
     return home
 

@@ -18,8 +18,9 @@ import pytest
 import torch
 import yaml
 
+from tests.builders import label_clip, make_llm
 from tests.data.miniature import write_meld
-from tests.runs_helper import fit, label_clip, make_llm
+from tests.runs_helper import fit
 from zoo import cli, configs, weights
 from zoo.backbones import LLM
 from zoo.benchmark import records

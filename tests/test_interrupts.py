@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs_helper import QUIET, fit, flags, in_child, make_corpus, make_llm, metrics, rows, zoo
+from tests.builders import make_corpus, make_llm
+from tests.runs_helper import QUIET, fit, flags, in_child, metrics, rows, zoo
 from zoo.sitcom import clips
 from zoo.storage import read_jsonl
 from zoo.training.module import EmotionModule

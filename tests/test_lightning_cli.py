@@ -13,21 +13,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.runs_helper import (
-    QUIET,
-    checkpoint,
-    fit,
-    flags,
-    in_child,
-    logged,
-    make_corpus,
-    make_llm,
-    metrics,
-    newest,
-    refused,
-    rows,
-    zoo,
-)
+from tests.builders import make_home
+from tests.runs_helper import QUIET, checkpoint, fit, flags, in_child, logged, metrics, newest, refused, rows, zoo
 from zoo.data import MELD
 from zoo.lightning_cli import score_table
 from zoo.storage import locked
@@ -37,10 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("lightning_cli")
-    make_llm(home / "llm")
-    make_corpus(home / "meld", (2, 1, 3))
-    return home
+    return make_home(tmp_path_factory.mktemp("lightning_cli"), (2, 1, 3))
 
 
 @pytest.fixture(scope="module")

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.builders import label_clip, make_ears, make_eyes
 from tests.fake_corpus import attach
 from tests.media_files import sine, write_clip
-from tests.runs_helper import label_clip, make_ears, make_eyes
 from zoo.backbones import LLM, Audio, Vision
 from zoo.data import MELD
 from zoo.media import Media

@@ -13,19 +13,8 @@ import pandas as pd
 import pytest
 import yaml
 
-from tests.runs_helper import (
-    checkpoint,
-    fit,
-    flags,
-    logged,
-    make_corpus,
-    make_eyes,
-    make_llm,
-    metrics,
-    no_picture,
-    rows,
-    zoo,
-)
+from tests.builders import make_home
+from tests.runs_helper import checkpoint, fit, flags, logged, metrics, no_picture, rows, zoo
 from zoo.backbones import LLM, Vision
 
 ROOT = Path(__file__).parents[1]
@@ -37,11 +26,7 @@ pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("pluggable")
-    make_llm(home / "llm")
-    make_eyes(home / "vision")
-    make_corpus(home / "meld", (2, 1, 1), clips=True)
-    return home
+    return make_home(tmp_path_factory.mktemp("pluggable"), (2, 1, 1), clips=True)
 
 
 def stored(run: Path) -> dict[str, tuple[int, ...]]:

@@ -14,7 +14,8 @@ from pathlib import Path
 import torch
 
 from tests import runs_helper
-from tests.runs_helper import checkpoint, make_corpus, make_llm, newest, untied
+from tests.builders import make_corpus, make_llm, untied
+from tests.runs_helper import checkpoint, newest
 from zoo.backbones.patch_vision import small_patch_vision
 from zoo.cli import main
 
@@ -42,21 +43,17 @@ def zoo(*args: object) -> None:
     torch.multiprocessing.start_processes(_rank, (port, [str(a) for a in args]), nprocs=2, start_method="fork")
 
 
+def fit_command(root: Path, *more: str) -> list[object]:
+    """The command that trains in two processes in a folder, with its model and its corpus, which it makes."""
+    llm, corpus = make_llm(root / "llm"), make_corpus(root / "meld", dialogues=(6, 2, 3))
+    system = ["--model=zoo.models.causal_lm.CausalLM", f"--model.llm={llm}"]
+    data = ["--data=zoo.data.MELD", f"--data.root={corpus}", "--data.batch_size=4"]
+    return [SCRIPT, "fit", *system, *data, *TWO, f"--trainer.default_root_dir={root}", *more]
+
+
 def test_two_processes_fit_and_score_every_sample_once(tmp_path):
-    llm, corpus = make_llm(tmp_path / "llm"), make_corpus(tmp_path / "meld", dialogues=(6, 2, 3))
     # Lightning starts the second process with the command of the first
-    fit = [
-        SCRIPT,
-        "fit",
-        "--model=zoo.models.causal_lm.CausalLM",
-        f"--model.llm={llm}",
-        "--data=zoo.data.MELD",
-        *TWO,
-        f"--data.root={corpus}",
-        "--data.batch_size=4",
-        "--trainer.max_epochs=1",
-        f"--trainer.default_root_dir={tmp_path}",
-    ]
+    fit = fit_command(tmp_path, "--trainer.max_epochs=1")
     done = subprocess.run(fit, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr[-2000:]
     assert "sync_dist" not in done.stderr and done.stdout.count("run folder: ") == 2  # at its beginning and its end
@@ -76,20 +73,7 @@ def test_two_processes_fit_and_score_every_sample_once(tmp_path):
 
 def test_a_signal_to_the_first_of_two_processes_ends_both_after_the_same_step(tmp_path):
     """Lightning starts the second process, which a scheduler or a user need not know."""
-    llm, corpus = make_llm(tmp_path / "llm"), make_corpus(tmp_path / "meld", dialogues=(6, 2, 3))
-    fit = [
-        SCRIPT,
-        "fit",
-        "--model=zoo.models.causal_lm.CausalLM",
-        f"--model.llm={llm}",
-        "--data=zoo.data.MELD",
-        *TWO,
-        f"--data.root={corpus}",
-        "--data.batch_size=4",
-        "--trainer.max_epochs=2000",
-        "--save_last_every=1",
-        f"--trainer.default_root_dir={tmp_path}",
-    ]
+    fit = fit_command(tmp_path, "--trainer.max_epochs=2000", "--save_last_every=1")
     process = subprocess.Popen(fit, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     run = tmp_path / "lightning_logs" / "version_0"
     while not (run / "checkpoints" / "last.ckpt").is_file():

@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.runs_helper import fit, make_corpus, make_llm
+from tests.builders import make_corpus, make_llm
+from tests.runs_helper import fit
 from zoo import cli
 
 ROOT = Path(__file__).parents[1]

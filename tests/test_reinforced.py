@@ -12,19 +12,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from tests.runs_helper import (
-    QUIET,
-    checkpoint,
-    fit,
-    flags,
-    logged,
-    make_corpus,
-    make_llm,
-    metrics,
-    newest,
-    refused,
-    zoo,
-)
+from tests.builders import make_home
+from tests.runs_helper import QUIET, checkpoint, fit, flags, logged, metrics, newest, refused, zoo
 from zoo.models.selector import ModalitySelector
 from zoo.models.selector.parts import read_decision
 from zoo.rl import Answer
@@ -35,11 +24,7 @@ pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("reinforced")
-    make_llm(home / "llm")
-    make_corpus(home / "meld", (4, 1, 1))
-    make_corpus(home / "two", (2, 1, 1))
-    return home
+    return make_home(tmp_path_factory.mktemp("reinforced"), (4, 1, 1), two=(2, 1, 1))
 
 
 @pytest.fixture(scope="module")

@@ -15,21 +15,8 @@ import torch
 import yaml
 from lightning.pytorch import Callback
 
-from tests.runs_helper import (
-    TRACE,
-    checkpoint,
-    fit,
-    flags,
-    in_child,
-    logged,
-    make_corpus,
-    make_llm,
-    newest,
-    refused,
-    same,
-    trace,
-    zoo,
-)
+from tests.builders import make_home
+from tests.runs_helper import TRACE, checkpoint, fit, flags, in_child, logged, newest, refused, same, trace, zoo
 from zoo import checkpoints
 from zoo.data.base import EmotionData
 from zoo.training.module import EmotionModule
@@ -63,10 +50,7 @@ pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("resume")
-    make_llm(home / "llm")
-    make_corpus(home / "meld", (4, 1, 1))
-    return home
+    return make_home(tmp_path_factory.mktemp("resume"), (4, 1, 1))
 
 
 @pytest.fixture(scope="module")

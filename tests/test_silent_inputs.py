@@ -13,20 +13,9 @@ import numpy as np
 import pytest
 import soundfile
 
+from tests.builders import make_corpus, make_ears, make_eyes, make_llm
 from tests.media_files import clip
-from tests.runs_helper import (
-    QUIET,
-    fit,
-    flags,
-    make_corpus,
-    make_ears,
-    make_eyes,
-    make_llm,
-    metrics,
-    refused,
-    rows,
-    zoo,
-)
+from tests.runs_helper import QUIET, fit, flags, metrics, refused, rows, zoo
 from zoo.data import MELD, MER2024
 from zoo.data.clips import files_below, find_clips
 from zoo.data.meld import CLIPS

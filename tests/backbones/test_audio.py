@@ -18,6 +18,7 @@ from transformers import (
     Wav2Vec2Model,
 )
 
+from tests.builders import spoil
 from zoo.backbones import AUDIO_SHAPES, Audio
 from zoo.backbones.hubert_weights import from_transformers, to_transformers
 from zoo.backbones.tiny import make_hubert_folder
@@ -71,14 +72,6 @@ def theirs(folder, kind=HubertForSequenceClassification):
 def prepared(wave):
     extractor = Wav2Vec2FeatureExtractor(do_normalize=True)
     return extractor(wave.numpy(), sampling_rate=16000, return_tensors="pt").input_values
-
-
-def spoil(source, target, change):
-    shutil.copytree(source, target)
-    tensors = load_file(target / "model.safetensors")
-    change(tensors)
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
-    return str(target)
 
 
 # ---- against transformers

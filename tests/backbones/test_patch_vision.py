@@ -14,6 +14,7 @@ from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTra
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
+from tests.builders import spoil
 from zoo.backbones.patch_vision import PatchVision, small_patch_vision, to_patches
 
 SMALL = {"depth": 3, "width": 32, "heads": 2, "intermediate_size": 48, "full_attention": (1,)}
@@ -40,14 +41,6 @@ def pixels(grid, seed=0, numbers=3 * 2 * 8 * 8):
 
 def frames(n, height, width, seed=0):
     return torch.randint(0, 256, (n, 3, height, width), generator=torch.Generator().manual_seed(seed)).byte()
-
-
-def spoil(source, target, change):
-    shutil.copytree(source, target)
-    tensors = load_file(target / "model.safetensors")
-    change(tensors)
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
-    return str(target)
 
 
 # ---- the tower

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from transformers import (
     AutoImageProcessor,
     CLIPConfig,
@@ -24,6 +24,7 @@ from transformers import (
     ViTModel,
 )
 
+from tests.builders import spoil
 from zoo.backbones import VISION_SHAPES, Vision
 from zoo.backbones.mini_xception import LABELS, WIDTHS, keras_arrays, keras_layers
 from zoo.backbones.tiny import make_vit_folder
@@ -65,15 +66,6 @@ def clips(tmp_path_factory):
         model.save_pretrained(root / type(model).__name__)
         processor.save_pretrained(root / type(model).__name__)
     return root
-
-
-def spoil(source, target, change):
-    """Copies a model folder, with its tensors changed."""
-    shutil.copytree(source, target)
-    tensors = load_file(target / "model.safetensors")
-    change(tensors)
-    save_file(tensors, target / "model.safetensors", {"format": "pt"})
-    return str(target)
 
 
 # ---- transformers' ViT

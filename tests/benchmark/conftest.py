@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from tests.runs_helper import make_corpus, make_llm, zoo
+from tests.builders import make_corpus, make_llm
+from tests.runs_helper import zoo
 
 LM = "zoo.models.causal_lm.CausalLM"
 

@@ -216,6 +216,21 @@ def score(options: argparse.Namespace, run: Path, data: Path, result: Path, *ext
         shutil.copy(run / "predictions.jsonl", result)
 
 
+def adaptation(options: argparse.Namespace, seed: int, data: Path, home: Path) -> list[str]:
+    """Options of every adaptation, which writes to ``home``."""
+    return [
+        f"--config={CONFIGS / 'sitcom_ttrl.yaml'}",
+        f"--data.corpus.root={data}",
+        f"--model.start_from={sft(options, seed)}",
+        f"--model.cache={options.out / 'cache'}",
+        f"--trainer.default_root_dir={home}",
+        f"--seed_everything={seed}",
+        f"--trainer.max_steps={STEPS}",
+        f"--trainer.val_check_interval={EVERY}",
+        "--trainer.check_val_every_n_epoch=null",
+    ]
+
+
 def adapt(options: argparse.Namespace, name: str, seed: int, data: Path, extra: tuple[str, ...]) -> None:
     """One adaptation without guard, all checks kept in runs/NAME-SEED/checks.jsonl."""
     home = options.out / f"runs/{name}-{seed}"
@@ -224,24 +239,7 @@ def adapt(options: argparse.Namespace, name: str, seed: int, data: Path, extra: 
     shutil.rmtree(home, ignore_errors=True)
     home.mkdir(parents=True)
     started = time.process_time()
-    zoo_main(
-        [
-            "fit",
-            f"--config={CONFIGS / 'sitcom_ttrl.yaml'}",
-            f"--data.corpus.root={data}",
-            f"--model.start_from={sft(options, seed)}",
-            f"--model.cache={options.out / 'cache'}",
-            f"--trainer.default_root_dir={home}",
-            f"--seed_everything={seed}",
-            f"--trainer.max_steps={STEPS}",
-            f"--trainer.val_check_interval={EVERY}",
-            "--trainer.check_val_every_n_epoch=null",
-            "--model.guard=null",
-            *QUIET,
-            *MAIN,
-            *extra,
-        ]
-    )
+    zoo_main(["fit", *adaptation(options, seed, data, home), "--model.guard=null", *QUIET, *MAIN, *extra])
     (home / "done").write_text(f"{time.process_time() - started:.0f} s\n")
 
 
@@ -262,15 +260,7 @@ def inductive(options: argparse.Namespace, name: str, seed: int, data: Path, row
         zoo_main(
             [
                 "fit",
-                f"--config={CONFIGS / 'sitcom_ttrl.yaml'}",
-                f"--data.corpus.root={data}",
-                f"--model.start_from={sft(options, seed)}",
-                f"--model.cache={options.out / 'cache'}",
-                f"--trainer.default_root_dir={home}",
-                f"--seed_everything={seed}",
-                f"--trainer.max_steps={STEPS}",
-                f"--trainer.val_check_interval={EVERY}",
-                "--trainer.check_val_every_n_epoch=null",
+                *adaptation(options, seed, data, home),
                 "--data.protocol=inductive",
                 f"--data.half={half}",
                 f"--model.best_by={row.keep}",

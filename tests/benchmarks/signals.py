@@ -33,7 +33,8 @@ import yaml
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import zoo.lightning_cli  # noqa: E402, F401 - once, for all commands that are forked off
-from tests.runs_helper import make_corpus, make_llm, same  # noqa: E402
+from tests.builders import make_corpus, make_llm  # noqa: E402
+from tests.runs_helper import same  # noqa: E402
 from zoo.cli import main as zoo_main  # noqa: E402
 
 SIGNALS = {"SIGTERM": signal.SIGTERM, "SIGINT": signal.SIGINT, "SIGKILL": signal.SIGKILL}

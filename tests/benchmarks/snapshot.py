@@ -26,8 +26,9 @@ import torch
 import yaml
 from lightning.pytorch import Callback, LightningModule, Trainer
 
+from tests.builders import make_corpus, make_ears, make_eyes, make_llm
 from tests.models.test_contract import SYSTEMS, System
-from tests.runs_helper import checkpoint, fit, flags, make_corpus, make_ears, make_eyes, make_llm, zoo
+from tests.runs_helper import checkpoint, fit, flags, zoo
 from tests.test_configs import ABLATIONS, BASES, CONFIGS, CORPORA, base_of
 from zoo.renaming import rename_options
 

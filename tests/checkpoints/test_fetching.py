@@ -14,7 +14,8 @@ import torch
 import yaml
 from safetensors.torch import load_file, save_file
 
-from tests.runs_helper import make_eyes, refused, zoo
+from tests.builders import make_eyes
+from tests.runs_helper import refused, zoo
 from zoo import checkpoints
 from zoo.checkpoints import listing, probes
 from zoo.models.emotion_qwen.weights import to_published

@@ -17,7 +17,8 @@ from safetensors import safe_open
 from safetensors.torch import load as parsed
 from safetensors.torch import save_file
 
-from tests.runs_helper import checkpoint, fit, flags, make_corpus, make_llm, metrics, newest, refused, rows, zoo
+from tests.builders import make_corpus, make_llm
+from tests.runs_helper import checkpoint, fit, flags, metrics, newest, refused, rows, zoo
 from zoo import data as zoo_data
 from zoo.checkpoints import listing, load, probes, sha256
 from zoo.checkpoints.system_export import _is_place

@@ -1,8 +1,9 @@
 import pytest
 
+from tests.builders import make_llm
 from tests.data.miniature import write_csv
 from tests.data.miniature_clips import clip, dfew_rows, write_dfew
-from tests.runs_helper import fit, flags, make_llm, metrics, refused, rows, zoo
+from tests.runs_helper import fit_corpus, flags, metrics, refused, rows, zoo
 from zoo.backbones.tiny import make_vit_folder
 from zoo.data import DFEW
 from zoo.metrics import evaluate, war_uar
@@ -113,21 +114,18 @@ def test_a_face_model_learns_the_clips_and_counts_the_unreadable(tmp_path):
     (corpus / "Clip/original/1002.mp4").unlink()
     (corpus / "Clip/original/1003.mp4").write_bytes(b"no clip")
     make_vit_folder(tmp_path / "vit", ("a", "b"), 32, 8, width=32, layers=2, heads=2, intermediate_size=64)
-    run = fit(
+    run = fit_corpus(
         tmp_path,
-        *flags(
-            model="FaceClassifier",
-            model__vision=tmp_path / "vit",
-            model__new_head=list(DFEW.labels.names),
-            model__frames=1,
-            model__size=32,
-            model__lr=3e-3,
-            model__cache=tmp_path / "cache",
-            trainer__max_epochs=14,
-            data="DFEW",
-            data__root=corpus,
-            data__batch_size=8,
-        ),
+        "FaceClassifier",
+        "DFEW",
+        corpus,
+        14,
+        model__vision=tmp_path / "vit",
+        model__new_head=list(DFEW.labels.names),
+        model__frames=1,
+        model__size=32,
+        model__cache=tmp_path / "cache",
+        data__batch_size=8,
     )
     zoo("test", f"--ckpt_path={run}")
     said = metrics(run)

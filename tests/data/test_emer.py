@@ -1,8 +1,9 @@
 import pytest
 
+from tests.builders import make_llm
 from tests.data.miniature import write_csv
 from tests.data.miniature_clips import EMER_ROWS, clip, write_emer, write_mer2024
-from tests.runs_helper import fit, flags, make_llm, metrics, refused, rows, zoo
+from tests.runs_helper import fit_corpus, metrics, refused, rows, zoo
 from zoo.data import EMER
 from zoo.metrics import reason_overlap
 
@@ -90,18 +91,7 @@ def test_empty_explanation_and_repeated_row_are_named(corpus):
 def test_a_model_of_mer2024_is_scored_by_word_and_by_explanation(tmp_path):
     make_llm(tmp_path / "llm")
     mer, emer = write_mer2024(tmp_path / "mer"), write_emer(tmp_path / "emer")
-    run = fit(
-        tmp_path,
-        *flags(
-            model="CausalLM",
-            model__llm=tmp_path / "llm",
-            model__lr=3e-3,
-            data="MER2024",
-            data__root=mer,
-            data__batch_size=6,
-            trainer__max_epochs=1,
-        ),
-    )
+    run = fit_corpus(tmp_path, "CausalLM", "MER2024", mer, 1, model__llm=tmp_path / "llm", data__batch_size=6)
     overlay = tmp_path / "emer.yaml"
     overlay.write_text(f"data: {{class_path: zoo.data.EMER, init_args: {{root: {emer}, version: v1}}}}\n")
     zoo("test", f"--ckpt_path={run}", "--config", overlay)

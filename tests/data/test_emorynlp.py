@@ -1,9 +1,8 @@
 import pytest
-from jsonargparse import ArgumentParser
 
+from tests.builders import make_llm
 from tests.data.miniature import EMORYNLP, dialogue, scene, write_csv, write_emorynlp, write_meld
-from tests.runs_helper import fit, make_llm, metrics, rows, zoo
-from zoo.data.base import EmotionData
+from tests.runs_helper import fit, metrics, parsed_data, rows, zoo
 from zoo.data.emorynlp import OFFICIAL, EmoryNLP
 
 TURNS = [("Where is the ladder?", "neutral"), ("Behind you!", "scared"), ("Oh, lovely.", "joyful")]
@@ -155,15 +154,12 @@ def test_captions(tmp_path, table):
 
 
 def test_options_reach_the_command_line(tmp_path):
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(EmotionData, "data")
-    given = [
+    data = parsed_data(
         "--data=zoo.data.emorynlp.EmoryNLP",
         f"--data.root={write_emorynlp(tmp_path / 'e')}",
         f"--data.drop_leaks_to={write_meld(tmp_path / 'm')}",
         "--data.split_source=dev_as_test",
-    ]
-    data = parser.instantiate(parser.parse_args(given)).data
+    )
     assert len(data.samples("test")) == 21 and data.drop_leaks_to == tmp_path / "m"
 
 

@@ -3,7 +3,7 @@ import json
 import pytest
 
 from tests.data.miniature_clips import still, write_emoset
-from tests.runs_helper import fit, flags, metrics, zoo
+from tests.runs_helper import fit_corpus, metrics, zoo
 from zoo.backbones.tiny import make_vit_folder
 from zoo.data import EmoSet
 from zoo.media import read_frames
@@ -68,20 +68,17 @@ def test_missing_list(tmp_path):
 def test_a_face_model_learns_the_pictures(tmp_path):
     corpus = write_emoset(tmp_path / "emoset", (64, 8, 16))
     make_vit_folder(tmp_path / "vit", ("a", "b"), 32, 8, width=32, layers=2, heads=2, intermediate_size=64)
-    run = fit(
+    run = fit_corpus(
         tmp_path,
-        *flags(
-            model="FaceClassifier",
-            model__vision=tmp_path / "vit",
-            model__new_head=list(EmoSet.labels.names),
-            model__frames=1,
-            model__size=32,
-            model__lr=3e-3,
-            trainer__max_epochs=8,
-            data="EmoSet",
-            data__root=corpus,
-            data__batch_size=8,
-        ),
+        "FaceClassifier",
+        "EmoSet",
+        corpus,
+        8,
+        model__vision=tmp_path / "vit",
+        model__new_head=list(EmoSet.labels.names),
+        model__frames=1,
+        model__size=32,
+        data__batch_size=8,
     )
     zoo("test", f"--ckpt_path={run}")
     said = metrics(run)

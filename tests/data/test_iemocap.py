@@ -4,8 +4,8 @@ import shutil
 from collections import Counter
 
 import pytest
-from jsonargparse import ArgumentParser
 
+from tests.builders import make_llm
 from tests.data.miniature_iemocap import (
     NAMES,
     TURN,
@@ -16,8 +16,7 @@ from tests.data.miniature_iemocap import (
     write_iemocap,
     write_media,
 )
-from tests.runs_helper import fit, make_llm, metrics, rows, zoo
-from zoo.data.base import EmotionData
+from tests.runs_helper import fit, metrics, parsed_data, rows, zoo
 from zoo.data.iemocap import CLASSES, HAPPY_IN_THE_PAPERS, IEMOCAP, OFFICIAL
 from zoo.data.iemocap_files import DIALOGUES, NAME
 from zoo.media import read_frames, read_waveform
@@ -406,17 +405,14 @@ def test_one_file_of_descriptions_for_all_sessions(root, tmp_path):
 
 # ---- from the command line
 def test_options_reach_the_command_line(root):
-    parser = ArgumentParser()
-    parser.add_subclass_arguments(EmotionData, "data")
-    given = [
+    data = parsed_data(
         "--data=zoo.data.iemocap.IEMOCAP",
         f"--data.root={root}",
         "--data.classes=10",
         "--data.subdialogue_lengths=[5, 14]",
         "--data.speakers={F: Person A, M: Person B}",
         "--data.protocol=last_utterance",
-    ]
-    data = parser.instantiate(parser.parse_args(given)).data
+    )
     assert data.labels.corpus == "iemocap10" and data.speakers["M"] == "Person B"
     assert len(data.samples("test")) == 3
 

@@ -1,8 +1,9 @@
 import pytest
 
+from tests.builders import make_llm
 from tests.data.miniature import write_csv
 from tests.data.miniature_clips import clip, write_mer2024
-from tests.runs_helper import fit, flags, make_llm, metrics, refused, rows, zoo
+from tests.runs_helper import fit_corpus, metrics, refused, rows, zoo
 from zoo.data import MER2024
 from zoo.data.mer2024 import OFFICIAL
 from zoo.media import Unreadable, read_frames, read_waveform
@@ -129,18 +130,7 @@ def test_a_language_model_reads_the_words_and_answers_in_the_corpus_labels(tmp_p
     (corpus / "video-unlabeled").mkdir()
     (corpus / "video-unlabeled" / "one.mp4").touch()
     make_llm(tmp_path / "llm")
-    run = fit(
-        tmp_path,
-        *flags(
-            model="CausalLM",
-            model__llm=tmp_path / "llm",
-            model__lr=3e-3,
-            data="MER2024",
-            data__root=corpus,
-            data__batch_size=6,
-            trainer__max_epochs=6,
-        ),
-    )
+    run = fit_corpus(tmp_path, "CausalLM", "MER2024", corpus, 6, model__llm=tmp_path / "llm", data__batch_size=6)
     zoo("test", f"--ckpt_path={run}")
     said = metrics(run)
     assert (said["corpus"], said["eval_protocol"], said["n"]) == ("mer2024", "mer2024_semi", 12)

@@ -2,9 +2,10 @@ import h5py
 import numpy as np
 import pytest
 
+from tests.builders import make_llm
 from tests.data.miniature import write_csv
 from tests.data.miniature_clips import clip, mosei_rows, write_mosei, write_mosei_sdk
-from tests.runs_helper import fit, flags, make_llm, metrics, zoo
+from tests.runs_helper import fit_corpus, metrics, zoo
 from zoo.data import MOSEI
 
 INTENSITIES = ("happy", "sad", "anger", "surprise", "disgust", "fear")
@@ -234,19 +235,16 @@ def test_dialoguellm_reads_the_monologue_and_answers_in_the_corpus_labels(tmp_pa
     videos = {"train": [f"tr{i}" for i in range(30)], "valid": ["va0", "va1"], "test": ["te0", "te1"]}
     corpus = write_mosei_sdk(tmp_path / "mosei", mosei_rows(6, videos))
     make_llm(tmp_path / "llm")
-    run = fit(
+    run = fit_corpus(
         tmp_path,
-        *flags(
-            model="DialogueLLM",
-            model__llm=tmp_path / "llm",
-            model__template="short",
-            model__window=1,
-            model__lr=3e-3,
-            data="MOSEI",
-            data__root=corpus,
-            data__batch_size=6,
-            trainer__max_epochs=6,
-        ),
+        "DialogueLLM",
+        "MOSEI",
+        corpus,
+        6,
+        model__llm=tmp_path / "llm",
+        model__template="short",
+        model__window=1,
+        data__batch_size=6,
     )
     zoo("test", f"--ckpt_path={run}")
     said = metrics(run)

@@ -13,8 +13,9 @@ import numpy as np
 import pytest
 import yaml
 
+from tests.builders import make_home
 from tests.media_files import sine, write_clip
-from tests.runs_helper import fit, flags, make_corpus, make_ears, make_eyes, make_llm, no_picture, refused, rows, zoo
+from tests.runs_helper import fit, flags, no_picture, refused, rows, zoo
 from zoo.checkpoints.listing import index
 from zoo.data.meld import CLIPS
 from zoo.label.system import System
@@ -59,11 +60,7 @@ TESTED = ("text", "clip")
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     """A corpus with clips, and a run of every system of SYSTEMS, under its name."""
-    home = tmp_path_factory.mktemp("label")
-    make_llm(home / "llm")
-    make_eyes(home / "vision")
-    make_ears(home / "audio")
-    make_corpus(home / "meld", (2, 1, 1), clips=True)
+    home = make_home(tmp_path_factory.mktemp("label"), (2, 1, 1), clips=True)
     data = flags(data="MELD", data__root=home / "meld", data__descriptions=f"[{home / 'meld'}]", data__batch_size=7)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("zoo.training.evaluation.confusion_picture", no_picture)

@@ -15,6 +15,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from transformers import BertConfig, BertModel, BertTokenizerFast
 
+from tests.builders import make_corpus
 from tests.data.miniature import LABELS
 from tests.runs_helper import (
     TRACE,
@@ -23,7 +24,6 @@ from tests.runs_helper import (
     flags,
     in_child,
     logged,
-    make_corpus,
     metrics,
     newest,
     refused,

@@ -12,23 +12,9 @@ import torch
 from safetensors.torch import load_file
 from sklearn.metrics import accuracy_score, f1_score, precision_recall_fscore_support, recall_score
 
+from tests.builders import make_corpus, make_home
 from tests.data.miniature import LABELS
-from tests.runs_helper import (
-    TRACE,
-    checkpoint,
-    fit,
-    flags,
-    logged,
-    make_corpus,
-    make_ears,
-    make_eyes,
-    make_llm,
-    metrics,
-    rows,
-    same,
-    trace,
-    zoo,
-)
+from tests.runs_helper import TRACE, checkpoint, fit, flags, logged, metrics, rows, same, trace, zoo
 from zoo.models.causal_lm import CausalLM
 
 
@@ -171,11 +157,7 @@ pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("contract")
-    make_llm(home / "llm")
-    make_eyes(home / "vision")
-    make_ears(home / "audio")
-    make_corpus(home / "meld", (3, 2, 2), test_is="dev", clips=True)
+    home = make_home(tmp_path_factory.mktemp("contract"), (3, 2, 2), test_is="dev", clips=True)
     make_corpus(home / "seven", (1, 1, 1), test_is="train", clips=True)
     return home
 

@@ -15,23 +15,9 @@ from PIL import Image
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
+from tests.builders import make_corpus, make_llm, untied
 from tests.fake_corpus import attach
-from tests.runs_helper import (
-    TRACE,
-    checkpoint,
-    fit,
-    flags,
-    make_corpus,
-    make_llm,
-    metrics,
-    newest,
-    refused,
-    rows,
-    same,
-    trace,
-    untied,
-    zoo,
-)
+from tests.runs_helper import TRACE, checkpoint, fit, flags, metrics, newest, refused, rows, same, trace, zoo
 from zoo.backbones import LLM
 from zoo.backbones.mrope import mrope_positions
 from zoo.backbones.patch_vision import small_patch_vision

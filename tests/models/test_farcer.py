@@ -15,8 +15,9 @@ from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
 from transformers import AutoImageProcessor, AutoModelForCausalLM, ViTForImageClassification
 
+from tests.builders import make_corpus, make_eyes, make_llm
 from tests.fake_corpus import FakeCorpus, attach
-from tests.runs_helper import checkpoint, fit, flags, make_corpus, make_eyes, make_llm, metrics, refused, rows, zoo
+from tests.runs_helper import checkpoint, fit, flags, metrics, refused, rows, zoo
 from zoo.backbones import LoRA, Vision
 from zoo.data.meld import CLIPS, MELD
 from zoo.media import Media

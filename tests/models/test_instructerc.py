@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from tests.builders import make_home
 from tests.data.miniature import LABELS
-from tests.runs_helper import TRACE, checkpoint, fit, flags, logged, make_corpus, make_llm, refused, rows, trace, zoo
+from tests.runs_helper import TRACE, checkpoint, fit, flags, logged, refused, rows, trace, zoo
 from zoo.data import MELD, Synthetic
 from zoo.models.instructerc import InstructERC
 from zoo.models.instructerc.model import OTHER, frequent_speakers, label_speaker
@@ -22,10 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("instructerc")
-    make_llm(home / "llm")
-    make_corpus(home / "meld", (4, 2, 2))
-    return home
+    return make_home(tmp_path_factory.mktemp("instructerc"), (4, 2, 2))
 
 
 @pytest.fixture

@@ -15,24 +15,9 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
+from tests.builders import make_home
 from tests.fake_corpus import attach
-from tests.runs_helper import (
-    TRACE,
-    checkpoint,
-    fit,
-    flags,
-    logged,
-    make_corpus,
-    make_ears,
-    make_eyes,
-    make_llm,
-    metrics,
-    refused,
-    rows,
-    same,
-    trace,
-    zoo,
-)
+from tests.runs_helper import TRACE, checkpoint, fit, flags, logged, metrics, refused, rows, same, trace, zoo
 from zoo import checkpoints
 from zoo.data import IEMOCAP, MELD, MOSEI
 from zoo.data.meld import CLIPS
@@ -445,11 +430,7 @@ def poison(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("merit")
-    make_llm(home / "llm")
-    make_eyes(home / "vision")
-    make_ears(home / "audio")
-    make_corpus(home / "meld", (2, 1, 2), test_is="train", clips=True)
+    home = make_home(tmp_path_factory.mktemp("merit"), (2, 1, 2), test_is="train", clips=True)
     poison(copytree(home / "meld", home / "poisoned"))
     lacking = copytree(home / "meld", home / "lacking") / CLIPS["test"]
     (lacking / "dia0_utt1.mp4").unlink()

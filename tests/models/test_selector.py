@@ -16,9 +16,10 @@ from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from safetensors.torch import load_file
 
+from tests.builders import make_home
 from tests.data.miniature import LABELS, write_meld
 from tests.fake_corpus import attach
-from tests.runs_helper import checkpoint, fit, flags, logged, make_corpus, make_llm, metrics, refused, rows, zoo
+from tests.runs_helper import checkpoint, fit, flags, logged, metrics, refused, rows, zoo
 from zoo.backbones import LLM, LoRA
 from zoo.data.meld import MELD
 from zoo.models.selector import Downstream, Format, ModalitySelector, Response, SelectedClassifier, SelectorStart
@@ -574,10 +575,7 @@ def test_parameters_at_paper_size(configs, shape, count):
 # ---- through the user's entry point
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
-    home = tmp_path_factory.mktemp("selector")
-    make_llm(home / "llm")
-    make_corpus(home / "meld", (4, 2, 2))
-    return home
+    return make_home(tmp_path_factory.mktemp("selector"), (4, 2, 2))
 
 
 @pytest.fixture(scope="module")

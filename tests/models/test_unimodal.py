@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runs_helper import fit, flags, make_corpus, make_ears, make_eyes, metrics, refused, rows, zoo
+from tests.builders import make_corpus, make_ears, make_eyes
+from tests.runs_helper import fit, flags, metrics, refused, rows, zoo
 from zoo.backbones import Audio, Vision
 from zoo.data.meld import CLIPS
 from zoo.media import Media

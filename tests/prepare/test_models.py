@@ -22,7 +22,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.runs_helper import LABELS, label_clip, make_corpus, refused, zoo
+from tests.builders import label_clip, make_corpus
+from tests.data.miniature import LABELS
+from tests.runs_helper import refused, zoo
 from zoo.data import MELD
 from zoo.media import Media
 from zoo.prepare import answer_filter, answer_store, captions, llm_client, prompt_files
@@ -142,19 +144,8 @@ def meld(tmp_path_factory) -> Path:
 
 def ver_args(clips: Path, server: Fake, *more: object, list: str = "list.jsonl") -> tuple[object, ...]:
     return (
-        "prepare",
-        "ver",
-        "--list",
-        clips / list,
-        *VERBS["ver"],
-        "--send_to",
-        server.url,
-        "--out",
-        "out",
-        "--frames",
-        2,
-        "--size",
-        32,
+        *("prepare", "ver", "--list", clips / list, *VERBS["ver"], "--send_to", server.url),
+        *("--out", "out", "--frames", 2, "--size", 32),
         *more,
     )
 
@@ -874,27 +865,9 @@ def test_a_corpus(server, meld):
     """Every labelled clip of the split, with its words and descriptions."""
     samples = MELD(root=meld).samples("dev")
     zoo(
-        "prepare",
-        "ver",
-        "--data",
-        "MELD",
-        "--data.root",
-        meld,
-        "--data.descriptions",
-        f"[{meld}]",
-        "--split",
-        "dev",
-        *VERBS["ver"],
-        "--send_to",
-        server.url,
-        "--out",
-        "out",
-        "--frames",
-        1,
-        "--size",
-        32,
-        "--workers",
-        2,
+        *("prepare", "ver", *VERBS["ver"], "--send_to", server.url),
+        *("--data", "MELD", "--data.root", meld, "--data.descriptions", f"[{meld}]", "--split", "dev"),
+        *("--out", "out", "--frames", 1, "--size", 32, "--workers", 2),
     )
     rows = lines("out/ver.jsonl")
     assert [r["id"] for r in rows] == [s.id for s in samples] and len(rows) >= 5

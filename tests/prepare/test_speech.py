@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.runs_helper import make_corpus, refused, zoo
+from tests.builders import make_corpus
+from tests.runs_helper import refused, zoo
 from zoo.data import MELD
 from zoo.data.meld import CLIPS
 from zoo.prepare.speech import MEASURES, Bins, NotSpeech, fit_bins, measure

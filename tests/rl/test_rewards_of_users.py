@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from tests.runs_helper import QUIET, fit, flags, logged, make_corpus, make_llm, metrics, refused, zoo
+from tests.builders import make_home
+from tests.runs_helper import QUIET, fit, flags, logged, metrics, refused, zoo
 from zoo.rl import Answer
 from zoo.rl.rewards import Correct, FailedReward, check_reward, evaluate_reward
 from zoo.schema import Labels, Sample, Turn
@@ -150,10 +151,7 @@ def one(answer):
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("rewards")
-    make_llm(home / "llm")
-    make_corpus(home / "meld", (2, 1, 1))
-    return home
+    return make_home(tmp_path_factory.mktemp("rewards"), (2, 1, 1))
 
 
 def options(home, **more):

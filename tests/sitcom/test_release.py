@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 
+from tests.data.miniature import COLUMNS
 from tests.runs_helper import refused, zoo
 from zoo.data import MELD, Synthetic
 from zoo.data.meld import CLIPS
@@ -65,19 +66,7 @@ def test_wild_keeps_the_plot_and_changes_what_is_seen_and_heard(written, tmp_pat
 def test_layout(written):
     for split in SIZES:
         table = pd.read_csv(written / f"{split}_sent_emo.csv")
-        assert list(table) == [
-            "Sr No.",
-            "Utterance",
-            "Speaker",
-            "Emotion",
-            "Sentiment",
-            "Dialogue_ID",
-            "Utterance_ID",
-            "Season",
-            "Episode",
-            "StartTime",
-            "EndTime",
-        ]
+        assert list(table) == list(COLUMNS)
         assert table["StartTime"].str.fullmatch(r"\d\d:\d\d:\d\d,\d{3}").all()
         keys = {f"dia{d}_utt{u}" for d, u in zip(table["Dialogue_ID"], table["Utterance_ID"], strict=True)}
         assert {p.name for p in (written / CLIPS[split]).iterdir()} == {f"{k}.mp4" for k in keys}
