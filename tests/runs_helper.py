@@ -57,7 +57,7 @@ def fit(root: Path, *args: object) -> Path:
 def fit_corpus(root: Path, model: str, data: str, corpus: Path, epochs: int, **more: object) -> Path:
     """`fit` of a system on a corpus at the learning rate that the small models need; the run folder."""
     options = {"model": model, "data": data, "data__root": corpus, "model__lr": 3e-3, "trainer__max_epochs": epochs}
-    return fit(root, *flags(**options, **more))
+    return fit(root, *flags(**options | more))
 
 
 def parsed_data(*args: str) -> EmotionData:

@@ -2,7 +2,7 @@ import pytest
 
 from tests.builders import make_llm
 from tests.data.miniature import EMORYNLP, dialogue, scene, write_csv, write_emorynlp, write_meld
-from tests.runs_helper import fit, metrics, parsed_data, rows, zoo
+from tests.runs_helper import fit_corpus, metrics, parsed_data, rows, zoo
 from zoo.data.emorynlp import OFFICIAL, EmoryNLP
 
 TURNS = [("Where is the ladder?", "neutral"), ("Behind you!", "scared"), ("Oh, lovely.", "joyful")]
@@ -166,15 +166,22 @@ def test_options_reach_the_command_line(tmp_path):
 @pytest.mark.usefixtures("elsewhere")
 def test_fit_and_test(tmp_path):
     corpus = write_emorynlp(tmp_path / "emorynlp", scenes=(3, 2, 2))
-    model = [
-        "--model=DialogueLLM",
-        f"--model.llm={make_llm(tmp_path / 'llm')}",
-        "--model.template=short",
-        "--model.window=1",
-        "--model.lr=0.01",
-    ]
-    data = ["--data=EmoryNLP", f"--data.root={corpus}", "--data.batch_size=4"]
-    run = fit(tmp_path, *model, *data, "--trainer.max_epochs=1")
+    model = {
+        "model__llm": make_llm(tmp_path / "llm"),
+        "model__template": "short",
+        "model__window": 1,
+        "model__lr": 0.01,
+    }
+    run = fit_corpus(
+        tmp_path,
+        "DialogueLLM",
+        "EmoryNLP",
+        corpus,
+        1,
+        model__llm=make_llm(tmp_path / "llm"),
+        **model,
+        data__batch_size=4,
+    )
     zoo("test", f"--ckpt_path={run}")
     answers, result = rows(run), metrics(run)
     assert {r["label"] for r in answers} == set(EMORYNLP) == set(result["per_class"]) and len(answers) == 14

@@ -16,7 +16,7 @@ from tests.data.miniature_iemocap import (
     write_iemocap,
     write_media,
 )
-from tests.runs_helper import fit, metrics, parsed_data, rows, zoo
+from tests.runs_helper import fit_corpus, metrics, parsed_data, rows, zoo
 from zoo.data.iemocap import CLASSES, HAPPY_IN_THE_PAPERS, IEMOCAP, OFFICIAL
 from zoo.data.iemocap_files import DIALOGUES, NAME
 from zoo.media import read_frames, read_waveform
@@ -419,21 +419,16 @@ def test_options_reach_the_command_line(root):
 
 @pytest.mark.usefixtures("elsewhere")
 def test_fit_and_test(root, tmp_path):
-    model = [
-        "--model=DialogueLLM",
-        f"--model.llm={make_llm(tmp_path / 'llm')}",
-        "--model.template=short",
-        "--model.window=1",
-        "--model.lr=0.01",
-    ]
-    data = [
-        "--data=IEMOCAP",
-        f"--data.root={root}",
-        "--data.classes=8",
-        "--data.speakers={F: Eve, M: Sam}",
-        "--data.batch_size=8",
-    ]
-    run = fit(tmp_path, *model, *data, "--trainer.max_epochs=1")
+    model = {
+        "model__llm": make_llm(tmp_path / "llm"),
+        "model__template": "short",
+        "model__window": 1,
+        "model__lr": 0.01,
+    }
+    data = {"data__classes": 8, "data__speakers": "{F: Eve, M: Sam}", "data__batch_size": 8}
+    run = fit_corpus(
+        tmp_path, "DialogueLLM", "IEMOCAP", root, 1, model__llm=make_llm(tmp_path / "llm"), **model, **data
+    )
     zoo("test", f"--ckpt_path={run}")
     answers, result = rows(run), metrics(run)
     assert {r["label"] for r in answers} <= set(CLASSES[8]) and len(answers) == result["n"] == 3 * 7
