@@ -83,8 +83,8 @@ def steps() -> dict[str, Step]:
         "hybrid-1": Step(("sitcom_stage1",), None, "questions"),
         "hybrid-2": Step(("sitcom_stage2",), "hybrid-1", "everything"),
         "hybrid-3": Step(("sitcom_stage3",), "hybrid-2", "everything"),
-        "faces-2": Step(("sitcom_stage2", "ablations/sitcom_stage2_face_capture"), "hybrid-1", "everything"),
-        "faces-3": Step(("sitcom_stage3", "ablations/sitcom_stage3_face_capture"), "faces-2", "everything"),
+        "faces-2": Step(("sitcom_stage2", "ablations/sitcom_face_capture"), "hybrid-1", "everything"),
+        "faces-3": Step(("sitcom_stage3", "ablations/sitcom_face_capture"), "faces-2", "everything"),
     }
     for kind in ("mlp", "fusion"):
         made[f"{kind}-1"] = Step(("sitcom_stage1", f"ablations/sitcom_stage1_{kind}"), None, "everything")
@@ -92,7 +92,7 @@ def steps() -> dict[str, Step]:
     tune, slow = ("sitcom_tune_lora",), ("--model.lr=1e-4",)  # the paper's
     for name, of, more, options in (
         ("hybrid", "hybrid-3", (), ()),
-        ("faces", "faces-3", ("ablations/sitcom_tune_lora_face_capture",), ()),
+        ("faces", "faces-3", ("ablations/sitcom_face_capture",), ()),
         ("mlp", "mlp-3", (), PROJECTORS["mlp"]),
         ("fusion", "fusion-3", (), PROJECTORS["fusion"]),
     ):

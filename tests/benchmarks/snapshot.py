@@ -29,7 +29,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from tests.builders import make_corpus, make_ears, make_eyes, make_llm
 from tests.models.test_contract import SYSTEMS, System
 from tests.runs_helper import checkpoint, fit, flags, zoo
-from tests.test_configs import ABLATIONS, BASES, CONFIGS, CORPORA, base_of
+from tests.test_configs import ABLATIONS, BASES, CONFIGS, CORPORA, TRAINERS, bases_of
 from zoo.renaming import rename_options
 
 STATE_FILE = "state.json"  # written by `StateNames` into the run's root
@@ -51,7 +51,7 @@ def parsed(*configs: Path) -> dict[str, Any]:
 def config_snapshot() -> dict[str, Any]:
     """Return the parsed options of every config, by its path under ``configs/``."""
     chains = [(path,) for path in BASES]
-    chains += [(base_of(path), path) for path in ABLATIONS]
+    chains += [(bases_of(path)[0], path) for path in (*ABLATIONS, *TRAINERS)]
     chains += [(CONFIGS / "causal_lm" / "tiny.yaml", path) for path in CORPORA]
     return {str(chain[-1].relative_to(CONFIGS)): parsed(*chain) for chain in chains}
 
