@@ -166,12 +166,7 @@ def test_options_reach_the_command_line(tmp_path):
 @pytest.mark.usefixtures("elsewhere")
 def test_fit_and_test(tmp_path):
     corpus = write_emorynlp(tmp_path / "emorynlp", scenes=(3, 2, 2))
-    model = {
-        "model__llm": make_llm(tmp_path / "llm"),
-        "model__template": "short",
-        "model__window": 1,
-        "model__lr": 0.01,
-    }
+    model = {"model__template": "short", "model__window": 1, "model__lr": 0.01}
     run = fit_corpus(
         tmp_path,
         "DialogueLLM",

@@ -419,12 +419,7 @@ def test_options_reach_the_command_line(root):
 
 @pytest.mark.usefixtures("elsewhere")
 def test_fit_and_test(root, tmp_path):
-    model = {
-        "model__llm": make_llm(tmp_path / "llm"),
-        "model__template": "short",
-        "model__window": 1,
-        "model__lr": 0.01,
-    }
+    model = {"model__template": "short", "model__window": 1, "model__lr": 0.01}
     data = {"data__classes": 8, "data__speakers": "{F: Eve, M: Sam}", "data__batch_size": 8}
     run = fit_corpus(
         tmp_path, "DialogueLLM", "IEMOCAP", root, 1, model__llm=make_llm(tmp_path / "llm"), **model, **data
