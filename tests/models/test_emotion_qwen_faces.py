@@ -463,7 +463,7 @@ def dlib_faces(head):
 def drawing(speaker="Nina"):
     """A drawn face of the sitcom, which dlib finds: uint8 (3, 96, 96)."""
     place = drawn.Scene("blue", drawn.OBJECTS[0], drawn.PLACES[0], 0)
-    return torch.from_numpy(drawn.frame([0.0] * 8, speaker, place, 1, 15, "studio").copy()).permute(2, 0, 1)
+    return torch.from_numpy(drawn.clip([0.0] * 8, speaker, place, 1, 15, "studio", only=7)[0].copy()).permute(2, 0, 1)
 
 
 def inside(box, outer):

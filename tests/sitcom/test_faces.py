@@ -12,20 +12,7 @@ import pytest
 
 from zoo.sitcom import faces
 from zoo.sitcom.cues import DISGUISE, LABELS
-from zoo.sitcom.faces import (
-    EXPRESSION,
-    OBJECTS,
-    PLACES,
-    SIZE,
-    WALLS,
-    Scene,
-    clip,
-    expression,
-    frame,
-    people,
-    scene,
-    scenery,
-)
+from zoo.sitcom.faces import EXPRESSION, OBJECTS, PLACES, SIZE, WALLS, Scene, clip, expression, people, scene, scenery
 
 CAST = ("Nina", "Omar", "Greta", "Felix", "Priya", "Marcus", "Lucia", "Teddy", "Joan", "Walt")
 DOMAINS = ("studio", "wild")
@@ -44,6 +31,11 @@ REGIONS = {  # parameter -> rows of the face where it shows; the head is about 7
     "mouth_open": (52, 84),
     "mouth_width": (52, 84),
 }
+
+
+def frame(values, speaker, where, seed, frames, *more):
+    """The middle frame of a clip, drawn alone, (SIZE, SIZE, 3); it shows ``values``."""
+    return clip(values, speaker, where, seed, frames, *more, only=frames // 2)[0]
 
 
 def face(domain="studio", speaker="Greta", seed="s", where=ROOM, **values):

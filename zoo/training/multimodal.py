@@ -186,12 +186,11 @@ class ProjectedEncoders(nn.Module):
     Args:
         make_vision: makes the image encoder; None: none.
         make_audio: makes the HuBERT; None: none.
-        show_text: whether the utterance's words are shown; False leaves the clip alone.
-        frames: vision tokens: frames per clip, evenly spaced.
-        audio_tokens: parts of the waveform.
-        max_seconds: a longer waveform is cut to its middle part, counted.
-        embedding_scale: the projections' first outputs have this many times the deviation of the input embeddings of
-            the language model (ours); None leaves PyTorch's initial weights.
+        show_text: whether the utterance's words are shown.
+        frames, audio_tokens: positions of a clip in the prompt, and of its sound.
+        max_seconds: a longer waveform is cut to its middle part.
+        embedding_scale: the projections' first outputs have this many times the deviation of the language model's input
+            embeddings; None leaves PyTorch's initial weights.
         media: reads the clips.
     """
 

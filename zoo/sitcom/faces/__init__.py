@@ -31,7 +31,7 @@ from zoo.sitcom.faces.people import Domain, looks
 from zoo.sitcom.faces.scenery import OBJECTS, PLACES, WALLS, Scene, draw_background, sample_light, scene
 from zoo.sitcom.faces.studio import paint_face
 
-__all__ = ["EXPRESSION", "FPS", "OBJECTS", "PLACES", "SIZE", "WALLS", "Scene", "clip", "frame", "looks", "scene"]
+__all__ = ["EXPRESSION", "FPS", "OBJECTS", "PLACES", "SIZE", "WALLS", "Scene", "clip", "looks", "scene"]
 
 
 def clip(
@@ -98,16 +98,3 @@ def clip(
             canvas[:, i] += noise[start : start + SIZE]
     np.clip(canvas, 0, 255, out=canvas)
     return np.ascontiguousarray(canvas.astype(np.uint8).transpose(1, 2, 3, 0))
-
-
-def frame(
-    values: Sequence[float],
-    speaker: str,
-    scene: Scene,
-    seed: str | int,
-    frames: int,
-    domain: Domain,
-    loudness: np.ndarray | None = None,
-) -> np.ndarray:
-    """Draw the middle frame alone, equal to ``clip(...)[frames // 2]``, (SIZE, SIZE, 3) uint8; it shows ``values``."""
-    return clip(values, speaker, scene, seed, frames, domain, loudness, only=frames // 2)[0]
