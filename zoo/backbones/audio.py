@@ -28,7 +28,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import HubertConfig, Wav2Vec2FeatureExtractor
 
 from zoo.backbones import hubert_weights
-from zoo.backbones.folders import check_folder, reads_folder
+from zoo.backbones.folders import check_folder
 from zoo.backbones.frozen import FrozenEncoder
 from zoo.backbones.hub import Dtype, new_model_folder, refuse_infinite
 from zoo.backbones.shapes import AUDIO_SHAPES, shape_named
@@ -66,7 +66,8 @@ class Audio(FrozenEncoder):
         ValueError: another kind of model, or weights that do not fit or are not finite.
     """
 
-    @reads_folder
+    WHAT, OPTION = "audio encoder", "--model.audio"
+
     def __init__(
         self,
         path: str,
@@ -75,8 +76,11 @@ class Audio(FrozenEncoder):
         device: str | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
-        super().__init__(path, revision, what="audio encoder", option="--model.audio")
-        self.gradient_checkpointing = gradient_checkpointing
+        super().__init__(path, dtype, revision, device=device, gradient_checkpointing=gradient_checkpointing)
+
+    # ---- loading
+    def load(self, path: str, dtype: torch.dtype, attention: str, device: str | None) -> None:
+        """Make the modules, and read their weights from a folder or from a file of torchaudio's own."""
         state: dict[str, Tensor] | None = None
         if path.startswith("shape:"):
             values, self.normalises = shape_named(path, AUDIO_SHAPES)
@@ -91,19 +95,17 @@ class Audio(FrozenEncoder):
             self.config, self.normalises = self._read_configs()
             state = self._read_folder() if device != "meta" else None
         hubert_weights.refuse_config(self.config, self.path)
-        self._build(getattr(torch, dtype), device)
+        self._build(dtype, device)
         if device != "meta":
             if state is not None:
                 self._fill(state)
             refuse_infinite(self.state_dict(), self.path)
-        self.train()
         self.width, self.rate = self.config.hidden_size, RATE
         self.stride, self.shortest = 1, 1
         for kernel, stride in reversed(list(zip(self.config.conv_kernel, self.config.conv_stride, strict=True))):
             self.shortest = (self.shortest - 1) * stride + kernel
             self.stride *= stride
 
-    # ---- loading
     def _build(self, dtype: torch.dtype, device: str | None) -> None:
         """Make the modules that the config describes, with random weights."""
         c = self.config

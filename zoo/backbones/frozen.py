@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import ClassVar, Self
+from typing import ClassVar, Literal, Self
 
 import torch
 from torch import nn
 
 from zoo.backbones import hub
+from zoo.backbones.folders import reads_folder
+from zoo.backbones.hub import Dtype
 
 WEIGHT_FILES = (".hdf5", ".h5", ".safetensors", ".pt", ".pth")  # endings of single files that hold a whole encoder
 
@@ -20,9 +22,11 @@ class FrozenEncoder(nn.Module):
     Args:
         path: where its weights come from: ``shape:NAME`` for random ones, ``timm:NAME``, or a folder, file, published
             name or hub id, which is searched for.
+        dtype: dtype of the weights.
         revision: hub revision (a commit hash) to pin.
-        what: kind of encoder for messages, e.g. "image encoder".
-        option: the option that sets the path, e.g. "--model.vision".
+        attention: ``sdpa`` or ``eager``.
+        device: ``meta`` builds the architecture without weights.
+        gradient_checkpointing: recompute activations in the backward pass.
 
     Attributes:
         path: where the weights were found.
@@ -34,14 +38,43 @@ class FrozenEncoder(nn.Module):
     """
 
     NOT_FILES: ClassVar[tuple[str, ...]] = ("shape:",)  # beginnings of paths that name no file
+    WHAT: ClassVar[str]  # kind of encoder, for messages
+    OPTION: ClassVar[str]  # the option that sets the path
 
-    def __init__(self, path: str, revision: str | None, *, what: str, option: str) -> None:
+    @reads_folder
+    def __init__(
+        self,
+        path: str,
+        dtype: Dtype = "float32",
+        revision: str | None = None,
+        attention: Literal["sdpa", "eager"] = "sdpa",
+        device: str | None = None,
+        gradient_checkpointing: bool = False,
+    ) -> None:
         super().__init__()
-        self.revision, self.frozen = revision, False
+        self.revision, self.frozen, self.gradient_checkpointing = revision, False, gradient_checkpointing
         if path.startswith(self.NOT_FILES):
             self.path = path
         else:
-            self.path = hub.locate(path, what=what, option=option, file_suffixes=WEIGHT_FILES)
+            self.path = hub.locate(path, what=self.WHAT, option=self.OPTION, file_suffixes=WEIGHT_FILES)
+        self.load(path, getattr(torch, dtype), attention, device)
+        self.train()  # transformers loads in eval mode, in which dropout and checkpointing would silently do nothing
+        if gradient_checkpointing:
+            self.enable_checkpointing()
+
+    def load(self, path: str, dtype: torch.dtype, attention: str, device: str | None) -> None:
+        """Make the modules and read their weights.
+
+        Args:
+            path: as given; `path` says where it was found.
+            dtype: dtype of the weights.
+            attention: ``sdpa`` or ``eager``.
+            device: ``meta`` builds the architecture without weights.
+        """
+        raise NotImplementedError
+
+    def enable_checkpointing(self) -> None:
+        """Recompute activations in the backward pass, where the modules have a switch for it."""
 
     @property
     def dtype(self) -> torch.dtype:

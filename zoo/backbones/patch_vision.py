@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -29,7 +29,7 @@ from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as transformers_logging
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
-from zoo.backbones.folders import no_safetensors, reads_folder
+from zoo.backbones.folders import no_safetensors
 from zoo.backbones.frozen import FrozenEncoder
 from zoo.backbones.hub import (
     Dtype,
@@ -171,18 +171,12 @@ class PatchVision(FrozenEncoder):
         ValueError: another kind of model, or weights that do not fit or are not finite.
     """
 
-    @reads_folder
-    def __init__(
-        self,
-        path: str,
-        dtype: Dtype = "float32",
-        revision: str | None = None,
-        attention: Literal["sdpa", "eager"] = "sdpa",
-        device: str | None = None,
-        gradient_checkpointing: bool = False,
-    ) -> None:
-        super().__init__(path, revision, what="vision tower", option="--model.vision")
-        options = {"dtype": getattr(torch, dtype), "attn_implementation": attention}
+    WHAT, OPTION = "vision tower", "--model.vision"
+
+    # ---- loading
+    def load(self, path: str, dtype: torch.dtype, attention: str, device: str | None) -> None:
+        """Make the tower, or read it from its folder."""
+        options = {"dtype": dtype, "attn_implementation": attention}
         if path.startswith("shape:"):
             config = Qwen2_5_VLVisionConfig(**shape_named(path, PATCH_SHAPES))
         else:
@@ -194,16 +188,16 @@ class PatchVision(FrozenEncoder):
             with torch.device(device or "cpu"):
                 self.model = _Tower._from_config(config, **options)  # type: ignore[no-untyped-call]
         else:
-            self.model = self._load(config, options)
+            self.model = self._read_weights(config, options)
             refuse_infinite(self.model.state_dict(), self.path)
         self.width, self.merge = config.hidden_size, config.spatial_merge_size
         # whole numbers, see `_check_config`
         self.patch, self.temporal = cast(int, config.patch_size), cast(int, config.temporal_patch_size)
-        self.train()  # transformers loads in eval mode, in which checkpointing would silently do nothing
-        if gradient_checkpointing:
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    # ---- loading
+    def enable_checkpointing(self) -> None:
+        """Recompute each block in the backward pass."""
+        self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
     def _read_config(self) -> Qwen2_5_VLVisionConfig:
         """Read the tower's part of config.json."""
         file = self.find_file("config.json")
@@ -219,7 +213,7 @@ class PatchVision(FrozenEncoder):
         values = config["vision_config"] if kind == "qwen2_5_vl" else config
         return Qwen2_5_VLVisionConfig.from_dict(values)
 
-    def _load(self, config: Qwen2_5_VLVisionConfig, options: dict[str, Any]) -> _Tower:
+    def _read_weights(self, config: Qwen2_5_VLVisionConfig, options: dict[str, Any]) -> _Tower:
         """Read the weights, strictly."""
         state = self._read_tower()
         transformers_logging.disable_progress_bar()

@@ -14,7 +14,7 @@ import copy
 import re
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import transformers
@@ -24,7 +24,7 @@ from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
 
 from zoo.backbones import mini_xception
-from zoo.backbones.folders import check_folder, reads_folder
+from zoo.backbones.folders import check_folder
 from zoo.backbones.frozen import FrozenEncoder
 from zoo.backbones.hub import Dtype, new_model_folder, read_weights, refuse_infinite, refuse_misfits, without_key_report
 from zoo.backbones.preprocessing import GREY, Preparation
@@ -68,47 +68,35 @@ class Vision(FrozenEncoder):
     """
 
     NOT_FILES = ("shape:", "timm:")
+    WHAT, OPTION = "image encoder", "--model.vision"
 
-    @reads_folder
-    def __init__(
-        self,
-        path: str,
-        dtype: Dtype = "float32",
-        revision: str | None = None,
-        attention: Literal["sdpa", "eager"] = "sdpa",
-        device: str | None = None,
-        gradient_checkpointing: bool = False,
-    ) -> None:
-        super().__init__(path, revision, what="image encoder", option="--model.vision")
+    # ---- loading
+    def load(self, path: str, dtype: torch.dtype, attention: str, device: str | None) -> None:
+        """Make or load a model of one of three libraries; see `kind`."""
         self.processor: Any = None  # transformers' own, to be saved again
         self.model: Any  # of one of three libraries, see `kind`
         self.width: int
         self.tokens: int
         self.size: int | None
         self.labels: tuple[str, ...] | None
-        torch_dtype = getattr(torch, dtype)
         if path.startswith("shape:"):
-            self._from_shape(torch_dtype, attention, device)
+            self._from_shape(dtype, attention, device)
         elif path.startswith("timm:"):
-            self._from_timm(path.removeprefix("timm:"), torch_dtype, device)
+            self._from_timm(path.removeprefix("timm:"), dtype, device)
         else:
             if Path(self.path).is_dir():
                 check_folder(self.path, known=False)
             if Path(self.path).is_file():
-                self._from_keras(torch_dtype, device)
+                self._from_keras(dtype, device)
             elif self._is_timm():
                 source = "local-dir" if Path(self.path).is_dir() else "hf-hub"
-                pinned = f"@{revision}" if revision and source == "hf-hub" else ""
-                self._from_timm(f"{source}:{self.path}{pinned}", torch_dtype, device)
+                pinned = f"@{self.revision}" if self.revision and source == "hf-hub" else ""
+                self._from_timm(f"{source}:{self.path}{pinned}", dtype, device)
             else:
-                self._from_transformers(torch_dtype, attention, device)
+                self._from_transformers(dtype, attention, device)
         if device != "meta":
             refuse_infinite(self.model.state_dict(), self.path)
-        self.train()  # transformers loads in eval mode, in which dropout would silently do nothing
-        if gradient_checkpointing:
-            self._enable_checkpointing()
 
-    # ---- loading
     def _from_shape(self, dtype: torch.dtype, attention: str, device: str | None) -> None:
         """Make a model of transformers with random weights."""
         kind, values, preprocessing = shape_named(self.path, VISION_SHAPES)
@@ -140,10 +128,10 @@ class Vision(FrozenEncoder):
             with torch.device("meta"):
                 model = getattr(transformers, kind)._from_config(config, dtype=dtype, attn_implementation=attention)
         else:
-            model = self._load(getattr(transformers, kind), config, dtype, attention)
+            model = self._read_weights(getattr(transformers, kind), config, dtype, attention)
         self._adopt_transformers(model)
 
-    def _load(self, kind: type, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    def _read_weights(self, kind: type, config: Any, dtype: torch.dtype, attention: str) -> PreTrainedModel:
         """Read the weights of a model of transformers, strictly."""
         with without_key_report():
             model, info = read_weights(
@@ -216,7 +204,7 @@ class Vision(FrozenEncoder):
         self.width, self.size, self.has_cls = mini_xception.WIDTHS[-1], mini_xception.SIZE, False
         self.tokens, self.labels = (self.size // 16) ** 2, mini_xception.LABELS
 
-    def _enable_checkpointing(self) -> None:
+    def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass, where the model can."""
         if self.kind == "transformers":
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
