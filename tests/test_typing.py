@@ -9,7 +9,7 @@ ROOT = Path(__file__).parents[1]
 PYPROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 MYPY = PYPROJECT["tool"]["mypy"]
 # lower it with every module that leaves the list
-LONGEST_LIST = 73
+LONGEST_LIST = 1
 
 
 def unchecked_modules() -> list[str]:

@@ -13,7 +13,7 @@ import os
 import time
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -90,7 +90,8 @@ class SaveConfig(SaveConfigCallback):
         self._save(trainer, "config.predict.yaml")
 
     def _save(self, trainer: Trainer, name: str) -> None:
-        if trainer.is_global_zero and not trainer.fast_dev_run:
+        trying = trainer.fast_dev_run  # type: ignore[attr-defined]  # set by one of its connectors
+        if trainer.is_global_zero and not trying:
             with replacing(run_folder(trainer) / name) as temporary:
                 self.parser.save(self.config, str(temporary), skip_none=False, overwrite=True)
 
@@ -101,13 +102,13 @@ class BestCheckpoint(ModelCheckpoint):
     Lightning's own forgets it then, and a resumed run would overwrite the best model with its next one.
     """
 
-    def setup(self, trainer: Trainer, pl_module: EmotionModule, stage: str) -> None:
-        self.monitor = self.monitor or pl_module.monitor
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        self.monitor = self.monitor or cast(EmotionModule, pl_module).monitor
         super().setup(trainer, pl_module, stage)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         def here(path: str) -> str:
-            return str(Path(self.dirpath) / Path(path).name) if path else path
+            return str(Path(str(self.dirpath)) / Path(path).name) if path else path
 
         paths = {k: here(state_dict[k]) for k in ("best_model_path", "kth_best_model_path", "last_model_path")}
         best_models = {here(path): score for path, score in state_dict["best_k_models"].items()}
@@ -152,7 +153,8 @@ class LastCheckpoint(Checkpoint):
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         self._metrics: dict[str, float] = {}
         # an option of the user's, which Lightning would take from the checkpoint
-        self._patience = {c: c.patience for c in trainer.callbacks if isinstance(c, EarlyStopping)}
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
+        self._patience = {c: c.patience for c in callbacks if isinstance(c, EarlyStopping)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.saved_at = trainer.global_step  # a run that has nothing left to do leaves its file alone
@@ -160,7 +162,8 @@ class LastCheckpoint(Checkpoint):
         # callbacks that look at the last validation at the end of the epoch find it; Lightning does not save it
         restored = {name: torch.tensor(value) for name, value in self._restored.get("metrics", {}).items()}
         trainer._logger_connector._callback_metrics.update(restored)
-        for callback in trainer.callbacks:
+        callbacks = trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
+        for callback in callbacks:
             if isinstance(callback, GradientAccumulationScheduler):  # else an epoch that goes on has the first value
                 callback.on_train_epoch_start(trainer)
         for callback, patience in self._patience.items():
@@ -179,7 +182,8 @@ class LastCheckpoint(Checkpoint):
             raise interrupts.Interrupted
         # Lightning does not count the epoch that follows a resume at an epoch's last batch as begun
         progress = trainer.fit_loop.epoch_progress
-        for count in (progress.total, progress.current):
+        trackers: list[Any] = [progress.total, progress.current]
+        for count in trackers:
             count.ready = count.started = count.processed + 1
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -196,13 +200,14 @@ class LastCheckpoint(Checkpoint):
         last = 0 < trainer.max_steps <= trainer.global_step or (last_epoch and loop.batch_progress.is_last_batch)
         by_steps = self.every and trainer.global_step % self.every == 0
         due = self.stopping or self.overdue or late or last or by_steps or trainer.should_stop
-        if due and not loop._should_check_val_fx(trainer.fit_loop._data_fetcher):
+        fetcher: Any = trainer.fit_loop._data_fetcher
+        if due and not loop._should_check_val_fx(fetcher):
             self._save(trainer)
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.state.fn != "fit" or trainer.sanity_checking:
             return
-        total = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
+        total: Any = trainer.fit_loop.epoch_loop.val_loop.batch_progress.total
         total.ready = total.started = total.processed = total.completed  # after a resume: see on_save_checkpoint
         self._validation_batches = int(sum(trainer.num_val_batches))
         if trainer.world_size > 1:
@@ -294,31 +299,33 @@ class PartialPredictions(Callback):
     def __init__(self, command: str) -> None:
         self.command = command
 
-    def setup(self, trainer: Trainer, pl_module: EmotionModule, stage: str) -> None:
-        digest = hashlib.sha256(self.command.encode())
-        for sample in trainer.datamodule.to_predict():
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        module, digest = cast(EmotionModule, pl_module), hashlib.sha256(self.command.encode())
+        data = trainer.datamodule  # type: ignore[attr-defined]  # set by one of its connectors
+        for sample in data.to_predict():
             digest.update(repr(sample).encode())
             clips = {turn.video for turn in (*sample.history, sample.target)}
             clips |= {turn.audio for turn in (*sample.history, sample.target)}
             for clip in sorted(path for path in clips if path is not None and path.is_file()):
                 digest.update(f"{clip.stat().st_size} {clip.stat().st_mtime_ns}".encode())
-        self.name = f".{pl_module.predictions_file}.partial-{digest.hexdigest()[:16]}"
+        self.name = f".{module.predictions_file}.partial-{digest.hexdigest()[:16]}"
         for file in sorted(run_folder(trainer).glob(f"{self.name}-*")):
-            pl_module.earlier_rows |= {row["id"]: row for row in read_jsonl(file)}
-        if pl_module.earlier_rows and trainer.is_global_zero:
-            print(f"{len(pl_module.earlier_rows)} samples were answered before the interruption", flush=True)
+            module.earlier_rows |= {row["id"]: row for row in read_jsonl(file)}
+        if module.earlier_rows and trainer.is_global_zero:
+            print(f"{len(module.earlier_rows)} samples were answered before the interruption", flush=True)
 
-    def on_exception(self, trainer: Trainer, pl_module: EmotionModule, exception: BaseException) -> None:
+    def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         if not isinstance(exception, KeyboardInterrupt):
             return
-        rows = [prediction.row() for prediction in pl_module.predictions]
+        module = cast(EmotionModule, pl_module)
+        rows = [prediction.row() for prediction in module.predictions]
         if trainer.global_rank == 0:
-            rows += pl_module.earlier_rows.values()
+            rows += module.earlier_rows.values()
         if rows:
             write_jsonl(run_folder(trainer) / f"{self.name}-{trainer.global_rank}", rows)
             print(f"{len(rows)} answers are kept; the same command goes on", flush=True)
 
-    def on_predict_end(self, trainer: Trainer, pl_module: EmotionModule) -> None:
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if trainer.is_global_zero:
             for file in run_folder(trainer).glob(f"{self.name}-*"):
                 file.unlink()
@@ -366,7 +373,7 @@ class ProgressLines(Callback):
             print(line, flush=True)
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.steps = Meter(pl_module.optimizer_steps(), "steps", self.seconds)
+        self.steps = Meter(cast(EmotionModule, pl_module).optimizer_steps(), "steps", self.seconds)
         self.steps.restart(trainer.global_step)
 
     def on_train_batch_end(self, trainer: Trainer, *args: Any) -> None:
@@ -377,13 +384,22 @@ class ProgressLines(Callback):
         self._print(trainer, self.steps.line(trainer.global_step, f"{place}, "))
 
     def _on_evaluation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        limits = {"test": trainer.num_test_batches, "predict": trainer.num_predict_batches}
+        limits: dict[Any, list[int | float]] = {
+            "test": trainer.num_test_batches,
+            "predict": trainer.num_predict_batches,
+        }
         self.batches = Meter(sum(limits.get(trainer.state.fn, trainer.num_val_batches)), "batches", self.seconds)
 
     on_validation_start = on_test_start = on_predict_start = _on_evaluation_start
 
     def _on_evaluation_batch_end(
-        self, trainer: Trainer, pl_module: LightningModule, outputs: Any, batch: Any, batch_idx: int, *args: Any
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
     ) -> None:
         if not trainer.sanity_checking:
             what = f"validation after step {trainer.global_step}" if trainer.state.fn == "fit" else trainer.state.fn
@@ -392,9 +408,9 @@ class ProgressLines(Callback):
     on_validation_batch_end = on_test_batch_end = on_predict_batch_end = _on_evaluation_batch_end
 
     def on_validation_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        score = trainer.callback_metrics.get(pl_module.monitor)
+        monitor = cast(EmotionModule, pl_module).monitor
+        score = trainer.callback_metrics.get(monitor)
         if trainer.state.fn == "fit" and not trainer.sanity_checking and score is not None:
             self._print(
-                trainer,
-                f"epoch {trainer.current_epoch}, step {trainer.global_step}: {pl_module.monitor} {float(score):.4f}",
+                trainer, f"epoch {trainer.current_epoch}, step {trainer.global_step}: {monitor} {float(score):.4f}"
             )

@@ -234,7 +234,7 @@ def test_rows_of_a_rollout():
     part = rollout.rows(torch.tensor([1, 3]))
     assert part.ids.shape == (2, 3, 5) and torch.equal(part.loss_mask.sum(2), torch.tensor([[2, 2, 2], [1, 5, 2]]))
     assert torch.equal(part.ids, rollout.ids[[1, 3], :, :5]) and torch.equal(part.finished, rollout.finished[[1, 3]])
-    nothing = rollout._replace(mask=torch.zeros_like(rollout.loss_mask)).rows(torch.tensor([0]))
+    nothing = rollout._replace(loss_mask=torch.zeros_like(rollout.loss_mask)).rows(torch.tensor([0]))
     assert nothing.ids.shape == (1, 3, 1)  # not empty: a pass over it is still a pass
 
 

@@ -65,7 +65,7 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
     _compare_with_best(rows, groups["ranked"], runs, labels, bench.metric)
     first = next(iter(runs.values()))[0]
     origin = provenance() or {}
-    return portable(
+    results: dict[str, Any] = portable(
         {
             "title": bench.title,
             "corpus": labels.corpus,
@@ -86,6 +86,7 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
             "notes": _notes(records),
         }
     )
+    return results
 
 
 def _finished(jobs: Sequence[Job]) -> dict[str, list[Job]]:
@@ -109,8 +110,9 @@ def _compare_with_best(
     metric: str,
 ) -> None:
     """Set ``against_best`` of every row: the comparison of a ranked row with the best one, else None."""
-    best = ranked[0]["name"] if ranked else None
-    differences = against({row["name"]: runs[row["name"]] for row in ranked}, best, labels, metric) if ranked else {}
+    differences = {}
+    if ranked:
+        differences = against({row["name"]: runs[row["name"]] for row in ranked}, ranked[0]["name"], labels, metric)
     for row in rows:
         row["against_best"] = differences.get(row["name"])
 

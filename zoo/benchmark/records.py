@@ -30,7 +30,7 @@ def read_rows(path: Path, fields: Mapping[str, tuple[type, ...]] | None = None) 
     Raises:
         ValueError: the file is damaged, or empty; names it and what to do.
     """
-    rows = _read(path, read_jsonl)
+    rows: list[dict[str, Any]] = _read(path, read_jsonl)
     if not rows:
         raise damaged_file(path, "it is empty")
     for number, row in enumerate(rows, 1):
@@ -40,7 +40,7 @@ def read_rows(path: Path, fields: Mapping[str, tuple[type, ...]] | None = None) 
 
 def read_record(path: Path, fields: Mapping[str, tuple[type, ...]]) -> dict[str, Any]:
     """Read what a finished job recorded about itself; see `read_rows`."""
-    record = _read(path, read_json)
+    record: dict[str, Any] = _read(path, read_json)
     _check_types(record, fields, path, "")
     return record
 

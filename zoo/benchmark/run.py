@@ -85,9 +85,9 @@ class Commands:
         """Send a signal to all processes, and let no other start."""
         with self._lock:
             self._signal = number
-            for process in self._processes:
+            for pid in (process.pid for process in self._processes if process.pid is not None):
                 with contextlib.suppress(ProcessLookupError):
-                    os.kill(process.pid, number)
+                    os.kill(pid, number)
 
 
 @dataclass(frozen=True)
@@ -152,8 +152,8 @@ class Job:
         if row.config is not None:
             spec["config"] = {str(file): sha256_of(Path(file)) for file in row.config}
             spec["zero_shot"] = row.zero_shot
-        elif not REFERENCE.search(row.checkpoint):
-            spec["checkpoint"] = sha256_of(find_checkpoint(row.checkpoint))
+        elif not REFERENCE.search(str(row.checkpoint)):
+            spec["checkpoint"] = sha256_of(find_checkpoint(str(row.checkpoint)))
         else:
             spec["checkpoint"] = row.checkpoint
         if row.trains:
@@ -239,7 +239,7 @@ def _fit(job: Job, commands: Commands, threads: int, code: str) -> None:
     else:
         shutil.rmtree(job.home / "lightning_logs", ignore_errors=True)
         (job.home / "data.yaml").write_text(yaml.safe_dump({"data": job.data["train"]}, sort_keys=False))
-        args = [f"--config={file}" for file in job.row.config]
+        args = [f"--config={file}" for file in job.row.config or ()]
         args += [
             f"--config={job.home / 'data.yaml'}",
             f"--seed_everything={job.seed}",
@@ -260,7 +260,7 @@ def _test(job: Job, commands: Commands, threads: int, code: str) -> None:
         args = [*(f"--config={file}" for file in row.config), "--zero_shot=true"]
     else:
         path = Path(job.filled(row.checkpoint))
-        where = find_checkpoint(path, row.use) if REFERENCE.search(row.checkpoint) else row.checkpoint
+        where = find_checkpoint(path, row.use) if REFERENCE.search(str(row.checkpoint)) else row.checkpoint
         args = [f"--ckpt_path={where}"]
     args += [
         f"--config={job.home / 'test.yaml'}",
@@ -321,7 +321,7 @@ def _server() -> multiprocessing.context.ForkServerContext:
     return context
 
 
-def _child(verb: str, args: list[str], cwd: str, log: str, note: str, before: dict, threads: int) -> None:
+def _child(verb: str, args: list[str], cwd: str, log: str, note: str, before: dict[str, Any], threads: int) -> None:
     """Run a command as ``python -m zoo VERB ARGS`` would, in this process, with its output in a file."""
     interrupts.exit_with_parent(os.getppid())
     os.chdir(cwd)  # the server's may be another
@@ -331,7 +331,7 @@ def _child(verb: str, args: list[str], cwd: str, log: str, note: str, before: di
         _zoo(verb, args, note, before, threads)
 
 
-def _zoo(verb: str, args: list[str], note: str, before: dict, threads: int) -> None:
+def _zoo(verb: str, args: list[str], note: str, before: dict[str, Any], threads: int) -> None:
     print(f"$ zoo {verb} {' '.join(args)}", flush=True)
     os.environ["OMP_NUM_THREADS"] = str(threads)
     import torch
@@ -415,10 +415,11 @@ def run(todo: list[Job], parallel: int, threads: int, say: Callable[[str], None]
 
 
 def _work_off(
-    todo: list[Job], parallel: int, outcome: Outcome, submit: Callable[[Job], Future], say: Callable[[str], None]
+    todo: list[Job], parallel: int, outcome: Outcome, submit: Callable[[Job], Future[Any]], say: Callable[[str], None]
 ) -> None:
     """Submit each job once those it needs are done, and note how it ended."""
-    waiting, running = list(todo), {}
+    waiting = list(todo)
+    running: dict[Future[Any], Job] = {}
     done: set[Path] = set()
     while waiting or running:
         for job in list(waiting):

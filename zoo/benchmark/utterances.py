@@ -40,8 +40,8 @@ def utterances(bench: Bench, jobs: Sequence[Job], cache: Path) -> list[dict[str,
             for name, rows in answers.items()
             if sample.id in rows
         }
-        base = {"id": sample.id, "dialogue": sample.dialogue, "label": sample.target.label, "systems": systems}
         turn = sample.target
+        base: dict[str, Any] = {"id": sample.id, "dialogue": sample.dialogue, "label": turn.label, "systems": systems}
         if bench.show_texts:
             base |= {
                 "speaker": turn.speaker,
@@ -120,4 +120,5 @@ def _voice(media: Media, turn: Turn) -> list[float] | None:
         wave = wave[round(turn.start * 16_000) : round(turn.end * 16_000)]
     parts = np.array_split(np.abs(wave), min(ENVELOPE, max(1, len(wave))))
     loud = np.array([part.max(initial=0.0) for part in parts])
-    return (loud / max(loud.max(), 1e-6)).round(3).tolist()
+    envelope: list[float] = (loud / max(loud.max(), 1e-6)).round(3).tolist()
+    return envelope

@@ -80,7 +80,7 @@ def _merge_adapter(llm: Any, name: str | None) -> float:
         with llm.use(name) if llm.adapters else contextlib.nullcontext():
             before = llm.causal_lm(probe).logits
         merged = llm.model.merge_and_unload(adapter_names=[name])
-        difference = (merged(probe).logits - before).abs().max().item()
+        difference = float((merged(probe).logits - before).abs().max())
     llm.model, llm.lora = merged, None
     print(f"largest logit difference, merged against adapter: {difference:.2e}")
     if difference > 1e-3 * before.abs().max().item() and llm.causal_lm.dtype == torch.float32:

@@ -181,7 +181,7 @@ def convert(name: str, source: Path, out: Path, config: Path | None, table: Path
     print(f"read {source}{f' (layout {layout})' if isinstance(layout, str) else ''}, wrote {out}")
 
 
-def _function(place: str) -> Callable | None:
+def _function(place: str) -> Callable[..., Any] | None:
     """Return the function of an import path; None if there is no such module."""
     module, _, name = place.rpartition(".")
     try:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError, HTTPError
+from huggingface_hub.errors import GatedRepoError, HTTPError  # type: ignore[attr-defined]  # HTTPError is of whichever client it uses
 
 from zoo.checkpoints.listing import differences, entry_of, folder_of, terms
 from zoo.checkpoints.probes import compare_encoder
@@ -91,7 +91,7 @@ def check_output(name: str, entry: dict[str, Any], folder: Path) -> None:
         compare_encoder(name, str(folder if file == "config.json" else folder / file), entry["probe"])
 
 
-def _from_hub(entry: dict[str, Any], part: Path, revision: str) -> str:
+def _from_hub(entry: dict[str, Any], part: Path, revision: str | None) -> str:
     """Fetch all files of one commit; return what came, in words."""
     target, commit = part / "files", revision
     target.mkdir()
@@ -105,7 +105,8 @@ def _from_hub(entry: dict[str, Any], part: Path, revision: str) -> str:
         except (HTTPError, OSError) as error:  # what its client and what it raises by itself
             cause = f"{type(error).__name__}: {error}"
             raise ValueError(f"{file} of {entry['hub']} could not be fetched ({cause}); try again") from error
-        commit = re.search(r"/snapshots/([0-9a-f]{40})/", got.as_posix())[1]  # the rest comes from the same commit
+        match = re.search(r"/snapshots/([0-9a-f]{40})/", got.as_posix())
+        commit = match[1] if match else revision  # the rest comes from the same commit
         (target / file).parent.mkdir(parents=True, exist_ok=True)
         shutil.move(os.path.realpath(got), target / file)
     return f"fetched {entry['hub']} at commit {commit}"

@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from zoo.runs import REPOSITORY
-from zoo.storage import inside, read_yaml, sha256_of
+from zoo.storage import REPOSITORY, inside, read_yaml, sha256_of
 
 UNKNOWN = "?"  # of what only the owner of weights or data can say
 INDEX = REPOSITORY / "checkpoints" / "index.yaml"

@@ -87,4 +87,6 @@ def build_module(config: Path, changes: Mapping[str, Any] | None = None) -> Emot
         for key in outer:
             options = options.setdefault(key, {})
         options[last] = value
-    return instantiated("model", EmotionModule, model_config, config, [f"model.{name}" for name in changes or {}])
+    changed = [f"model.{name}" for name in changes or {}]
+    module: EmotionModule = instantiated("model", EmotionModule, model_config, config, changed)
+    return module

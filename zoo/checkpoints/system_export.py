@@ -22,9 +22,9 @@ from zoo.checkpoints.loading import build_module, config_folder, load
 from zoo.configs import instantiated, read_run_config
 from zoo.data import EmotionData
 from zoo.imports import import_object
-from zoo.runs import REPOSITORY, find_checkpoint, newest_config
+from zoo.runs import find_checkpoint, newest_config
 from zoo.schema import Labels
-from zoo.storage import parse_yaml, read_json
+from zoo.storage import REPOSITORY, parse_yaml, read_json
 from zoo.training.checkpointing import read_checkpoint
 from zoo.training.module import EmotionModule
 
@@ -248,7 +248,8 @@ def data_labels(data: Mapping[str, Any]) -> list[Labels]:
 
 def build_corpus(data: Mapping[str, Any]) -> EmotionData:
     """Build the corpus of a config's data section."""
-    return instantiated("data", EmotionData, data, None)
+    corpus: EmotionData = instantiated("data", EmotionData, data, None)
+    return corpus
 
 
 def corpus_licences(data: EmotionData) -> dict[str, str]:
@@ -264,7 +265,7 @@ def base_licences(paths: Sequence[str]) -> dict[str, str]:
 
 def _convert(state: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
     """Convert floating tensors to a dtype; tied ones stay tied. ValueError naming those that it cannot hold."""
-    target, converted = getattr(torch, dtype) if dtype else None, dict[tuple, Tensor]()
+    target, converted = getattr(torch, dtype) if dtype else None, dict[tuple[Any, ...], Tensor]()
     out = {}
     for name, v in state.items():
         key = (v.data_ptr(), v.shape, v.stride()) if v.numel() else (name,)

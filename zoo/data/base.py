@@ -158,6 +158,13 @@ class EmotionData(LightningDataModule):
         raise NotImplementedError
 
     @property
+    def folder(self) -> Path:
+        """`root`, of a corpus that is read from files. FileNotFoundError without one."""
+        if self.root is None:
+            raise FileNotFoundError(f"{type(self).__name__} needs its folder: give --data.root")
+        return self.root
+
+    @property
     def read_as(self) -> str | tuple[str, ...]:
         """``encoding`` of `zoo.data.text.read_text` and `read_table` for the corpus' own files."""
         return self.encodings if self.encoding is None else self.encoding

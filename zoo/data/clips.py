@@ -7,6 +7,7 @@ import os
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -64,7 +65,7 @@ def find_clips(
             notes[f"the folder {name} {why}: its clips are missing"] = 1
     for path in files:
         if path.suffix.lower() in suffixes:
-            if path.stem in clips:
+            if folder is not None and path.stem in clips:
                 raise ValueError(
                     f"{folder} holds both {clips[path.stem].relative_to(folder)} and {path.relative_to(folder)}; "
                     "expected one file per clip. Move one of them out of the folder"
@@ -126,7 +127,9 @@ def check_share(share: float) -> float:
     return share
 
 
-def single(labels: Labels, split: str, key: str, text: str, label: str | None, clip: Path | None, **more) -> Sample:
+def single(
+    labels: Labels, split: str, key: str, text: str, label: str | None, clip: Path | None, **more: Any
+) -> Sample:
     """Return a clip that is a dialogue of its own.
 
     The file is its picture and, unless ``audio`` says otherwise, its sound.

@@ -125,7 +125,9 @@ def _read_json(path: Path, split: str, notes: Counter[str], encoding: str | Sequ
             raise ValueError(
                 f"{path}: the value of {key} is {value!r}; expected a text. Leave the key out if there is none"
             )
-    return pd.DataFrame(list(pairs), columns=["key", JSON_NAME.fullmatch(path.name)[1]], dtype=str)
+    match = JSON_NAME.fullmatch(path.name)
+    kind = match[1] if match else path.stem
+    return pd.DataFrame(list(pairs), columns=["key", kind], dtype=str)
 
 
 def _read_speech(path: Path, split: str, notes: Counter[str], encoding: str | Sequence[str]) -> pd.DataFrame:

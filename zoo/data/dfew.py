@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -64,7 +65,7 @@ class DFEW(EmotionData):
     material = "faces in clips of films, without words"
     labels = Labels("dfew", ("happy", "sad", "neutral", "angry", "surprise", "disgust", "fear"))
 
-    def __init__(self, fold: int = 1, dev_share: float = 0.1, dev_seed: int = 0, **kwargs) -> None:
+    def __init__(self, fold: int = 1, dev_share: float = 0.1, dev_seed: int = 0, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         if fold not in range(1, 6):
             raise ValueError(f"DFEW has the folds 1 to 5, got {fold}")
@@ -76,7 +77,7 @@ class DFEW(EmotionData):
         notes: Counter[str] = Counter()
         table, excluded = self._table(self._path(part), notes)
         listed = set(table["key"])
-        if (self.root / LIST.format(other, self.fold)).is_file():  # who only tests needs no training list
+        if (self.folder / LIST.format(other, self.fold)).is_file():  # who only tests needs no training list
             more, _ = self._table(self._path(other), Counter())
             check_apart(table["key"], more["key"], self._path(part), self._path(other))
             listed |= set(more["key"])
@@ -120,7 +121,7 @@ class DFEW(EmotionData):
 
     def _clips(self, notes: Counter[str], used: set[str], listed: dict[str, list[str]]) -> dict[str, Path]:
         """Map the number without zeros to the clip."""
-        files = find_clips(self.root, FOLDERS, notes=notes)
+        files = find_clips(self.folder, FOLDERS, notes=notes)
         clips: dict[str, Path] = {}
         for name, path in files.items():
             if not (name.isascii() and name.isdigit()):
@@ -132,6 +133,6 @@ class DFEW(EmotionData):
         listed["clips in no list of this fold, not used"] = sorted(clips.keys() - used)
         for what, members in listed.items():
             notes[what] = len(members)
-        if not files and any((self.root / name).is_dir() for name in FRAMES):
+        if not files and any((self.folder / name).is_dir() for name in FRAMES):
             notes["only folders of frames, which are not read: make clips of them, see zoo.data.DFEW"] = 1
         return clips

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -57,7 +57,7 @@ class EMER(EmotionData):
     labels = Labels("emer", MER2024.labels.names)
     encodings = MER2024.encodings
 
-    def __init__(self, version: Literal["v1", "v2"] = "v2", **kwargs) -> None:
+    def __init__(self, version: Literal["v1", "v2"] = "v2", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         one_of("version", version, ("v1", "v2"))
         self.version = version
@@ -82,7 +82,7 @@ class EMER(EmotionData):
         empty = table["reason"] == ""
         excluded |= dict.fromkeys(table["key"][empty], "empty explanation")
         table = table[~empty]
-        clips = find_clips(self.root, FOLDERS, notes=notes)
+        clips = find_clips(self.folder, FOLDERS, notes=notes)
         samples = []
         for row in table.itertuples():
             sample = single(self.labels, split, row.key, row.text, row.label or None, clips.get(row.key))
@@ -118,11 +118,11 @@ class EMER(EmotionData):
         table, excluded = drop_repeats(table, path)
         words: dict[str, str] = {}
         labels: dict[str, str] = {}
-        if (file := self.root / "label-disdim.csv").is_file():
+        if (file := self.folder / "label-disdim.csv").is_file():
             labels |= label_table(file, self.labels, notes, self.read_as)[0].set_index("key")["label"].to_dict()
-        if (file := self.root / SUBTITLES).is_file():
+        if (file := self.folder / SUBTITLES).is_file():
             words |= load_subtitles([file], "english", notes, self.read_as)
-        if any((self.root / folder / FILES["v1"]).is_file() for folder in ("", "dataset-v1")):
+        if any((self.folder / folder / FILES["v1"]).is_file() for folder in ("", "dataset-v1")):
             gt = self._gt(notes)[0].set_index("key")  # later and corrected: it wins
             labels |= gt["label"].to_dict()
             words |= gt["text"][gt["text"] != ""].to_dict()

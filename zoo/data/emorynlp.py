@@ -6,7 +6,7 @@ import ast
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
@@ -85,7 +85,7 @@ class EmoryNLP(EmotionData):
         split_source: Literal["released", "dev_as_test"] = "released",
         split_seed: int = 0,
         drop_leaks_to: Path | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         one_of("protocol", protocol, ("all_utterances", "last_utterance"))
@@ -109,7 +109,8 @@ class EmoryNLP(EmotionData):
         return ("train", "dev") if test_is_missing else ("train", "dev", "test")
 
     def read(self, split: Split) -> Reading:
-        file: Split = {"train": "train", "dev": "train", "test": "dev"}[split] if self._resplit else split
+        resplit: dict[Split, Split] = {"train": "train", "dev": "train", "test": "dev"}
+        file = resplit[split] if self._resplit else split
         path = find_file(self.root, [f"emorynlp_{file}_final.csv"], "EmoryNLP", ADVICE)
         notes: Counter[str] = Counter()
         table = self._table(path, notes)

@@ -45,20 +45,20 @@ class EmoSet(EmotionData):
         notes: Counter[str] = Counter()
         listed = set(rows)
         for other in FILES.values():
-            if other != FILES[split] and (self.root / other).is_file():
-                more = self._rows(self.root / other)[0]
-                check_apart(rows, more, path, self.root / other)
+            if other != FILES[split] and (self.folder / other).is_file():
+                more = self._rows(self.folder / other)[0]
+                check_apart(rows, more, path, self.folder / other)
                 listed |= set(more)
-        files = find_clips(self.root, ("image",), PICTURES, notes).values()
-        pictures = {p.relative_to(self.root).as_posix() for p in files}
+        files = find_clips(self.folder, ("image",), PICTURES, notes).values()
+        pictures = {p.relative_to(self.folder).as_posix() for p in files}
         unused: dict[str, list[str]] = {}
-        if all((self.root / name).is_file() for name in FILES.values()):
+        if all((self.folder / name).is_file() for name in FILES.values()):
             unused["pictures in no list, not used"] = sorted(pictures - listed)
             for what, members in unused.items():
                 notes[what] = len(members)
         samples = []
         for name, label in rows.items():
-            picture = self.root / name if name in pictures else None
+            picture = self.folder / name if name in pictures else None
             samples.append(single(self.labels, split, PurePosixPath(name).stem, "", label, picture, audio=None))
         notes["pictures missing"] = modalities(samples)["clips missing"]
         return Reading(samples, None, excluded, dict(notes), unused | clips_missing(samples))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -39,7 +39,7 @@ class GoEmotions(EmotionData):
     material = "single English sentences from Reddit"
     labels = Labels("goemotions", MELD.labels.names)  # MELD's order: one index means one emotion in both
 
-    def __init__(self, multi_label: Literal["exclude", "first"] = "exclude", **kwargs) -> None:
+    def __init__(self, multi_label: Literal["exclude", "first"] = "exclude", **kwargs: Any) -> None:
         super().__init__(**kwargs)
         one_of("multi_label", multi_label, ("exclude", "first"))
         self.multi_label = multi_label

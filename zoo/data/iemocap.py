@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from zoo.data.base import EmotionData, Reading, dialogue_samples
 from zoo.data.clips import draw_share
@@ -174,7 +174,7 @@ class IEMOCAP(EmotionData):
         dev_dialogues: Path | None = None,
         split_seed: int = 0,
         descriptions: list[Path] | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         one_of("classes", classes, tuple(CLASSES))
@@ -207,7 +207,7 @@ class IEMOCAP(EmotionData):
     def read(self, split: Split) -> Reading:
         if self._tree is None:
             self._tree = read_files(self._root(), self.read_as)
-        dialogues = self._split(split)
+        dialogues = self._split(self._tree, split)
         notes: Counter[str] = Counter()
         for session in SESSIONS:
             if split == ("test" if session == self.test_session else "train"):
@@ -253,12 +253,12 @@ class IEMOCAP(EmotionData):
             )
         return root
 
-    def _split(self, split: Split) -> list[DialogueFiles]:
+    def _split(self, files: CorpusFiles, split: Split) -> list[DialogueFiles]:
         """Return the split's dialogues by name; one without transcription is of train or test, where it is noted."""
-        test = [d for d in self._tree.dialogues if d.session == self.test_session]
+        test = [d for d in files.dialogues if d.session == self.test_session]
         if split == "test":
             return test
-        others = [d for d in self._tree.dialogues if d.session != self.test_session]
+        others = [d for d in files.dialogues if d.session != self.test_session]
         names = {d.name for d in others if d.turns}
         if self.dev_dialogues is None:
             dev = draw_share(names, DEV_SHARE, self.split_seed)
@@ -284,7 +284,7 @@ class IEMOCAP(EmotionData):
                 if words:
                     code = words[_draw(len(words), "xxx", self.split_seed, turn.id)]
                     notes["xxx, one of the annotators' words drawn"] += 1
-            label = self.words.get(code)
+            label = None if code is None else self.words.get(code)
             if label is None:
                 why = "no label" if code is None else f"{code} is none of the {len(self.labels)} classes"
                 notes[f"{why}, {'context only' if self.out_of_set_utterances == 'context' else 'left out'}"] += 1

@@ -97,7 +97,7 @@ def _released_files(folder: Path, part: str, session: int, notes: Counter[str]) 
 
 def _lines(
     path: Path, dialogue: DialogueFiles, pattern: re.Pattern[str], example: str, encoding: str | Sequence[str]
-) -> list[tuple[int, str, re.Match]]:
+) -> list[tuple[int, str, re.Match[str]]]:
     """Return number, text and match of every line with an utterance's name.
 
     Raises:
@@ -140,7 +140,7 @@ def _read_transcription(path: Path, dialogue: DialogueFiles, encoding: str | Seq
         )
         if turns.get(key, turn) != turn:
             raise ValueError(f"{path} line {number}: {key} stood before with another text or time. Keep the right one")
-        if turn.end < turn.start:
+        if float(end) < float(start):
             raise ValueError(f"{path} line {number}: {key} ends at {end}, but starts at {start}. Correct the line")
         if key in turns:
             dialogue.faults[f"{key} (line {number})"] = "repeats an earlier line word for word"
@@ -149,7 +149,7 @@ def _read_transcription(path: Path, dialogue: DialogueFiles, encoding: str | Seq
     dialogue.notes["lines without an utterance's name, not used"] += len(every) - len(lines)
     dialogue.faults |= {key: "empty utterance" for key, turn in turns.items() if not turn.text}
     spoken = [turn for turn in turns.values() if turn.text]
-    dialogue.turns = sorted(spoken, key=lambda turn: turn.start)
+    dialogue.turns = sorted(spoken, key=lambda turn: turn.start or 0.0)
     dialogue.notes["utterances out of order in time, sorted"] += sum(
         a is not b for a, b in zip(spoken, dialogue.turns, strict=True)
     )
@@ -171,10 +171,10 @@ def _read_labels(path: Path, dialogue: DialogueFiles, encoding: str | Sequence[s
         labels[key] = code
     current = ""
     for line in split_lines(read_text(path, encoding)[0]):
-        if match := RATED.fullmatch(line.strip()):
-            current = match[3]
-        elif current and (match := OPINION.match(line)):
-            codes = [word.strip().lower()[:3] for word in match[1].split(";")]
+        if rated := RATED.fullmatch(line.strip()):
+            current = rated[3]
+        elif current and (opinion := OPINION.match(line)):
+            codes = [word.strip().lower()[:3] for word in opinion[1].split(";")]
             dialogue.opinions.setdefault(current, []).extend(code for code in codes if code in CODES)
     spoken = {turn.id for turn in dialogue.turns}
     for key in labels.keys() - spoken - dialogue.faults.keys():

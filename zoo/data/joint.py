@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
 from zoo.data.base import EmotionData, Reading
-from zoo.schema import Labels, Split
+from zoo.schema import Labels, Sample, Split
 
 
 class Joint(EmotionData):
@@ -18,7 +19,7 @@ class Joint(EmotionData):
             seed, workers and bucketing are the ones given here.
     """
 
-    def __init__(self, parts: list[EmotionData], **kwargs) -> None:
+    def __init__(self, parts: list[EmotionData], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         names = [name for part in parts for name in part.label_sets]
         if not parts or len(set(names)) != len(names):
@@ -46,7 +47,11 @@ class Joint(EmotionData):
         return tuple(split for split in ("train", "dev", "test") if any(split in part.splits() for part in self.parts))
 
     def read(self, split: Split) -> Reading:
-        samples, excluded, notes, official, listed = [], {}, Counter(), [], {}
+        samples: list[Sample] = []
+        official: list[int | None] = []
+        excluded: dict[str, str] = {}
+        notes: Counter[str] = Counter()
+        listed: dict[str, list[str]] = {}
         for part in self.parts:
             name = "+".join(part.label_sets)
             if split not in part.splits():
@@ -59,4 +64,6 @@ class Joint(EmotionData):
             notes[f"{name}: used"] = len(reading.samples)
             notes |= {f"{name}: {what}": n for what, n in reading.notes.items()}
             listed |= {f"{name}: {what}": names for what, names in reading.listed.items()}
-        return Reading(samples, None if None in official else sum(official), excluded, dict(notes), listed)
+        stated = [n for n in official if n is not None]
+        total = sum(stated) if len(stated) == len(official) else None
+        return Reading(samples, total, excluded, dict(notes), listed)

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 
+from zoo.data.base import EmotionData
 from zoo.data.emorynlp import EmoryNLP
 from zoo.data.goemotions import GoEmotions
 from zoo.data.meld import MELD
@@ -72,7 +73,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--min_words", type=int, default=5, help="shorter utterances are everyday phrases (default: 5)")
     args = parser.parse_args(argv)
     whole_number("--min_words", args.min_words)
-    corpora = []
+    corpora: list[EmotionData] = []
     if args.meld:
         corpora.append(MELD(root=args.meld))
     if args.emorynlp:

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import pandas as pd
 
@@ -22,7 +22,11 @@ ADVICE = (
     "folder data/MELD for text only); give their folder as --data.root"
 )
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
-OFFICIAL = {"train": (9989, 1038), "dev": (1109, 114), "test": (2610, 280)}  # utterances, dialogues
+OFFICIAL: dict[Split, tuple[int, int]] = {
+    "train": (9989, 1038),
+    "dev": (1109, 114),
+    "test": (2610, 280),
+}  # utterances, dialogues
 CLIPS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 SOUNDS = (
     "{clips}_wav",
@@ -37,7 +41,7 @@ KEY = re.compile(r"dia\d+_utt\d+")
 RECUT = "final_videos_test"  # prefix of 132 second cuts among the test clips
 
 # Faults of the release. The text stays, the clip (picture and sound) is not used.
-KNOWN_BAD = {
+KNOWN_BAD: dict[tuple[Split, str], str] = {
     ("train", "dia125_utt3"): "clip unreadable",
     ("dev", "dia110_utt7"): "clip missing",
     ("test", "dia38_utt4"): "clip mis-cut, 305 s",
@@ -84,7 +88,7 @@ class MELD(EmotionData):
         self,
         descriptions: list[Path] | None = None,
         protocol: Literal["all_utterances", "last_utterance"] = "all_utterances",
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         one_of("protocol", protocol, ("all_utterances", "last_utterance"))
@@ -174,9 +178,9 @@ class MELD(EmotionData):
     def _files(
         self, folders: list[str], endings: tuple[str, ...], notes: Counter[str], listed: dict[str, list[str]]
     ) -> dict[str, Path] | None:
-        if not any((self.root / folder).is_dir() for folder in folders):
+        if not any((self.folder / folder).is_dir() for folder in folders):
             return None
-        clips = find_clips(self.root, folders, endings, notes)
+        clips = find_clips(self.folder, folders, endings, notes)
         recut = sorted(name for name in clips if name.startswith(f"{RECUT}dia"))
         if recut:
             listed[f"second cuts ({RECUT}*), not used"] = recut

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pandas as pd
 
@@ -85,7 +85,7 @@ class MER2024(EmotionData):
         subtitle_column: str = "english",
         dev_share: float = 0.1,
         dev_seed: int = 0,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         one_of("track", track, ("semi", "noise", "unlabeled"))
@@ -102,11 +102,11 @@ class MER2024(EmotionData):
             self.root, ["label-disdim.csv" if part == "train" else f"reference-{part}.csv"], "MER2024", ADVICE
         )
         table, excluded = label_table(path, self.labels, notes, self.read_as)
-        if part != "train" and (train := self.root / "label-disdim.csv").is_file():
+        if part != "train" and (train := self.folder / "label-disdim.csv").is_file():
             check_apart(label_table(train, self.labels, Counter(), self.read_as)[0]["key"], table["key"], train, path)
-        clips = find_clips(self.root, FOLDERS[part], notes=notes)
+        clips = find_clips(self.folder, FOLDERS[part], notes=notes)
         unused: dict[str, list[str]] = {}
-        if (self.root / FOLDERS[part][0]).is_dir():  # the others hold far more than this split
+        if (self.folder / FOLDERS[part][0]).is_dir():  # the others hold far more than this split
             unused["clips without a row, not used"] = sorted(clips.keys() - set(table["key"]))
             for what, members in unused.items():
                 notes[what] = len(members)
@@ -126,7 +126,7 @@ class MER2024(EmotionData):
     def _pool(self, split: Split) -> Reading:
         """Return every clip of the folder, without a label."""
         notes: Counter[str] = Counter()
-        clips = find_clips(self.root, FOLDERS["unlabeled"], notes=notes) if self.root is not None else {}
+        clips = find_clips(self.folder, FOLDERS["unlabeled"], notes=notes) if self.root is not None else {}
         if not clips:
             raise FileNotFoundError(
                 f"MER2024: the folder {self.root} has no clips in {' or '.join(FOLDERS['unlabeled'])}, expected with "
@@ -140,7 +140,7 @@ class MER2024(EmotionData):
         return Reading(samples, None, {}, dict(notes))
 
     def _words(self, notes: Counter[str]) -> dict[str, str]:
-        file = self.root / SUBTITLES
+        file = self.folder / SUBTITLES
         paths = self.subtitles if self.subtitles is not None else [file] * file.is_file()
         return load_subtitles(paths, self.subtitle_column, notes, self.read_as)
 

@@ -6,7 +6,7 @@ import ast
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import h5py
 import numpy as np
@@ -86,7 +86,7 @@ class MOSEI(EmotionData):
         no_emotion_rule: Literal["exclude", "neutral"] = "exclude",
         intensity_threshold: float = 0.0,
         folds: Path | None = None,
-        **kwargs,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         one_of("multi_label_rule", multi_label_rule, ("most_intense", "exclude"))
@@ -154,14 +154,14 @@ class MOSEI(EmotionData):
 
     # ---- form 2: label.csv
     def _is_csv(self) -> bool:
-        if self.root is not None and (self.root / CSV).is_file():
-            if (self.root / CSD).is_file():
+        if self.root is not None and (self.folder / CSV).is_file():
+            if (self.folder / CSD).is_file():
                 raise ValueError(f"{self.root} holds both {CSV} and {CSD}; expected one of them. Move the other away")
             return True
         return False
 
     def _labelled_csv(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
-        path = self.root / CSV
+        path = self.folder / CSV
         columns = ["video_id", "clip_id", "text", *EMOTIONS] + ["split"] * (self.folds is None)
         raw = read_table(path, columns, encoding=self.read_as)
         notes.update(raw.attrs["notes"])
@@ -189,7 +189,7 @@ class MOSEI(EmotionData):
                 check_apart(videos[a], videos[b], Path(f"{path} ({a})"), Path(f"{path} ({b})"))
             return table, excluded
         table, excluded = drop_repeats(table, path)
-        return self._folded(table, self._own_folds(notes), notes), excluded
+        return self._folded(table, self._own_folds(self.folds, notes), notes), excluded
 
     @staticmethod
     def _splits(column: pd.Series, path: Path) -> pd.Series:
@@ -202,7 +202,7 @@ class MOSEI(EmotionData):
     # ---- form 1: the authors' files
     def _labelled_csd(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:
         path = find_file(self.root, [CSD, f"Raw/{CSD}", f"labels/{CSD}", CSV], "CMU-MOSEI", ADVICE)
-        folds = self._own_folds(notes) if self.folds is not None else self._standard_folds()
+        folds = self._own_folds(self.folds, notes) if self.folds is not None else self._standard_folds()
         lines = self._transcripts(folds, notes)
         labelled: dict[tuple[str, int], np.ndarray] = {}
         excluded: dict[str, str] = {}
@@ -224,13 +224,13 @@ class MOSEI(EmotionData):
             for clip, (_, text) in clips.items():
                 key = f"{video}_{clip}"
                 six = labelled.get((video, clip))
-                known = six is not None and key not in excluded
-                rows.append((key, video, clip, text, *(six if known else [np.nan] * 6), folds[video]))
+                known = [np.nan] * 6 if six is None or key in excluded else six
+                rows.append((key, video, clip, text, *known, folds[video]))
         return pd.DataFrame(rows, columns=["key", "video", "clip", "text", *EMOTIONS, "split"]), excluded
 
     def _transcripts(self, folds: dict[str, str], notes: Counter[str]) -> dict[str, Lines]:
         """Read the transcripts of the videos in the folds."""
-        places = [self.root / place / "Transcript/Segmented/Combined" for place in ("", "Raw")]
+        places = [self.folder / place / "Transcript/Segmented/Combined" for place in ("", "Raw")]
         folder = next((place for place in places if place.is_dir()), None)
         if folder is None:
             raise FileNotFoundError(
@@ -285,11 +285,12 @@ class MOSEI(EmotionData):
         return {video: split for split, name in names.items() for video in lists[name]}
 
     # ---- both
-    def _own_folds(self, notes: Counter[str]) -> dict[str, str]:
-        raw = read_table(self.folds, ("video_id", "split"), encoding=self.read_as)
+    def _own_folds(self, file: Path, notes: Counter[str]) -> dict[str, str]:
+        raw = read_table(file, ("video_id", "split"), encoding=self.read_as)
         notes.update(raw.attrs["notes"])
-        videos = pd.DataFrame({"key": raw["video_id"].str.strip(), "split": self._splits(raw["split"], self.folds)})
-        return drop_repeats(videos, self.folds)[0].set_index("key")["split"].to_dict()
+        videos = pd.DataFrame({"key": raw["video_id"].str.strip(), "split": self._splits(raw["split"], file)})
+        folds: dict[str, str] = drop_repeats(videos, file)[0].set_index("key")["split"].to_dict()
+        return folds
 
     @staticmethod
     def _folded(table: pd.DataFrame, folds: dict[str, str], notes: Counter[str]) -> pd.DataFrame:
@@ -300,12 +301,12 @@ class MOSEI(EmotionData):
     def _clips(self, notes: Counter[str]) -> dict[str, Path]:
         """Map VIDEO_CLIP to its file."""
         for folder in CLIPS:
-            if (self.root / folder).is_dir():
-                return find_clips(self.root, [folder], notes=notes)
-        paths = {}
-        for folder in sorted(p for p in (self.root / "Raw").glob("*") if p.is_dir()):
-            clips = find_clips(self.root / "Raw", [folder.name], notes=notes)
-            paths |= {f"{folder.name}_{clip}": path for clip, path in clips.items()}
+            if (self.folder / folder).is_dir():
+                return find_clips(self.folder, [folder], notes=notes)
+        paths: dict[str, Path] = {}
+        for video in sorted(p for p in (self.folder / "Raw").glob("*") if p.is_dir()):
+            clips = find_clips(self.folder / "Raw", [video.name], notes=notes)
+            paths |= {f"{video.name}_{clip}": path for clip, path in clips.items()}
         return paths
 
 

@@ -70,7 +70,7 @@ class Synthetic(EmotionData):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        options = {
+        values: dict[str, Any] = {
             "corpus_seed": corpus_seed,
             "train_dialogues": train_dialogues,
             "dev_dialogues": dev_dialogues,
@@ -78,7 +78,7 @@ class Synthetic(EmotionData):
             "descriptions": descriptions,
             "domain": domain,
         }
-        options = {name: value for name, value in options.items() if value is not None}
+        options = {name: value for name, value in values.items() if value is not None}
         for name, value in options.items():
             least = 0 if name == "corpus_seed" else 1
             if isinstance(value, int) and value < least:
@@ -111,7 +111,7 @@ class Synthetic(EmotionData):
     def reachable(self, split: Split, reads: Sequence[str]) -> dict[str, str]:
         """Return the most probable label of every utterance, exact; ``turns`` adds the turns before it."""
         parts = [part for part in reads if part != "turns"]
-        answers = {}
+        answers: dict[str, str] = {}
         for dialogue in self.dialogues(split):
             posteriors = (
                 with_history(dialogue, parts)

@@ -119,7 +119,7 @@ class SyntheticQuestions(EmotionData):
         return {labels.corpus: labels for labels in self.kinds.values()}
 
     def read(self, split: Split) -> Reading:
-        asked = self._read_questions(self.root / "questions.jsonl")
+        asked = self._read_questions(self.folder / "questions.jsonl")
         reading = self.sitcom.reading(split)
         samples, dialogues = [], set()
         for s in reading.samples:
@@ -129,7 +129,7 @@ class SyntheticQuestions(EmotionData):
             rows = asked.get(s.id)
             if rows is None:
                 raise ValueError(
-                    f"{self.root / 'questions.jsonl'} asks nothing about {s.id}; write the corpus again "
+                    f"{self.folder / 'questions.jsonl'} asks nothing about {s.id}; write the corpus again "
                     "with zoo prepare synthetic"
                 )
             for kind, labels in self.kinds.items():

@@ -10,6 +10,7 @@ import numbers
 import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
+from typing import Literal
 
 import pandas as pd
 
@@ -55,8 +56,8 @@ def _decoded_again(match: re.Match[str]) -> str:
 
 def some(items: Iterable[object], most: int = 5) -> str:
     """Join the first few items for an error message, and say how many more there are."""
-    items = [str(item) for item in items]
-    return ", ".join(items[:most]) + (f" and {len(items) - most} more" if len(items) > most else "")
+    texts = [str(item) for item in items]
+    return ", ".join(texts[:most]) + (f" and {len(texts) - most} more" if len(texts) > most else "")
 
 
 def one_of(option: str, value: object, allowed: Sequence[object]) -> None:
@@ -166,8 +167,8 @@ def read_text(
     except UnicodeDecodeError as error:
         where = f"byte {error.start} is 0x{data[error.start]:02x}"
     for name in (*encoding, WINDOWS):
-        if (text := _plausible(data, name)) is not None:
-            return text, {f"{path.name} is not UTF-8, read as {'cp1252' if name == WINDOWS else name}": 1}
+        if (plausible := _plausible(data, name)) is not None:
+            return plausible, {f"{path.name} is not UTF-8, read as {'cp1252' if name == WINDOWS else name}": 1}
     tried = f", nor plausible text in {' or '.join(encoding)}" if encoding else ""
     raise ValueError(f"{path} is not UTF-8 ({where}){tried}; expected UTF-8. {advice}")
 
@@ -235,7 +236,7 @@ def read_table(
 
 def _split_rows(text: str, sep: str, path: Path) -> dict[int, list[str]]:
     """Split a table into its rows, by number, without blank ones. ValueError for a quote that is not closed."""
-    quoting = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
+    quoting: Literal[0, 3] = csv.QUOTE_NONE if sep == "\t" else csv.QUOTE_MINIMAL
     try:
         reader = csv.reader(io.StringIO(text, newline=""), delimiter=sep, quoting=quoting, strict=True)
         return {number: row for number, row in enumerate(reader, 1) if any(cell.strip() for cell in row)}

@@ -29,7 +29,7 @@ class WrappedCorpus(EmotionData, ABC):
         self.corpus = corpus
 
     @property
-    def labels(self) -> Labels:
+    def labels(self) -> Labels:  # type: ignore[override]  # those of the inner corpus cannot be replaced
         return self.corpus.labels
 
     @property

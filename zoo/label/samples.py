@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.utils.data import DataLoader, IterableDataset
 
 from zoo.data.base import EmotionData, Reading
@@ -52,12 +52,12 @@ class RequestedSamples(WrappedCorpus):
         except FileNotFoundError as error:
             raise FileNotFoundError(f"{need}: {error}") from error
 
-    def predict_dataloader(self) -> DataLoader:
+    def predict_dataloader(self) -> DataLoader[dict[str, Any]]:
         return DataLoader(_AnswerableBatches(self), batch_size=None, collate_fn=lambda batch: batch)
 
     def inspect(self, sample: Sample, collator: Any) -> bool:
         """Note which parts of a sample are used; False if it cannot be answered."""
-        module = self.trainer.lightning_module
+        module = cast(EmotionModule, self.trainer.lightning_module)
 
         def system_input(one: Sample) -> list[Any]:
             batch = collator([one], np.random.default_rng(0))
@@ -84,7 +84,7 @@ class RequestedSamples(WrappedCorpus):
         return bool(used)
 
 
-class _AnswerableBatches(IterableDataset):
+class _AnswerableBatches(IterableDataset[dict[str, Any]]):
     """Batches of the samples that give the system something to go by, prepared one after the other."""
 
     def __init__(self, data: RequestedSamples) -> None:
@@ -92,7 +92,7 @@ class _AnswerableBatches(IterableDataset):
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
         data = self.data
-        collator = data.trainer.lightning_module.collator(training=False)
+        collator = cast(EmotionModule, data.trainer.lightning_module).collator(training=False)
         for start in range(0, len(data.requested), data.batch_size):
             batch = [s for s in data.requested[start : start + data.batch_size] if data.inspect(s, collator)]
             if batch:
@@ -109,8 +109,17 @@ class AnswerCallback(Callback):
     def __init__(self, handle: AnswerHandler) -> None:
         self.handle = handle
 
-    def on_predict_batch_end(self, trainer: Trainer, module: EmotionModule, outputs: Any, batch: Any, *_: int) -> None:
-        data: RequestedSamples = trainer.datamodule
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        module = cast(EmotionModule, pl_module)
+        data: RequestedSamples = trainer.datamodule  # type: ignore[attr-defined]  # set by one of its connectors
         samples = list(batch["samples"])
         seconds = (time.perf_counter() - data.batch_started) / len(samples)
         for sample, prediction in zip(samples, module.predictions[-len(samples) :], strict=True):

@@ -83,15 +83,15 @@ def equal_inputs(a: Any, b: Any) -> bool:
         return isinstance(a, torch.Tensor) and isinstance(b, torch.Tensor) and torch.equal(a, b)
     if isinstance(a, list | tuple):
         return len(a) == len(b) and all(map(equal_inputs, a, b))
-    return a == b
+    return bool(a == b)
 
 
 def unused_reason(sample: Sample, part: str) -> str:
     """Return why a part that was given changed nothing."""
     try:
-        if part == "picture":
+        if part == "picture" and sample.target.video is not None:
             Media().frames(sample.target.video, n=1)
-        elif part == "sound":
+        elif part == "sound" and sample.target.audio is not None:
             Media().waveform(sample.target.audio)
     except Unreadable as error:
         return error.reason

@@ -19,7 +19,8 @@ from zoo.prepare.llm_client import AbortRun, ChatModel, QueryFailed
 from zoo.progress import reported
 from zoo.storage import InUse, locked, write_whole
 
-Item, Result = TypeVar("Item"), TypeVar("Result")
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 class AnswerStore:

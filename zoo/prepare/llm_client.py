@@ -57,10 +57,12 @@ class ChatModel(Protocol):
     Attributes:
         name: of the answers on disk; answers under different names are never mixed.
         local: whether it runs on this machine.
+        host: where its questions go to; empty for a model of this machine.
     """
 
     name: str
     local: bool
+    host: str
 
     def __call__(self, prompt: str, frames: np.ndarray | None = None, sound: np.ndarray | None = None) -> str:
         """Return the answer, which is not empty.
@@ -129,7 +131,7 @@ class Endpoint:
         parts = _split_address(url)
         _check_limits(tries, timeout, wait, max_tokens, temperature, extra or {})
         _check_key(key, parts, self.local)
-        self.url, self.name, self.host = url.rstrip("/") + "/chat/completions", model, parts.hostname
+        self.url, self.name, self.host = url.rstrip("/") + "/chat/completions", model, parts.hostname or ""
         self.send_media, self.timeout, self.tries, self.wait = send_media, timeout, tries, wait
         fields = {"max_tokens": max_tokens, "temperature": temperature} | dict(extra or {})
         self._fields = {name: value for name, value in fields.items() if value is not None}
@@ -320,6 +322,7 @@ class LocalText:
     """
 
     local = True
+    host = ""
 
     def __init__(self, path: str, max_tokens: int = 800) -> None:
         from zoo.backbones import LLM
@@ -347,7 +350,8 @@ class LocalText:
             prompt_ids = torch.tensor([ids], device=next(self.llm.parameters()).device)  # (1, P)
             prefix = self.llm.encode(prompt_ids, torch.ones_like(prompt_ids))
             completion = self.llm.sample(prefix, max_new_tokens=self.max_tokens, temperature=0.0)
-        text = tokenizer.decode(completion.ids[0, 0][completion.mask[0, 0]].tolist(), skip_special_tokens=True).strip()
+        ids = completion.ids[0, 0][completion.mask[0, 0]].tolist()
+        text: str = tokenizer.decode(ids, skip_special_tokens=True).strip()
         if not text:
             raise QueryFailed(f"{self.name}: an empty answer")
         return text

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -58,7 +59,7 @@ def scan_folder(options: argparse.Namespace) -> None:
             workers,
             frames=frames,
             waveform={} if kind != "picture" else None,
-            report=lambda done, m=meter, k=kind: _print(m.line(done, f"{k}: ")),
+            report=functools.partial(_report, meter, kind),
         )
         if paths:
             print(f"{kind}: {len(paths)} files, {scanned.seconds:.0f} s")
@@ -83,6 +84,10 @@ def _find_files(root: Path) -> tuple[dict[str, list[Path]], dict[Path, str]]:
     if not any(paths_by_kind.values()):
         raise FileNotFoundError(f"{root} holds no file named {' '.join(sum(ENDINGS.values(), ()))}")
     return paths_by_kind, unlisted
+
+
+def _report(meter: Meter, kind: str, done: int) -> None:
+    _print(meter.line(done, f"{kind}: "))
 
 
 def _print(line: str | None) -> None:

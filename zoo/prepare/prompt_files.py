@@ -5,14 +5,14 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from jinja2 import Template, TemplateError
+from jinja2 import TemplateError
 
-from zoo.prompts import load_template
+from zoo.prompts import PromptTemplate, load_template
 
 TEMPLATES = Path(__file__).parent / "templates"
 
 
-def load_prompt(path: Path | None, name: str, language: str) -> tuple[Template, str]:
+def load_prompt(path: Path | None, name: str, language: str) -> tuple[PromptTemplate, str]:
     """Load a prompt, the user's own file or ours of this language; return it with the beginning of its sha256.
 
     Raises:
@@ -24,7 +24,7 @@ def load_prompt(path: Path | None, name: str, language: str) -> tuple[Template, 
     return load_template(str(path), TEMPLATES), hashlib.sha256(path.read_bytes()).hexdigest()[:16]
 
 
-def fill_prompt(prompt: Template, **values: object) -> str:
+def fill_prompt(prompt: PromptTemplate, **values: object) -> str:
     """Render a prompt. ValueError naming what the template asks for and is not there."""
     try:
         return prompt.render(**values).strip()

@@ -6,8 +6,10 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 from zoo.prepare.command import Add
+from zoo.schema import Split
 
 
 def add_synthetic(add: Add) -> Callable[[argparse.Namespace], None]:
@@ -75,7 +77,8 @@ def write_sitcom(options: argparse.Namespace) -> None:
         "face_cues": options.face_cues,
         "voice_cues": options.voice_cues,
     }
-    settings = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items() if v is not None})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in knobs.items() if v is not None}
+    settings = Settings(**fields)
     start = time.perf_counter()
     sizes = share_out(options.dialogues, options.shares)
     corpus = write(options.out, sizes, options.seed, settings, options.workers)
@@ -89,7 +92,7 @@ def write_sitcom(options: argparse.Namespace) -> None:
         print_ceilings(ceilings(every), sum(counts.values()))
 
 
-def share_out(dialogues: int, shares: Sequence[float]) -> dict[str, int]:
+def share_out(dialogues: int, shares: Sequence[float]) -> dict[Split, int]:
     """Dialogues of each split: the shares, rounded, and at least one each.
 
     Raises:

@@ -48,7 +48,7 @@ def make_language_model(options: argparse.Namespace) -> None:
         raise ValueError("a tokenizer needs text: give --goemotions, --synthetic, or both")
     template = load_template("default", CausalLM.templates)
     texts = [
-        f"{render(template, s, window=0, kinds=('audio', 'video'), said=s.labels.names)} {s.target.label}"
+        f"{render(template, s, window=0, descriptions=('audio', 'video'), words=s.labels.names)} {s.target.label}"
         for corpus in corpora
         for s in corpus.samples("train")
     ]

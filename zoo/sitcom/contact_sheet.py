@@ -5,6 +5,7 @@ from __future__ import annotations
 import textwrap
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -69,5 +70,6 @@ def contact_sheet(root: Path, dialogues: Sequence[Dialogue], split: Split, path:
         bars.set_xlim(-0.45, 1)
     for i, (label, colour) in enumerate(COLOURS.items()):
         figure.text(0.02 + 0.07 * i, 0.06 / figure.get_figheight(), label, color=colour, fontsize=9)
-    figure.get_layout_engine().set(rect=(0, 0.3 / figure.get_figheight(), 1, 1 - 0.3 / figure.get_figheight()))
+    layout: Any = figure.get_layout_engine()
+    layout.set(rect=(0, 0.3 / figure.get_figheight(), 1, 1 - 0.3 / figure.get_figheight()))
     figure.savefig(path, dpi=90)

@@ -6,6 +6,7 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Any
 
 import numpy as np
 
@@ -133,7 +134,7 @@ class Table:
         odds: ``(T or 1, M or 1, S or 1, L or 1, values)``; rows sum to 1.
     """
 
-    def __init__(self, values: Sequence[object], odds: np.ndarray) -> None:
+    def __init__(self, values: Sequence[Any], odds: np.ndarray) -> None:
         odds = np.asarray(odds, dtype=np.float64)
         if odds.ndim != 5 or odds.shape[-1] != len(values) or not np.allclose(odds.sum(-1), 1):
             raise ValueError(f"odds of {len(values)} values must sum to 1 over the last of 5 axes, got {odds.shape}")
@@ -146,7 +147,7 @@ class Table:
         self._cumulative = cumulative / cumulative[..., -1:]  # ends in exactly 1, so a value of odds 0 is never drawn
         self._columns = np.ascontiguousarray(np.moveaxis(odds, -1, 0))
 
-    def draw(self, rng: random.Random, hidden: Hidden) -> object:
+    def draw(self, rng: random.Random, hidden: Hidden) -> Any:
         """Draw one value given the hidden state; takes exactly one number from ``rng``."""
         row = self._cumulative[tuple(i if size > 1 else 0 for i, size in zip(hidden, self.odds.shape[:4], strict=True))]
         return self.values[row.searchsorted(rng.random(), side="right")]
@@ -190,7 +191,7 @@ def odds(settings: Settings) -> Odds:
         hidden[0, m] *= settings.text_modes[m]
 
     words = WORDINGS[settings.domain]
-    tables = {
+    tables: dict[str, Table | CueModel] = {
         "form": _by_mode(FORMS),
         "topic": _topics(words),
         "cue": _cues(words),
@@ -223,9 +224,9 @@ def _zipf(phrases: Sequence[str]) -> dict[str, float]:
     return dict(zip(phrases, weights / weights.sum(), strict=True))
 
 
-def _mixture(*parts: tuple[float, Mapping[object, float]]) -> dict[object, float]:
+def _mixture(*parts: tuple[float, Mapping[Any, float]]) -> dict[Any, float]:
     """Mix distributions; a value in several of them collects all its mass, so equal surfaces are summed over."""
-    row: dict[object, float] = {}
+    row: dict[Any, float] = {}
     for weight, distribution in parts:
         for value, p in distribution.items():
             row[value] = row.get(value, 0.0) + weight * p
@@ -236,18 +237,18 @@ def _even(phrases: Sequence[str]) -> dict[str, float]:
     return {phrase: 1 / len(phrases) for phrase in phrases}
 
 
-def _mixed(near: Sequence[str], banks: Mapping[str, Mapping[object, float]]) -> dict[object, float]:
+def _mixed(near: Sequence[str], banks: Mapping[str, Mapping[Any, float]]) -> dict[Any, float]:
     return _mixture(*((1 / len(near), banks[label]) for label in near))
 
 
-def _table(axes: tuple[int, ...], rows: Sequence[Mapping[object, float]]) -> Table:
+def _table(axes: tuple[int, ...], rows: Sequence[Mapping[Any, float]]) -> Table:
     """Make a table from rows in the order of the axes that matter."""
     values = list(dict.fromkeys(value for row in rows for value in row))
     odds = np.array([[row.get(value, 0.0) for value in values] for row in rows])
     return Table(values, odds.reshape(*axes, len(values)))
 
 
-def _by_mode(rows: Mapping[str, Mapping[object, float]]) -> Table:
+def _by_mode(rows: Mapping[str, Mapping[Any, float]]) -> Table:
     return _table((1, len(TEXT_MODES), 1, 1), [rows[mode] for mode in TEXT_MODES])
 
 
@@ -255,7 +256,7 @@ def _by_label(values: Sequence[object], rows: Mapping[str, Sequence[float]]) -> 
     return _table((1, 1, 1, len(LABELS)), [dict(zip(values, rows[label], strict=True)) for label in LABELS])
 
 
-def _by_mode_and_label(row: Callable[[str, str], Mapping[object, float]]) -> Table:
+def _by_mode_and_label(row: Callable[[str, str], Mapping[Any, float]]) -> Table:
     return _table((1, len(TEXT_MODES), 1, len(LABELS)), [row(mode, label) for mode in TEXT_MODES for label in LABELS])
 
 
@@ -273,7 +274,7 @@ def _topics(words: Wording) -> Table:
 def _cues(words: Wording) -> Table:
     banks = {label: _zipf(words.cues[label]) for label in LABELS}
 
-    def row(mode: str, label: str) -> dict[object, float]:
+    def row(mode: str, label: str) -> dict[Any, float]:
         if mode == "misleading":
             return _mixed(DISGUISE[label], banks)
         return _mixture((1 - LEAK, banks[label]), (LEAK, _mixed(NEAR[label], banks)))  # not drawn for an ambiguous line
@@ -284,8 +285,8 @@ def _cues(words: Wording) -> Table:
 def _openers(words: Wording) -> Table:
     banks = {label: _zipf(phrases) for label, phrases in words.openers.items()}
 
-    def row(mode: str, label: str) -> dict[object, float]:
-        parts = ({"": 1.0}, banks["any"], banks[label], _mixed(NEAR[label], banks))
+    def row(mode: str, label: str) -> dict[Any, float]:
+        parts: tuple[Mapping[Any, float], ...] = ({"": 1.0}, banks["any"], banks[label], _mixed(NEAR[label], banks))
         return _mixture(*zip(OPENER[mode], parts, strict=True))
 
     return _by_mode_and_label(row)
@@ -294,7 +295,7 @@ def _openers(words: Wording) -> Table:
 def _tells(words: Wording) -> Table:
     banks = {label: _even(words.leading[label] + words.trailing[label]) for label in LABELS}
 
-    def row(mode: str, label: str) -> dict[object, float]:
+    def row(mode: str, label: str) -> dict[Any, float]:
         label_share, any_share = TELL[mode] * TELL_OWN, TELL[mode] * (1 - TELL_OWN)
         return _mixture((1 - TELL[mode], {"": 1.0}), (label_share, banks[label]), (any_share, _mixed(LABELS, banks)))
 

@@ -66,23 +66,32 @@ def load_wordings(path: Path) -> dict[str, Wording]:
 
 
 def _wording(tables: Mapping[str, Any]) -> Wording:
+    def flat(name: str) -> tuple[str, ...]:
+        return phrase_list(tables[name])
+
+    def by_label(name: str) -> dict[str, tuple[str, ...]]:
+        return {label: phrase_list(phrases) for label, phrases in tables[name].items()}
+
+    def captions(name: str) -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+        banks = tables[name].items()
+        return {label: (phrase_list(lists["words"]), phrase_list(lists["details"])) for label, lists in banks}
+
     return Wording(
-        **{name: phrase_list(tables[name]) for name in ("hedges", "audio", "video", "sure", "unsure")},
-        **{
-            name: {label: phrase_list(phrases) for label, phrases in tables[name].items()}
-            for name in ("openers", "cues", "leading", "trailing")
-        },
+        openers=by_label("openers"),
+        cues=by_label("cues"),
+        leading=by_label("leading"),
+        trailing=by_label("trailing"),
+        hedges=flat("hedges"),
         topics={
             topic: Topic(*(phrase_list(lists[kind]) for kind in ("things", "statements", "questions")))
             for topic, lists in tables["topics"].items()
         },
-        **{
-            name: {
-                label: (phrase_list(lists["words"]), phrase_list(lists["details"]))
-                for label, lists in tables[name].items()
-            }
-            for name in ("voice", "face")
-        },
+        voice=captions("voice"),
+        face=captions("face"),
+        audio=flat("audio"),
+        video=flat("video"),
+        sure=flat("sure"),
+        unsure=flat("unsure"),
     )
 
 

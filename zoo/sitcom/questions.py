@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from zoo.sitcom import faces
 
 NUMBERS = ("none", "one", "two")
 
 
-def scene_questions(place: faces.Scene) -> list[dict[str, object]]:
+def scene_questions(place: faces.Scene) -> list[dict[str, Any]]:
     """Return the questions about a scene: ``question``, ``answer`` and the ``choices`` it is one of."""
     return [
         {"question": "How many other people are in the picture?", "answer": NUMBERS[place.people], "choices": NUMBERS},

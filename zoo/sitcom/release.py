@@ -210,5 +210,6 @@ def read_record(root: Path) -> dict[str, Any]:
             f"{path} has format {record.get('format')!r}, this version reads {FORMAT}; write the corpus again with "
             "zoo prepare synthetic"
         )
-    record["settings"] = Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()})
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in record["settings"].items()}
+    record["settings"] = Settings(**fields)
     return record

@@ -36,13 +36,13 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 
 from zoo.sitcom import faces
-from zoo.sitcom.cues import LABELS
-from zoo.sitcom.odds import VAGUE, Hidden, odds
+from zoo.sitcom.cues import LABELS, CueModel
+from zoo.sitcom.odds import VAGUE, Hidden, Table, odds
 from zoo.sitcom.phrases import WORDINGS, Topic
 from zoo.sitcom.posteriors import likelihood, next_label
 from zoo.sitcom.settings import CAST, SHARES, TEXT_MODES, Choices, Dialogue, Settings, Truth, Utterance
@@ -91,9 +91,9 @@ def generate(
     """
     if dialogues < 1:
         raise ValueError(f"dialogues must be at least 1, got {dialogues}")
-    settings = Settings(
-        descriptions, domain, tuple(shares), tuple(text_modes), inertia, contagion, tuple(face_cues), tuple(voice_cues)
-    )
+    knobs: tuple[Any, ...] = tuple(map(tuple, (shares, text_modes, face_cues, voice_cues)))  # whose lengths are checked
+    label_shares, modes, face_odds, voice_odds = knobs
+    settings = Settings(descriptions, domain, label_shares, modes, inertia, contagion, face_odds, voice_odds)
     return [_dialogue(seed, i, settings) for i in range(dialogues)]
 
 
@@ -102,12 +102,12 @@ def _dialogue(seed: int, number: int, settings: Settings) -> Dialogue:
     plot, talk, camera, face, voice, stage = (
         random.Random(f"{seed}/{number}/{stream}") for stream in ("plot", "talk", "camera", "face", "voice", "stage")
     )
-    cast = sorted(CAST, key=lambda _: plot.random())
-    speakers = cast[: 3 if plot.random() < THREE_SPEAKERS else 2]
+    people = sorted(CAST, key=lambda _: plot.random())
+    speakers = people[: 3 if plot.random() < THREE_SPEAKERS else 2]
     topics = tuple(WORDINGS[settings.domain].topics)
-    scene = _SceneWriter(settings, theme=int(plot.random() * len(topics)), away=cast[len(speakers) :])
+    scene = _SceneWriter(settings, theme=int(plot.random() * len(topics)), away=people[len(speakers) :])
     place, frames = faces.scene(stage), round((SECONDS[1] - SECONDS[0]) * faces.FPS)
-    expression, prosody = (odds(settings).tables[name] for name in ("expression", "prosody"))
+    expression, prosody = (cast(CueModel, odds(settings).tables[name]) for name in ("expression", "prosody"))
     utterances: list[Utterance] = []
     last: dict[str, str] = {}  # speaker -> label
     for turn in range(TURNS[0] + int(plot.random() * (TURNS[1] - TURNS[0] + 1))):
@@ -170,20 +170,24 @@ class _SceneWriter:
         self.used_before: set[str] = set()  # phrases of earlier lines
         self.used_now: set[str] = set()  # phrases of this line
 
+    def _draw(self, name: str, rng: random.Random, hidden: Hidden) -> Any:
+        return cast(Table, self.tables[name]).draw(rng, hidden)
+
     def line(self, rng: random.Random, hidden: Hidden, listeners: Sequence[str]) -> tuple[str, Choices]:
         """Write ``[tell] [opener] cue and/or remarks [tell]``; return the text and the choices it shows."""
-        choices: list[tuple[str, object]] = []
+        choices: list[tuple[str, Any]] = []
         self.used_before, self.used_now = self.used_before | self.used_now, set()
 
-        def draw(name: str) -> object:
-            choices.append((name, self.tables[name].draw(rng, hidden)))
+        def draw(name: str) -> Any:
+            choices.append((name, self._draw(name, rng, hidden)))
             return choices[-1][1]
 
         tell = draw("tell")
         start = tell if tell in self.leading else draw("opener")
         form = draw("form")
         cue = draw("cue") if "cue" in form else ""
-        topic = self.words.topics[draw("topic")] if "remark" in form or "{thing}" in cue else None
+        has_topic = "remark" in form or "{thing}" in cue
+        topic = self.words.topics[draw("topic")] if has_topic else Topic((), (), ())
         name = _choose(rng, listeners) if rng.random() < ADDRESS else ""
         parts = [start]
         for kind in form.split():
@@ -193,14 +197,14 @@ class _SceneWriter:
         parts.append("" if tell in self.leading else tell)
         return _join(parts), tuple(choices)
 
-    def _cue(self, rng: random.Random, draw: Callable[[str], object], cue: str, topic: Topic | None, name: str) -> str:
-        mark = draw("question mark" if cue.endswith("?") else "cue mark")
+    def _cue(self, rng: random.Random, draw: Callable[[str], Any], cue: str, topic: Topic, name: str) -> str:
+        mark: str = draw("question mark" if cue.endswith("?") else "cue mark")
         cue = cue.removesuffix("?")
         if "{thing}" in cue:
             cue = cue.replace("{thing}", self._unused_phrase(rng, topic.things))
         return cue + (f", {name}" if name else "") + mark
 
-    def _remark(self, rng: random.Random, draw: Callable[[str], object], topic: Topic, name: str) -> str:
+    def _remark(self, rng: random.Random, draw: Callable[[str], Any], topic: Topic, name: str) -> str:
         if draw("asks"):
             remark, mark, hedge = self._unused_phrase(rng, topic.questions), draw("question mark"), ""
         else:
@@ -221,7 +225,7 @@ class _SceneWriter:
 
     def captions(self, rng: random.Random, hidden: Hidden, speaker: str) -> tuple[dict[str, str], Choices]:
         """Write an audio and a video description; return the texts and the choices they show."""
-        choices = tuple((name, self.tables[name].draw(rng, hidden)) for name in ("voice", "face", "unsure"))
+        choices = tuple((name, self._draw(name, rng, hidden)) for name in ("voice", "face", "unsure"))
         (_, voice), (_, face), (_, unsure) = choices
         texts = {}
         for kind, templates, (word, detail), names in (

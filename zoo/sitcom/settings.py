@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from zoo.sitcom import faces
 from zoo.sitcom.cues import LABELS, CueState
@@ -17,13 +17,14 @@ TextMode = Literal["explicit", "ambiguous", "misleading"]
 TEXT_MODES: tuple[TextMode, ...] = ("explicit", "ambiguous", "misleading")
 DescriptionState = Literal["good", "vague", "wrong"]
 
-DESCRIPTIONS = {  # captioner -> text mode -> odds of good, vague and wrong
+# captioner -> text mode -> odds of good, vague and wrong
+DESCRIPTIONS: Mapping[str, Mapping[str, tuple[float, float, float]]] = {
     "clean": dict.fromkeys(TEXT_MODES, (0.80, 0.14, 0.06)),
     "noisy": {"explicit": (0.30, 0.15, 0.55), "ambiguous": (0.75, 0.15, 0.10), "misleading": (0.75, 0.15, 0.10)},
     "noisy_independent": dict.fromkeys(TEXT_MODES, (0.50, 0.15, 0.35)),
 }
 
-Choices = tuple[tuple[str, object], ...]  # (name of a table, value drawn from it)
+Choices = tuple[tuple[str, Any], ...]  # (name of a table, value drawn from it)
 
 
 @dataclass(frozen=True)

@@ -148,13 +148,13 @@ def speak(values: Sequence[float], speaker: str, seed: str | int, seconds: float
     Returns:
         (round(seconds * RATE),) float32, within -1..1.
     """
-    values = np.asarray(values, dtype=float)
-    if values.shape != (len(PROSODY.names),) or not np.isfinite(values).all():
-        raise ValueError(f"speak needs {len(PROSODY.names)} finite values {PROSODY.names}, got {values.tolist()}")
+    prosody = np.asarray(values, dtype=float)
+    if prosody.shape != (len(PROSODY.names),) or not np.isfinite(prosody).all():
+        raise ValueError(f"speak needs {len(PROSODY.names)} finite values {PROSODY.names}, got {prosody.tolist()}")
     if not (math.isfinite(seconds) and round(seconds * RATE) >= 1):
         raise ValueError(f"speak needs a positive number of seconds, got {seconds}")
     voice = _voice(speaker, domain)
-    pitch, pitch_range, slope, energy, rate, tension = values.clip(-LIMIT, LIMIT)
+    pitch, pitch_range, slope, energy, rate, tension = prosody.clip(-LIMIT, LIMIT)
     size = round(seconds * RATE)
 
     onsets, periods = _syllables(SYLLABLES * 2 ** (SYLLABLES_STEP * (rate + voice.rate)), size / RATE, seed)

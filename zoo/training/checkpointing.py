@@ -17,11 +17,13 @@ from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
 
 from zoo import weights
-from zoo.backbones import LLM, Audio, Vision
+from zoo.backbones import LLM
 from zoo.backbones.adapters import REFERENCE
+from zoo.backbones.frozen import FrozenEncoder
+from zoo.backbones.sentence import SentenceEncoder
 from zoo.runs import find_checkpoint, portable_path
 
-Backbone = LLM | Vision | Audio
+Backbone = LLM | FrozenEncoder | SentenceEncoder
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:

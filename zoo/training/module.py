@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, cast
 
 import numpy as np
@@ -109,7 +110,7 @@ class EmotionModule(EvaluatedModule):
         key = (self.data.run_seed, self.current_epoch, batch_idx, self.global_rank)
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1)[0]))
 
-    def check_finite(self, loss: Tensor, batch: Batch) -> None:
+    def check_finite(self, loss: Tensor, batch: Mapping[str, Any] | Batch) -> None:
         """Stop the run if the loss is NaN or infinite; nothing is saved as best then.
 
         Raises:

@@ -130,7 +130,8 @@ def _cost_ticks(low: float, high: float) -> list[float]:
 
 def _front(spots: Sequence[Spot], height: int) -> str:
     """Return a staircase, as an SVG path, through the ranked rows that no cheaper one beats."""
-    path, highest = [], float(height)
+    path: list[str] = []
+    highest = float(height)
     for spot in sorted(spots, key=lambda s: (s.x, s.y)):
         if spot.row["group"] == "ranked" and spot.y < highest:
             path.append(f"H{spot.x} V{spot.y}" if path else f"M{spot.x} {spot.y}")

@@ -104,7 +104,7 @@ def _label_counts(rows: Sequence[Row], labels: Sequence[str]) -> dict[str, int]:
 def _embed_data(results: Mapping[str, Any], rows: Sequence[Row], utterances: Sequence[Mapping[str, Any]]) -> Markup:
     """Return the utterances as JSON that cannot end its script element: ASCII, with ``<``, ``>`` and ``&`` escaped."""
     rounded = [
-        one | {"voice": None if one["voice"] is None else [round(v, 2) for v in one["voice"]]} for one in utterances
+        {**one, "voice": None if one["voice"] is None else [round(v, 2) for v in one["voice"]]} for one in utterances
     ]
     data = {
         "labels": list(results["labels"]),

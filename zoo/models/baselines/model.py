@@ -15,11 +15,12 @@ from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import scipy.sparse
 import torch
+from lightning.pytorch.core.optimizer import LightningOptimizer
 from scipy.special import softmax
 from sklearn.feature_extraction.text import HashingVectorizer
 from sklearn.linear_model import LogisticRegression
@@ -71,7 +72,7 @@ def require_corpora(checkpoint: Mapping[str, Any], part: str, corpora: set[str])
         )
 
 
-def label_sets(module: EmotionModule) -> dict[str, Labels]:
+def label_sets(module: EmotionModule) -> Mapping[str, Labels]:
     """Return the label sets of a run's corpora, which these baselines have the shape of; ValueError outside a run."""
     if module._trainer is None:
         raise ValueError(
@@ -115,8 +116,11 @@ class Fitted(EmotionModule):
             }
         )
 
+    def _tensor(self, corpus: str, name: str) -> Tensor:
+        return cast(nn.ParameterDict, self.of[corpus])[name]
+
     def part(self, labels: Labels, name: str) -> np.ndarray:
-        return self.of[labels.corpus][name].detach().cpu().numpy()
+        return self._tensor(labels.corpus, name).detach().cpu().numpy()
 
     def on_fit_start(self) -> None:
         if self.will_load_checkpoint:  # it comes with the checkpoint
@@ -128,7 +132,7 @@ class Fitted(EmotionModule):
                 raise ValueError(f"the training split holds no labelled sample of {corpus}; there is nothing to fit")
             for name, value in self.fitted(labels, labelled).items():
                 with torch.no_grad():
-                    self.of[corpus][name].copy_(torch.from_numpy(value))
+                    self._tensor(corpus, name).copy_(torch.from_numpy(value))
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         require_corpora(checkpoint, "of", set(self.of))
@@ -141,7 +145,7 @@ class Fitted(EmotionModule):
         return Plain()
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        self.optimizers().step()  # there are no gradients
+        cast(LightningOptimizer, self.optimizers()).step()  # there is one, and there are no gradients
 
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
         samples: SampleBatch = batch["samples"]
@@ -262,7 +266,7 @@ class TfidfLogistic(Fitted):
             intercept[present] = 0
         else:
             model = LogisticRegression(C=self.C, max_iter=2000)
-            weights = np.array(class_weights(gold, len(labels), self.class_weight))
+            weights: np.ndarray = np.array(class_weights(gold.tolist(), len(labels), self.class_weight))
             model.fit(self.weighted(table, idf)[:, used], gold, sample_weight=weights[gold])
             if len(present) == 2:  # the logit of the second label against the first
                 present = present[1:]

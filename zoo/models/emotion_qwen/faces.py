@@ -318,9 +318,11 @@ class FaceCapture:
         if not indices:
             return None
         stream = torch.zeros_like(frames[indices])
-        for masked, i, faces in zip(stream, indices, visible, strict=True):
-            for face in faces:
-                left, top, right, bottom = clip_box(face.box, height, width)
+        for masked, i, shown in zip(stream, indices, visible, strict=True):
+            for box in (clip_box(face.box, height, width) for face in shown):
+                if box is None:
+                    continue
+                left, top, right, bottom = box
                 masked[:, top:bottom, left:right] = frames[i, :, top:bottom, left:right]
         return Captured(stream, tuple(indices), tuple(visible))
 

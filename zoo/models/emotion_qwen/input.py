@@ -53,7 +53,7 @@ def seconds_of(path: Path) -> float:
     try:
         with av.open(str(path)) as container:
             stream = container.streams.video[0]
-            if stream.duration:
+            if stream.duration and stream.time_base:
                 return float(stream.duration * stream.time_base)
             if container.duration:
                 return container.duration / av.time_base
@@ -129,16 +129,19 @@ class QwenCollator(PromptCollator):
         Raises:
             Unreadable: nothing to be had, or over 200 times longer than wide.
         """
-        if turn.video.suffix.lower() in STILL:
+        path = turn.video
+        if path is None:
+            raise Unreadable("", f"{turn.id} has no picture or video")
+        if path.suffix.lower() in STILL:
             n, seconds, turn = 1, None, replace(turn, start=None, end=None)
         elif turn.start is not None and turn.end is not None:
             n, seconds = self._spread(turn.end - turn.start)
         else:
-            n, seconds = self._spread(seconds_of(turn.video))
+            n, seconds = self._spread(seconds_of(path))
         frames = utterance_frames(self.media, turn, n)
         height, width = frames.shape[2:]
         if max(height, width) > LONGEST * min(height, width):
-            raise Unreadable(turn.video, f"{height} x {width} pixels: over {LONGEST} times longer than wide; crop it")
+            raise Unreadable(path, f"{height} x {width} pixels: over {LONGEST} times longer than wide; crop it")
         return frames, seconds
 
     def _spread(self, length: float) -> tuple[int, float]:
@@ -173,7 +176,9 @@ class QwenCollator(PromptCollator):
         return ClipPatches(patches, grid, len(patches) // self.merge**2, step, key)
 
     # ---- writing
-    def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
+    def __call__(  # type: ignore[override]  # a batch of prompts, with clips
+        self, samples: Sequence[Sample], rng: np.random.Generator
+    ) -> dict[str, Any]:
         """Return the batch of some samples."""
         prompts, clips_of_row = [], []
         inputs: list[ClipPatches] = []  # in the order of their slots

@@ -35,10 +35,10 @@ import functools
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 
@@ -171,8 +171,9 @@ class EmotionQwen(SupervisedFineTuning):
         )
         self.make_llm = functools.partial(self.make_llm, mrope=None if mrope is None else tuple(mrope))
         self.projector, self.inner, self.match_hybrid, self.heads = projector, inner, match_hybrid, heads
+        order: Any = tuple(gate_order)  # a config may give a list; the compressor checks what is in it
         self.make_hybrid = functools.partial(
-            HybridCompressor, heads=heads, gate_pool=gate_pool, gate_order=tuple(gate_order), force_gate=force_gate
+            HybridCompressor, heads=heads, gate_pool=gate_pool, gate_order=order, force_gate=force_gate
         )
         self.show_text, self.face_capture, self.mrope = show_text, face_capture, mrope is not None
         self.frames, self.fps, self.max_frames = frames, fps, max_frames
@@ -199,19 +200,24 @@ class EmotionQwen(SupervisedFineTuning):
 
     @torch.no_grad()
     def _scale_last_layers(self, embedding_scale: float) -> None:
-        deviation = float(self.llm.causal_lm.get_input_embeddings().weight.detach().float().std())
-        last = [getattr(m, "norm", m.fc2) for m in self.compressor.modules() if hasattr(m, "fc2")]
+        embeddings = cast(nn.Embedding, self.llm.causal_lm.get_input_embeddings())
+        deviation = float(embeddings.weight.detach().float().std())
+        last: list[Any] = [getattr(m, "norm", m.fc2) for m in self.compressor.modules() if hasattr(m, "fc2")]
         for parameter in (p for layer in last for p in layer.parameters()):
             parameter.mul_(embedding_scale * deviation)
 
     def _make_projector(self) -> HybridCompressor | MLPProjector | FusionProjector:
-        sizes = {"width": self.vision.width, "to": self.llm.width, "merge": self.vision.merge}
+        sizes: dict[str, Any] = {"width": self.vision.width, "to": self.llm.width, "merge": self.vision.merge}
         inner = self.inner
         if self.match_hybrid:
             with torch.device("meta"):
                 hybrid = HybridCompressor(**sizes, inner=inner, heads=self.heads)
             inner = inner_to_match(sum(p.numel() for p in hybrid.parameters()), **sizes)
-        kinds = {"hybrid": self.make_hybrid, "mlp": MLPProjector, "fusion": FusionProjector}
+        kinds: dict[str, Callable[..., HybridCompressor | MLPProjector | FusionProjector]] = {
+            "hybrid": self.make_hybrid,
+            "mlp": MLPProjector,
+            "fusion": FusionProjector,
+        }
         with torch.device("meta" if self.vision.model.patch_embed.proj.weight.is_meta else "cpu"):
             return kinds[self.projector](**sizes, inner=inner)
 
@@ -409,7 +415,8 @@ class EmotionQwen(SupervisedFineTuning):
         labelled = [(s, p) for s, p in zip(samples, predictions, strict=True) if s.answer is None]
         if labelled:
             self.update_validation_metrics(SampleBatch([s for s, _ in labelled]), [p for _, p in labelled])
-        logprobs = [float(p.details["answer_logprob"]) for p in predictions if "answer_logprob" in (p.details or {})]
+        details: list[Mapping[str, Any]] = [p.details or {} for p in predictions]
+        logprobs = [float(row["answer_logprob"]) for row in details if "answer_logprob" in row]
         if logprobs:
             self.log(
                 "val/answer",

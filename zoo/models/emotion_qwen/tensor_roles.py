@@ -236,6 +236,7 @@ def _expert_roles(merged: int, to: int) -> dict[str, Shape]:
 
 def _gate_roles(width: int, fused: bool) -> dict[str, Shape]:
     """Return the roles of the gate: attention and a linear map to two weights."""
+    parts: dict[str, Shape]
     if fused:
         parts = {"in_proj_weight": (3 * width, width), "in_proj_bias": (3 * width,)}
     else:

@@ -178,7 +178,8 @@ class PromptWriter:
         fixed, variable = self.text(sample, pictures, window, prompt)
         pieces: list[int | None] = []
         for i, piece in enumerate(variable.split(SLOT)):
-            pieces += [None] * (self.tokens_per_picture if i else 0) + (self.ids(piece) if piece else [])
+            pieces += [None] * (self.tokens_per_picture if i else 0)
+            pieces += self.ids(piece) if piece else []
         return self.ids(fixed) if fixed else [], pieces
 
     def ending(self, labels: Labels) -> str:
@@ -320,6 +321,7 @@ class FarcerCollator:
             ids[i, start:] = torch.tensor([self.pad_id if x is None else x for x in row])
             image_at[i, start:] = torch.tensor([x is None for x in row])
             mask[i, start:] = True
+        readable = [frame for key in number if (frame := frames[key]) is not None]
         batch = {
             "samples": SampleBatch(samples),
             "fixed": torch.tensor(prompts[0].fixed if shared else [], dtype=torch.int64),
@@ -328,7 +330,7 @@ class FarcerCollator:
             "image_at": image_at,
             "image": torch.tensor(image, dtype=torch.int64),
             "keys": tuple(number),
-            "frames": torch.from_numpy(np.stack([frames[key] for key in number])) if number else None,
+            "frames": torch.from_numpy(np.stack(readable)) if number else None,
             "missing": sum(prompt.missing for prompt in prompts),
             "without_picture": sum(not prompt.images for prompt in prompts),
             "truncated": sum(prompt.truncated for prompt in prompts),

@@ -32,11 +32,11 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from zoo.backbones import Prefix, Vision
 from zoo.backbones.llm import Dtype
@@ -100,6 +100,11 @@ class FARCER(LanguageModelModule):
     templates = Path(__file__).parent / "templates"
     unreadable_events = ("samples without any readable picture",)
     example_options = ("shots", "train_shots")
+
+    feature_mean: Tensor  # (W,) float32, of the features before the projection; where they are standardised
+    feature_deviation: Tensor  # (W,) float32
+    measured: Tensor  # () bool: whether the two are those of training images
+    token_weight: Tensor  # (V,) float32
 
     def __init__(
         self,
@@ -250,9 +255,9 @@ class FARCER(LanguageModelModule):
                 raise ValueError(
                     f"faces: {self.faces} takes its faces from the training split, which shows fewer than two speakers"
                 )
-        return PictureReader(self.media, self.vision.size, self.faces, pool)
+        return PictureReader(self.media, cast(int, self.vision.size), self.faces, pool)
 
-    def collator(self, training: bool) -> FarcerCollator:
+    def collator(self, training: bool) -> FarcerCollator:  # type: ignore[override]  # its prompts have another form
         """Return what writes samples as prompts with images, in training with their answers."""
         for labels in self.data.label_sets.values():
             longest = max(self.evaluation_writer.answers(labels), key=len)
@@ -303,9 +308,10 @@ class FARCER(LanguageModelModule):
         """Return (..., D) vectors in the input space of the language model, of (..., W) features (Eq. 4)."""
         if self.standardise:
             features = (features - self.feature_mean) / self.feature_deviation
-        vectors = self.mp(features.to(self.mp[0].weight.dtype))
+        vectors = self.mp(features.to(next(self.mp.parameters()).dtype))
         if self.embedding_scale is not None:
-            vectors = vectors * (self.embedding_scale * self.llm.causal_lm.get_input_embeddings().weight.std())
+            embeddings = cast(nn.Embedding, self.llm.causal_lm.get_input_embeddings())
+            vectors = vectors * (self.embedding_scale * embeddings.weight.std())
         return vectors
 
     @torch.no_grad()
@@ -314,6 +320,8 @@ class FARCER(LanguageModelModule):
         reader = self.picture_reader()
         turns = [(s.dialogue, s.target) for s in self.data.samples("train")]
         turns = [turns[i] for i in np.linspace(0, len(turns) - 1, min(STANDARDISING_IMAGES, len(turns))).astype(int)]
+        if reader is None:
+            raise RuntimeError("faces: none has no pictures to measure")
         pictured = [picture for dialogue, turn in turns if (picture := reader.choose(turn, dialogue)) is not None]
         frames = {reader.key(t): frame for t in pictured if (frame := reader.read(t)) is not None}
         if not frames:

@@ -102,6 +102,7 @@ def read(path: str | Path, module: FARCER) -> tuple[Layout, dict[str, Tensor]]:
     """
     path = Path(path)
     _check_options(module)
+    layout: Layout
     if path.is_dir():
         layout, state = "peft", _read_folder(path, module)
     else:
@@ -233,6 +234,8 @@ def write(module: FARCER, path: str | Path, layout: Layout) -> Path:
     if layout != "peft":
         torch.save({"model_state_dict": dict(sorted(state.items()))}, path)
         return path
+    if module.lora is None:
+        raise ValueError("a peft folder is of a LoRA run, but this one has no lora")
     path.mkdir()
     save_file(state, path / "adapter_model.safetensors", {"format": "pt"})
     config = {

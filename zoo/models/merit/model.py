@@ -36,7 +36,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -237,6 +237,15 @@ class MeritRLVR(_MeritModule, GRPOModule):
             rank_zero_warn("no --model.start_from: the projections are random and stay so; give the run of `Merit`")
 
 
+class _Adaptation(Protocol):
+    """What an adaptation knows of its corpus beyond `CorpusView`: `zoo.data.Adaptation`."""
+
+    @property
+    def labelled(self) -> bool: ...
+
+    def truth(self, sample_id: str) -> int | None: ...
+
+
 class MeritTTRL(MeritRLVR):
     """Reinforcement at test time by majority vote on unlabelled data (Sec. 3.4). Use `zoo.data.Adaptation`.
 
@@ -297,8 +306,10 @@ class MeritTTRL(MeritRLVR):
             rewards.append([0.0] * len(v) if unsure else vote_reward(v, winner, distances, self.alpha))
         total = torch.tensor(rewards)
         metrics = vote_agreement(votes, winners) | {"used": float((total > 0).any(1).float().mean())}
-        if self.data.labelled:  # for the log alone
-            truth = [self.data.truth(group[0].sample.id) for group in groups]
+        data = cast(_Adaptation, self.data)  # see `setup`
+        if data.labelled:  # for the log alone
+            known = (data.truth(group[0].sample.id) for group in groups)
+            truth = [index for index in known if index is not None]
             metrics |= vote_accuracy(votes, winners, truth)
         return RewardBatch(total, {"vote": total}, metrics)
 
@@ -336,7 +347,7 @@ class MeritTTRL(MeritRLVR):
             raise ValueError(
                 "vote_balance compares with the answers before adaptation: set --trainer.limit_val_batches"
             )
-        if not self.trainer.fast_dev_run:
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of its connectors
             self.trainer.num_sanity_val_steps = float("inf")  # the check before adaptation, over all of it
 
     def on_train_start(self) -> None:
@@ -357,6 +368,8 @@ class MeritTTRL(MeritRLVR):
 
     def on_validation_epoch_end(self) -> None:
         """Take the weights back and end, if the guard says so; else keep them."""
+        if self.statistics_sums is None:
+            raise RuntimeError("a validation without batches has no statistics of answers")
         now = AnswerStatistics.from_sums(self.sum_over_processes(self.statistics_sums.to(self.device)).cpu())
         if self.trainer.state.fn != "fit":
             return
@@ -419,7 +432,7 @@ class MeritTTRL(MeritRLVR):
         state = json.loads(checkpoint.get("adaptation", "{}"))
         for name in ("start", "last"):
             if state.get(name):
-                fields = {k: tuple(v) if isinstance(v, list) else v for k, v in state[name].items()}
+                fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in state[name].items()}
                 setattr(self, name, AnswerStatistics(**fields))
         self.most_information = state.get("most", self.most_information)
         if state.get("drawn"):

@@ -76,10 +76,11 @@ def plutchik(labels: Labels, neutral: float = 0.5, angles: Mapping[str, float | 
         for j, b in enumerate(labels.names):
             if i == j:
                 continue
-            if (degrees[a] is None) != (degrees[b] is None):
+            one, other = degrees[a], degrees[b]
+            if (one is None) != (other is None):
                 w[i, j] = neutral
-            elif degrees[a] is not None:
-                turn = abs(degrees[a] - degrees[b]) % 360
+            elif one is not None and other is not None:
+                turn = abs(one - other) % 360
                 w[i, j] = min(turn, 360 - turn) / 180
     return w
 

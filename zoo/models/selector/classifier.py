@@ -91,7 +91,7 @@ class SelectedClassifier(SupervisedFineTuning):
 
     def _predict_with(self, selection: str, samples: SampleBatch) -> list[Prediction]:
         collator = replace(self.collator(False), keep=selection)
-        batch = collator(samples, np.random.default_rng(0))  # evaluation draws nothing
+        batch = collator(list(samples), np.random.default_rng(0))  # evaluation draws nothing
         return super().predict({k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()})
 
 

@@ -110,7 +110,9 @@ class ModalitySelector(GRPOModule):
             terms.append((Response(response, self.tagged), 1.0))
         if overlength != "none":
             terms.append((Overlength(overlength, desired, longest), 1.0))
-        self.downstream = None if downstream is None else (downstream, downstream_kind, self.tagged)
+        self.downstream: tuple[Any, ...] | None = (
+            None if downstream is None else (downstream, downstream_kind, self.tagged)
+        )
         self.downstream_weight = downstream_weight
         self.reward_funcs = [f for f, _ in terms] + self.reward_funcs
         self.reward_weights = [w for _, w in terms] + self.reward_weights
@@ -150,7 +152,7 @@ class ModalitySelector(GRPOModule):
         classifier's file may be gone.
         """
         try:
-            term = Downstream(*self.downstream)
+            term = Downstream(*(self.downstream or ()))
             for split in self.data.splits_of(stage):
                 term.require(self.data.samples(split), split)
         except (FileNotFoundError, ValueError) as error:

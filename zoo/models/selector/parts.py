@@ -141,10 +141,11 @@ class Downstream:
 
 def gain(full: Mapping[str, float], bare: Mapping[str, float], label: str | None, kind: str) -> float:
     """Return the gain of `Downstream`. Probabilities below 1e-6, where the file rounds, count as that."""
+    word = str(label)  # the two kinds of probability are of labelled samples
     if kind == "log_probability":
-        return math.log(max(full[label], 1e-6)) - math.log(max(bare[label], 1e-6))
+        return math.log(max(full[word], 1e-6)) - math.log(max(bare[word], 1e-6))
     if kind == "probability":
-        return full[label] - bare[label]
+        return full[word] - bare[word]
     entropy = [-sum(p * math.log(p) for p in scores.values() if p > 0) for scores in (full, bare)]
     return entropy[1] - entropy[0]
 

@@ -8,8 +8,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Template
-
 from zoo.media import Media, Unreadable
 from zoo.media.clips import utterance_frames, utterance_sound
 from zoo.prepare.answer_filter import rejection_reason
@@ -19,7 +17,7 @@ from zoo.prepare.prompt_files import fill_prompt, load_prompt
 from zoo.prepare.ver.clips import Clip
 from zoo.prepare.ver.ratings import write_ratings
 from zoo.prepare.ver.rows import read_rows
-from zoo.prompts import escape
+from zoo.prompts import PromptTemplate, escape
 
 MAX_WORDS = 400  # of an explanation
 
@@ -59,8 +57,8 @@ class ReasoningWriter:
 
     models: Sequence[ChatModel]
     merger: ChatModel
-    reason: Template
-    merge: Template
+    reason: PromptTemplate
+    merge: PromptTemplate
     language: str
     frames: int
     size: int

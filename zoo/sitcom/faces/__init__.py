@@ -62,9 +62,9 @@ def clip(
     Returns:
         (T, SIZE, SIZE, 3) uint8, RGB.
     """
-    values = np.asarray(values, dtype=np.float64)
-    if values.shape != (len(EXPRESSION.names),) or not np.isfinite(values).all():
-        raise ValueError(f"values must be {len(EXPRESSION.names)} finite numbers {EXPRESSION.names}, got {values}")
+    expression = np.asarray(values, dtype=np.float64)
+    if expression.shape != (len(EXPRESSION.names),) or not np.isfinite(expression).all():
+        raise ValueError(f"values must be {len(EXPRESSION.names)} finite numbers {EXPRESSION.names}, got {expression}")
     if frames < 1:
         raise ValueError(f"a clip needs at least 1 frame, got {frames}")
     if domain not in get_args(Domain):
@@ -78,7 +78,7 @@ def clip(
     rng = random.Random(f"face {domain} {seed}")
     person, wild = looks(speaker), domain == "wild"
     motion = sample_motion(rng, frames)
-    pose = sample_pose(rng, values, frames, loudness)
+    pose = sample_pose(rng, expression, frames, loudness)
     hat = wild and rng.random() < 0.4
     glasses = rng.random() < (0.35 if wild else 0.0) or person.glasses
     light = sample_light(rng, wild)

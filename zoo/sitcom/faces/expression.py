@@ -65,9 +65,9 @@ def sample_motion(rng: random.Random, frames: int) -> Motion:
         return size * rng.uniform(0.4, 1.0) * np.sin(2 * np.pi * (rng.uniform(0.15, 0.45) * seconds + rng.random()))
 
     x, y, roll = home + sway(1.5), level + sway(1.0), lean + sway(0.045)
-    reach = (x.min(), x.max(), y.min(), y.max(), np.abs(roll).max())
+    reach = (float(x.min()), float(x.max()), float(y.min()), float(y.max()), float(np.abs(roll).max()))
     grain = np.array([rng.randrange(SIZE) for _ in range(frames)])
-    return Motion(x, y, roll, scale, home, tuple(map(float, reach)), grain)
+    return Motion(x, y, roll, scale, home, reach, grain)
 
 
 @dataclass(frozen=True)

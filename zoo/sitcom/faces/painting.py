@@ -26,7 +26,7 @@ def stroke(distance: np.ndarray, half: float | np.ndarray) -> np.ndarray:
     return np.clip(half + 0.5 - np.abs(distance), 0, np.minimum(2 * half, 1))
 
 
-def mix(a: Sequence[float], b: Sequence[float], share: float) -> np.ndarray:
+def mix(a: Sequence[float] | np.ndarray, b: Sequence[float] | np.ndarray, share: float) -> np.ndarray:
     """Mix ``share`` of colour ``b`` into colour ``a``, (3,) float32."""
     return (np.asarray(a, dtype=np.float32) * (1 - share) + np.asarray(b, dtype=np.float32) * share).astype(np.float32)
 
@@ -56,7 +56,7 @@ class Area:
         self.u = x * cos + y * sin  # (T, H, W)
         self.v = y * cos - x * sin  # (T, H, W)
 
-    def paint(self, cover: np.ndarray, colour: Sequence[float]) -> None:
+    def paint(self, cover: np.ndarray, colour: Sequence[float] | np.ndarray) -> None:
         """Lay a colour over the pixels; ``cover`` (T, H, W) is its opacity, 0..1."""
         for plane, value in zip(self.pixels, colour, strict=True):
             plane += cover * (np.float32(value) - plane)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Literal
+from typing import Literal, cast
 
 Domain = Literal["studio", "wild"]
 Colour = tuple[int, int, int]  # red, green, blue, 0..255
@@ -25,6 +25,9 @@ SHIRTS: tuple[Colour, ...] = (
 )
 EYES: tuple[Colour, ...] = ((92, 58, 34), (56, 104, 156), (70, 124, 78), (104, 100, 96))
 _STYLES = ("short", "side", "spiky", "bob", "long", "curly", "bun", "bald")
+
+
+Beard = Literal["", "stubble", "beard"]
 
 
 @dataclass(frozen=True)
@@ -51,7 +54,7 @@ class Looks:
     jaw: float
     brow: float
     eyes: Colour
-    beard: Literal["", "stubble", "beard"]
+    beard: Beard
     glasses: bool
     shirt: Colour
 
@@ -81,4 +84,4 @@ def looks(speaker: str) -> Looks:
         width, jaw, brow = rng.uniform(23.5, 25.5), rng.uniform(0.2, 0.36), rng.uniform(1.5, 2.3)
         eyes, beard = rng.randrange(len(EYES)), rng.choice(("", "", "", "stubble", "beard"))
         glasses, shirt = rng.random() < 0.2, rng.randrange(len(SHIRTS))
-    return Looks(skin, HAIR[hair], style, width, jaw, brow, EYES[eyes], beard, glasses, SHIRTS[shirt])
+    return Looks(skin, HAIR[hair], style, width, jaw, brow, EYES[eyes], cast(Beard, beard), glasses, SHIRTS[shirt])

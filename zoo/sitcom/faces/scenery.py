@@ -112,11 +112,11 @@ def draw_background(rng: random.Random, person: Looks, scene: Scene, home: float
     # the body
     shirt, skin = np.array(person.shirt), np.array((WILD_SKINS if wild else STUDIO_SKINS)[person.skin])
     rows = slice(66, SIZE)
-    y = np.arange(66, SIZE, dtype=np.float32)[:, None] + 0.5
+    down = np.arange(66, SIZE, dtype=np.float32)[:, None] + 0.5
     a = np.abs(np.arange(SIZE, dtype=np.float32) + 0.5 - np.float32(home))
-    shoulders = np.maximum(82.5 + 0.0075 * a * a - y, a - 40)
-    neck = np.maximum(a - 8.5, y - 89 + 0.55 * a)
-    for distance, colour in ((a - 8.5 + 0 * y, skin * 0.80), (shoulders, shirt), (neck, skin * 0.80)):
+    shoulders = np.maximum(82.5 + 0.0075 * a * a - down, a - 40)
+    neck = np.maximum(a - 8.5, down - 89 + 0.55 * a)
+    for distance, colour in ((a - 8.5 + 0 * down, skin * 0.80), (shoulders, shirt), (neck, skin * 0.80)):
         if wild:
             picture[rows] += coverage(distance - 1.1)[..., None] * (np.array(INK, dtype=np.float32) - picture[rows])
         picture[rows] += coverage(distance)[..., None] * (colour.astype(np.float32) - picture[rows])
