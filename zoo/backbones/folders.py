@@ -15,7 +15,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec
 
 from transformers import CONFIG_MAPPING
 from transformers.activations import ACT2FN
@@ -58,8 +58,10 @@ ACTIVATIONS = ("hidden_act", "hidden_activation", "activation_function", "feat_e
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id", "decoder_start_token_id")
 READ = re.compile(r"config|(?:tokenizer|preprocessor|generation|special).*|.*\.index")  # JSON files of objects
 
+Arguments = ParamSpec("Arguments")
 
-def reads_folder(make: Callable[..., None]) -> Callable[..., None]:
+
+def reads_folder(make: Callable[Arguments, None]) -> Callable[Arguments, None]:
     """Decorate the ``__init__`` of a backbone whose first argument is its path, so that errors name the folder.
 
     Raises:
@@ -68,10 +70,10 @@ def reads_folder(make: Callable[..., None]) -> Callable[..., None]:
     names = list(inspect.signature(make).parameters)
 
     @functools.wraps(make)
-    def checked(self: Any, *args: Any, **options: Any) -> None:
-        path = args[0] if args else options.get(names[1])
+    def checked(*args: Arguments.args, **options: Arguments.kwargs) -> None:
+        path = args[1] if len(args) > 1 else options.get(names[1])  # the first is the backbone itself
         with refused_by_name(str(path)):
-            make(self, *args, **options)
+            make(*args, **options)
 
     return checked
 

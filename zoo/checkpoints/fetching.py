@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import huggingface_hub
-from huggingface_hub.errors import GatedRepoError, HTTPError  # type: ignore[attr-defined]  # HTTPError is of whichever client it uses
+from huggingface_hub.errors import GatedRepoError, HTTPError  # type: ignore[attr-defined]  # its client's
 
 from zoo.checkpoints.listing import differences, entry_of, folder_of, terms
 from zoo.checkpoints.probes import compare_encoder

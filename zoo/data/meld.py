@@ -22,11 +22,8 @@ ADVICE = (
     "folder data/MELD for text only); give their folder as --data.root"
 )
 COLUMNS = ("Utterance", "Speaker", "Emotion", "Dialogue_ID", "Utterance_ID")
-OFFICIAL: dict[Split, tuple[int, int]] = {
-    "train": (9989, 1038),
-    "dev": (1109, 114),
-    "test": (2610, 280),
-}  # utterances, dialogues
+# utterances, dialogues
+OFFICIAL: dict[Split, tuple[int, int]] = {"train": (9989, 1038), "dev": (1109, 114), "test": (2610, 280)}
 CLIPS = {"train": "train_splits", "dev": "dev_splits_complete", "test": "output_repeated_splits_test"}
 SOUNDS = (
     "{clips}_wav",

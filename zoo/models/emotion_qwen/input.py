@@ -131,7 +131,7 @@ class QwenCollator(PromptCollator):
         """
         path = turn.video
         if path is None:
-            raise Unreadable("", f"{turn.id} has no picture or video")
+            raise ValueError(f"{turn.id} has no picture or video to read")
         if path.suffix.lower() in STILL:
             n, seconds, turn = 1, None, replace(turn, start=None, end=None)
         elif turn.start is not None and turn.end is not None:

@@ -169,7 +169,8 @@ class FARCER(LanguageModelModule):
                 f"faces: {faces} needs an image encoder: give its folder with --model.vision, or set "
                 "--model.faces none for a text-only model"
             )
-        self.make_vision = functools.partial(Vision, vision, dtype=vision_dtype, revision=vision_revision)
+        path = cast(str, vision)  # needed only where faces are shown
+        self.make_vision = functools.partial(Vision, path, dtype=vision_dtype, revision=vision_revision)
         self.layers, self.dropout = layers, dropout
         self.vision_tokens, self.standardise, self.embedding_scale = vision_tokens, standardise, embedding_scale
         self.faces, self.image_placement, self.past_labels = faces, image_placement, past_labels
