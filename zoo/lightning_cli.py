@@ -85,7 +85,7 @@ LOCKS = contextlib.ExitStack()  # held until the command has ended
 
 for _logger in (CSVLogger, TensorBoardLogger):
     # the run gives every logger its folder (`run_loggers`), so --trainer.logger CSVLogger needs no --...save_dir
-    _logger.__init__.__defaults__ = (".", *_logger.__init__.__defaults__)
+    _logger.__init__.__defaults__ = (".", *(_logger.__init__.__defaults__ or ()))
 
 
 class ZooCLI(LightningCLI):
@@ -293,17 +293,19 @@ class ZooCLI(LightningCLI):
             table = ResumingCSVLogger(str(path), "", "", *resume)
         if logger is not False and (table is not None or users):
             trainer.loggers = run_loggers(path, users, table)
-        for callback in trainer.callbacks:
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]  # set by one of its connectors
             if isinstance(callback, ModelCheckpoint) and callback.dirpath is None:
                 callback.dirpath = str((path / "checkpoints").absolute())
-        if isinstance(trainer.profiler, Profiler) and trainer.profiler.dirpath is None:
-            trainer.profiler.dirpath = path
+        profiler = trainer.profiler  # type: ignore[attr-defined]  # set by one of its connectors
+        if isinstance(profiler, Profiler) and profiler.dirpath is None:
+            profiler.dirpath = path
         if trainer.is_global_zero:
             print(f"run folder: {path}", flush=True)
 
     def _plain_config(self) -> dict[str, Any]:
         """The options of this command as plain values, as config.yaml holds them."""
-        return yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
+        options: dict[str, Any] = yaml.safe_load(self.parser.dump(self.config, skip_validation=True))[self.subcommand]
+        return options
 
     def _digest(self) -> str:
         """A digest of everything that decides what ``zoo predict`` answers."""
@@ -330,18 +332,25 @@ class ZooCLI(LightningCLI):
         name, what = (".fit.lock", f"the run {folder}") if fit else (".results.lock", f"the folder of results {folder}")
         LOCKS.enter_context(locked(folder / name, what))
 
+    @property
+    def _writes(self) -> bool:
+        """Whether this process writes results, and says so."""
+        trying = self.trainer.fast_dev_run  # type: ignore[attr-defined]  # set by one of its connectors
+        return not trying and self.trainer.is_global_zero
+
     def _announce(self, what: str) -> None:
-        if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
+        if self._writes:
             print(f"{what}: {self.folder.path}", flush=True)
 
     def after_fit(self) -> None:
-        best = next((c for c in self.trainer.callbacks if isinstance(c, BestCheckpoint)), None)
+        callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors
+        best = next((c for c in callbacks if isinstance(c, BestCheckpoint)), None)
         if best is not None and best.best_model_score is not None and self.trainer.is_global_zero:
             print(f"best {best.monitor} {best.best_model_score:.4f}")
         self._announce("run folder")
 
     def after_test(self) -> None:
-        if not self.trainer.fast_dev_run and self.trainer.is_global_zero:
+        if self._writes:
             print(score_table(read_json(self.folder.path / "metrics.json")))
         self._announce("results in")
 

@@ -186,7 +186,7 @@ class PatchVision(FrozenEncoder):
         _check_config(config, self.path)
         if path.startswith("shape:") or device == "meta":
             with torch.device(device or "cpu"):
-                self.model = _Tower._from_config(config, **options)  # type: ignore[no-untyped-call]
+                self.model = _Tower._from_config(config, **options)  # type: ignore[no-untyped-call]  # transformers has no types for it
         else:
             self.model = self._read_weights(config, options)
             refuse_infinite(self.model.state_dict(), self.path)
@@ -402,7 +402,7 @@ def small_patch_vision(
     _check_config(config, str(folder))
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = _Tower._from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]
+        model = _Tower._from_config(config, dtype=torch.float32)  # type: ignore[no-untyped-call]  # transformers has no types for it
     folder.mkdir(parents=True, exist_ok=True)
     config.save_pretrained(folder)
     state = {k: v.contiguous() for k, v in model.state_dict().items()}

@@ -352,7 +352,7 @@ class GRPOModule(LanguageModelModule):
         """Add the predictions of a validation batch to the metrics, and their rewards to the mean reward."""
         super().update_validation_metrics(samples, predictions)
         if self.validates == "rewards":
-            self.validation_rewards += [float((p.details or {})["reward"]) for p in predictions]  # type: ignore[arg-type]
+            self.validation_rewards += [float((p.details or {})["reward"]) for p in predictions]  # type: ignore[arg-type]  # a number
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores and the mean reward."""

@@ -129,12 +129,15 @@ class _MeritModule(LanguageModelModule):
                 "need frames >= 1, audio_tokens >= 1, max_seconds > 0, and show_text, vision or audio; got "
                 f"{frames}, {audio_tokens}, {max_seconds}, {show_text}, {vision}, {audio}"
             )
-        make_vision = functools.partial(Vision, vision, dtype=vision_dtype, revision=vision_revision)
-        make_audio = functools.partial(Audio, audio, dtype=audio_dtype, revision=audio_revision)
+        make_vision = make_audio = None
+        if vision is not None:
+            make_vision = functools.partial(Vision, vision, dtype=vision_dtype, revision=vision_revision)
+        if audio is not None:
+            make_audio = functools.partial(Audio, audio, dtype=audio_dtype, revision=audio_revision)
         self.own_encoders(
             ProjectedEncoders(
-                make_vision if vision is not None else None,
-                make_audio if audio is not None else None,
+                make_vision,
+                make_audio,
                 show_text,
                 frames,
                 audio_tokens,
