@@ -166,7 +166,9 @@ def test_two_processes_take_the_steps_of_one(options, tmp_path):
 class Norms(Callback):
     found: list[float] = []  # noqa: RUF012
 
-    def on_before_optimizer_step(self, trainer, pl_module, optimizer) -> None:
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx) -> None:
+        if outputs is None:  # no step yet
+            return
         grads = [p.grad for p in pl_module.parameters() if p.grad is not None]
         self.found.append(math.sqrt(sum(float(g.square().sum()) for g in grads)))
 
@@ -184,7 +186,7 @@ def test_gradients_are_clipped_as_the_trainer_says(options, tmp_path):
         assert max(Norms.found) <= 0.0101 if clip else min(Norms.found) > 0.0101
 
 
-@pytest.mark.parametrize("precision", ["bf16-mixed", "bf16-true"])
+@pytest.mark.parametrize("precision", ["bf16-mixed"])
 def test_half_precision_runs(precision, options, tmp_path):
     run = fit(
         tmp_path,

@@ -11,7 +11,7 @@ import torch
 
 from zoo.backbones import LLM, LoRA, shared_prefix
 from zoo.backbones.llm import Prefix
-from zoo.backbones.shared_prefix import DecodingPlan, PackedPlan
+from zoo.backbones.shared_prefix import DecodingPlan, PackedPlan, repeat_heads
 
 TARGETS = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 CASES = {  # lengths of the prompts, lengths of the answers of each; 0 is an answer that is left out
@@ -394,3 +394,15 @@ def test_a_frozen_head_takes_its_slopes_in_the_forward_pass(tiny_llama, monkeypa
         (logp * torch.linspace(-1, 2, logp.numel()).view_as(logp)).sum().backward()
         found.append((logp.detach(), embeddings.grad))
     torch.testing.assert_close(found[0], found[1], atol=5e-5, rtol=1e-4)
+
+
+def test_repeated_heads_attend_as_grouped_ones():
+    generator = torch.Generator().manual_seed(0)
+    query = torch.randn(2, 6, 5, 8, generator=generator)
+    key, value = torch.randn(2, 2, 2, 5, 8, generator=generator)
+    mask = torch.ones(5, 5, dtype=torch.bool).tril()
+    attend = torch.nn.functional.scaled_dot_product_attention
+    grouped = attend(query, key, value, mask, enable_gqa=True)
+    repeated = attend(query, repeat_heads(key, 6), repeat_heads(value, 6), mask)
+    torch.testing.assert_close(repeated, grouped)
+    assert repeat_heads(query, 6) is query

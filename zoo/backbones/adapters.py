@@ -174,6 +174,8 @@ class AdaptedModel(nn.Module):
     def reference(self) -> Iterator[None]:
         """Use the model as it was before training: without adapters, or with the copy of `keep_reference`.
 
+        Dropout is off: the copy would answer twice with two distributions else.
+
         Raises:
             ValueError: without LoRA.
         """
@@ -181,8 +183,13 @@ class AdaptedModel(nn.Module):
             raise ValueError("reference() needs LoRA: a fully trained model has no second set of weights to refer to")
         has_copy = REFERENCE in self.model.peft_config
         adapter_off = _active_adapter(self.model, REFERENCE) if has_copy else self.model.disable_adapter()
-        with self._in_state(REFERENCE), adapter_off:
-            yield
+        training = self.training
+        self.eval()
+        try:
+            with self._in_state(REFERENCE), adapter_off:
+                yield
+        finally:
+            self.train(training)
 
     @contextlib.contextmanager
     def _in_state(self, adapter_state: str) -> Iterator[None]:

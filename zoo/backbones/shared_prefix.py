@@ -96,6 +96,9 @@ class PackedPlan:
                 torch.cat([past.expand(len(x), -1, -1, -1), x], 2)
                 for past, x in zip(self.past_key_values[layer], (key, value), strict=True)
             )
+        if not key.is_cpu:
+            key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
+            options["enable_gqa"] = False
         answers = scaled_dot_product_attention(query[:, :, p:], key, value, answers_see, **options)
         if p == 0:
             return answers
@@ -104,6 +107,15 @@ class PackedPlan:
             query[:, :, :p], key[:, :, :known], value[:, :, :known], prompt_sees, **options
         )
         return torch.cat([prompt, answers], 2)
+
+
+def repeat_heads(x: Tensor, heads: int) -> Tensor:
+    """Repeat (B, Hkv, S, hd) keys or values for the queries of their group: (B, heads, S, hd).
+
+    Under a mask, CUDA computes grouped queries in its float32 math kernel alone; of repeated keys and values it takes
+    the memory-efficient kernel, as transformers does.
+    """
+    return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
 
 
 class DecodingPlan:

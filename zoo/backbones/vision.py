@@ -186,7 +186,8 @@ class Vision(FrozenEncoder):
         self.labels = tuple(words) if words and model.num_classes else None
         with torch.no_grad():  # the number of tokens stands nowhere; asked of one empty picture
             side = cast(int, self.size)  # `Preparation.of_timm` always cuts a square
-            empty = torch.zeros(1, 3, side, side, dtype=dtype, device=device)
+            model_device = next(model.parameters()).device  # not the default one, which Lightning sets to the card
+            empty = torch.zeros(1, 3, side, side, dtype=dtype, device=model_device)
             self.tokens = self._hidden(empty, normed=False).shape[1]
 
     def _from_keras(self, dtype: torch.dtype, device: str | None) -> None:

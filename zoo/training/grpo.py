@@ -148,10 +148,10 @@ class GRPOModule(LanguageModelModule):
         parts: dict[str, Tensor] = {}
         for f in self.reward_funcs:
             values = [[math.nan if (r := evaluate_reward(f, a)) is None else r for a in group] for group in groups]
-            parts[reward_name(f)] = torch.tensor(values)
+            parts[reward_name(f)] = torch.tensor(values, dtype=torch.float32)
         if len(parts) != len(self.reward_funcs):
             raise ValueError(f"two rewards have the same name: {[reward_name(f) for f in self.reward_funcs]}")
-        total = torch.zeros(len(groups), len(groups[0]))
+        total = torch.zeros(len(groups), len(groups[0]), dtype=torch.float32)
         for weight, part in zip(self.reward_weights, parts.values(), strict=True):
             total = total + weight * part.nan_to_num(0.0)  # finite or NaN, see `evaluate_reward`
         if not torch.isfinite(total).all():
@@ -261,18 +261,18 @@ class GRPOModule(LanguageModelModule):
             if p.grad is None:  # no group of the window had a gradient: the same step as with a gradient of zero
                 p.grad = torch.zeros_like(p)
             self.sum_over_processes(p.grad)
-        scaler = getattr(self.trainer.precision_plugin, "scaler", None)
-        if scaler is not None:  # 16-mixed: a norm can be judged only after this
-            scaler.unscale_(optimizer.optimizer)
-        if self.trainer.gradient_clip_val:
-            self.clip_gradients(
-                optimizer,  # type: ignore[arg-type]  # it passes for the optimizer that it wraps
-                gradient_clip_val=self.trainer.gradient_clip_val,
-                gradient_clip_algorithm=self.trainer.gradient_clip_algorithm or "norm",
-            )
         optimizer.step()
         cast(LambdaLR, self.lr_schedulers()).step()  # there is one
         return sums
+
+    def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
+        """Clip the gradients; in 16-mixed Lightning has divided them by its scale just before."""
+        if self.trainer.gradient_clip_val:
+            self.clip_gradients(
+                optimizer,
+                gradient_clip_val=self.trainer.gradient_clip_val,
+                gradient_clip_algorithm=self.trainer.gradient_clip_algorithm or "norm",
+            )
 
     def optimizer_steps(self) -> float:
         """Return how many steps the run will take; infinite if nothing ends it."""

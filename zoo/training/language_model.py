@@ -187,7 +187,12 @@ class LanguageModelModule(EmotionModule):
         return plain if self.encoders is None else plain.as_type(MultimodalCollator, **self.encoders.input_settings())
 
     def setup(self, stage: str) -> None:
-        """Check label words and control tokens of the corpus, beside what every system checks."""
+        """Check dtypes, label words and control tokens of the corpus, beside what every system checks."""
+        if self.trainer.precision == "16-mixed" and self.make_llm.keywords["dtype"] == "bfloat16":
+            raise ValueError(
+                "--trainer.precision 16-mixed computes in float16, but --model.dtype is bfloat16, and the two do not "
+                "mix; set --model.dtype float16, or use --trainer.precision bf16-mixed"
+            )
         super().setup(stage)
         for labels in self.data.label_sets.values():
             label_words(labels, self.verbalizer)  # two labels with one word: say so before any work

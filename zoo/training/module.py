@@ -56,12 +56,29 @@ class EmotionModule(EvaluatedModule):
         """Return what makes a batch of samples, in training or in evaluation."""
         raise NotImplementedError(f"{type(self).__name__} has no collator")
 
+    # ---- precision
+    def setup(self, stage: str) -> None:
+        """Refuse a precision in which nothing would be learnt, before any weights are read; then take the data."""
+        if stage == "fit" and str(self.trainer.precision).endswith("-true") and self.trainer.precision != "32-true":
+            raise ValueError(
+                f"--trainer.precision {self.trainer.precision} keeps what is trained in half precision, where most of "
+                "AdamW's steps are rounded away; use bf16-mixed (16-mixed on a card without bfloat16), and "
+                "--model.dtype bfloat16 for a frozen language model"
+            )
+        super().setup(stage)
+
     # ---- optimisation
     def configure_optimizers(self) -> OptimizerLRScheduler:
         """Return AdamW over the trained parameters and the schedule of its learning rate."""
         trained = [p for p in self.parameters() if p.requires_grad]
         if not trained:
             raise ValueError("nothing to train: no parameter is trainable; check `train` and `lora`")
+        low = {str(p.dtype).removeprefix("torch.") for p in trained if p.dtype in (torch.bfloat16, torch.float16)}
+        if low:
+            raise ValueError(
+                f"parameters in {' and '.join(sorted(low))} would be trained, where most of AdamW's steps are rounded "
+                "away; train adapters (--model.lora), which are float32, or set --model.dtype float32"
+            )
         groups = parameter_groups(trained, self.weight_decay)
         self.weight_decays = [group["weight_decay"] for group in groups]
         optimizer = torch.optim.AdamW(groups, lr=self.lr, betas=self.betas)

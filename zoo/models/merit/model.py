@@ -307,7 +307,7 @@ class MeritTTRL(MeritRLVR):
         for v, winner in zip(votes, winners, strict=True):
             unsure = sum(x == winner for x in v) < self.min_agreement * len(v)
             rewards.append([0.0] * len(v) if unsure else vote_reward(v, winner, distances, self.alpha))
-        total = torch.tensor(rewards)
+        total = torch.tensor(rewards, dtype=torch.float32)
         metrics = vote_agreement(votes, winners) | {"used": float((total > 0).any(1).float().mean())}
         data = cast(_Adaptation, self.data)  # see `setup`
         if data.labelled:  # for the log alone
