@@ -1,4 +1,4 @@
-"""What is trained is float32 whatever the frozen model's dtype is, so that small steps of AdamW are not rounded away."""
+"""What is trained is float32, whatever the frozen model is, so that small steps of AdamW are not rounded away."""
 
 from __future__ import annotations
 
