@@ -245,6 +245,10 @@ def _run(verb: str, args: list[str]) -> None:
         return
     command: Callable[[list[str]], None]
     if verb == "bench":
+        from zoo.benchmark.server import start_server
+
+        if "--help" not in args and "-h" not in args:
+            start_server()
         from zoo.benchmark.command import main as command
     elif verb == "prepare":
         from zoo.prepare.command import main as command

@@ -40,6 +40,7 @@ import yaml
 
 from zoo import interrupts
 from zoo.benchmark.plan import REFERENCE, Bench, Row, flags
+from zoo.benchmark.server import server_context
 from zoo.imports import import_flags
 from zoo.runs import find_checkpoint
 from zoo.storage import InUse, locked, read_json, sha256_of
@@ -284,7 +285,7 @@ def _command(job: Job, commands: Commands, verb: str, args: list[str], cost: Pat
     note = cost.with_suffix(".partial.json")
     before = _cost(note) | {"interrupted": _cost(note).get("interrupted", 0) + 1} if note.is_file() else {}
     start = job.log.stat().st_size if job.log.is_file() else 0
-    context = _server()
+    context = server_context()
     process = context.Process(target=_child, args=(verb, args, os.getcwd(), str(job.log), str(note), before, threads))
     exit_code = commands.run(process)
     if exit_code in INTERRUPTED:
@@ -312,13 +313,6 @@ def source() -> str:
     """Return a digest of the zoo's own code, which must stay as it is while a benchmark runs."""
     files = sorted(PACKAGE.rglob("*.py"))
     return hashlib.sha256(repr([(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files]).encode()).hexdigest()
-
-
-def _server() -> multiprocessing.context.ForkServerContext:
-    context = multiprocessing.get_context("forkserver")
-    # by name: the command line stands above this module
-    context.set_forkserver_preload(["zoo.benchmark.forkserver", "zoo.lightning_cli"])
-    return context
 
 
 def _child(verb: str, args: list[str], cwd: str, log: str, note: str, before: dict[str, Any], threads: int) -> None:
