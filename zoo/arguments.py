@@ -49,8 +49,10 @@ class ZooParser(RenamingParser, LightningArgumentParser):
             guesses += nearest(flag, self._flags())
         for name, option in re.findall(r"class_path '([\w.]+)':\s+Option '([\w.]+)' is not accepted", text):
             guesses += nearest(option, set(options_of(name)) - {option})
+        section = re.search(r'[Pp]arser key "(?:\w+\.)?(model|data)\b', text)
+        bases = [SECTIONS[section[1]]] if section else [*SECTIONS.values(), Callback, Logger]
         for name in re.findall(r"dot import path string: (\w+)", text):
-            guesses += nearest(name, [c for base in (*SECTIONS.values(), Callback, Logger) for c in named(base)])
+            guesses += nearest(name, [c for base in bases for c in named(base)])
         return [f"did you mean {' or '.join(dict.fromkeys(guesses))}?"] if guesses else []
 
     def _flags(self) -> list[str]:
@@ -149,8 +151,11 @@ def prepared(verb: str, args: list[str], evaluation: bool) -> list[str]:
 
 
 def _answer_help(verb: str, args: list[str], section: str, base: type) -> None:
-    """Print the classes that a section takes where its help is asked for without a name, and leave. ValueError for a
-    name that there is not."""
+    """Print the classes that a section takes where its help is asked for without a name, and leave.
+
+    Raises:
+        ValueError: help is asked for a name that there is not.
+    """
     flag = f"--{section}.help"
     for i, arg in enumerate(args):
         if arg != flag and not arg.startswith(f"{flag}="):
@@ -161,7 +166,10 @@ def _answer_help(verb: str, args: list[str], section: str, base: type) -> None:
             sys.exit(0)
         if "." not in name and name not in named(base):
             near = nearest(name, named(base)) or sorted(named(base))
-            raise ValueError(f"{flag}: there is no {name}; did you mean {' or '.join(near)}?")
+            raise ValueError(
+                f"{flag}: there is no {name}; did you mean {' or '.join(near)}? A class of your own goes by its import "
+                "path, my_module.MyClass"
+            )
 
 
 def _enough(verb: str, args: list[str], evaluation: bool) -> None:

@@ -6,8 +6,10 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib
 import json
 import logging
+import pkgutil
 import sys
 import tempfile
 import warnings
@@ -26,17 +28,8 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector as SignalConnector
 
-import zoo.data  # noqa: F401 - corpora and models are known by their short names on the command line
-import zoo.models.baselines
-import zoo.models.causal_lm
-import zoo.models.dialoguellm
-import zoo.models.emotion_qwen
-import zoo.models.farcer
-import zoo.models.grpo
-import zoo.models.instructerc
-import zoo.models.merit
-import zoo.models.selector
-import zoo.models.unimodal  # noqa: F401
+import zoo.data
+import zoo.models
 from zoo.arguments import ZooParser, flag_values, prepared, resolve_checkpoint
 from zoo.callbacks import (
     BestCheckpoint,
@@ -67,6 +60,11 @@ from zoo.runs import (
 from zoo.storage import locked, read_json, sha256_of
 from zoo.training.module import EmotionModule
 from zoo.weights import look_into, require_evaluable, require_resumable
+
+# corpora and papers are known on the command line by the short names of their classes
+for package in (zoo.data, zoo.models):
+    for module_info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+        importlib.import_module(module_info.name)
 
 EVALUATION = ("validate", "test", "predict")
 # What a resumed run cannot change, because what was trained before depends on it. The data module itself refuses what

@@ -26,6 +26,8 @@ from zoo.schema import Collator, Labels, Sample, Split, Turn
 
 log = logging.getLogger(__name__)
 
+LISTED = 5  # excluded utterances that are named on the terminal
+
 
 @dataclass
 class Reading:
@@ -201,6 +203,7 @@ class EmotionData(LightningDataModule):
         """Return the split, read once."""
         if split not in self.readings:
             reading = self.read(split)
+            self._check_reading(reading, split)
             if self.limit is not None:
                 dialogues = set(list(dict.fromkeys(s.dialogue for s in reading.samples))[: self.limit])
                 samples = [s for s in reading.samples if s.dialogue in dialogues]
@@ -213,10 +216,38 @@ class EmotionData(LightningDataModule):
                 )
             for what, n in reading.report()["notes"].items():
                 log.info("%s %s: %d %s", type(self).__name__, split, n, what)
-            for key, reason in reading.excluded.items():
+            for key, reason in list(reading.excluded.items())[:LISTED]:
                 log.warning("%s %s: %s left out: %s", type(self).__name__, split, key, reason)
+            if len(reading.excluded) > LISTED:
+                more = len(reading.excluded) - LISTED
+                log.warning(
+                    "%s %s: %d more left out; metrics.json of a test lists all", type(self).__name__, split, more
+                )
             self.readings[split] = reading
         return self.readings[split]
+
+    def _check_reading(self, reading: Reading, split: Split) -> None:
+        """Check what a corpus read: a `Reading` whose samples have proper ids, each once, and known labels."""
+        corpus = type(self).__name__
+        if not isinstance(reading, Reading):
+            raise ValueError(f"{corpus}.read returned a {type(reading).__name__}; expected a Reading of the samples")
+        if self.is_ad_hoc:
+            return
+        ids: set[str] = set()
+        for sample in reading.samples:
+            name = sample.labels.corpus
+            for what, value in (("id", sample.id), ("dialogue", sample.dialogue)):
+                if not value.startswith(f"{name}/"):
+                    raise ValueError(
+                        f"a {split} sample of {corpus} has the {what} {value!r}; expected {name}/<split>/<name>, see "
+                        "'Add a corpus' in CONTRIBUTING.md"
+                    )
+            if sample.id in ids:
+                raise ValueError(f"two {split} samples of {corpus} have the id {sample.id!r}; expected each id once")
+            ids.add(sample.id)
+            if sample.target.label is not None and sample.target.label not in sample.labels.names:
+                known = ", ".join(sample.labels.names)
+                raise ValueError(f"{sample.id} has the label {sample.target.label!r}; expected one of {known}")
 
     def samples(self, split: Split) -> list[Sample]:
         """Return the samples of a split, in the corpus' own order."""

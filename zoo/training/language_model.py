@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import torch
+from jinja2 import UndefinedError
 from torch import Tensor
 
 from zoo.backbones import LLM, LoRA, Prefix
@@ -66,7 +67,8 @@ class LanguageModelModule(EmotionModule):
 
     renamed_options: ClassVar[Mapping[str, str | Renamed]] = {"system": "system_prompt"}
     templates = Path(__file__).parents[1] / "models"  # folder of the paper's prompt templates
-    template_variables: Mapping[str, Any] = {}  # of a system, beyond those of every template; without content
+    # variables of the paper's own templates -> a value without content, e.g. an empty text
+    template_variables: Mapping[str, Any] = {}
     encoders: ProjectedEncoders | None = None  # of a system that shows clips
     decode: str = "greedy"  # how answers are read: ``score`` or ``greedy``; a system may know others
 
@@ -194,6 +196,13 @@ class LanguageModelModule(EmotionModule):
                 "mix; set --model.dtype float16, or use --trainer.precision bf16-mixed"
             )
         super().setup(stage)
+        try:
+            _ = self.reads  # renders the template
+        except UndefinedError as error:
+            raise ValueError(
+                f"the prompt template uses a variable that is not known: {error}; correct the template, or name the "
+                f"variable in {type(self).__name__}.template_variables"
+            ) from error
         for labels in self.data.label_sets.values():
             label_words(labels, self.verbalizer)  # two labels with one word: say so before any work
         report_control_tokens(self.data, self.data.splits_of(stage)[0])

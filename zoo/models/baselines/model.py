@@ -76,8 +76,8 @@ def label_sets(module: EmotionModule) -> Mapping[str, Labels]:
     """Return the label sets of a run's corpora, which these baselines have the shape of; ValueError outside a run."""
     if module._trainer is None:
         raise ValueError(
-            f"a {type(module).__name__} has the shape of its corpus' labels, so it is read inside a run "
-            "alone: zoo test or zoo predict --ckpt_path RUN"
+            f"{type(module).__name__} has one set of weights per corpus, so it needs the corpus of its run, which "
+            "zoo label and zoo export do not have; use zoo test or zoo predict --ckpt_path RUN"
         )
     return module.data.label_sets
 
