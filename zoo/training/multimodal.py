@@ -6,6 +6,7 @@ system owns, fills them. What is missing or unreadable has no slot: nothing pret
 
 from __future__ import annotations
 
+import functools
 import math
 import re
 from collections import Counter
@@ -18,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.backbones import LLM, Audio, Vision
+from zoo.backbones.llm import Dtype
 from zoo.media import Media, Unreadable
 from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_key, utterance_sound
 from zoo.schema import Sample, Turn
@@ -212,6 +214,39 @@ class ProjectedEncoders(nn.Module):
         self.show_text, self.frames, self.audio_tokens, self.max_seconds = show_text, frames, audio_tokens, max_seconds
         self.embedding_scale = embedding_scale
         self.vision_features, self.audio_features = FeatureCache(), FeatureCache()
+
+    @classmethod
+    def of_paths(
+        cls,
+        vision: tuple[str | None, Dtype, str | None],
+        audio: tuple[str | None, Dtype, str | None],
+        media: Media,
+        show_text: bool,
+        frames: int,
+        audio_tokens: int,
+        max_seconds: float,
+        embedding_scale: float | None,
+    ) -> ProjectedEncoders:
+        """Return encoders that will be read from folders, published names, hub ids or files.
+
+        Args:
+            vision, audio: path, dtype and hub revision of each; path None: none.
+            media, show_text, frames, audio_tokens, max_seconds, embedding_scale: as of the class.
+
+        Raises:
+            ValueError: numbers that make no sense, or nothing to show.
+        """
+        if frames < 1 or audio_tokens < 1 or max_seconds <= 0 or not (show_text or vision[0] or audio[0]):
+            raise ValueError(
+                "need frames >= 1, audio_tokens >= 1, max_seconds > 0, and show_text, vision or audio; got "
+                f"{frames}, {audio_tokens}, {max_seconds}, {show_text}, {vision[0]}, {audio[0]}"
+            )
+        make_vision = make_audio = None
+        if vision[0] is not None:
+            make_vision = functools.partial(Vision, vision[0], dtype=vision[1], revision=vision[2])
+        if audio[0] is not None:
+            make_audio = functools.partial(Audio, audio[0], dtype=audio[1], revision=audio[2])
+        return cls(make_vision, make_audio, show_text, frames, audio_tokens, max_seconds, embedding_scale, media)
 
     def build(self, llm: LLM) -> None:
         """Make the encoders and their projections into the input space of a language model."""

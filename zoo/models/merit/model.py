@@ -31,18 +31,17 @@ There is no published code. Where the paper (P) is silent or cannot be meant as 
 
 from __future__ import annotations
 
-import functools
 import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from zoo.backbones import Audio, LoRA, Prefix, Vision
+from zoo.backbones import LoRA, Prefix
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media
 from zoo.models.merit.answers import CONSISTENCY_SCORES, Distance, LabelDistances, VotedAnswers, add_consistency
@@ -59,17 +58,21 @@ from zoo.rl import Answer, Objective
 from zoo.schema import Prediction
 from zoo.training.batch import SampleBatch
 from zoo.training.grpo import GRPOModule, RewardBatch
-from zoo.training.language_model import LanguageModelModule, score_labels
+from zoo.training.language_model import score_labels
 from zoo.training.module import EmotionModule
 from zoo.training.multimodal import ProjectedEncoders
 from zoo.training.sft import SupervisedFineTuning
 
 FADING = 0.9  # of the vote counts so far, per step
 LORA = LoRA(r=16, alpha=32.0, targets=r"model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj")
+TEMPLATES = Path(__file__).parent / "templates"
+CLIP_VARIABLES = {"vision": "", "audio": ""}  # of the templates
+SCORES = (*EmotionModule.scores, *CONSISTENCY_SCORES)
+RENAMED = {"words": "show_text", "projection_scale": "embedding_scale"}
 
 
-class _MeritModule(LanguageModelModule):
-    """What both training procedures share: the encoders, the distances between labels, and answers by vote.
+class Merit(SupervisedFineTuning):
+    """Supervised start: LoRA and the projections are trained to name the emotion (Sec. 3.3).
 
     Args:
         vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`); None: the
@@ -92,12 +95,16 @@ class _MeritModule(LanguageModelModule):
         angles: degrees of labels that the wheel lacks (null: the centre).
         votes: answers drawn per sample by ``decode: vote``.
         vote_temperature: of drawing them.
+        lora: adapters on the frozen language model; None trains all of it (not the paper's).
+        decode: ``score`` compares the log-probabilities of the label words, ``greedy`` writes and reads, ``vote`` takes
+            the majority of `votes` drawn answers.
+        max_new_tokens: for ``greedy`` and ``vote``.
     """
 
-    renamed_options = {"words": "show_text", "projection_scale": "embedding_scale"}
-    templates = Path(__file__).parent / "templates"
-    template_variables = {"vision": "", "audio": ""}
-    scores = (*EmotionModule.scores, *CONSISTENCY_SCORES)
+    renamed_options = RENAMED
+    templates = TEMPLATES
+    template_variables = CLIP_VARIABLES
+    scores = SCORES
 
     def __init__(
         self,
@@ -121,29 +128,24 @@ class _MeritModule(LanguageModelModule):
         angles: dict[str, float | None] | None = None,
         votes: int = 5,
         vote_temperature: float = 1.0,
+        lora: LoRA | None = LORA,
+        decode: Literal["score", "greedy", "vote"] = "score",
+        max_new_tokens: int = 8,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        if frames < 1 or audio_tokens < 1 or max_seconds <= 0 or not (show_text or vision or audio):
-            raise ValueError(
-                "need frames >= 1, audio_tokens >= 1, max_seconds > 0, and show_text, vision or audio; got "
-                f"{frames}, {audio_tokens}, {max_seconds}, {show_text}, {vision}, {audio}"
-            )
-        make_vision = make_audio = None
-        if vision is not None:
-            make_vision = functools.partial(Vision, vision, dtype=vision_dtype, revision=vision_revision)
-        if audio is not None:
-            make_audio = functools.partial(Audio, audio, dtype=audio_dtype, revision=audio_revision)
+        if decode not in ("score", "greedy", "vote"):
+            raise ValueError(f"decode {decode} takes prompts of words only; decode by score, greedy or vote")
+        super().__init__(lora=lora, decode=decode, max_new_tokens=max_new_tokens, **kwargs)
         self.own_encoders(
-            ProjectedEncoders(
-                make_vision,
-                make_audio,
-                show_text,
-                frames,
-                audio_tokens,
-                max_seconds,
-                embedding_scale,
-                Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds),
+            ProjectedEncoders.of_paths(
+                vision=(vision, vision_dtype, vision_revision),
+                audio=(audio, audio_dtype, audio_revision),
+                media=Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds),
+                show_text=show_text,
+                frames=frames,
+                audio_tokens=audio_tokens,
+                max_seconds=max_seconds,
+                embedding_scale=embedding_scale,
             )
         )
         self.distances = LabelDistances(distance, neutral_distance, angles)
@@ -165,36 +167,33 @@ class _MeritModule(LanguageModelModule):
         return add_consistency(super().summary(rows, run), rows, self, self.distances)
 
 
-class Merit(_MeritModule, SupervisedFineTuning):
-    """Supervised start: LoRA and the projections are trained to name the emotion (Sec. 3.3).
-
-    Args:
-        lora: adapters on the frozen language model; None trains all of it (not the paper's).
-        decode: ``score`` compares the log-probabilities of the label words, ``greedy`` writes and reads, ``vote`` takes
-            the majority of `votes` drawn answers.
-        max_new_tokens: for ``greedy`` and ``vote``.
-    """
-
-    def __init__(
-        self,
-        *,
-        lora: LoRA | None = LORA,
-        decode: Literal["score", "greedy", "vote"] = "score",
-        max_new_tokens: int = 8,
-        **kwargs: Any,
-    ) -> None:
-        if decode not in ("score", "greedy", "vote"):
-            raise ValueError(f"decode {decode} takes prompts of words only; decode by score, greedy or vote")
-        super().__init__(lora=lora, decode=decode, max_new_tokens=max_new_tokens, **kwargs)
-
-
-class MeritRLVR(_MeritModule, GRPOModule):
+class MeritRLVR(GRPOModule):
     """Reinforcement with verifiable rewards on labelled data (the table's RLVR row).
 
     Only LoRA is trained; the reference is the model of ``start_from``. A validation asks how right the answers are, not
-    which rewards they get.
+    which rewards they get. The options of input and votes are those of `Merit`.
 
     Args:
+        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`); None: the
+            system sees nothing.
+        audio: the same of the HuBERT (see `zoo.backbones.Audio`); None: it hears nothing.
+        vision_dtype, audio_dtype: dtypes of their weights.
+        vision_revision, audio_revision: hub revisions to pin.
+        show_text: whether the utterance's words are shown; False leaves the clip alone.
+        frames: vision tokens: frames per clip, evenly spaced.
+        audio_tokens: parts of the waveform.
+        max_seconds: a longer waveform is cut to its middle part, counted.
+        embedding_scale: the projections' first outputs have this many times the deviation of the input embeddings of
+            the language model (ours); None leaves PyTorch's initial weights.
+        cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
+        timeout: seconds one clip may take to decode.
+        max_clip_seconds: a longer clip or film is not read, and counted.
+        distance: W from ``plutchik``'s wheel, or from embeddings of the label words in the language model (``lm``) or a
+            ``sentence`` encoder (`zoo.backbones.sentence`).
+        neutral_distance: of neutral, the wheel's centre, to all other labels.
+        angles: degrees of labels that the wheel lacks (null: the centre).
+        votes: answers drawn per sample by ``decode: vote``.
+        vote_temperature: of drawing them.
         lora: adapters; those of ``start_from`` if it has any, which then must be given alike.
         num_generations: answers drawn per sample (P: k = 5).
         max_new_tokens: of an answer.
@@ -202,12 +201,35 @@ class MeritRLVR(_MeritModule, GRPOModule):
         decode: of evaluation, as in `Merit`.
     """
 
+    renamed_options = RENAMED
+    templates = TEMPLATES
+    template_variables = CLIP_VARIABLES
+    scores = SCORES
     monitor = "val/wf1"
     validates = "labels"
 
     def __init__(
         self,
         *,
+        vision: str | None = None,
+        audio: str | None = None,
+        vision_dtype: Dtype = "float32",
+        audio_dtype: Dtype = "float32",
+        vision_revision: str | None = None,
+        audio_revision: str | None = None,
+        show_text: bool = True,
+        frames: int = 8,
+        audio_tokens: int = 8,
+        max_seconds: float = 15.0,
+        embedding_scale: float | None = None,
+        cache: Path | None = None,
+        timeout: float = 30.0,
+        max_clip_seconds: float = MAX_SECONDS,
+        distance: Distance = "plutchik",
+        neutral_distance: float = 0.5,
+        angles: dict[str, float | None] | None = None,
+        votes: int = 5,
+        vote_temperature: float = 1.0,
         lora: LoRA | None = LORA,
         num_generations: int = 5,
         max_new_tokens: int = 8,
@@ -218,6 +240,20 @@ class MeritRLVR(_MeritModule, GRPOModule):
         super().__init__(
             lora=lora, num_generations=num_generations, max_new_tokens=max_new_tokens, objective=objective, **kwargs
         )
+        self.own_encoders(
+            ProjectedEncoders.of_paths(
+                vision=(vision, vision_dtype, vision_revision),
+                audio=(audio, audio_dtype, audio_revision),
+                media=Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds),
+                show_text=show_text,
+                frames=frames,
+                audio_tokens=audio_tokens,
+                max_seconds=max_seconds,
+                embedding_scale=embedding_scale,
+            )
+        )
+        self.distances = LabelDistances(distance, neutral_distance, angles)
+        self.voted_answers = VotedAnswers(votes, vote_temperature)
         self.decode = decode
         if lora is None:
             raise ValueError("MeritRLVR trains only adapters; set --model.lora")
@@ -234,19 +270,21 @@ class MeritRLVR(_MeritModule, GRPOModule):
             self.encoders.freeze_projections()
 
     def setup(self, stage: str) -> None:
-        """Warn of random projections, beside what every system of MERIT checks."""
+        """Check distances, and warn of random projections, beside what every prompted system checks."""
         super().setup(stage)
+        self.distances.check(self)
         if stage == "fit" and not self.start_from:
             rank_zero_warn("no --model.start_from: the projections are random and stay so; give the run of `Merit`")
 
+    def answer(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
+        """Return the answers to encoded prompts; see ``decode``."""
+        if self.decode == "vote":
+            return self.voted_answers.predict(self, prefix, samples)
+        return super().answer(prefix, samples)
 
-class _Adaptation(Protocol):
-    """What an adaptation knows of its corpus beyond `CorpusView`: `zoo.data.Adaptation`."""
-
-    @property
-    def labelled(self) -> bool: ...
-
-    def truth(self, sample_id: str) -> int | None: ...
+    def summary(self, rows: Sequence[Mapping[str, Any]], run: Path) -> dict[str, Any]:
+        """Return what metrics.json says, with the consistency of the answers."""
+        return add_consistency(super().summary(rows, run), rows, self, self.distances)
 
 
 class MeritTTRL(MeritRLVR):
@@ -309,10 +347,8 @@ class MeritTTRL(MeritRLVR):
             rewards.append([0.0] * len(v) if unsure else vote_reward(v, winner, distances, self.alpha))
         total = torch.tensor(rewards, dtype=torch.float32)
         metrics = vote_agreement(votes, winners) | {"used": float((total > 0).any(1).float().mean())}
-        data = cast(_Adaptation, self.data)  # see `setup`
-        if data.labelled:  # for the log alone
-            known = (data.truth(group[0].sample.id) for group in groups)
-            truth = [index for index in known if index is not None]
+        if self.data.labelled:  # for the log alone
+            truth = [self.data.truth(group[0].sample.id) for group in groups]
             metrics |= vote_accuracy(votes, winners, truth)
         return RewardBatch(total, {"vote": total}, metrics)
 
@@ -350,7 +386,7 @@ class MeritTTRL(MeritRLVR):
             raise ValueError(
                 "vote_balance compares with the answers before adaptation: set --trainer.limit_val_batches"
             )
-        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of its connectors
+        if not self.trainer.fast_dev_run:
             self.trainer.num_sanity_val_steps = float("inf")  # the check before adaptation, over all of it
 
     def on_train_start(self) -> None:
@@ -371,8 +407,6 @@ class MeritTTRL(MeritRLVR):
 
     def on_validation_epoch_end(self) -> None:
         """Take the weights back and end, if the guard says so; else keep them."""
-        if self.statistics_sums is None:
-            raise RuntimeError("a validation without batches has no statistics of answers")
         now = AnswerStatistics.from_sums(self.sum_over_processes(self.statistics_sums.to(self.device)).cpu())
         if self.trainer.state.fn != "fit":
             return
@@ -435,7 +469,7 @@ class MeritTTRL(MeritRLVR):
         state = json.loads(checkpoint.get("adaptation", "{}"))
         for name in ("start", "last"):
             if state.get(name):
-                fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in state[name].items()}
+                fields = {k: tuple(v) if isinstance(v, list) else v for k, v in state[name].items()}
                 setattr(self, name, AnswerStatistics(**fields))
         self.most_information = state.get("most", self.most_information)
         if state.get("drawn"):
