@@ -49,4 +49,4 @@ def test_many_excluded_rows_are_counted(caplog):
         assert Mine(reading).samples("train")
     lines = [record.getMessage() for record in caplog.records]
     assert lines[0] == "Mine train: row 0 left out: no label" and len(lines) == 6
-    assert lines[-1] == "Mine train: 4 more left out, all in metrics.json"
+    assert lines[-1] == "Mine train: 4 more left out; metrics.json of a test lists all"

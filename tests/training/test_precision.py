@@ -9,7 +9,8 @@ import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 
-from tests.runs_helper import fit, flags, logged, make_corpus, make_llm, refused
+from tests.builders import make_corpus, make_llm
+from tests.runs_helper import fit, flags, logged, refused
 from zoo.backbones import LLM, LoRA
 from zoo.rl import Answer
 from zoo.training.grpo import GRPOModule, RewardBatch
