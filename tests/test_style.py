@@ -1,4 +1,4 @@
-"""Rules of CONTRIBUTING that no linter knows: lengths of files, complexity of functions, names that say what they hold."""
+"""Rules of CONTRIBUTING that no linter knows: lengths of files, complexity of functions, names that say something."""
 
 from __future__ import annotations
 

@@ -318,8 +318,8 @@ class FaceCapture:
         if not indices:
             return None
         stream = torch.zeros_like(frames[indices])
-        for masked, i, shown in zip(stream, indices, visible, strict=True):
-            for box in (clip_box(face.box, height, width) for face in shown):
+        for masked, i, expressive in zip(stream, indices, visible, strict=True):
+            for box in (clip_box(face.box, height, width) for face in expressive):
                 if box is None:
                     continue
                 left, top, right, bottom = box

@@ -312,15 +312,7 @@ class FarcerCollator:
         image = [number.setdefault(key, len(number)) for prompt in prompts for key in prompt.images]
         shared = all(prompt.fixed == prompts[0].fixed for prompt in prompts)
         rows = [prompt.variable if shared else [*prompt.fixed, *prompt.variable] for prompt in prompts]
-        length = max(map(len, rows))
-        ids = torch.full((len(rows), length), self.pad_id)
-        mask = torch.zeros(len(rows), length, dtype=torch.bool)
-        image_at = torch.zeros_like(mask)
-        for i, row in enumerate(rows):
-            start = length - len(row)
-            ids[i, start:] = torch.tensor([self.pad_id if x is None else x for x in row])
-            image_at[i, start:] = torch.tensor([x is None for x in row])
-            mask[i, start:] = True
+        ids, mask, image_at = self._padded(rows)
         readable = [frame for key in number if (frame := frames[key]) is not None]
         batch = {
             "samples": SampleBatch(samples),
@@ -336,6 +328,19 @@ class FarcerCollator:
             "truncated": sum(prompt.truncated for prompt in prompts),
         }
         return batch | (self._answers(samples) if self.training else {})
+
+    def _padded(self, rows: Sequence[Sequence[int | None]]) -> tuple[Tensor, Tensor, Tensor]:
+        """Return token ids, padded on the left, which are real, and which stand for images (None): (B, P) each."""
+        length = max(map(len, rows))
+        ids = torch.full((len(rows), length), self.pad_id)
+        mask = torch.zeros(len(rows), length, dtype=torch.bool)
+        image_at = torch.zeros_like(mask)
+        for i, row in enumerate(rows):
+            start = length - len(row)
+            ids[i, start:] = torch.tensor([self.pad_id if x is None else x for x in row])
+            image_at[i, start:] = torch.tensor([x is None for x in row])
+            mask[i, start:] = True
+        return ids, mask, image_at
 
     def _prompt_number(self, sample: Sample, drawn: int) -> int:
         """Return the prompt's number: the batch's, or the next one without a dialogue of the sample.

@@ -35,7 +35,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Protocol, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -54,6 +54,7 @@ from zoo.models.merit.parts import (
     vote_agreement,
     vote_reward,
 )
+from zoo.renaming import Renamed
 from zoo.rl import Answer, Objective
 from zoo.schema import Prediction
 from zoo.training.batch import SampleBatch
@@ -68,7 +69,7 @@ LORA = LoRA(r=16, alpha=32.0, targets=r"model\.layers\.\d+\.self_attn\.(q|k|v|o)
 TEMPLATES = Path(__file__).parent / "templates"
 CLIP_VARIABLES = {"vision": "", "audio": ""}  # of the templates
 SCORES = (*EmotionModule.scores, *CONSISTENCY_SCORES)
-RENAMED = {"words": "show_text", "projection_scale": "embedding_scale"}
+RENAMED: dict[str, str | Renamed] = {"words": "show_text", "projection_scale": "embedding_scale"}
 
 
 class Merit(SupervisedFineTuning):
@@ -135,7 +136,8 @@ class Merit(SupervisedFineTuning):
     ) -> None:
         if decode not in ("score", "greedy", "vote"):
             raise ValueError(f"decode {decode} takes prompts of words only; decode by score, greedy or vote")
-        super().__init__(lora=lora, decode=decode, max_new_tokens=max_new_tokens, **kwargs)
+        super().__init__(lora=lora, decode="score", max_new_tokens=max_new_tokens, **kwargs)
+        self.decode = decode
         self.own_encoders(
             ProjectedEncoders.of_paths(
                 vision=(vision, vision_dtype, vision_revision),
@@ -287,6 +289,15 @@ class MeritRLVR(GRPOModule):
         return add_consistency(super().summary(rows, run), rows, self, self.distances)
 
 
+class _Adaptation(Protocol):
+    """What an adaptation knows of its corpus beyond `CorpusView`: `zoo.data.Adaptation`."""
+
+    @property
+    def labelled(self) -> bool: ...
+
+    def truth(self, sample_id: str) -> int | None: ...
+
+
 class MeritTTRL(MeritRLVR):
     """Reinforcement at test time by majority vote on unlabelled data (Sec. 3.4). Use `zoo.data.Adaptation`.
 
@@ -347,8 +358,10 @@ class MeritTTRL(MeritRLVR):
             rewards.append([0.0] * len(v) if unsure else vote_reward(v, winner, distances, self.alpha))
         total = torch.tensor(rewards, dtype=torch.float32)
         metrics = vote_agreement(votes, winners) | {"used": float((total > 0).any(1).float().mean())}
-        if self.data.labelled:  # for the log alone
-            truth = [self.data.truth(group[0].sample.id) for group in groups]
+        data = cast(_Adaptation, self.data)  # see `setup`
+        if data.labelled:  # for the log alone
+            known = (data.truth(group[0].sample.id) for group in groups)
+            truth = [index for index in known if index is not None]
             metrics |= vote_accuracy(votes, winners, truth)
         return RewardBatch(total, {"vote": total}, metrics)
 
@@ -386,7 +399,7 @@ class MeritTTRL(MeritRLVR):
             raise ValueError(
                 "vote_balance compares with the answers before adaptation: set --trainer.limit_val_batches"
             )
-        if not self.trainer.fast_dev_run:
+        if not self.trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of its connectors
             self.trainer.num_sanity_val_steps = float("inf")  # the check before adaptation, over all of it
 
     def on_train_start(self) -> None:
@@ -407,6 +420,8 @@ class MeritTTRL(MeritRLVR):
 
     def on_validation_epoch_end(self) -> None:
         """Take the weights back and end, if the guard says so; else keep them."""
+        if self.statistics_sums is None:
+            raise RuntimeError("a validation without batches has no statistics of answers")
         now = AnswerStatistics.from_sums(self.sum_over_processes(self.statistics_sums.to(self.device)).cpu())
         if self.trainer.state.fn != "fit":
             return
@@ -469,7 +484,7 @@ class MeritTTRL(MeritRLVR):
         state = json.loads(checkpoint.get("adaptation", "{}"))
         for name in ("start", "last"):
             if state.get(name):
-                fields = {k: tuple(v) if isinstance(v, list) else v for k, v in state[name].items()}
+                fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in state[name].items()}
                 setattr(self, name, AnswerStatistics(**fields))
         self.most_information = state.get("most", self.most_information)
         if state.get("drawn"):
