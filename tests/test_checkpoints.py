@@ -153,7 +153,7 @@ def test_a_model_that_the_checkpoint_does_not_fit(run, home):
     norms = r"--model.train=[llm\..*lora_.*,llm\..*norm.*]"
     assert "does not fit this model" in refused("test", f"--ckpt_path={run}", norms)
     other = refused("test", f"--ckpt_path={run}", "--model=zoo.models.dialoguellm.DialogueLLM")
-    assert "holds a zoo.models.causal_lm.model.CausalLM, but the config builds a zoo.models.dialoguellm" in other
+    assert "holds a zoo.models.causal_lm.CausalLM, but the config builds a zoo.models.dialoguellm" in other
     shutil.copytree(home / "llm", run / "moved")
     zoo("test", f"--ckpt_path={run}", f"--model.llm={run / 'moved'}")  # the same weights elsewhere are the same model
 

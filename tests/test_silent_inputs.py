@@ -253,8 +253,8 @@ def short(home):
         (InstructERC, {}, 48),
         (Merit, {"template": "plain"}, 48),
         (FARCER, {"faces": "none", "vision": None, "template": "plain"}, 48),
-        (GRPO, {"rewards": [Correct()], "max_new_tokens": 24}, 40),
-        (MeritRLVR, {"rewards": [Correct()], "max_new_tokens": 24, "template": "plain"}, 40),
+        (GRPO, {"reward_funcs": [Correct()], "max_new_tokens": 24}, 40),
+        (MeritRLVR, {"reward_funcs": [Correct()], "max_new_tokens": 24, "template": "plain"}, 40),
         (ModalitySelector, {"max_new_tokens": 30}, 34),
     ],
     ids=lambda value: getattr(value, "__name__", None),
@@ -262,7 +262,7 @@ def short(home):
 def test_prompts_end_where_the_positions_of_the_model_do(short, system, how, limit):
     model = system(llm=short, **how)
     model.build()
-    assert (model.prompt["max_length"] if hasattr(model, "prompt") else model.max_length) == limit
+    assert model.max_length == limit
     with pytest.raises(ValueError, match="leaves no room for a prompt; lower --model.max_new_tokens"):
         system(llm=short, **how | {"max_new_tokens": 64}).build()
 
@@ -347,12 +347,12 @@ def test_numbers_of_a_preparation_that_mean_nothing_are_refused(args, tmp_path, 
         {"window": -1},
         {"max_length": 0},
         {"max_new_tokens": -1},
-        {"answers": 0},
-        {"table_every": -1},
+        {"num_generations": 0},
+        {"log_completions_steps": -1},
         {"reward_weights": [float("inf")]},
     ],
     ids=str,
 )
 def test_numbers_of_grpo_that_mean_nothing_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):
-        GRPO(llm="any", rewards=[Correct()], **wrong)
+        GRPO(llm="any", reward_funcs=[Correct()], **wrong)
