@@ -97,7 +97,7 @@ def shards(folder, state, pieces=3):
 def test_every_style_gives_our_names(own, tmp_path, style):
     published = renamed(own, *STYLES[style])
     assert len(published) == len(own) + (0 if STYLES[style][3] else 4)  # q, k, v of weight and bias
-    got = read_published(shards(tmp_path / "published", published), own=own)
+    got = read_published(shards(tmp_path / "published", published), model_state=own)
     assert same(got, own)
     shuffled = dict(sorted(published.items(), key=lambda item: hash(item[0])))  # the order in the file says nothing
     assert same(from_published(shuffled), own)
@@ -157,7 +157,7 @@ def test_paper_size():
     assert len(published) == 385 + 338 + 1 + 12 + 6
     assert tuple(published["generalcompressor.mlp.0.weight"].shape) == (5120, 5120)
     assert tuple(published["vpm.blocks.31.mlp.down_proj.weight"].shape) == (1280, 3420)
-    got = from_published(published, own=own)
+    got = from_published(published, model_state=own)
     assert {k: v.shape for k, v in got.items()} == {k: v.shape for k, v in own.items()}
 
 
@@ -208,7 +208,7 @@ def test_the_table_can_leave_out(own):
     published = renamed(own, QWEN, FUSED) | {"vpm.merger.ln_q.weight": torch.ones(WIDTH)}
     assert same(from_published(published, {r"vpm\.merger\..*": None}, own), own)
     with pytest.raises(ValueError, match=r"do not fit this model: 0 missing.*1 left over \['vision.model.merger.ln_q"):
-        from_published(published, own=own)
+        from_published(published, model_state=own)
 
 
 @pytest.mark.parametrize(
@@ -288,9 +288,9 @@ def test_missing_extra_and_misshapen_tensors_are_refused(own, by, said):
 )
 def test_tower_and_decoder_are_held_against_the_model(own, by, said):
     meta = {k: v.to("meta") for k, v in own.items()}
-    assert same(from_published(renamed(own, QWEN, FUSED), own=meta), own)
+    assert same(from_published(renamed(own, QWEN, FUSED), model_state=meta), own)
     with pytest.raises(ValueError, match=said):
-        from_published(change(renamed(own, QWEN, FUSED), **by), own=meta)
+        from_published(change(renamed(own, QWEN, FUSED), **by), model_state=meta)
 
 
 def test_another_merge_is_refused(own):
