@@ -83,9 +83,9 @@ def check(root: Path) -> None:
     shared = {s.target.id for s in v1.samples("test")} & {s.target.id for s in v2.samples("test")}
     expect("emer clips in both versions", len(shared), 39)
     expect("emer v2 with an emotion word, from v1", sum(s.target.label is not None for s in v2.samples("test")), 39)
-    for name, data in (("v1", v1), ("v2", v2)):
-        expect(f"emer {name} left out", data.reading("test").excluded, {})
-        reasons = data.reasons()
+    for name, emer in (("v1", v1), ("v2", v2)):
+        expect(f"emer {name} left out", emer.reading("test").excluded, {})
+        reasons = emer.reasons()
         own = [{"id": key, "text": text} for key, text in reasons.items()]
         scores = reason_overlap(own, reasons)
         expect(f"emer {name} references against themselves", (scores["clue_overlap/f1"], scores["n"]), (1.0, len(own)))

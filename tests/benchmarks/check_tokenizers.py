@@ -21,7 +21,7 @@ from zoo.backbones.shapes import SHAPES
 from zoo.data.meld import MELD
 from zoo.models.dialoguellm import DialogueLLM
 from zoo.models.farcer import FARCER
-from zoo.models.farcer.parts import SLOT, Writer
+from zoo.models.farcer.collator import SLOT, PromptWriter
 from zoo.models.selector import ModalitySelector
 from zoo.models.selector.parts import DISCARD, KEEP, read_decision
 from zoo.prompts import escape, load_template, render
@@ -129,12 +129,14 @@ def check(name: str, folder: Path) -> None:
         expect(f"{name} special tokens read in {what}", len(set(ids) & set(special.values())), found)
 
     template = load_template("default", DialogueLLM.templates)
-    text = render(template, SAMPLE, window=2, kinds=("video",), said=MELD.labels.names)
+    text = render(template, SAMPLE, window=2, descriptions=("video",), words=MELD.labels.names)
     ids = tokenizer(text)["input_ids"]
     same = tokenizer.decode(ids, skip_special_tokens=True) == text
     expect(f"{name} prompt of {len(ids)} tokens comes back", same, True)
-    options = {"window": 2, "kinds": ("video",), "verbalizer": None, "max_length": 4096, "training": True}
-    batch = PromptCollator(tokenizer, 0, template, **options)([SAMPLE], np.random.default_rng(0))
+    options = {"window": 2, "descriptions": ("video",), "verbalizer": None, "max_length": 4096, "training": True}
+    batch = PromptCollator(tokenizer=tokenizer, pad_id=0, template=template, **options)(
+        [SAMPLE], np.random.default_rng(0)
+    )
     row = batch["input_ids"][0].tolist()
     same = row == [*ids, *answer_ids(tokenizer, "joy"), tokenizer.eos_token_id]
     expect(f"{name} training row is prompt, answer, end", same, True)
@@ -166,8 +168,12 @@ def check_farcer(folder: Path) -> None:
     )
     ada, bela = (replace(turn, video=Path("clip.mp4")) for turn in HISTORY)
     solved, sample = (Sample(f"meld/test/{d}", f"meld/test/{d}", MELD.labels, bela, (ada,)) for d in "de")
-    writer = Writer(
-        tokenizer, load_template("chat", FARCER.templates), True, past_labels=True, shots={"meld": [(solved,) * 7]}
+    writer = PromptWriter(
+        tokenizer=tokenizer,
+        template=load_template("chat", FARCER.templates),
+        pictures=True,
+        past_labels=True,
+        shots={"meld": [(solved,) * 7]},
     )
     fixed, own = writer.encode(sample, [SLOT, SLOT], None)
     expect("FARCER own part", own, FARCERS)
@@ -189,10 +195,19 @@ def check_selector(tokenizer: PreTrainedTokenizerFast, meld: Path) -> None:
     tokenizer.chat_template = CHATML
     template = load_template("selector", ModalitySelector.templates)
     system = load_template("system", ModalitySelector.templates).render()
-    options = {"window": 12, "verbalizer": None, "max_length": 1024, "training": False, "chat": True, "system": system}
-    collator = PromptCollator(tokenizer, 0, template, kinds=("audio", "video"), **options)
+    options = {
+        "window": 12,
+        "verbalizer": None,
+        "max_length": 1024,
+        "training": False,
+        "chat": True,
+        "system_prompt": system,
+    }
+    collator = PromptCollator(
+        tokenizer=tokenizer, pad_id=0, template=template, descriptions=("audio", "video"), **options
+    )
     ids, cut = collator.prompt_ids(SAMPLE, np.random.default_rng(0))
-    user = render(template, SAMPLE, window=12, kinds=("audio", "video"), said=MELD.labels.names)
+    user = render(template, SAMPLE, window=12, descriptions=("audio", "video"), words=MELD.labels.names)
     said = {"system": system, "user": user}
     turns = "".join(f"<|im_start|>{role}\n{text}<|im_end|>\n" for role, text in said.items())
     whole = f"{turns}<|im_start|>assistant\n"
@@ -210,7 +225,9 @@ def check_selector(tokenizer: PreTrainedTokenizerFast, meld: Path) -> None:
         expect(f"selector reads {phrase!r}", read_decision(tokenizer.decode(written)), decision)
 
     data = MELD(root=meld, descriptions=[meld])
-    collator = PromptCollator(tokenizer, 0, template, kinds=("speech",), **options | {"max_length": 10_000})
+    collator = PromptCollator(
+        tokenizer=tokenizer, pad_id=0, template=template, descriptions=("speech",), **options | {"max_length": 10_000}
+    )
     lengths = [len(collator.prompt_ids(s, np.random.default_rng(0))[0]) for s in data.samples("dev")]
     long = sum(n > 1024 for n in lengths)
     print(

@@ -15,7 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
-from meld_small import CONFIGS, baselines, best_dev, read_rows, train_and_test
+from meld_small import CONFIGS, baselines, best_dev, read_rows, train_and_test  # type: ignore[import-not-found]  # the script beside this one
 
 from zoo.data import EmoryNLP
 from zoo.metrics import evaluate, mean_over_seeds, paired_difference

@@ -31,7 +31,7 @@ from zoo.models.farcer import FARCER
 from zoo.schema import Labels
 from zoo.sitcom.cues import LABELS
 from zoo.sitcom.posteriors import posterior, with_history
-from zoo.training.multimodal import FeatureCache
+from zoo.training.feature_cache import FeatureCache
 
 CONFIGS = Path(__file__).parents[2] / "configs/farcer"
 SITCOM = Labels("synthetic", LABELS)

@@ -94,7 +94,7 @@ def random_model() -> Qwen2ForCausalLM:
             bos_token_id=1,
             eos_token_id=2,
             initializer_range=0.05,
-            attn_implementation="sdpa",
+            attn_implementation="sdpa",  # type: ignore[call-arg]  # passed on to PreTrainedConfig
         )
     )
 
@@ -174,9 +174,12 @@ def trl_arm(cell: Cell, steps: int) -> dict[str, Any]:
     import trl.trainer.utils
     from datasets import Dataset
     from peft import LoraConfig
-    from trl import GRPOConfig, GRPOTrainer
+    from trl.trainer.grpo_config import GRPOConfig
+    from trl.trainer.grpo_trainer import GRPOTrainer
 
-    trl.trainer.utils._use_triton = lambda device: True  # only answer positions reach the vocabulary, as on a GPU
+    vars(trl.trainer.utils)["_use_triton"] = lambda device: (
+        True
+    )  # only answer positions reach the vocabulary, as on a GPU
     model, clock = random_model(), Clock()
     model.config._name_or_path = "random"
     trainer = GRPOTrainer(
@@ -334,7 +337,7 @@ class Ours:
         signal = self.signal(made[2])
         forget_peak()
         before = memory("VmRSS")
-        self.train(*made, signal)
+        self.train(made[0], made[1], made[2], signal)
         return memory("VmHWM") - before
 
 
@@ -365,17 +368,19 @@ def dead_arm(cell: Cell, share: float, repeats: int) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {}
     gradients = {}
     kind = type(ours.objective)
-    skips = kind.idle
+    skips = kind.without_gradient
     for _ in range(repeats + 1):  # the first warms up
         for name in ("none dead", "dead, skipped", "dead, computed"):
-            kind.idle = skips if name != "dead, computed" else lambda self, signal: torch.zeros(PROMPTS).bool()
+            kind.without_gradient = (
+                skips if name != "dead, computed" else lambda self, signal: torch.zeros(PROMPTS).bool()
+            )
             signal = ours.signal(made[2]) if name == "none dead" else some
             start = time.process_time()
-            ours.train(*made, signal)
+            ours.train(made[0], made[1], made[2], signal)
             seconds.setdefault(name, []).append(time.process_time() - start)
             gradients[name] = torch.cat([p.grad.flatten() for p in ours.trained])
             ours.optimizer.zero_grad()
-    kind.idle = skips
+    kind.without_gradient = skips
     skipped, computed = gradients["dead, skipped"], gradients["dead, computed"]
     return {
         "dead": dead,

@@ -17,6 +17,7 @@ from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from sklearn.feature_extraction.text import TfidfVectorizer
@@ -94,7 +95,7 @@ def baselines(data: EmotionData) -> dict[str, tuple[float, list[dict]]]:
             for x, a in zip(data.samples("test"), answers, strict=True)
         ]
 
-    best = (-1.0, None)
+    best: tuple[float, Any] = (-1.0, None)
     for c in (0.3, 1, 3, 10):
         for balance in (None, "balanced"):
             model = make_pipeline(

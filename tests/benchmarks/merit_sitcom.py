@@ -35,6 +35,7 @@ import torch
 
 from zoo.backbones import LLM
 from zoo.cli import main as zoo_main
+from zoo.media.clips import utterance_key
 from zoo.metrics import mean_over_seeds, paired_difference
 from zoo.models.merit import MeritTTRL
 from zoo.models.merit.parts import AnswerStatistics, Guard, statistics_sums
@@ -106,8 +107,8 @@ class Shared:
         self.size = len(self.vision._features)
         build, read_frames, read_sound = (
             multimodal.ProjectedEncoders.build,
-            multimodal.utterance_frames,
-            multimodal.utterance_sound,
+            vars(multimodal)["utterance_frames"],
+            vars(multimodal)["utterance_sound"],
         )
         known = {key[:-1] for key in self.vision._features}, {key[:-2] for key in self.audio._features}
 
@@ -116,17 +117,17 @@ class Shared:
             encoders.vision_features, encoders.audio_features = self.vision, self.audio
 
         def frames(media, turn, n, **options):  # noqa: ANN001, ANN202
-            if multimodal.utterance_key(turn, turn.video) in known[0]:
+            if utterance_key(turn, turn.video) in known[0]:
                 return np.zeros((n, 3, 1, 1), np.uint8)
             return read_frames(media, turn, n, **options)
 
         def sound(media, turn):  # noqa: ANN001, ANN202
-            if multimodal.utterance_key(turn, turn.audio) in known[1]:
+            if utterance_key(turn, turn.audio) in known[1]:
                 return np.zeros(1, np.float32)
             return read_sound(media, turn)
 
         multimodal.ProjectedEncoders.build = share
-        multimodal.utterance_frames, multimodal.utterance_sound = frames, sound
+        vars(multimodal).update(utterance_frames=frames, utterance_sound=sound)  # the names it reads clips by
 
     def save(self) -> None:
         if len(self.vision._features) > self.size:
