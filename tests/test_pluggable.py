@@ -212,7 +212,7 @@ def test_a_sixth_paper_and_a_corpus(others, monkeypatch):
     assert set(table) == {"echo", "plain", "fitted"}
     assert [table[name]["model"] for name in ("echo", "plain")] == [
         "echo_paper.model.Echo",
-        "zoo.models.causal_lm.model.CausalLM",
+        "zoo.models.causal_lm.CausalLM",
     ]
     for row in table.values():
         answers = pd.read_json(others / "bench" / row["runs"][0]["predictions"], lines=True)
