@@ -46,6 +46,7 @@ class FakeCorpus:
 
 def attach(module: Module, data: Any, **trainer: Any) -> Module:
     """Give a module its data, and a trainer with these attributes, without running anything."""
-    module._trainer = SimpleNamespace(datamodule=data, **({"ckpt_path": None, "world_size": 1, "precision": "32-true"} | trainer))
+    defaults = {"ckpt_path": None, "world_size": 1, "precision": "32-true"}
+    module._trainer = SimpleNamespace(datamodule=data, **defaults | trainer)
     module.data = data
     return module
