@@ -50,7 +50,13 @@ def test_published_weights_answer_their_probe(name):
 def test_weights_of_others():
     """Fields that `zoo checkpoints pull` and `convert` use: a revision or an address, whole sums, a function."""
     others = {name: entry for name, entry in index().items() if entry["source"] != "shipped"}
-    assert sorted(others) == ["emotion-qwen", "mini-xception", "vit-face-expression"]
+    assert sorted(others) == [
+        "emotion-qwen",
+        "mini-xception",
+        "smollm2-135m",
+        "smollm2-135m-hub",
+        "vit-face-expression",
+    ]
     for name, entry in others.items():
         assert all(d is None or re.fullmatch("[0-9a-f]{64}", d) for d in entry["files"].values()), name
         assert entry["commercial"] in (True, False, "unknown") and entry["licence"]
@@ -60,6 +66,9 @@ def test_weights_of_others():
     assert (INDEX.parent.parent / others["emotion-qwen"]["config"]).is_file()
     config = (INDEX.parent.parent / "configs" / "farcer" / "meld.yaml").read_text()
     assert others["vit-face-expression"]["hub"] in config
+    packed = others["smollm2-135m"]
+    assert re.fullmatch("[0-9a-f]{64}", packed["wheel"]) and len(packed["files"]) == 1
+    assert {"text", "logprobs"} == packed["probe"].keys() and "smollm2-135m-hub" in others
     assert others["mini-xception"]["url"].endswith(next(iter(others["mini-xception"]["files"])))
 
 

@@ -14,6 +14,7 @@ import glob
 import hashlib
 import json
 import os
+import shutil
 import socket
 import sys
 import tempfile
@@ -285,6 +286,21 @@ def write_whole(path: Path, content: str | bytes) -> None:
     """Write a file whole, text as UTF-8; see `replacing`."""
     with replacing(path) as temporary:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+@contextlib.contextmanager
+def whole_folder(out: Path) -> Iterator[Path]:
+    """Yield a folder beside ``out`` that becomes it if all goes well, and is gone otherwise."""
+    part = out.with_name(f"{out.name}.partial")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        yield part
+        if out.exists():
+            out.rmdir()  # empty, or this raises
+        part.rename(out)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:

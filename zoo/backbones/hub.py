@@ -32,13 +32,14 @@ from zoo.storage import REPOSITORY, read_json
 
 log = logging.getLogger(__name__)
 
+FETCHED = Path("runs") / "weights"  # where zoo checkpoints pull puts folders, by name
 Dtype = Literal["float32", "bfloat16", "float16"]
 NOT_PART_OF_A_MODEL = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")  # keys of a config.json
 
 
 # ---- where a model is
 def locate(path: str, *, what: str, option: str, file_suffixes: Collection[str] = ()) -> str:
-    """Find a model folder, a published name of ``checkpoints/``, or a hub id, in this order.
+    """Find a model folder, a name of ``checkpoints/``, a name that was fetched, or a hub id, in this order.
 
     Args:
         path: as the user gave it.
@@ -47,15 +48,24 @@ def locate(path: str, *, what: str, option: str, file_suffixes: Collection[str] 
         file_suffixes: endings of single files that hold a whole model, e.g. (".hdf5",); empty: only folders do.
 
     Returns:
-        The path of the folder or file, or the hub id.
+        The path of the folder or file, or the hub id. Of a folder without config.json that holds one file of
+        ``file_suffixes``, the path of that file.
 
     Raises:
-        FileNotFoundError: it is none of them; the message says where was looked.
+        FileNotFoundError: it is none of them, or a folder with several such files; the message says where was looked.
     """
     published = REPOSITORY / "checkpoints"
-    for candidate in (Path(path), REPOSITORY / path, published / path):
+    for candidate in (Path(path), REPOSITORY / path, published / path, FETCHED / path):
         if (candidate / "config.json").is_file() or (file_suffixes and candidate.is_file()):
             return str(candidate)
+        files = sorted(file for file in candidate.glob("*") if file.suffix in file_suffixes and file.is_file())
+        if len(files) == 1:
+            return str(files[0])
+        if files:
+            raise FileNotFoundError(
+                f"{candidate} holds {len(files)} models ({', '.join(file.name for file in files[:3])}, ...) and no "
+                f"config.json; give {option} the path of one of them"
+            )
     is_hub_id = re.fullmatch(r"[\w.-]+/[\w.-]+", path) and Path(path).suffix not in file_suffixes
     if is_hub_id and not Path(path).exists():
         return path
@@ -63,8 +73,9 @@ def locate(path: str, *, what: str, option: str, file_suffixes: Collection[str] 
     if file_suffixes:
         places, weights = "neither a file, nor a folder", "the weights"
     raise FileNotFoundError(
-        f"no {what} at {path!r}: {places} with a config.json, nor a published name in {published}, nor a hub id of "
-        f"the form owner/name. Give {option} the folder that holds config.json and {weights}"
+        f"no {what} at {path!r}: {places} with a config.json, nor a published name in {published}, nor one that "
+        f"zoo checkpoints pull has put into {FETCHED}, nor a hub id of the form owner/name. Give {option} the folder "
+        f"that holds config.json and {weights}"
     )
 
 

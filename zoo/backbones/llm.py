@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from zoo.backbones import decoding, shared_prefix
+from zoo.backbones import decoding, gguf, shared_prefix
 from zoo.backbones.adapters import AdaptedModel, LoRA
 from zoo.backbones.decoding import Completions, evaluation_mode, token_logprobs
 from zoo.backbones.folders import check_folder, check_tokenizer_files, check_vocabulary, reads_folder
@@ -41,6 +41,7 @@ from zoo.backbones.mrope import SectionedRotary
 from zoo.backbones.prefix import KeyValues, Prefix, StaticPrefix, cached_key_values, positions_from_mask
 from zoo.backbones.shapes import SHAPES, shape_named
 from zoo.backbones.shared_prefix import DecodingPlan, PackedPlan
+from zoo.storage import sha256_of
 
 log = logging.getLogger(__name__)
 
@@ -48,7 +49,7 @@ __all__ = ["LLM", "Completions", "Dtype", "LoRA", "Prefix", "StaticPrefix", "loc
 
 
 def locate_language_model(path: str) -> str:
-    """Find a model folder, a published name of ``checkpoints/``, or a hub id, in this order.
+    """Find a model folder or GGUF file, a name that is published or was fetched, or a hub id, in this order.
 
     Raises:
         FileNotFoundError: it is none of them, or a folder of adapters alone.
@@ -57,15 +58,15 @@ def locate_language_model(path: str) -> str:
         raise FileNotFoundError(
             f"{path} is a PEFT adapter, not a language model; export with --merge, or use the run itself by --ckpt_path"
         )
-    return locate(path, what="language model", option="--model.llm")
+    return locate(path, what="language model", option="--model.llm", file_suffixes=(gguf.SUFFIX,))
 
 
 class LLM(AdaptedModel):
     """A causal LM of transformers, its tokenizer, and optionally LoRA.
 
     Args:
-        path: folder, published name or hub id; or ``shape:NAME`` with a name of `SHAPES` for a model of that
-            architecture with random weights and no tokenizer.
+        path: folder, GGUF file (`zoo.backbones.gguf`), published name or hub id; or ``shape:NAME`` with a name of
+            `SHAPES` for a model of that architecture with random weights and no tokenizer.
         dtype: dtype of the weights. Always explicit, because a folder's own dtype would be taken otherwise.
         revision: hub revision (a commit hash) to pin.
         attention: ``sdpa`` or ``eager``; with the first, answers share their prompt (see `zoo.backbones.shared_prefix`)
@@ -94,13 +95,19 @@ class LLM(AdaptedModel):
     ) -> None:
         super().__init__()
         self.path, self.revision, self.mrope = path, revision, mrope
+        self._file_sha256: str | None = None  # of a GGUF file
         self.tokenizer: Any = None  # of transformers, which has no types for them; None for a ``shape:``
         torch_dtype = getattr(torch, dtype)
         if path.startswith("shape:"):
             kind, values = shape_named(path, SHAPES)
             config = AutoConfig.for_model(kind, **values)
         else:
-            path = self.path = locate_language_model(path)
+            place = Path(locate_language_model(path))
+            if place.is_file():
+                self._file_sha256 = sha256_of(place)
+                name = Path(path).resolve().name.removesuffix(gguf.SUFFIX)
+                place = gguf.model_folder(place, self._file_sha256, name, dtype)
+            path = self.path = str(place)
             if Path(path).is_dir():
                 check_folder(path)
                 check_tokenizer_files(path)
@@ -139,7 +146,12 @@ class LLM(AdaptedModel):
 
     # ---- parts
     def fingerprint(self) -> str | None:
-        """Return the identity of the weights `path` names (see `hub.fingerprint`); None for a ``shape:``."""
+        """Return the identity of the weights that were given; None for a ``shape:``.
+
+        It is that of `hub.fingerprint`; of a GGUF file, its sha256, whatever dtype it is read in.
+        """
+        if self._file_sha256 is not None:
+            return self._file_sha256
         return None if self.tokenizer is None else fingerprint(self.path, self.revision)
 
     @property

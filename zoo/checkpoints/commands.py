@@ -8,13 +8,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from zoo.backbones.hub import FETCHED
 from zoo.checkpoints import probes
-from zoo.checkpoints.fetching import PLACE, check_output, pull
+from zoo.checkpoints.fetching import check_output, pull
 from zoo.checkpoints.listing import differences, entry_of, folder_of, index, terms, verify
 from zoo.checkpoints.loading import build_module, load
-from zoo.checkpoints.system_export import data_labels, new_entry, portable_data, whole_or_none, write_system
+from zoo.checkpoints.system_export import data_labels, new_entry, portable_data, write_system
 from zoo.configs import read_run_config
 from zoo.imports import take_imports, trust_words
+from zoo.storage import whole_folder
 
 VERBS = ("list", "show", "pull", "convert", "verify", "publish")
 
@@ -33,7 +35,7 @@ def published(args: list[str]) -> None:
     show.add_argument("name")
     fetch = verbs.add_parser("pull", help="fetch the files of one that is not in the repository")
     fetch.add_argument("name")
-    fetch.add_argument("--to", type=Path, help=f"folder for its files; {PLACE}/NAME if not given")
+    fetch.add_argument("--to", type=Path, help=f"folder for its files; {FETCHED}/NAME if not given")
     fetch.add_argument("--revision", help="commit of the hub's repository, where none is recorded")
     fetch.add_argument("--accept_licence", action="store_true", help="you have read the terms and accept them")
     turn = verbs.add_parser("convert", help="an authors' file as weights of the zoo, strictly, name by name")
@@ -81,7 +83,10 @@ def _score(score: dict[str, Any]) -> str:
 def _show(name: str) -> None:
     entry = entry_of(name)
     print(terms(name, entry))
-    place = folder_of(name) if entry["source"] == "shipped" else entry.get("hub") or entry.get("url") or entry["hand"]
+    if entry["source"] == "package":
+        place: object = f"{entry['inside']} in the wheel of {entry['package']} {entry['version']}"
+    else:
+        place = folder_of(name) if entry["source"] == "shipped" else entry[entry["source"]]
     print(f"  paper: {entry['paper']}\n  source: {entry['source']}, {place}")
     for key in ("revision", "made_by", "use", "converter", "config"):
         if key in entry:
@@ -175,7 +180,7 @@ def convert(name: str, source: Path, out: Path, config: Path | None, table: Path
     layout = reader(source, module, **({"table": table} if table is not None else {}))
     pristine = module.pristine()
     state = {k: v.detach().cpu() for k, v in module.state_dict().items() if k not in pristine}
-    with whole_or_none(out) as part:
+    with whole_folder(out) as part:
         run_config = read_run_config(config)
         write_system(part, out.name, run_config, {}, state, module.contract(), None)
     print(f"read {source}{f' (layout {layout})' if isinstance(layout, str) else ''}, wrote {out}")

