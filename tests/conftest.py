@@ -108,3 +108,13 @@ def elsewhere(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("zoo.training.evaluation.confusion_picture", no_picture)
+
+
+# ---- a device
+@pytest.fixture
+def gpu():
+    """``cuda:0`` as `tests.pretended_gpu` pretends it; runs of Lightning on one CPU device run on it. What it counted."""
+    from tests.pretended_gpu import pretended_gpu
+
+    with pretended_gpu() as counted:
+        yield counted
