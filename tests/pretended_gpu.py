@@ -25,6 +25,7 @@ though CUDA waits there, too, unless the memory is pinned.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections import Counter
 from collections.abc import Iterator
 from typing import Any
@@ -139,7 +140,9 @@ _calls: _Calls | None = None
 
 def _current() -> GPU:
     if _gpu is None:
-        raise RuntimeError("a tensor of the pretended GPU was used outside of `with pretended_gpu()`; move it to the CPU")
+        raise RuntimeError(
+            "a tensor of the pretended GPU was used outside of `with pretended_gpu()`; move it to the CPU"
+        )
     return _gpu
 
 
@@ -162,6 +165,9 @@ class PretendedTensor(Tensor):
 
     def __repr__(self, **options: Any) -> str:  # type: ignore[override]
         return f"{type(self).__name__}({_plain(self)!r}, device='{DEVICE}')"
+
+    def __format__(self, spec: str) -> str:
+        return format(self.item(), spec) if self.dim() == 0 else object.__format__(self, spec)
 
     def to(self, *args: Any, **options: Any) -> Tensor:  # type: ignore[override]
         return _to(self, *args, **options)
@@ -194,7 +200,9 @@ class PretendedTensor(Tensor):
         if id(self) in memo:
             return memo[id(self)]
         if not self.is_leaf:
-            raise RuntimeError("Only Tensors created explicitly by the user support the deepcopy protocol at the moment")
+            raise RuntimeError(
+                "Only Tensors created explicitly by the user support the deepcopy protocol at the moment"
+            )
         made = self.detach().clone().requires_grad_(self.requires_grad)
         made.__dict__.update(self.__dict__)  # whether it is a parameter
         if self.grad is not None:
@@ -445,6 +453,7 @@ def pretended_gpu() -> Iterator[GPU]:
     Raises:
         RuntimeError: there is one already.
     """
+    import transformers
     from lightning.fabric import strategies as fabric_strategies
     from lightning.pytorch.accelerators import CPUAccelerator
     from lightning.pytorch.strategies import SingleDeviceStrategy
@@ -462,8 +471,11 @@ def pretended_gpu() -> Iterator[GPU]:
             (fabric_strategies.SingleDeviceStrategy, "root_device", property(lambda self: DEVICE)),
             (SingleDeviceStrategy, "root_device", property(lambda self: DEVICE)),
             (CPUAccelerator, "setup_device", lambda self, device: None),
+            (transformers.modeling_utils, "caching_allocator_warmup", lambda *args, **options: None),
         ):
             stack.enter_context(mock.patch.object(owner, name, value))
+        # transformers would copy weights from threads, which torch's modes do not see
+        stack.enter_context(mock.patch.dict(os.environ, HF_DEACTIVATE_ASYNC_LOAD="1"))
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swap)
         # parameters keep their identity, as they do on a GPU, though their class changes
         torch.__future__.set_swap_module_params_on_conversion(True)
