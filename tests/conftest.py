@@ -113,7 +113,7 @@ def elsewhere(tmp_path, monkeypatch):
 # ---- a device
 @pytest.fixture
 def gpu():
-    """``cuda:0`` as `tests.pretended_gpu` pretends it; runs of Lightning on one CPU device run on it. What it counted."""
+    """``cuda:0``, pretended, on which runs of Lightning with one CPU device run then; what it counts."""
     from tests.pretended_gpu import pretended_gpu
 
     with pretended_gpu() as counted:

@@ -15,11 +15,11 @@ Three things make it up. `PretendedTensor` is a tensor of the CPU under another 
 names the results. `_Calls` sees each call of torch from Python: it makes what torch makes without an operation
 (``torch.tensor``), and knows whether a tensor without a device was asked for by the program or by torch itself.
 
-Not covered: kernels, memory, speed, streams, CUDA's random numbers (the CPU's are drawn), ``autocast("cuda")``, more than
-one device, ``torch.cuda.is_available()`` (stays what it is), assigning a gradient of another device, and 0-dimensional
-tensors in a list (``torch._foreach_*``). An operation is one launch, however many kernels CUDA needs for it; a fused
+Not covered: kernels, memory, speed, streams, CUDA's random numbers (the CPU's are drawn), ``autocast("cuda")``, more
+than one device, ``torch.cuda.is_available()`` (stays what it is), threads that put tensors on the device, and
+assigning a gradient of another device. An operation is one launch, however many kernels CUDA needs for it; a fused
 attention is one as well, its backward pass may be several. Copying from the host is a launch and no synchronisation,
-though CUDA waits there, too, unless the memory is pinned.
+though CUDA waits there, too, unless the memory is pinned. Printing a tensor counts as nothing.
 """
 
 from __future__ import annotations
@@ -134,26 +134,25 @@ class GPU:
             self._within_one_launch -= 1
 
 
-_gpu: GPU | None = None  # the one that exists, if any
-_calls: _Calls | None = None
+_calls: _Calls | None = None  # of the one that exists, if any
 
 
 def _current() -> GPU:
-    if _gpu is None:
-        raise RuntimeError(
-            "a tensor of the pretended GPU was used outside of `with pretended_gpu()`; move it to the CPU"
-        )
-    return _gpu
+    if _calls is None:
+        raise RuntimeError("a tensor of the pretended GPU was used after its end; move it to the CPU before")
+    return _calls.gpu
 
 
 # ---- tensors
 class PretendedTensor(Tensor):
     """A tensor that says it is on ``cuda:0``. Its memory is the CPU's; ``data_ptr`` and ``untyped_storage`` name it."""
 
-    __torch_function__ = torch._C._disabled_torch_function_impl  # type: ignore[assignment]  # `_Calls` sees all calls
+    __torch_function__ = torch._C._disabled_torch_function_impl  # `_Calls` sees all calls
 
     @classmethod
-    def __torch_dispatch__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(  # type: ignore[override]  # torch says so itself
+        cls, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         return _operate(func, args, kwargs or {})
 
     device = property(lambda self: DEVICE)
@@ -163,13 +162,13 @@ class PretendedTensor(Tensor):
     def get_device(self) -> int:
         return 0
 
-    def __repr__(self, **options: Any) -> str:  # type: ignore[override]
+    def __repr__(self, **options: Any) -> str:
         return f"{type(self).__name__}({_plain(self)!r}, device='{DEVICE}')"
 
     def __format__(self, spec: str) -> str:
         return format(self.item(), spec) if self.dim() == 0 else object.__format__(self, spec)
 
-    def to(self, *args: Any, **options: Any) -> Tensor:  # type: ignore[override]
+    def to(self, *args: Any, **options: Any) -> Tensor:
         return _to(self, *args, **options)
 
     def cpu(self, memory_format: torch.memory_format = torch.preserve_format) -> Tensor:
@@ -181,12 +180,13 @@ class PretendedTensor(Tensor):
     def type_as(self, other: Tensor) -> Tensor:
         return _to(self, other)
 
-    def new_tensor(self, data: Any, **options: Any) -> Tensor:
+    def new_tensor(self, data: Any, **options: Any) -> Tensor:  # type: ignore[override]  # passed on
         return torch.tensor(data, **{"dtype": self.dtype, "device": DEVICE} | options)
 
     def numpy(self, **options: Any) -> Any:
         raise TypeError(
-            f"can't convert {DEVICE} device type tensor to numpy. Use Tensor.cpu() to copy the tensor to host memory first."
+            f"can't convert {DEVICE} device type tensor to numpy. "
+            "Use Tensor.cpu() to copy the tensor to host memory first."
         )
 
     def __array__(self, dtype: Any = None, copy: Any = None) -> Any:
@@ -248,22 +248,32 @@ def _copied(tensor: Tensor, device: torch.device, options: dict[str, Any]) -> Te
 
 
 def _to(tensor: Tensor, *args: Any, **options: Any) -> Tensor:
-    """``Tensor.to`` from and to the pretended GPU."""
-    like = next((a for a in (*args, *options.values()) if isinstance(a, Tensor)), None)
+    """``Tensor.to`` from, to and on the pretended GPU."""
+    like = next((a for a in (*args, options.get("other")) if isinstance(a, Tensor)), None)
     if like is not None:
         device, dtype = like.device, like.dtype
     else:
         device = next((torch.device(a) for a in args if isinstance(a, str | torch.device)), None)
         dtype = next((a for a in args if isinstance(a, torch.dtype)), None)
-    device = options.get("device") or device
-    device = tensor.device if device is None else torch.device(device)
+    device = torch.device(options.get("device") or device or tensor.device)
     how = {"dtype": options.get("dtype") or dtype, "memory_format": options.get("memory_format")}
     how = {name: value for name, value in how.items() if value is not None}
+    copies = options.get("copy", [a for a in args if isinstance(a, bool)][1:] == [True])
     if device.type == tensor.device.type:
-        return Tensor.to(tensor, **how, copy=options.get("copy", False)) if how or options.get("copy") else tensor
+        if not how and not copies:
+            return tensor
+        with torch._C.DisableTorchFunction():
+            return Tensor.to(tensor, **how, copy=copies)
     if tensor.requires_grad and torch.is_grad_enabled():
         return _Move.apply(tensor, device, how)
     return _copied(tensor, device, how)
+
+
+def _from_data(func: Any, data: Any, *args: Any, device: Any = None, **options: Any) -> Tensor:
+    """``torch.tensor``, ``as_tensor`` and ``asarray`` to or from the pretended GPU."""
+    if isinstance(data, Tensor):
+        return func(data if device is None else _to(data, device), *args, **options)
+    return _to(func(data, *args, device=CPU, **options), DEVICE)
 
 
 # ---- operations, below autograd
@@ -364,9 +374,8 @@ class _Calls(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        if func in _FROM_DATA and _on_gpu(kwargs.get("device")):
-            with self:
-                return _to(func(*args, **kwargs | {"device": None if isinstance(args[0], Tensor) else CPU}), DEVICE)
+        if func in _FROM_DATA and (_on_gpu(kwargs.get("device")) or isinstance(args[0], PretendedTensor)):
+            return self._run(_from_data, (func, *args), kwargs)
         if func in (Tensor.to, Tensor.type_as):
             if any(isinstance(leaf, PretendedTensor) or _names_gpu(leaf) for leaf in (*args, *kwargs.values())):
                 return self._run(_to, args, kwargs)
@@ -424,11 +433,13 @@ class _Generator(torch.Generator):
     """A generator of the CPU that says which device it was made for."""
 
     def __new__(cls, device: Any = "cpu") -> _Generator:
-        made = super().__new__(cls, "cpu")
+        made = super().__new__(cls, "cpu")  # type: ignore[call-arg]  # its stub has __init__ alone
         made.device_of_results = torch.device(device)
         return made
 
-    device = property(lambda self: self.device_of_results)  # type: ignore[assignment]
+    device_of_results: torch.device
+
+    device = property(lambda self: self.device_of_results)
 
 
 def _grouped(lists: list[list[Tensor | None]], with_indices: bool = False) -> dict[Any, Any]:
@@ -454,12 +465,12 @@ def pretended_gpu() -> Iterator[GPU]:
         RuntimeError: there is one already.
     """
     import transformers
-    from lightning.fabric import strategies as fabric_strategies
+    from lightning.fabric.strategies.single_device import SingleDeviceStrategy as FabricStrategy
     from lightning.pytorch.accelerators import CPUAccelerator
     from lightning.pytorch.strategies import SingleDeviceStrategy
 
-    global _gpu, _calls
-    if _gpu is not None:
+    global _calls
+    if _calls is not None:
         raise RuntimeError("a pretended GPU exists already; use that one")
     swap = torch.__future__.get_swap_module_params_on_conversion()
     with contextlib.ExitStack() as stack:
@@ -468,7 +479,7 @@ def pretended_gpu() -> Iterator[GPU]:
             (torch.cuda, "current_device", lambda: 0),
             (torch, "Generator", _Generator),
             (torch._C, "_group_tensors_by_device_and_dtype", _grouped),
-            (fabric_strategies.SingleDeviceStrategy, "root_device", property(lambda self: DEVICE)),
+            (FabricStrategy, "root_device", property(lambda self: DEVICE)),
             (SingleDeviceStrategy, "root_device", property(lambda self: DEVICE)),
             (CPUAccelerator, "setup_device", lambda self, device: None),
             (transformers.modeling_utils, "caching_allocator_warmup", lambda *args, **options: None),
@@ -479,10 +490,9 @@ def pretended_gpu() -> Iterator[GPU]:
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swap)
         # parameters keep their identity, as they do on a GPU, though their class changes
         torch.__future__.set_swap_module_params_on_conversion(True)
-        gpu = _gpu = GPU()
-        _calls = _Calls(gpu)
+        _calls = _Calls(GPU())
         try:
             with _calls, _Operations():
-                yield gpu
+                yield _calls.gpu
         finally:
-            _gpu = _calls = None
+            _calls = None
