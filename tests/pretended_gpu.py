@@ -162,7 +162,7 @@ class PretendedTensor(Tensor):
     def get_device(self) -> int:
         return 0
 
-    def __repr__(self, **options: Any) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"{type(self).__name__}({_plain(self)!r}, device='{DEVICE}')"
 
     def __format__(self, spec: str) -> str:
@@ -222,7 +222,7 @@ def _plain(tensor: Tensor) -> Tensor:
 
 
 def _pretended(tensor: Tensor) -> PretendedTensor:
-    return torch.Tensor._make_subclass(PretendedTensor, tensor)  # type: ignore[return-value]
+    return torch.Tensor._make_subclass(PretendedTensor, tensor)
 
 
 class _Move(torch.autograd.Function):
@@ -371,6 +371,7 @@ class _Calls(TorchFunctionMode):
         super().__init__()
         self.gpu = gpu
         self.running: list[bool] = []  # of each call that runs: are tensors that it makes on its way on the GPU?
+        self.run_backward: Any = vars(torch.autograd)["_engine_run_backward"]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -381,13 +382,19 @@ class _Calls(TorchFunctionMode):
                 return self._run(_to, args, kwargs)
         elif func is Tensor.cuda:
             return self._run(_to, (args[0], DEVICE), {})
-        elif func is Tensor.backward:
-            with self:  # a checkpointed part calls torch from Python once more
-                return _backward(*args, **kwargs)
         elif func is _FUSED_ATTENTION and any(isinstance(arg, PretendedTensor) for arg in args):
             with self.gpu.one_launch("scaled_dot_product_attention"):
                 return self._run(func, args, kwargs)
         return self._run(func, args, kwargs)
+
+    def backward(self, *args: Any, **kwargs: Any) -> Any:
+        """The backward pass, in which functions and checkpointed parts call torch from Python."""
+        running, self.running = self.running, []
+        try:
+            with self:
+                return self.run_backward(*args, **kwargs)
+        finally:
+            self.running = running
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         leaves = tree_leaves((args, kwargs))
@@ -398,12 +405,6 @@ class _Calls(TorchFunctionMode):
             return func(*args, **kwargs)
         finally:
             self.running.pop()
-
-
-def _backward(
-    tensor: Tensor, gradient: Any = None, retain_graph: Any = None, create_graph: bool = False, inputs: Any = None
-) -> None:
-    torch.autograd.backward(tensor, gradient, retain_graph, create_graph, inputs=inputs)
 
 
 def _check_generators(leaves: list[Any], here: bool) -> None:
@@ -455,6 +456,15 @@ def _grouped(lists: list[list[Tensor | None]], with_indices: bool = False) -> di
     return {key: (members, places if with_indices else []) for key, (members, places) in groups.items()}
 
 
+def _swap(first: Tensor, second: Tensor) -> None:
+    """`torch.utils.swap_tensors`, also if the graph of a step that failed still holds one of them."""
+    for name in ("__class__", "__dict__"):
+        kept = getattr(first, name)
+        setattr(first, name, getattr(second, name))
+        setattr(second, name, kept)
+    torch._C._swap_tensor_impl(first, second)
+
+
 @contextlib.contextmanager
 def pretended_gpu() -> Iterator[GPU]:
     """Inside, ``cuda:0`` can be used, and tensors on it behave as on a GPU; Lightning's trainer with
@@ -474,10 +484,13 @@ def pretended_gpu() -> Iterator[GPU]:
         raise RuntimeError("a pretended GPU exists already; use that one")
     swap = torch.__future__.get_swap_module_params_on_conversion()
     with contextlib.ExitStack() as stack:
+        calls = _Calls(GPU())
         for owner, name, value in (
+            (torch.autograd, "_engine_run_backward", calls.backward),
             (torch.cuda, "_lazy_init", lambda: None),
             (torch.cuda, "current_device", lambda: 0),
             (torch, "Generator", _Generator),
+            (torch.utils, "swap_tensors", _swap),
             (torch._C, "_group_tensors_by_device_and_dtype", _grouped),
             (FabricStrategy, "root_device", property(lambda self: DEVICE)),
             (SingleDeviceStrategy, "root_device", property(lambda self: DEVICE)),
@@ -490,9 +503,9 @@ def pretended_gpu() -> Iterator[GPU]:
         stack.callback(torch.__future__.set_swap_module_params_on_conversion, swap)
         # parameters keep their identity, as they do on a GPU, though their class changes
         torch.__future__.set_swap_module_params_on_conversion(True)
-        _calls = _Calls(GPU())
+        _calls = calls
         try:
-            with _calls, _Operations():
-                yield _calls.gpu
+            with calls, _Operations():
+                yield calls.gpu
         finally:
             _calls = None

@@ -1,0 +1,454 @@
+"""The pretended GPU refuses what a GPU refuses, allows what it allows and counts; and every system runs on it: `fit`, `test`
+and `predict` say what they say on the CPU.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import os
+import pkgutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from lightning.fabric.strategies.single_device import SingleDeviceStrategy as FabricStrategy
+from lightning.pytorch import Callback
+from lightning.pytorch.accelerators import CPUAccelerator
+from lightning.pytorch.strategies import SingleDeviceStrategy
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint as checkpointed
+from transformers import modeling_utils
+
+from tests.builders import make_home
+from tests.models.test_baselines import make_encoder
+from tests.models.test_contract import SYSTEMS, System
+from tests.pretended_gpu import PretendedTensor, pretended_gpu
+from tests.runs_helper import TRACE, fit, flags, metrics, rows, trace, zoo
+from zoo.backbones import LLM
+from zoo.models.farcer import FARCER
+from zoo.rl import Objective
+
+CUDA = "cuda:0"
+MIXED = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
+pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
+
+
+# ---- mistakes
+def _numbers() -> SimpleNamespace:
+    """Tensors on the device, and some on the CPU."""
+    x = torch.arange(12.0, device=CUDA).reshape(3, 4)
+    return SimpleNamespace(x=x, ids=torch.tensor([0, 2]), mask=torch.ones(3, 4, dtype=torch.bool), rows=torch.ones(3, 4))
+
+
+class Forgetful(nn.Linear):
+    """Holds a tensor that is neither parameter nor buffer, so that nothing moves it."""
+
+    def __init__(self) -> None:
+        super().__init__(4, 4)
+        self.scale = torch.ones(4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * self.scale
+
+
+def _a_buffer_of_later() -> None:
+    norm = nn.BatchNorm1d(4).to(CUDA)
+    norm.register_buffer("running_mean", torch.zeros(4))
+    norm.eval()(_numbers().x)
+
+
+def _optimizer_of_before() -> None:
+    layer = nn.Linear(4, 2)
+    optimizer = torch.optim.AdamW(layer.parameters())
+    layer(torch.ones(3, 4)).sum().backward()
+    optimizer.step()
+    layer.to(CUDA)  # its moments stay
+    layer(_numbers().x).sum().backward()
+    optimizer.step()
+
+
+MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
+    "a mask of the CPU fills": (lambda: _numbers().x.masked_fill(_numbers().mask, 0.0), MIXED),
+    "a mask of the CPU chooses": (lambda: torch.where(_numbers().mask, _numbers().x, 0.0), MIXED),
+    "a sum with a new tensor": (lambda: _numbers().x + torch.zeros(4), MIXED),
+    "in place on the CPU": (lambda: _numbers().rows.add_(_numbers().x), MIXED),
+    "cat": (lambda: torch.cat([_numbers().x, _numbers().rows]), MIXED),
+    "gather by indices of the CPU": (lambda: _numbers().x.gather(1, torch.zeros(3, 1, dtype=torch.long)), MIXED),
+    "index_select by indices of the CPU": (lambda: _numbers().x.index_select(0, _numbers().ids), MIXED),
+    "a scalar of the CPU as index_select's index": (lambda: _numbers().x.index_select(0, torch.tensor(1)), MIXED),
+    "the CPU's rows by indices of the device": (lambda: _numbers().rows[_numbers().ids.to(CUDA)], MIXED),
+    "the CPU's rows written into the device's": (lambda: _numbers().x.__setitem__(_numbers().ids, torch.ones(2, 4)), MIXED),
+    "embedding of ids of the CPU": (lambda: F.embedding(_numbers().ids, _numbers().x), MIXED),
+    "class weights of the CPU": (
+        lambda: F.cross_entropy(_numbers().x, torch.zeros(3, dtype=torch.long, device=CUDA), torch.ones(4)),
+        MIXED,
+    ),
+    "targets of the CPU": (lambda: F.cross_entropy(_numbers().x, torch.zeros(3, dtype=torch.long)), MIXED),
+    "attention to keys of the CPU": (
+        lambda: F.scaled_dot_product_attention(*(torch.ones(1, 2, 3, 4, device=d) for d in (CUDA, "cpu", CUDA))),
+        MIXED,
+    ),
+    "a module that was not moved": (lambda: nn.Linear(4, 4)(_numbers().x), MIXED),
+    "an attribute that is no buffer": (lambda: Forgetful().to(CUDA)(_numbers().x), MIXED),
+    "a buffer of later": (_a_buffer_of_later, MIXED),
+    "an optimizer of before": (_optimizer_of_before, MIXED),
+    "numpy()": (lambda: _numbers().x.numpy(), "can't convert cuda:0 device type tensor to numpy"),
+    "np.asarray": (lambda: np.asarray(_numbers().x), "can't convert cuda:0 device type tensor to numpy"),
+    "a generator of the CPU": (
+        lambda: torch.multinomial(_numbers().x, 1, generator=torch.Generator()),
+        "Expected a 'cuda' device type for generator but found 'cpu'",
+    ),
+    "a generator of the device": (
+        lambda: torch.rand(3, generator=torch.Generator(CUDA)),
+        "Expected a 'cpu' device type for generator but found 'cuda'",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+@pytest.mark.parametrize("inference", [False, True])
+def test_mistakes_are_refused(name, inference, gpu):
+    mistake, message = MISTAKES[name]
+    if inference and name == "an optimizer of before":
+        pytest.skip("inference mode has no gradients")
+    with torch.inference_mode(inference), pytest.raises((RuntimeError, TypeError), match=message[:60]):
+        mistake()
+
+
+def test_mistakes_pass_on_the_cpu(monkeypatch):
+    """They are mistakes of devices alone: nothing else in the suite would notice them."""
+    monkeypatch.setattr(sys.modules[__name__], "CUDA", "cpu")
+    for mistake, _ in MISTAKES.values():
+        mistake()
+
+
+def _elsewhere(function: Callable) -> Callable:
+    """The same function, whose result is on the CPU."""
+    return lambda *args, **options: function(*args, **options).cpu()
+
+
+ZOO_MISTAKES = {  # system -> what forgets the device in it
+    "causal_lm": "zoo.backbones.llm.positions_from_mask",
+    "grpo": "zoo.rl.grpo.Objective.advantages",
+    "farcer": "zoo.models.farcer.model.FARCER.features",
+    "emotion_qwen": "zoo.models.emotion_qwen.model.EmotionQwen.embed",
+    "voice": "zoo.backbones.audio.Audio.prepare",
+}
+
+
+@pytest.mark.parametrize("name", ZOO_MISTAKES)
+def test_mistakes_in_the_zoo_are_refused(name, commands, tmp_path, monkeypatch, gpu):
+    owner, _, attribute = ZOO_MISTAKES[name].rpartition(".")
+    found = pkgutil.resolve_name(owner)
+    monkeypatch.setattr(found, attribute, _elsewhere(getattr(found, attribute)))
+    with pytest.raises(RuntimeError, match=MIXED[:60]):
+        fit(tmp_path, *commands(name))
+
+
+# ---- what CUDA allows
+def test_what_a_gpu_allows(gpu):
+    x, rows, ids = _numbers().x, _numbers().rows, _numbers().ids
+    made = {
+        "a number of the CPU": x * torch.tensor(2.0) + 1,
+        "a number filled in": x.masked_fill(x > 3, torch.tensor(0.0)),
+        "a number chosen": torch.where(x > 3, torch.tensor(0.0), x),
+        "indices of the CPU": x[ids],
+        "a mask of the CPU as index": x[_numbers().mask],
+        "a row by a number of the CPU": x[torch.tensor(1)],
+        "written at indices of the CPU": x.index_put((ids,), torch.tensor(5.0)),
+        "copied from the CPU": x.clone().copy_(rows),
+        "moved like another": rows.to(x),
+        "of its type": rows.type_as(x),
+        "new from data": x.new_tensor([1.0]),
+        "new": x.new_zeros(2),
+        "float64": x.double(),
+        "from an array": torch.as_tensor(np.ones(3), device=CUDA),
+        "one-hot, whose zeros torch makes itself": F.one_hot(ids.to(CUDA), 3),
+        "drawn": torch.multinomial(x + 1, 1, generator=torch.Generator(CUDA).manual_seed(0)),
+        "a copy of a module's": copy.deepcopy(nn.Linear(2, 2).to(CUDA)).weight,
+    }
+    with torch.device(CUDA):
+        made |= {"default": torch.zeros(3), "default, from data": torch.tensor([1.0]), "module": nn.Linear(2, 2).weight}
+    for name, tensor in made.items():
+        assert type(tensor) is PretendedTensor and tensor.device == torch.device(CUDA) and tensor.is_cuda, name
+    stayed = {
+        "copied to the CPU": rows.clone().copy_(x),
+        "cpu": x.cpu(),
+        "to": x.to("cpu", torch.float64),
+        "like one of the CPU": x.to(rows),
+        "asked for": x.new_zeros(2, device="cpu"),
+        "zeros like": torch.zeros_like(x, device="cpu"),
+        "as_tensor": torch.as_tensor(x, device="cpu"),
+    }
+    for name, tensor in stayed.items():
+        assert type(tensor) is Tensor and tensor.device.type == "cpu", name
+    assert x.to(CUDA) is x and x.to(CUDA, copy=True) is not x and x.cuda() is x
+    assert x.cpu().numpy().tolist() == x.tolist() == np.arange(12.0).reshape(3, 4).tolist()
+    assert f"{x[1, 1]:.1f}" == "5.0" and "cuda:0" in repr(x)
+
+
+def test_addresses_are_those_of_the_memory(gpu):
+    x = _numbers().x
+    assert x.data_ptr() == x.t().data_ptr() == x.view(-1).data_ptr() == x.add_(1).data_ptr() == x.detach().data_ptr()
+    assert x[1].data_ptr() == x.data_ptr() + 16 and x.clone().data_ptr() != x.data_ptr()
+    assert x.untyped_storage().data_ptr() == x[1].untyped_storage().data_ptr()
+
+
+def test_parameters_stay_the_same_objects(gpu):
+    """As on a GPU: an optimizer or a tied layer that holds them goes on."""
+    module = nn.Sequential(nn.Embedding(5, 4), nn.Linear(4, 5, bias=False))
+    module[1].weight = module[0].weight
+    held = module[0].weight
+    module.to(CUDA)
+    assert module[0].weight is module[1].weight is held and isinstance(held, nn.Parameter)
+    assert type(held) is PretendedTensor and held.requires_grad
+    file = io.BytesIO()
+    torch.save(module.state_dict(), file)
+    file.seek(0)
+    assert torch.equal(torch.load(file, weights_only=True)["0.weight"], held.detach().cpu())
+    assert type(module.cpu()[0].weight) is nn.Parameter
+
+
+# ---- counts
+def test_views_and_allocations_launch_nothing(gpu):
+    x = _numbers().x
+    gpu.reset()
+    x.view(4, 3).t()[0].unsqueeze(0).expand(2, -1).detach().squeeze(0).permute(0, 1)
+    x.split(2, 1), x.unbind(), x.chunk(2), x.as_strided((2, 2), (1, 1)), x.contiguous(), x.to(CUDA), x.float()
+    x.select(0, 1), x.narrow(1, 0, 2), x.reshape(12), x.T, x.data, x.shape, x.requires_grad_()
+    torch.empty_like(x), x.new_empty(3), torch.empty(3, device=CUDA)
+    assert gpu.launches == gpu.synchronizations == 0
+
+
+def _attend(**options: object) -> Tensor:
+    return F.scaled_dot_product_attention(*torch.ones(3, 1, 2, 5, 4, device=CUDA), **options)
+
+
+def _norm_of_gradients() -> None:
+    layer = nn.Linear(2, 2).to(CUDA)
+    for parameter in layer.parameters():
+        parameter.grad = torch.ones_like(parameter)
+    nn.utils.clip_grad_norm_(layer.parameters(), 1.0)
+
+
+SNIPPETS: dict[str, tuple[Callable[[Tensor], object], dict[str, int], dict[str, int]]] = {
+    # what -> launches, synchronizations
+    "in place": (lambda x: x.add_(1), {"add_": 1}, {}),
+    "two": (lambda x: x * 2 + 1, {"mul": 1, "add": 1}, {}),
+    "a linear layer": (lambda x: F.linear(x, x, x[:, 0]), {"addmm": 1}, {}),
+    "to the device": (lambda x: torch.ones(3).to(CUDA), {"_to_copy": 1}, {}),
+    "from data": (lambda x: torch.tensor([1.0], device=CUDA), {"_to_copy": 1}, {}),
+    "on the CPU": (lambda x: (torch.ones(3) + 1).sum().item(), {}, {}),
+    "item": (lambda x: x.sum().item(), {"sum": 1}, {"item": 1}),
+    "bool": (lambda x: bool((x > 0).any()), {"gt": 1, "any": 1}, {"item": 1}),
+    "int and float": (lambda x: (int(x[0, 0]), float(x[0, 1])), {}, {"item": 2}),
+    "tolist": (lambda x: x.tolist(), {}, {"tolist": 1}),
+    "cpu": (lambda x: (x.cpu(), x.to("cpu")), {}, {"copy to CPU": 2}),
+    "copy_": (lambda x: torch.ones(3, 4).copy_(x), {}, {"copy to CPU": 1}),
+    "nonzero": (lambda x: x.nonzero(), {"nonzero": 1}, {"nonzero": 1}),
+    "boolean index": (lambda x: x[x > 3], {"gt": 1, "index": 1}, {"boolean index": 1}),
+    "index": (lambda x: x[torch.tensor([0, 1])], {"index": 1}, {}),
+    "number at a mask": (lambda x: x.__setitem__(x > 3, 0.0), {"gt": 1, "index_put_": 1}, {}),
+    "rows at a mask": (lambda x: x.__setitem__(x[:, 0] > 3, -x[1:]), {"gt": 1, "neg": 1, "index_put_": 1}, {"boolean index": 1}),
+    "masked_select": (lambda x: x.masked_select(x > 3), {"gt": 1, "masked_select": 1}, {"masked_select": 1}),
+    "equal": (lambda x: torch.equal(x, x + 1), {"add": 1, "equal": 1}, {"equal": 1}),
+    "repeats that are counted": (
+        lambda x: x.repeat_interleave(x[0].long()[:3], 0),
+        {"_to_copy": 1, "repeat_interleave": 1, "index_select": 1},
+        {"repeat_interleave": 1},
+    ),
+    "repeats that are known": (
+        lambda x: x.repeat_interleave(x[0].long()[:3], 0, output_size=3),
+        {"_to_copy": 1, "repeat_interleave": 1, "index_select": 1},
+        {},
+    ),
+    "attention": (lambda x: _attend(), {"ones": 1, "scaled_dot_product_attention": 1}, {}),
+    "attention in several operations on the CPU": (
+        lambda x: _attend(is_causal=True, dropout_p=0.1),
+        {"ones": 1, "scaled_dot_product_attention": 1},
+        {},
+    ),
+    "clipping": (
+        lambda x: _norm_of_gradients(),
+        {"ones_like": 2, "_to_copy": 2, "linalg_vector_norm": 3, "stack": 1},
+        {},
+    ),
+}
+
+
+@pytest.mark.parametrize("inference", [False, True])
+@pytest.mark.parametrize("name", SNIPPETS)
+def test_counts(name, inference, gpu):
+    """Also in inference mode, in which operations come whole that come in parts otherwise."""
+    snippet, launches, reads = SNIPPETS[name]
+    with torch.inference_mode(inference):
+        x = _numbers().x
+        gpu.reset()
+        snippet(x)
+    counted = dict(gpu.launches_by_operation)
+    if name == "clipping":  # what it does with the norm depends on torch's version
+        counted = {k: v for k, v in counted.items() if k in launches}
+    assert (counted, dict(gpu.synchronizations_by_kind)) == (launches, reads)
+    assert gpu.launches >= sum(launches.values()) and gpu.synchronizations == sum(reads.values())
+
+
+# ---- gradients
+class Doubled(torch.autograd.Function):
+    """A function with a backward pass in Python."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x * 2
+
+    @staticmethod
+    def backward(ctx, gradient):
+        assert torch.zeros(2).device.type == "cpu"  # what Python makes is where it asks for
+        return gradient * 2
+
+
+def _trained(device: str) -> tuple[list[float], list[Tensor]]:
+    """Losses of three steps and the weights after them, of parts whose backward passes make tensors of their own."""
+    torch.manual_seed(0)
+    mixed = nn.MultiheadAttention(8, 2, batch_first=True)
+    model = nn.ModuleList([nn.Embedding(9, 8), mixed, nn.LayerNorm(8), nn.Linear(8, 4)]).to(device)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1)
+    ids, target = torch.randint(9, (3, 5)).to(device), torch.tensor([0, 3, 1], device=device)
+    bias, losses = torch.zeros(4, requires_grad=True), []  # a leaf of the CPU
+    for _ in range(3):
+        x = model[0](ids)
+        x = x + checkpointed(lambda y: model[1](y, y, y, need_weights=False)[0], x, use_reentrant=False)
+        first, *_ = model[2](x).unbind(1)
+        kept, _ = first.split(4, 1)
+        left = model[3](Doubled.apply(torch.cat([kept, kept.flip(1)], 1)))
+        left = left + bias.to(device) + left.gather(1, target[:, None]) + left[ids[0, :3] % 3].sum()
+        loss = F.cross_entropy(left, target, torch.ones(4, device=device)) + left.cpu().square().mean().to(device)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    assert bias.grad is not None and type(bias.grad) is Tensor
+    assert {p.device.type for p in model.parameters()} == {torch.device(device).type}
+    return losses, [p.detach().cpu() for p in model.parameters()]
+
+
+def test_training_is_that_of_the_cpu():
+    expected = _trained("cpu")
+    with pretended_gpu() as gpu:
+        found = _trained(CUDA)
+        assert gpu.launches > 300
+    assert found[0] == pytest.approx(expected[0], abs=1e-6) and expected[0][2] < expected[0][0]
+    for ours, theirs in zip(found[1], expected[1], strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+
+
+# ---- its end
+def _patched() -> tuple[object, ...]:
+    return (
+        torch.autograd._engine_run_backward,
+        torch.cuda._lazy_init,
+        torch.cuda.current_device,
+        torch.Generator,
+        torch.utils.swap_tensors,
+        torch._C._group_tensors_by_device_and_dtype,
+        SingleDeviceStrategy.__dict__["root_device"],
+        FabricStrategy.__dict__["root_device"],
+        CPUAccelerator.setup_device,
+        modeling_utils.caching_allocator_warmup,
+        torch.__future__.get_swap_module_params_on_conversion(),
+        os.environ.get("HF_DEACTIVATE_ASYNC_LOAD"),
+        torch.overrides._get_current_function_mode_stack(),
+        torch.utils._python_dispatch._get_current_dispatch_mode_stack(),
+    )
+
+
+@pytest.mark.parametrize("fails", [False, True])
+def test_everything_is_as_before_at_its_end(fails):
+    before = _patched()
+    with contextlib.suppress(KeyError), pretended_gpu():
+        assert all(a != b for a, b in zip(_patched(), before, strict=True))
+        x = _numbers().x
+        with pytest.raises(RuntimeError, match="exists already"), pretended_gpu():
+            pass
+        if fails:
+            raise KeyError
+    assert _patched() == before
+    with pytest.raises(RuntimeError, match="after its end"):
+        x + 1
+    with pytest.raises((RuntimeError, AssertionError)):
+        torch.zeros(3, device=CUDA)
+
+
+# ---- systems
+class Placed(Callback):
+    """Where parameters and buffers are while batches are computed."""
+
+    devices: set[str] = set()
+
+    def note(self, trainer, pl_module, *args) -> None:
+        self.devices |= {str(t.device) for t in (*pl_module.parameters(), *pl_module.buffers())}
+        self.devices.add(str(pl_module.device))
+
+    on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = note
+
+
+MERIT = SYSTEMS["merit"]
+SELECTOR = ("--model.template=decision", "--model.window=0", "--model.descriptions=[audio]")
+MORE_SYSTEMS = {
+    "instructerc": System(
+        ("--model=InstructERC", "--model.template=short", "--model.window=2", "--model.impact=0.5", "--model.class_weight=0.5")
+    ),
+    "selector": System(
+        ("--model=ModalitySelector", *SELECTOR, "--model.max_new_tokens=6", "--model.lora.r=4", "--model.objective.beta=0.04"),
+        scores=False,
+    ),
+    "selector_decision": System(
+        (
+            "--model=ModalitySelector",
+            *SELECTOR,
+            "--model.reasoning=none",
+            "--model.exploration=forced",
+            "--model.num_generations=2",
+            "--model.objective.kind=reinforce_group",
+            "--model.lora.r=4",
+        ),
+        scores=False,
+    ),
+    "selector_classifier": System(
+        ("--model=SelectedClassifier", "--model.template=causal_lm/default", "--model.window=0", "--model.selection=random")
+    ),
+    "sentence": System(("--model=SentenceClassifier", "--model.max_length=32"), "encoder"),
+}
+ADAPTED = ("MeritTTRL", "MeritRLVR")
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    home = make_home(tmp_path_factory.mktemp("gpu"), (2, 1, 1), clips=True)
+    make_encoder(home / "encoder")
+    return home
+
+
+@pytest.fixture(scope="module")
+def commands(home):
+    """System -> the options of its `fit`: two steps and a validation."""
+
+    def commands(name: str) -> list[str]:
+        system = (SYSTEMS | MORE_SYSTEMS)[name]
+        options = {f"model__{part}": home / part for part in (system.backbone, *system.others)}
+        options |= {"data": "MELD", "data__root": home / "meld", "data__descriptions": f"[{home / 'meld'}]"}
+        return [*system.args, *flags(**options, **LIMITS)]
+
+    return commands
+
+
+LIMITS = {"model__lr": 3e-3, "data__batch_size": 4, "trainer__max_steps": 2, "trainer__limit_val_batches": 1}
+EVALUATED = ("--trainer.limit_test_batches=2", "--trainer.limit_predict_batches=2")
+LOGGED = ("seconds", "time", "date", "peak")
