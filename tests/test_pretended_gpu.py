@@ -1,6 +1,4 @@
-"""The pretended GPU refuses what a GPU refuses, allows what it allows and counts; and every system runs on it: `fit`, `test`
-and `predict` say what they say on the CPU.
-"""
+"""The pretended GPU refuses what a GPU refuses, allows what it allows, counts, and leaves nothing behind."""
 
 from __future__ import annotations
 
@@ -8,10 +6,8 @@ import contextlib
 import copy
 import io
 import os
-import pkgutil
 import sys
 from collections.abc import Callable
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -19,32 +15,26 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lightning.fabric.strategies.single_device import SingleDeviceStrategy as FabricStrategy
-from lightning.pytorch import Callback
 from lightning.pytorch.accelerators import CPUAccelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint as checkpointed
 from transformers import modeling_utils
 
-from tests.builders import make_home
-from tests.models.test_baselines import make_encoder
-from tests.models.test_contract import SYSTEMS, System
 from tests.pretended_gpu import PretendedTensor, pretended_gpu
-from tests.runs_helper import TRACE, fit, flags, metrics, rows, trace, zoo
-from zoo.backbones import LLM
-from zoo.models.farcer import FARCER
-from zoo.rl import Objective
 
 CUDA = "cuda:0"
 MIXED = "Expected all tensors to be on the same device, but found at least two devices, cuda:0 and cpu!"
-pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
+pytestmark = pytest.mark.usefixtures("one_threaded")
 
 
 # ---- mistakes
 def _numbers() -> SimpleNamespace:
     """Tensors on the device, and some on the CPU."""
     x = torch.arange(12.0, device=CUDA).reshape(3, 4)
-    return SimpleNamespace(x=x, ids=torch.tensor([0, 2]), mask=torch.ones(3, 4, dtype=torch.bool), rows=torch.ones(3, 4))
+    return SimpleNamespace(
+        x=x, ids=torch.tensor([0, 2]), mask=torch.ones(3, 4, dtype=torch.bool), rows=torch.ones(3, 4)
+    )
 
 
 class Forgetful(nn.Linear):
@@ -84,7 +74,10 @@ MISTAKES: dict[str, tuple[Callable[[], object], str]] = {
     "index_select by indices of the CPU": (lambda: _numbers().x.index_select(0, _numbers().ids), MIXED),
     "a scalar of the CPU as index_select's index": (lambda: _numbers().x.index_select(0, torch.tensor(1)), MIXED),
     "the CPU's rows by indices of the device": (lambda: _numbers().rows[_numbers().ids.to(CUDA)], MIXED),
-    "the CPU's rows written into the device's": (lambda: _numbers().x.__setitem__(_numbers().ids, torch.ones(2, 4)), MIXED),
+    "the CPU's rows written into the device's": (
+        lambda: _numbers().x.__setitem__(_numbers().ids, torch.ones(2, 4)),
+        MIXED,
+    ),
     "embedding of ids of the CPU": (lambda: F.embedding(_numbers().ids, _numbers().x), MIXED),
     "class weights of the CPU": (
         lambda: F.cross_entropy(_numbers().x, torch.zeros(3, dtype=torch.long, device=CUDA), torch.ones(4)),
@@ -127,29 +120,6 @@ def test_mistakes_pass_on_the_cpu(monkeypatch):
     monkeypatch.setattr(sys.modules[__name__], "CUDA", "cpu")
     for mistake, _ in MISTAKES.values():
         mistake()
-
-
-def _elsewhere(function: Callable) -> Callable:
-    """The same function, whose result is on the CPU."""
-    return lambda *args, **options: function(*args, **options).cpu()
-
-
-ZOO_MISTAKES = {  # system -> what forgets the device in it
-    "causal_lm": "zoo.backbones.llm.positions_from_mask",
-    "grpo": "zoo.rl.grpo.Objective.advantages",
-    "farcer": "zoo.models.farcer.model.FARCER.features",
-    "emotion_qwen": "zoo.models.emotion_qwen.model.EmotionQwen.embed",
-    "voice": "zoo.backbones.audio.Audio.prepare",
-}
-
-
-@pytest.mark.parametrize("name", ZOO_MISTAKES)
-def test_mistakes_in_the_zoo_are_refused(name, commands, tmp_path, monkeypatch, gpu):
-    owner, _, attribute = ZOO_MISTAKES[name].rpartition(".")
-    found = pkgutil.resolve_name(owner)
-    monkeypatch.setattr(found, attribute, _elsewhere(getattr(found, attribute)))
-    with pytest.raises(RuntimeError, match=MIXED[:60]):
-        fit(tmp_path, *commands(name))
 
 
 # ---- what CUDA allows
@@ -256,7 +226,11 @@ SNIPPETS: dict[str, tuple[Callable[[Tensor], object], dict[str, int], dict[str, 
     "boolean index": (lambda x: x[x > 3], {"gt": 1, "index": 1}, {"boolean index": 1}),
     "index": (lambda x: x[torch.tensor([0, 1])], {"index": 1}, {}),
     "number at a mask": (lambda x: x.__setitem__(x > 3, 0.0), {"gt": 1, "index_put_": 1}, {}),
-    "rows at a mask": (lambda x: x.__setitem__(x[:, 0] > 3, -x[1:]), {"gt": 1, "neg": 1, "index_put_": 1}, {"boolean index": 1}),
+    "rows at a mask": (
+        lambda x: x.__setitem__(x[:, 0] > 3, -x[1:]),
+        {"gt": 1, "neg": 1, "index_put_": 1},
+        {"boolean index": 1},
+    ),
     "masked_select": (lambda x: x.masked_select(x > 3), {"gt": 1, "masked_select": 1}, {"masked_select": 1}),
     "equal": (lambda x: torch.equal(x, x + 1), {"add": 1, "equal": 1}, {"equal": 1}),
     "repeats that are counted": (
@@ -344,7 +318,7 @@ def test_training_is_that_of_the_cpu():
     with pretended_gpu() as gpu:
         found = _trained(CUDA)
         assert gpu.launches > 300
-    assert found[0] == pytest.approx(expected[0], abs=1e-6) and expected[0][2] < expected[0][0]
+    assert found[0] == pytest.approx(expected[0], abs=1e-6) and len(set(expected[0])) == 3
     for ours, theirs in zip(found[1], expected[1], strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
 
@@ -384,71 +358,3 @@ def test_everything_is_as_before_at_its_end(fails):
         x + 1
     with pytest.raises((RuntimeError, AssertionError)):
         torch.zeros(3, device=CUDA)
-
-
-# ---- systems
-class Placed(Callback):
-    """Where parameters and buffers are while batches are computed."""
-
-    devices: set[str] = set()
-
-    def note(self, trainer, pl_module, *args) -> None:
-        self.devices |= {str(t.device) for t in (*pl_module.parameters(), *pl_module.buffers())}
-        self.devices.add(str(pl_module.device))
-
-    on_train_batch_end = on_validation_batch_end = on_test_batch_end = on_predict_batch_end = note
-
-
-MERIT = SYSTEMS["merit"]
-SELECTOR = ("--model.template=decision", "--model.window=0", "--model.descriptions=[audio]")
-MORE_SYSTEMS = {
-    "instructerc": System(
-        ("--model=InstructERC", "--model.template=short", "--model.window=2", "--model.impact=0.5", "--model.class_weight=0.5")
-    ),
-    "selector": System(
-        ("--model=ModalitySelector", *SELECTOR, "--model.max_new_tokens=6", "--model.lora.r=4", "--model.objective.beta=0.04"),
-        scores=False,
-    ),
-    "selector_decision": System(
-        (
-            "--model=ModalitySelector",
-            *SELECTOR,
-            "--model.reasoning=none",
-            "--model.exploration=forced",
-            "--model.num_generations=2",
-            "--model.objective.kind=reinforce_group",
-            "--model.lora.r=4",
-        ),
-        scores=False,
-    ),
-    "selector_classifier": System(
-        ("--model=SelectedClassifier", "--model.template=causal_lm/default", "--model.window=0", "--model.selection=random")
-    ),
-    "sentence": System(("--model=SentenceClassifier", "--model.max_length=32"), "encoder"),
-}
-ADAPTED = ("MeritTTRL", "MeritRLVR")
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory) -> Path:
-    home = make_home(tmp_path_factory.mktemp("gpu"), (2, 1, 1), clips=True)
-    make_encoder(home / "encoder")
-    return home
-
-
-@pytest.fixture(scope="module")
-def commands(home):
-    """System -> the options of its `fit`: two steps and a validation."""
-
-    def commands(name: str) -> list[str]:
-        system = (SYSTEMS | MORE_SYSTEMS)[name]
-        options = {f"model__{part}": home / part for part in (system.backbone, *system.others)}
-        options |= {"data": "MELD", "data__root": home / "meld", "data__descriptions": f"[{home / 'meld'}]"}
-        return [*system.args, *flags(**options, **LIMITS)]
-
-    return commands
-
-
-LIMITS = {"model__lr": 3e-3, "data__batch_size": 4, "trainer__max_steps": 2, "trainer__limit_val_batches": 1}
-EVALUATED = ("--trainer.limit_test_batches=2", "--trainer.limit_predict_batches=2")
-LOGGED = ("seconds", "time", "date", "peak")
