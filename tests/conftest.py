@@ -63,6 +63,7 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # begins last would leave the other processes idle.
 LONGEST = (
     "models/test_contract.py",
+    "test_systems_on_gpu.py",
     "test_attacks.py",
     "test_resume.py",
     "test_processes.py",

@@ -119,7 +119,6 @@ class GPU:
         self.synchronizations_by_kind.clear()
 
     def launched(self, name: str) -> None:
-        """Counts one operation."""
         if not self._within_one_launch:
             self.launches_by_operation[name] += 1
 
@@ -162,7 +161,7 @@ class PretendedTensor(Tensor):
     def get_device(self) -> int:
         return 0
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, **options: Any) -> str:  # type: ignore[override]  # torch's stub names its option Any
         return f"{type(self).__name__}({_plain(self)!r}, device='{DEVICE}')"
 
     def __format__(self, spec: str) -> str:
@@ -218,11 +217,11 @@ class PretendedTensor(Tensor):
 def _plain(tensor: Tensor) -> Tensor:
     """The same memory as a tensor of the CPU, without history."""
     with torch.no_grad(), no_dispatch():
-        return torch.Tensor._make_subclass(Tensor, torch.ops.aten.detach(tensor))
+        return Tensor._make_subclass(Tensor, aten.detach(tensor))
 
 
 def _pretended(tensor: Tensor) -> PretendedTensor:
-    return torch.Tensor._make_subclass(PretendedTensor, tensor)
+    return Tensor._make_subclass(PretendedTensor, tensor)
 
 
 class _Move(torch.autograd.Function):
@@ -283,13 +282,9 @@ def _operate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     Raises:
         RuntimeError: CUDA would refuse it.
     """
-    if _is_composite(func):  # seen in inference mode only; elsewhere its parts are
-        made = func.decompose(*args, **kwargs)
-        if made is not NotImplemented:
-            return made
-    gpu, leaves = _current(), tree_leaves((args, kwargs))
-    ours = [leaf for leaf in leaves if isinstance(leaf, PretendedTensor)]
-    target = kwargs.get("device")
+    if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
+        return func.decompose(*args, **kwargs)  # seen in inference mode only; elsewhere its parts are
+    gpu, leaves, target = _current(), tree_leaves((args, kwargs)), kwargs.get("device")
     if func in (aten.copy_.default, aten._to_copy.default):
         if func is aten.copy_.default and not isinstance(args[0], PretendedTensor):
             with no_dispatch():
@@ -299,7 +294,8 @@ def _operate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         here = True
     else:
         _check_devices(func, args, leaves)
-        here = bool(ours) if target is None else _on_gpu(target) or _made_by_torch()
+        ours = any(isinstance(leaf, PretendedTensor) for leaf in leaves)
+        here = ours if target is None else _on_gpu(target) or _made_by_torch()
     if here:
         _count(gpu, func, args, kwargs)
     if target is not None:
@@ -310,10 +306,6 @@ def _operate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         return made
     # one that was written in place is pretended already, and stays the same object
     return tree_map_only(Tensor, lambda t: t if isinstance(t, PretendedTensor) else _pretended(t), made)
-
-
-def _is_composite(func: Any) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd")
 
 
 def _check_devices(func: Any, args: tuple[Any, ...], leaves: list[Any]) -> None:
@@ -370,7 +362,7 @@ class _Calls(TorchFunctionMode):
     def __init__(self, gpu: GPU) -> None:
         super().__init__()
         self.gpu = gpu
-        self.running: list[bool] = []  # of each call that runs: are tensors that it makes on its way on the GPU?
+        self.running: list[bool] = []  # of each call that runs: are tensors that torch makes for it on the GPU?
         self.run_backward: Any = vars(torch.autograd)["_engine_run_backward"]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -382,19 +374,15 @@ class _Calls(TorchFunctionMode):
                 return self._run(_to, args, kwargs)
         elif func is Tensor.cuda:
             return self._run(_to, (args[0], DEVICE), {})
-        elif func is _FUSED_ATTENTION and any(isinstance(arg, PretendedTensor) for arg in args):
+        elif func is _FUSED_ATTENTION and any(isinstance(leaf, PretendedTensor) for leaf in (*args, *kwargs.values())):
             with self.gpu.one_launch("scaled_dot_product_attention"):
                 return self._run(func, args, kwargs)
         return self._run(func, args, kwargs)
 
     def backward(self, *args: Any, **kwargs: Any) -> Any:
         """The backward pass, in which functions and checkpointed parts call torch from Python."""
-        running, self.running = self.running, []
-        try:
-            with self:
-                return self.run_backward(*args, **kwargs)
-        finally:
-            self.running = running
+        with self:
+            return self._run(self.run_backward, args, kwargs)
 
     def _run(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         leaves = tree_leaves((args, kwargs))
@@ -424,9 +412,7 @@ def _made_by_torch() -> bool:
 
     Below Python torch asks a tensor for its device, and the memory of a pretended one is the CPU's.
     """
-    if _calls is not None and _calls.running:
-        return _calls.running[-1]
-    return torch._C._current_graph_task_id() != -1  # in the backward pass
+    return bool(_calls and _calls.running and _calls.running[-1])
 
 
 # ---- what is patched
