@@ -118,17 +118,17 @@ def supervised(commands, tmp_path_factory) -> Path:
     return fit(tmp_path_factory.mktemp("supervised"), *commands("merit"))
 
 
-def _said(root: Path, options: list[str]) -> list[object]:
-    """Everything that a system says in training, validation, test and prediction, without times."""
+def _said(root: Path, options: list[str], verbs: tuple[str, ...]) -> list[object]:
+    """What a system says in training, in validation and with each verb, without times; last, its metrics of `test`."""
     run = fit(root, TRACE, "--trainer.callbacks+=tests.test_systems_on_gpu.Placed", *options)
     said: list[object] = [[step["loss"] for step in trace(run)], [e["rows"] for e in trace(run, "validation")]]
-    for verb in ("test", "predict"):
+    for verb in verbs:
         zoo(verb, f"--ckpt_path={run}", *EVALUATED)
         (written,) = (path for name in ("predictions", "decisions") if (path := run / f"{name}.jsonl").exists())
         said.append([json.loads(line) for line in written.read_text().splitlines()])
         if verb == "test":
-            said.append({k: v for k, v in metrics(run).items() if k not in ("seconds_per_sample", "checkpoint")})
-    return said
+            measured = {k: v for k, v in metrics(run).items() if k not in ("seconds_per_sample", "checkpoint")}
+    return [*said, measured]
 
 
 def _close(found: object, expected: object, within: float = 1e-5) -> bool:
@@ -145,15 +145,16 @@ def test_systems_run_on_a_gpu(name, commands, request, tmp_path):
     """The device draws the CPU's random numbers, so that even what is sampled is the same."""
     more = {"model__start_from": request.getfixturevalue("supervised")} if name in ADAPTED else {}
     options = commands(name, **more)
-    expected = _said(tmp_path / "cpu", options)
+    expected = _said(tmp_path / "cpu", options, ("test",))
     assert Placed.devices == {"cpu"}
     with pretended_gpu() as gpu:
         Placed.devices.clear()
-        found = _said(tmp_path / "gpu", options)
+        *found, predicted, measured = _said(tmp_path / "gpu", options, ("test", "predict"))
         assert Placed.devices == {CUDA} and gpu.launches > 500 and gpu.synchronizations > 10
     Placed.devices.clear()
-    assert _close(found, expected), (found, expected)
-    assert len(expected[0]) == 2 and len(expected[1]) == 1 and len(expected[2]) == len(expected[4]) == 4
+    assert _close([*found, measured], expected), (found, measured, expected)
+    assert _close(predicted, expected[2])  # of the same samples
+    assert len(expected[0]) == 2 and len(expected[1]) == 1 and len(expected[2]) == 4
 
 
 def test_few_shot_on_a_gpu(home):
