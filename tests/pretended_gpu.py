@@ -28,6 +28,7 @@ import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 from unittest import mock
 
@@ -78,7 +79,15 @@ _WITHOUT_LAUNCH = {
     aten.new_empty.default,
     aten.new_empty_strided.default,
 }
-_FUSED_ATTENTION = torch.nn.functional.scaled_dot_product_attention
+# Calls that CUDA answers with one kernel and the CPU with several operations.
+_FUSED = {
+    torch.nn.functional.scaled_dot_product_attention: "scaled_dot_product_attention",
+    torch.nn.functional.rms_norm: "rms_norm",
+}
+# Operations that the CPU lacks, from those that it has.
+_OF_CUDA_ALONE = {aten.bmm.dtype: lambda a, b, out_dtype: torch.bmm(a.to(out_dtype), b.to(out_dtype))}
+# What `torch.cuda.get_device_properties` says.
+_PROPERTIES = SimpleNamespace(name="a pretended GPU", total_memory=24 * 2**30, major=9, minor=0)
 # Made from Python data without an operation: on a GPU the data are written on the host and copied.
 _FROM_DATA = {torch.tensor, torch.as_tensor, torch.asarray}
 
@@ -136,7 +145,8 @@ class GPU:
 _calls: _Calls | None = None  # of the one that exists, if any
 
 
-def _current() -> GPU:
+def current() -> GPU:
+    """The one that exists. RuntimeError if there is none."""
     if _calls is None:
         raise RuntimeError("a tensor of the pretended GPU was used after its end; move it to the CPU before")
     return _calls.gpu
@@ -192,7 +202,7 @@ class PretendedTensor(Tensor):
         return self.numpy()
 
     def tolist(self) -> Any:
-        _current().synchronizations_by_kind["tolist"] += 1
+        current().synchronizations_by_kind["tolist"] += 1
         return _plain(self).tolist()
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Tensor:
@@ -210,7 +220,7 @@ class PretendedTensor(Tensor):
         return made
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        _current().synchronizations_by_kind["copy to CPU"] += 1
+        current().synchronizations_by_kind["copy to CPU"] += 1
         return _plain(self).__reduce_ex__(protocol)
 
 
@@ -240,9 +250,9 @@ class _Move(torch.autograd.Function):
 def _copied(tensor: Tensor, device: torch.device, options: dict[str, Any]) -> Tensor:
     plain = _plain(tensor).to(**options, copy=True)
     if _on_gpu(device):
-        _current().launched("_to_copy")
+        current().launched("_to_copy")
         return _pretended(plain)
-    _current().synchronizations_by_kind["copy to CPU"] += 1
+    current().synchronizations_by_kind["copy to CPU"] += 1
     return plain
 
 
@@ -284,7 +294,7 @@ def _operate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """
     if torch._C._dispatch_has_kernel_for_dispatch_key(func.name(), "CompositeImplicitAutograd"):
         return func.decompose(*args, **kwargs)  # seen in inference mode only; elsewhere its parts are
-    gpu, leaves, target = _current(), tree_leaves((args, kwargs)), kwargs.get("device")
+    gpu, leaves, target = current(), tree_leaves((args, kwargs)), kwargs.get("device")
     if func in (aten.copy_.default, aten._to_copy.default):
         if func is aten.copy_.default and not isinstance(args[0], PretendedTensor):
             with no_dispatch():
@@ -301,7 +311,7 @@ def _operate(func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     if target is not None:
         kwargs = kwargs | {"device": CPU}
     with no_dispatch():
-        made = func(*args, **kwargs)
+        made = _OF_CUDA_ALONE.get(func, func)(*args, **kwargs)
     if not here:
         return made
     # one that was written in place is pretended already, and stays the same object
@@ -374,8 +384,8 @@ class _Calls(TorchFunctionMode):
                 return self._run(_to, args, kwargs)
         elif func is Tensor.cuda:
             return self._run(_to, (args[0], DEVICE), {})
-        elif func is _FUSED_ATTENTION and any(isinstance(leaf, PretendedTensor) for leaf in (*args, *kwargs.values())):
-            with self.gpu.one_launch("scaled_dot_product_attention"):
+        elif func in _FUSED and any(isinstance(leaf, PretendedTensor) for leaf in (*args, *kwargs.values())):
+            with self.gpu.one_launch(_FUSED[func]):
                 return self._run(func, args, kwargs)
         return self._run(func, args, kwargs)
 
@@ -475,6 +485,7 @@ def pretended_gpu() -> Iterator[GPU]:
             (torch.autograd, "_engine_run_backward", calls.backward),
             (torch.cuda, "_lazy_init", lambda: None),
             (torch.cuda, "current_device", lambda: 0),
+            (torch.cuda, "get_device_properties", lambda device=None: _PROPERTIES),
             (torch, "Generator", _Generator),
             (torch.utils, "swap_tensors", _swap),
             (torch._C, "_group_tensors_by_device_and_dtype", _grouped),
