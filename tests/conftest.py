@@ -63,6 +63,7 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # begins last would leave the other processes idle.
 LONGEST = (
     "models/test_contract.py",
+    "test_systems_on_gpu.py",
     "test_attacks.py",
     "test_resume.py",
     "test_processes.py",
@@ -108,3 +109,13 @@ def elsewhere(tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("zoo.training.evaluation.confusion_picture", no_picture)
+
+
+# ---- a device
+@pytest.fixture
+def gpu():
+    """``cuda:0``, pretended, on which runs of Lightning with one CPU device run then; what it counts."""
+    from tests.pretended_gpu import pretended_gpu
+
+    with pretended_gpu() as counted:
+        yield counted

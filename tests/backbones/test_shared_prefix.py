@@ -11,7 +11,8 @@ import torch
 
 from zoo.backbones import LLM, LoRA, shared_prefix
 from zoo.backbones.llm import Prefix
-from zoo.backbones.shared_prefix import DecodingPlan, PackedPlan, repeat_heads
+from zoo.backbones.shared_prefix import PackedPlan, repeat_heads
+from zoo.backbones.token_decoder import AnswerCache
 
 TARGETS = r"model\.layers\.\d+\.(self_attn\.[qkvo]_proj|mlp\.(gate|up|down)_proj)"
 CASES = {  # lengths of the prompts, lengths of the answers of each; 0 is an answer that is left out
@@ -164,13 +165,13 @@ def test_finished_answers_leave_and_the_others_go_on_unchanged(tiny_llama, monke
     shared, plain = pair(tiny_llama, dtype="float64")
     ids, mask, *_ = batch("ragged")
     sizes: list[int] = []
-    attend = DecodingPlan.attend
+    attend = AnswerCache.attend
 
-    def counted(plan, layer, query, *rest):
-        sizes.append(len(query))
-        return attend(plan, layer, query, *rest)
+    def counted(cache, layer, heads, scaling):
+        sizes.append(len(heads))
+        return attend(cache, layer, heads, scaling)
 
-    monkeypatch.setattr(DecodingPlan, "attend", counted)
+    monkeypatch.setattr(AnswerCache, "attend", counted)
     for model in (shared, plain):
         model.causal_lm.generation_config.eos_token_id = list(range(0, 400, 6))
     drawn = shared.sample(shared.encode(ids, mask), 16, max_new_tokens=12, generator=torch.Generator().manual_seed(5))

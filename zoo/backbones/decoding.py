@@ -9,15 +9,19 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from zoo.backbones.prefix import KeyValues, Prefix, cached_key_values
-from zoo.backbones.shared_prefix import DecodingPlan, PackedPlan
+from zoo.backbones.shared_prefix import PackedPlan
+from zoo.backbones.token_decoder import GraphedTokenDecoder, TokenDecoder
 
 if TYPE_CHECKING:
     from zoo.backbones.llm import LLM
 
-LOGITS_AT_ONCE = 2**22  # numbers (16 MiB in fp32)
+LOGITS_AT_ONCE = 2**22  # numbers (16 MiB in float32) that a CPU's caches still serve
+SHARE_OF_LOGITS = 1 / 256  # of a GPU's memory, for the logits at once
+TOKENS_BETWEEN_CHECKS = 16  # a GPU works ahead for so long before finished answers are looked for
 SHARE_TO_COMPACT = 0.75  # finished answers leave the batch when at most this share of it is left
 
 
@@ -52,8 +56,7 @@ def sample(
         llm.prefill(prefix)
         _, first_logits = prefix.prefilled()
         b, device = prefix.mask.shape[0], prefix.mask.device
-        step_class = _SeparateStep if llm.prefix_sharing_unsupported_reason else _SharedStep
-        step = step_class(llm, prefix, n, max_new_tokens)
+        step = _decoder_of(llm)(llm, prefix, n, max_new_tokens)
         ids = torch.full((b * n, max_new_tokens), llm.pad_id, device=device)
         mask = torch.zeros_like(ids, dtype=torch.bool)
         logprobs = torch.zeros_like(ids, dtype=first_logits.dtype)
@@ -62,60 +65,86 @@ def sample(
         rows = torch.arange(b * n, device=device)  # the answers in the batch, grouped by prompt
         alive = torch.ones_like(rows, dtype=torch.bool)
         logits = first_logits.repeat_interleave(n, 0)
+        between_checks = 1 if device.type == "cpu" else TOKENS_BETWEEN_CHECKS
         for t in range(max_new_tokens):
             logp = torch.log_softmax(logits / temperature if temperature else logits, -1)
             p = logp.exp()
-            token = torch.multinomial(p, 1, generator=generator)[:, 0] if temperature else logp.argmax(-1)
-            written = rows[alive]
-            ids[written, t], mask[written, t] = token[alive], True
-            logprobs[written, t] = logp.gather(1, token[:, None])[alive, 0]
-            entropy[written, t] = -(p * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(1)[alive]
+            token = _draw(p, generator) if temperature else logp.argmax(-1)
+            ids[rows, t], mask[rows, t] = torch.where(alive, token, llm.pad_id), alive
+            logprobs[rows, t] = logp.gather(1, token[:, None])[:, 0] * alive
+            entropy[rows, t] = -(p * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(1) * alive
             alive = alive & ~torch.isin(token, eos)
-            if not alive.any() or t + 1 == max_new_tokens:
+            if t + 1 == max_new_tokens:
                 break
-            remaining = step.compact(alive)
-            rows, alive, token = rows[remaining], alive[remaining], token[remaining]
+            if (t + 1) % between_checks == 0:
+                unfinished = alive.cpu()  # the only wait for the device
+                if not unfinished.any():
+                    break
+                remaining = step.compact(unfinished)
+                if remaining is not None:
+                    rows, alive, token = rows[remaining], alive[remaining], token[remaining]
             logits = llm.head(step(token))
     finished = torch.ones(b * n, dtype=torch.bool, device=device)
     finished[rows] = ~alive
-    t = int(mask.any(0).sum())
+    t, finite = torch.stack([mask.any(0).sum(), logprobs.isfinite().all().long()]).tolist()
+    if not finite:
+        raise RuntimeError(
+            "the language model's logits are not finite while it writes answers: its weights or adapters are damaged, "
+            "or training diverged; start from an earlier checkpoint with a smaller --model.lr"
+        )
     ids, mask, logprobs, entropy = (x[:, :t].reshape(b, n, t) for x in (ids, mask, logprobs, entropy))
     return Completions(ids, mask, logprobs, finished.view(b, n), entropy)
+
+
+def _draw(p: Tensor, generator: torch.Generator | None) -> Tensor:
+    """Draw one token of each row of (N, V) probabilities: what `torch.multinomial` draws, without its checks.
+
+    They would cost more launches than the drawing.
+    """
+    return (p / torch.empty_like(p).exponential_(generator=generator)).argmax(-1)
+
+
+def _decoder_of(llm: LLM) -> type[_SharedStep | _SeparateStep]:
+    """Return how a model decodes: with shared prompts if it can and all its weights are on this device."""
+    sharded = any(isinstance(parameter, DTensor) for parameter in llm.parameters())
+    return _SeparateStep if sharded or llm.prefix_sharing_unsupported_reason else _SharedStep
 
 
 class _SharedStep:
     """Decodes one token of every answer: the prompt's keys and values once, finished answers left out."""
 
     def __init__(self, llm: LLM, prefix: Prefix, n: int, max_new_tokens: int) -> None:
-        self.llm = llm
-        key_values = cached_key_values(prefix.prefilled()[0])
-        self.plan = DecodingPlan(prefix.mask, key_values, n, max_new_tokens, prefix.answer_start)
+        kind = GraphedTokenDecoder if llm.cuda_graph else TokenDecoder
+        self.decoder = kind(llm, prefix, n, max_new_tokens)
 
-    def compact(self, alive: Tensor) -> Tensor:
-        """Drop finished answers, and return the indices of the rows that go on.
+    def compact(self, unfinished: Tensor) -> Tensor | None:
+        """Drop finished answers, and return the indices of the rows that go on; None: all of them.
 
         These are all unfinished rows, and some finished ones where prompts have unequal numbers of unfinished rows.
+
+        Args:
+            unfinished: (B n,) bool, on the CPU.
         """
-        by_prompt = alive.view(-1, self.plan.n)
+        cache = self.decoder.cache
+        by_prompt = unfinished.view(-1, cache.n)
         count = by_prompt.sum(1)
         prompts, n = count.nonzero()[:, 0], int(count.max())
-        if len(prompts) * n > SHARE_TO_COMPACT * len(alive):
-            return torch.arange(len(alive), device=alive.device)
+        if len(prompts) * n > SHARE_TO_COMPACT * len(unfinished):
+            return None
         first = by_prompt[prompts].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :n].sort(1)[0]
-        rows = (prompts[:, None] * self.plan.n + first).flatten()
-        self.plan.select(rows, prompts, n)
-        return rows
+        rows = (prompts[:, None] * cache.n + first).flatten()
+        device = cache.slot.device
+        cache.select(prompts.to(device), first.to(device))
+        return rows.to(device)
 
     def __call__(self, token: Tensor) -> Tensor:
-        hidden = self.llm.forward_with_plan(self.llm.embed(token)[:, None], self.plan)[:, -1]
-        self.plan.length += 1
-        return hidden
+        return self.decoder(token)
 
 
 class _SeparateStep:
     """Decodes one token of every answer, each with its own copy of the prompt's keys and values.
 
-    For a model that cannot share.
+    For a model that cannot share, or whose weights are divided among processes.
     """
 
     def __init__(self, llm: LLM, prefix: Prefix, n: int, max_new_tokens: int) -> None:
@@ -125,9 +154,9 @@ class _SeparateStep:
         start = prefix.answer_start
         self.positions = None if start is None else start.repeat_interleave(n)[:, None]
 
-    def compact(self, alive: Tensor) -> Tensor:
-        """Return the indices of all rows: none is dropped."""
-        return torch.arange(len(alive), device=alive.device)
+    def compact(self, unfinished: Tensor) -> Tensor | None:
+        """Return None: no answer is dropped."""
+        return None
 
     def __call__(self, token: Tensor) -> Tensor:
         self.mask = torch.cat([self.mask, torch.ones_like(self.mask[:, :1])], 1)
@@ -150,7 +179,7 @@ def token_logprobs(llm: LLM, hidden: Tensor, ids: Tensor, temperature: float) ->
         logits = llm.head(hidden) / temperature
         return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
 
-    size = max(1, LOGITS_AT_ONCE // llm.causal_lm.config.vocab_size)
+    size = max(1, logits_at_once(hidden.device) // llm.causal_lm.config.vocab_size)
     parts = list(zip(hidden.split(size), ids.split(size), strict=True))
     frozen = not any(p.requires_grad for p in llm.causal_lm.get_output_embeddings().parameters())
     if torch.is_grad_enabled() and frozen and hidden.requires_grad:
@@ -158,6 +187,16 @@ def token_logprobs(llm: LLM, hidden: Tensor, ids: Tensor, temperature: float) ->
     if len(parts) <= 1 or not torch.is_grad_enabled():
         return torch.cat([some_rows(*part) for part in parts]) if parts else hidden.new_zeros(0, dtype=torch.float32)
     return torch.cat([checkpoint(some_rows, *part, use_reentrant=False) for part in parts])
+
+
+def logits_at_once(device: torch.device) -> int:
+    """Return how many logits may exist at once: on a GPU as many as fill a small share of its memory in float32.
+
+    Fewer would read the output head more often: on a GPU that, not the product, takes the time.
+    """
+    if device.type != "cuda":
+        return LOGITS_AT_ONCE
+    return max(LOGITS_AT_ONCE, int(torch.cuda.get_device_properties(device).total_memory * SHARE_OF_LOGITS) // 4)
 
 
 class _RowwiseGradient(torch.autograd.Function):

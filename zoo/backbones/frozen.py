@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import ClassVar, Literal, Self
+from typing import ClassVar, Self
 
 import torch
 from torch import nn
 
 from zoo.backbones import hub
 from zoo.backbones.folders import reads_folder
-from zoo.backbones.hub import Dtype
+from zoo.backbones.hub import Attention, Dtype, refuse_missing_attention
 
 WEIGHT_FILES = (".hdf5", ".h5", ".safetensors", ".pt", ".pth")  # endings of single files that hold a whole encoder
 
@@ -24,7 +24,7 @@ class FrozenEncoder(nn.Module):
             name or hub id, which is searched for.
         dtype: dtype of the weights.
         revision: hub revision (a commit hash) to pin.
-        attention: ``sdpa`` or ``eager``.
+        attention: ``sdpa``, ``eager`` or ``flash_attention_2``.
         device: ``meta`` builds the architecture without weights.
         gradient_checkpointing: recompute activations in the backward pass.
 
@@ -47,11 +47,12 @@ class FrozenEncoder(nn.Module):
         path: str,
         dtype: Dtype = "float32",
         revision: str | None = None,
-        attention: Literal["sdpa", "eager"] = "sdpa",
+        attention: Attention = "sdpa",
         device: str | None = None,
         gradient_checkpointing: bool = False,
     ) -> None:
         super().__init__()
+        refuse_missing_attention(attention)
         self.revision, self.frozen, self.gradient_checkpointing = revision, False, gradient_checkpointing
         if path.startswith(self.NOT_FILES):
             self.path = path
@@ -68,7 +69,7 @@ class FrozenEncoder(nn.Module):
         Args:
             path: as given; `path` says where it was found.
             dtype: dtype of the weights.
-            attention: ``sdpa`` or ``eager``.
+            attention: ``sdpa``, ``eager`` or ``flash_attention_2``.
             device: ``meta`` builds the architecture without weights.
         """
         raise NotImplementedError

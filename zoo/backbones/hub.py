@@ -24,6 +24,7 @@ from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
+from transformers.utils.import_utils import is_flash_attn_2_available
 
 from zoo.backbones.chat import with_limits
 from zoo.backbones.folders import no_safetensors, refused_by_name
@@ -34,7 +35,17 @@ log = logging.getLogger(__name__)
 
 FETCHED = Path("runs") / "weights"  # where zoo checkpoints pull puts folders, by name
 Dtype = Literal["float32", "bfloat16", "float16"]
+Attention = Literal["sdpa", "eager", "flash_attention_2"]
 NOT_PART_OF_A_MODEL = ("transformers_version", "_name_or_path", "torch_dtype", "dtype")  # keys of a config.json
+
+
+def refuse_missing_attention(attention: str) -> None:
+    """Raise ValueError for flash attention where it cannot run, before any weights are read."""
+    if attention == "flash_attention_2" and not is_flash_attn_2_available():
+        raise ValueError(
+            "attention flash_attention_2 needs a CUDA device and the package flash-attn (2.3.3 or newer); install it, "
+            "or set --model.attention sdpa"
+        )
 
 
 # ---- where a model is

@@ -17,7 +17,7 @@ import contextlib
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,6 +28,7 @@ from zoo.backbones.adapters import AdaptedModel, LoRA
 from zoo.backbones.decoding import Completions, evaluation_mode, token_logprobs
 from zoo.backbones.folders import check_folder, check_tokenizer_files, check_vocabulary, reads_folder
 from zoo.backbones.hub import (
+    Attention,
     Dtype,
     fingerprint,
     load_tokenizer,
@@ -36,16 +37,17 @@ from zoo.backbones.hub import (
     read_weights,
     refuse_infinite,
     refuse_misfits,
+    refuse_missing_attention,
 )
 from zoo.backbones.mrope import SectionedRotary
 from zoo.backbones.prefix import KeyValues, Prefix, StaticPrefix, cached_key_values, positions_from_mask
 from zoo.backbones.shapes import SHAPES, shape_named
-from zoo.backbones.shared_prefix import DecodingPlan, PackedPlan
+from zoo.backbones.shared_prefix import PackedPlan
 from zoo.storage import sha256_of
 
 log = logging.getLogger(__name__)
 
-__all__ = ["LLM", "Completions", "Dtype", "LoRA", "Prefix", "StaticPrefix", "locate_language_model"]
+__all__ = ["LLM", "Attention", "Completions", "Dtype", "LoRA", "Prefix", "StaticPrefix", "locate_language_model"]
 
 
 def locate_language_model(path: str) -> str:
@@ -69,13 +71,17 @@ class LLM(AdaptedModel):
             `SHAPES` for a model of that architecture with random weights and no tokenizer.
         dtype: dtype of the weights. Always explicit, because a folder's own dtype would be taken otherwise.
         revision: hub revision (a commit hash) to pin.
-        attention: ``sdpa`` or ``eager``; with the first, answers share their prompt (see `zoo.backbones.shared_prefix`)
-            in LLaMA, Qwen2 and Qwen3; `prefix_sharing_unsupported_reason` says why not in others.
+        attention: ``sdpa``, ``eager`` or ``flash_attention_2``; with the first, answers share their prompt (see
+            `zoo.backbones.shared_prefix`) in LLaMA, Qwen2 and Qwen3; `prefix_sharing_unsupported_reason` says why not
+            in others. Flash attention takes no mask of ours; it pays where prompts are long and answers few.
         device: ``meta`` builds the architecture without weights.
         gradient_checkpointing: recompute activations in the backward pass.
         mrope: lets prompts bring three positions per token (see `encode`): pairs of channels of a head that turn by
             time, height and width, together half its width, e.g. 16, 24, 24 for one of 128. It is not part of the
             model's config.json: whoever loads exported weights gives it again.
+        merge_adapters: sample with adapters added to copies of their layers' weights: a quarter fewer kernel launches,
+            for the memory of these copies. In bfloat16 small adapters are rounded to the weights' precision.
+        cuda_graph: record the operations of a sampled token once and replay them; on a GPU only.
 
     Raises:
         FileNotFoundError: nothing at ``path``, or no safetensors weights there.
@@ -88,12 +94,16 @@ class LLM(AdaptedModel):
         path: str,
         dtype: Dtype = "float32",
         revision: str | None = None,
-        attention: Literal["sdpa", "eager"] = "sdpa",
+        attention: Attention = "sdpa",
         device: str | None = None,
         gradient_checkpointing: bool = False,
         mrope: tuple[int, int, int] | None = None,
+        merge_adapters: bool = False,
+        cuda_graph: bool = False,
     ) -> None:
         super().__init__()
+        refuse_missing_attention(attention)
+        self.merge_adapters, self.cuda_graph = merge_adapters, cuda_graph
         self.path, self.revision, self.mrope = path, revision, mrope
         self._file_sha256: str | None = None  # of a GGUF file
         self.tokenizer: Any = None  # of transformers, which has no types for them; None for a ``shape:``
@@ -199,7 +209,7 @@ class LLM(AdaptedModel):
                 use_cache=cache is not None,
             ).last_hidden_state
 
-    def forward_with_plan(self, embeddings: Tensor, plan: PackedPlan | DecodingPlan) -> Tensor:
+    def forward_with_plan(self, embeddings: Tensor, plan: PackedPlan) -> Tensor:
         """Compute last hidden states of tokens (B, S, D) that attend as a plan says."""
         return self.causal_lm.get_decoder()(
             inputs_embeds=embeddings,

@@ -16,7 +16,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import h5py
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -182,6 +181,8 @@ def read_keras(path: str | Path) -> dict[str, Tensor]:
         ValueError: not an HDF5 file of Keras, another network, or arrays that are missing, left over, of another shape
             or not finite; each is named.
     """
+    import h5py  # here, because nothing else needs it
+
     try:
         with h5py.File(path, "r") as file:
             if "model_config" not in file.attrs or "model_weights" not in file:

@@ -2,8 +2,8 @@
 
 A prompt of P tokens and n answers of T tokens are one row of P + n T tokens: the prompt attends to itself, every answer
 to the prompt and to itself, and positions of every answer restart behind the prompt. So the prompt is computed once for
-all its answers, with gradients (training), or its keys and values are kept and used un-copied (decoding, scoring). The
-results are those of n separate rows.
+all its answers, with gradients (training), or its keys and values are kept and used un-copied (scoring; for
+decoding see `zoo.backbones.token_decoder`). The results are those of n separate rows.
 
 It plugs into transformers as an attention function named `NAME`; no model is changed. A call without a plan is plain
 SDPA, so that the same model serves every other use. Source: ours; the idea is known (Prefix Grouper, arXiv 2506.05433).
@@ -118,84 +118,6 @@ def repeat_heads(x: Tensor, heads: int) -> Tensor:
     return x if x.shape[1] == heads else x.repeat_interleave(heads // x.shape[1], 1)
 
 
-class DecodingPlan:
-    """Plan of decoding one token per answer: keys and values of the prompt once, of the answers each for itself.
-
-    Args:
-        prompt: (B, P) bool.
-        prompt_key_values: keys and values of the prompt for each layer, (B, Hkv, P, hd) each.
-        n: answers per prompt.
-        max_new_tokens: tokens an answer may get.
-        answer_start: (B,) int64, position of an answer's first token; None: the number of real tokens of the prompt.
-    """
-
-    def __init__(
-        self,
-        prompt: Tensor,
-        prompt_key_values: list[tuple[Tensor, Tensor]],
-        n: int,
-        max_new_tokens: int,
-        answer_start: Tensor | None = None,
-    ) -> None:
-        self.precision = torch.promote_types(prompt_key_values[0][0].dtype, torch.float32)  # of the softmax
-        self.n, self.length = n, 0  # answers per prompt that are still written; tokens each of them has
-        self.prompt_key_values = prompt_key_values
-        self.answer_start = prompt.sum(1) if answer_start is None else answer_start
-        self.padding_bias = torch.zeros(prompt.shape, dtype=torch.float32, device=prompt.device).masked_fill(
-            ~prompt, float("-inf")
-        )
-        b, heads, _, width = prompt_key_values[0][0].shape
-        self.answer_key_values = [
-            (k.new_empty(b * n, heads, max_new_tokens, width), v.new_empty(b * n, heads, max_new_tokens, width))
-            for k, v in prompt_key_values
-        ]
-
-    @property
-    def positions(self) -> Tensor:
-        """(B n, 1) int64 of the token that is fed now."""
-        return (self.answer_start + self.length).repeat_interleave(self.n)[:, None]
-
-    def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
-        """Attend: (B n, H, 1, hd) query, (B n, Hkv, 1, hd) key and value -> (B n, H, 1, hd)."""
-        prompt_key, prompt_value = self.prompt_key_values[layer]
-        answer_key, answer_value = self.answer_key_values[layer]
-        t = self.length
-        answer_key[:, :, t], answer_value[:, :, t] = key[:, :, 0], value[:, :, 0]
-        b, heads, _, width = prompt_key.shape
-        groups = query.shape[1] // heads
-        by_answer = query.reshape(b * self.n, heads, groups, width) * scaling
-        by_prompt_query = by_answer.view(b, self.n, heads, groups, width).transpose(1, 2)
-        by_prompt_query = by_prompt_query.reshape(b, heads, self.n * groups, width)
-
-        def by_prompt(x: Tensor) -> Tensor:  # (B n, Hkv, groups, ...) -> (B, Hkv, n groups, ...)
-            return x.view(b, self.n, heads, groups, -1).transpose(1, 2).reshape(b, heads, self.n * groups, -1)
-
-        bias = self.padding_bias[:, None, None].to(query.dtype)
-        prompt_scores = (by_prompt_query @ prompt_key.transpose(2, 3)) + bias
-        answer_scores = by_prompt(by_answer @ answer_key[:, :, : t + 1].transpose(2, 3))
-        weight = torch.softmax(torch.cat([prompt_scores, answer_scores], 3), 3, dtype=self.precision).to(value.dtype)
-        p = prompt_scores.shape[3]
-        out = weight[..., :p] @ prompt_value  # (B, Hkv, n groups, hd)
-        answer_weight = weight[..., p:].view(b, heads, self.n, groups, t + 1).transpose(1, 2)
-        out = out.view(b, heads, self.n, groups, width).transpose(1, 2).reshape(b * self.n, heads, groups, width)
-        out = out + answer_weight.reshape(b * self.n, heads, groups, t + 1) @ answer_value[:, :, : t + 1]
-        return out.reshape(b * self.n, heads * groups, 1, width)
-
-    def select(self, rows: Tensor, prompts: Tensor, n: int) -> None:
-        """Go on with some rows only.
-
-        Args:
-            rows: (b n) int64, which rows, grouped by prompt.
-            prompts: (b,) int64, which prompts they belong to.
-            n: rows per prompt from now on.
-        """
-        if len(prompts) < len(self.answer_start):
-            self.prompt_key_values = [(k[prompts], v[prompts]) for k, v in self.prompt_key_values]
-            self.answer_start, self.padding_bias = self.answer_start[prompts], self.padding_bias[prompts]
-        self.answer_key_values = [(k[rows], v[rows]) for k, v in self.answer_key_values]
-        self.n = n
-
-
 def attention(
     module: nn.Module,
     query: Tensor,
@@ -204,7 +126,7 @@ def attention(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     dropout: float = 0.0,
-    plan: PackedPlan | DecodingPlan | None = None,
+    plan: PackedPlan | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attend as a plan says, in transformers' interface: (B, H, S, hd) -> (B, S, H, hd). None: its own SDPA."""

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import h5py
 import numpy as np
 import pandas as pd
 
@@ -312,6 +311,8 @@ class MOSEI(EmotionData):
 
 def _read_csd(path: Path) -> list[tuple[str, np.ndarray, np.ndarray]]:
     """Read (video, intervals (N, 2), six intensities (N, 6)) of every video."""
+    import h5py  # here, because nothing else needs it
+
     try:
         with h5py.File(path, "r") as file:
             data = file["All Labels"]["data"]

@@ -335,10 +335,15 @@ class EvaluatedModule(CheckpointedModule):
         return parts
 
     def sum_over_processes(self, value: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes."""
-        if self.trainer.world_size > 1:
-            torch.distributed.all_reduce(value)
-        return value
+        """Return the sum of a tensor over all processes, on its own device; one on the model's device is changed.
+
+        Numbers in float64 stay on the CPU until they travel: Apple's GPUs have no float64.
+        """
+        if self.trainer.world_size == 1:
+            return value
+        travelling = value.to(self.device)
+        torch.distributed.all_reduce(travelling)
+        return travelling.to(value.device)
 
 
 def predicted_index(sample: Sample, prediction: Prediction) -> int:

@@ -282,9 +282,7 @@ class GRPOModule(LanguageModelModule):
     def count_answers_and_tokens(self, rollout: Rollout) -> tuple[float, float]:
         """Return the numbers of answers and of learnt tokens of the step in all processes."""
         counts = [rollout.finished.numel(), int(rollout.loss_mask.sum())]
-        answers, tokens = self.sum_over_processes(
-            torch.tensor(counts, device=self.device, dtype=torch.float64)
-        ).tolist()
+        answers, tokens = self.sum_over_processes(torch.tensor(counts, dtype=torch.float64)).tolist()
         return answers, tokens
 
     def decode_answers(self, window: Sequence[Any], rollout: Rollout) -> list[list[Answer]]:

@@ -389,7 +389,7 @@ class SentenceClassifier(EmotionModule):
 
     @torch.no_grad()
     def predict(self, batch: dict[str, Any]) -> list[Prediction]:
-        rows = [torch.softmax(row.double(), 0).cpu().numpy() for row in self.logits(batch)]
+        rows = [torch.softmax(row.cpu().double(), 0).numpy() for row in self.logits(batch)]
         return score_predictions(batch["samples"], rows)
 
 

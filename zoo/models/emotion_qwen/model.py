@@ -22,6 +22,11 @@ Differs from the paper (P) and its published code (C, which lacks the model, sta
   by default.
 - Budgets: P's "1280 x 784" is ``max_pixels`` 1280 * 28 * 28; C passes that of pictures under a name nobody reads.
   Video: 2 frames per second in C's training, 3 in P and its evaluation.
+- Frames: ours are the middles of equal parts of a video, 1 to 64 of them, each of at least 56 * 56 pixels; C takes an
+  even number of at least 4, from the first to the last, of at least 128 * 28 * 28 pixels. Published weights are
+  therefore asked about smaller pictures here.
+- A conversation of several answers is one sample per answer, each with the picture and all earlier turns; C has all
+  answers in one sample, so steps and epochs count differently.
 - Chat text: ours is the tokenizer's own format; C puts a newline before the end token of an answer, and hides padding
   by masking token id 0, which is a word.
 - Prompts are worded by us. Answers are read strictly: the first line must name exactly one label. C counts a hit where

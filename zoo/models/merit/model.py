@@ -375,7 +375,7 @@ class MeritTTRL(MeritRLVR):
             for label in v:
                 if label is not None:
                     counts[label] += 1
-        counts = self.sum_over_processes(counts.to(self.device)).cpu()
+        counts = self.sum_over_processes(counts)
         shares = (counts / counts.sum().clamp(min=1)).clamp(min=1e-3)
         earlier = before if self.vote_shares is None else self.vote_shares
         self.vote_shares = FADING * earlier + (1 - FADING) * shares
@@ -422,7 +422,7 @@ class MeritTTRL(MeritRLVR):
         """Take the weights back and end, if the guard says so; else keep them."""
         if self.statistics_sums is None:
             raise RuntimeError("a validation without batches has no statistics of answers")
-        now = AnswerStatistics.from_sums(self.sum_over_processes(self.statistics_sums.to(self.device)).cpu())
+        now = AnswerStatistics.from_sums(self.sum_over_processes(self.statistics_sums))
         if self.trainer.state.fn != "fit":
             return
         self.start = self.start or now

@@ -15,6 +15,9 @@ Differs from the paper (P) and its published code (C), which disagree on every r
   literally are choices. C's length term rewards more than 1024 characters; its script cannot run as published.
 - Lc and Lm of P's length term are unknown: 64 and 224 tokens, so that all three branches can be reached below 256 new
   tokens. P's equation is a bonus band; the penalty it cites (DAPO) is ``overlength: dapo``.
+- `response` wants exactly one of the two phrases inside `<answer>`; P wants it anywhere in the response.
+- The prompts of `zoo prepare captions` ask for what is seen and heard and forbid naming the feeling; the descriptions
+  in P's Fig. 8 name it. A prompt of your own is an option there.
 - P states neither beta, clip nor temperature: those are TRL's of that time (.04, .2, .9), as in C. C also had top-k 50,
   which samples from another distribution than the one that is trained; here sampling is plain.
 - LoRA dropout .1 acts in the forward pass that is trained, not in sampling nor in the reference.
@@ -241,7 +244,7 @@ class ModalitySelector(GRPOModule):
                 self._decision(s, read_decision(p.text or "", True), p.text, p.details or {})
                 for s, p in zip(samples, answers, strict=True)
             ]
-        scores = self.llm.score(self.encode(batch), self.decision_ids).double()
+        scores = self.llm.score(self.encode(batch), self.decision_ids).cpu().double()
         probabilities = torch.softmax(scores, 1)[:, 0].tolist()  # of keeping
         return [
             self._decision(s, p > 0.5, None, {"keep": round(p, 6)} | self._reward_of(s, p > 0.5))
@@ -276,7 +279,7 @@ class ModalitySelector(GRPOModule):
         """Log how often descriptions are kept, how many answers are unreadable, and the mean reward."""
         if self.trainer.sanity_checking:
             return
-        table = torch.tensor(self.validation_decisions, dtype=torch.float64, device=self.device).reshape(-1, 3)
+        table = torch.tensor(self.validation_decisions, dtype=torch.float64).reshape(-1, 3)
         sums = self.sum_over_processes(torch.cat([table.sum(0), torch.tensor([len(table)]).to(table)]))
         for name, value in zip(("keep_rate", "unparsed", "reward"), (sums[:3] / sums[3]).tolist(), strict=True):
             if np.isfinite(value):
