@@ -37,7 +37,7 @@ LAYERS = [
     ["cli"],
     ["lightning_cli"],
     ["label"],
-    ["benchmark", "callbacks", "checkpoints", "prepare"],
+    ["benchmark", "callbacks", "checkpoints", "memory", "prepare"],
     ["arguments"],
     ["models"],
     ["module", "reinforced", "senses"],

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import logging
-import pkgutil
 import sys
 import tempfile
 import warnings
@@ -28,9 +26,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector as SignalConnector
 
-import zoo.data
-import zoo.models
-from zoo.arguments import ZooParser, flag_values, prepared, resolve_checkpoint
+from zoo.arguments import ZooParser, flag_values, know_short_names, prepared, resolve_checkpoint
 from zoo.callbacks import (
     BestCheckpoint,
     CheckpointFiles,
@@ -46,6 +42,7 @@ from zoo.configs import read_run_config, refuse_unreadable
 from zoo.data import EmotionData
 from zoo.errors import is_refusal
 from zoo.imports import take_imports, trust_words
+from zoo.memory.start import check_fit
 from zoo.runs import (
     EVENTS,
     ResumingCSVLogger,
@@ -61,10 +58,7 @@ from zoo.storage import locked, read_json, sha256_of
 from zoo.training.module import EmotionModule
 from zoo.weights import look_into, require_evaluable, require_resumable
 
-# corpora and papers are known on the command line by the short names of their classes
-for package in (zoo.data, zoo.models):
-    for module_info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module_info.name)
+know_short_names()
 
 EVALUATION = ("validate", "test", "predict")
 # What a resumed run cannot change, because what was trained before depends on it. The data module itself refuses what
@@ -339,6 +333,12 @@ class ZooCLI(LightningCLI):
     def _announce(self, what: str) -> None:
         if self._writes:
             print(f"{what}: {self.folder.path}", flush=True)
+
+    def before_fit(self) -> None:
+        """Say how much memory is expected, or refuse, before any weights are read."""
+        text = check_fit(self.model, self.trainer, self.datamodule.batch_size)
+        if text is not None and self.trainer.is_global_zero:
+            print(text, flush=True)
 
     def after_fit(self) -> None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors

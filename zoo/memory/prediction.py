@@ -30,6 +30,10 @@ SOUND_RATE = 16_000  # samples per second
 FIRST_STRIDE = 5  # samples per number of a HuBERT's first convolution
 
 
+class Unpredictable(ValueError):
+    """The formula does not know a system or its language model."""
+
+
 @dataclass(frozen=True)
 class Prediction:
     """Bytes of a training step.
@@ -84,18 +88,28 @@ def on_meta(system: EmotionModule) -> EmotionModule:
 
     Raises:
         FileNotFoundError: a backbone whose sizes are not known here.
+        Unpredictable: there is no backbone.
     """
     architecture = _own_parts(system)
     encoders = getattr(system, "encoders", None)
     if encoders is not None:
         encoders = _own_parts(encoders)
         object.__setattr__(architecture, "encoders", encoders)  # as `LanguageModelModule.own_encoders` does
-    for owner in (architecture, encoders):
-        for name, make in list(vars(owner).items()) if owner is not None else ():
-            if isinstance(make, functools.partial) and getattr(make.func, "__module__", "").startswith("zoo.backbones"):
-                setattr(owner, name, _without_weights(make))
+    makers = list(backbone_makers(architecture))
+    if not makers:
+        raise Unpredictable(f"{type(system).__name__} has no language model, image encoder or sound encoder")
+    for owner, name, make in makers:
+        setattr(owner, name, _without_weights(make))
     architecture.build_architecture()
     return architecture
+
+
+def backbone_makers(system: EmotionModule) -> Iterator[tuple[nn.Module, str, functools.partial[Any]]]:
+    """Yield what makes the backbones of a system: whose attribute it is, its name, and the call with its options."""
+    for owner in (system, getattr(system, "encoders", None)):
+        for name, make in vars(owner).items() if owner is not None else ():
+            if isinstance(make, functools.partial) and getattr(make.func, "__module__", "").startswith("zoo.backbones"):
+                yield owner, name, make
 
 
 def _own_parts(module: Module) -> Module:
@@ -124,7 +138,7 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
 
     Raises:
         FileNotFoundError: a backbone whose sizes are not known here.
-        ValueError: a language model that the formula does not know.
+        Unpredictable: no backbone, or a language model that the formula does not know.
     """
     built = on_meta(system)
     encoders = [part for part in built.modules() if isinstance(part, FrozenEncoder)]
@@ -187,7 +201,7 @@ def decoder_of(system: LanguageModelModule, step: Step) -> Decoder:
     """Return the sizes of a system's language model.
 
     Raises:
-        ValueError: it is built otherwise than the formula knows.
+        Unpredictable: it is built otherwise than the formula knows.
     """
     llm = system.llm
     config: Any = llm.causal_lm.config
@@ -213,7 +227,7 @@ def decoder_of(system: LanguageModelModule, step: Step) -> Decoder:
 
 
 def _layer(llm: LLM, layer: nn.Module) -> Layer:
-    """Return what is trained in a decoder layer. ValueError for one of another kind."""
+    """Return what is trained in a decoder layer. Unpredictable for one of another kind."""
     linears, norms = [], []
     for name, module in layer.named_modules():
         last = name.rpartition(".")[2]
@@ -225,9 +239,9 @@ def _layer(llm: LLM, layer: nn.Module) -> Layer:
         elif type(module).__name__.endswith("RMSNorm"):
             norms.append((last, module))
     if {linear.site for linear in linears} != set(SITES.values()) or not norms:
-        raise ValueError(
+        raise Unpredictable(
             f"{llm.path} has layers of kind {type(layer).__name__}, and the formula of memory knows layers with "
-            f"{', '.join(SITES)} and RMSNorm; train it without a prediction"
+            f"{', '.join(SITES)} and RMSNorm"
         )
     wide = [norm for name, norm in norms if name not in ("q_norm", "k_norm")]
     trained = any(p.requires_grad for norm in wide for p in norm.parameters())
