@@ -124,6 +124,16 @@ def supervised(system: Any, batch: Mapping[str, Any]) -> None:
     system.loss(batch).backward()
 
 
+def mixed(passes: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
+    """Return the same under autocast to bfloat16."""
+
+    def inside(system: Any, batch: Mapping[str, Any]) -> None:
+        with torch.autocast("cpu", torch.bfloat16):
+            passes(system, batch)
+
+    return inside
+
+
 def reinforced(system: GRPO, batch: Mapping[str, Any]) -> None:
     """Run sampling, forward and backward pass of a GRPO step with random rewards."""
     rollout = system.sample([batch])
@@ -188,9 +198,9 @@ LONG = {"llm": "shape:small", "max_length": 208}
 LORA, LORA_ALL = LoRA(targets=QV), LoRA(r=16, dropout=0.1, targets=ALL)
 
 
-def dialogue(**options: Any) -> tuple[Any, ...]:
+def dialogue(passes: Callable[[Any, Any], None] = supervised, **options: Any) -> tuple[Any, ...]:
     """Return a case of supervised fine-tuning: 6 rows of 192 tokens and an answer of 16."""
-    return DialogueLLM, LONG | options, 192, 6, supervised, lambda: prompts(6, 208, 16)
+    return DialogueLLM, LONG | options, 192, 6, passes, lambda: prompts(6, 208, 16)
 
 
 def grpo(**options: Any) -> tuple[Any, ...]:
@@ -207,6 +217,10 @@ CASES: dict[str, tuple[Any, ...]] = {
     "SFT, LoRA on q and v, checkpointing": dialogue(lora=LORA, gradient_checkpointing=True),
     "SFT, LoRA on all, dropout": dialogue(lora=LORA_ALL),
     "SFT, LoRA, bfloat16": dialogue(lora=LORA, dtype="bfloat16"),
+    "SFT, LoRA, bfloat16, bf16-mixed": dialogue(mixed(supervised), lora=LORA, dtype="bfloat16"),
+    "SFT, LoRA on all, dropout, bfloat16, bf16-mixed": dialogue(mixed(supervised), lora=LORA_ALL, dtype="bfloat16"),
+    "SFT, full tuning, bf16-mixed": dialogue(mixed(supervised)),
+    "SFT, full tuning, checkpointing, bf16-mixed": dialogue(mixed(supervised), gradient_checkpointing=True),
     "SFT, LoRA, grouped keys": dialogue(lora=LORA, llm="shape:small-grouped"),
     "SFT, LoRA, eager attention": dialogue(lora=LORA, attention="eager"),
     "SFT, whole text in the loss": dialogue(lora=LORA, prompt_loss=1.0),
@@ -240,7 +254,8 @@ def compare(name: str) -> tuple[Prediction, int]:
     kind, options, tokens, rows, passes, make_batch = CASES[name]
     torch.manual_seed(0)
     with small_shapes():
-        prediction = predict(kind(**options), Step(rows, tokens=tokens, device_type="cpu"))
+        precision = "bf16-mixed" if name.endswith("bf16-mixed") else "32-true"
+        prediction = predict(kind(**options), Step(rows, precision=precision, tokens=tokens, device_type="cpu"))
         system = kind(**options)
         system.configure_model()
     if isinstance(system, FARCER):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import sys
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 import yaml
@@ -41,6 +42,7 @@ def main(args: list[str]) -> None:
     if parsed.tokens is not None and parsed.tokens < 1:
         raise ValueError(f"--tokens {parsed.tokens}: expected the length of a prompt, at least 1")
     options: Options = yaml.safe_load(parser.dump(parsed, skip_validation=True))
+    options["config"] = configs[-1] if configs else None
     prediction = of_options(options)
     print(report(options, prediction))
     if card is not None:
@@ -65,7 +67,8 @@ def make_parser() -> ZooParser:
 
 def of_options(options: Options) -> Prediction:
     """Return the prediction for a config."""
-    return predict(instantiated("model", EmotionModule, copy.deepcopy(options["model"]), None), step_of(options))
+    file = Path(options["config"]) if options.get("config") else None
+    return predict(instantiated("model", EmotionModule, copy.deepcopy(options["model"]), file), step_of(options))
 
 
 def step_of(options: Options) -> Step:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from zoo.backbones import LLM, Audio, Vision
 from zoo.backbones.decoding import LOGITS_AT_ONCE
 from zoo.backbones.frozen import FrozenEncoder
-from zoo.backbones.shapes import HUB_SHAPES
+from zoo.backbones.shapes import HUB_SHAPES, SHAPES
 from zoo.memory import formula
 from zoo.memory.formula import FLOAT32, SITES, Decoder, Layer, Linear, Rows
 from zoo.training.feature_cache import CLIPS_AT_ONCE
@@ -97,10 +97,18 @@ def on_meta(system: EmotionModule) -> EmotionModule:
         object.__setattr__(architecture, "encoders", encoders)  # as `LanguageModelModule.own_encoders` does
     makers = list(backbone_makers(architecture))
     if not makers:
-        raise Unpredictable(f"{type(system).__name__} has no language model, image encoder or sound encoder")
+        raise Unpredictable(
+            f"{type(system).__name__} has no language model, image encoder or sound encoder: there is nothing to predict"
+        )
     for owner, name, make in makers:
         setattr(owner, name, _without_weights(make))
-    architecture.build_architecture()
+    try:
+        architecture.build_architecture()
+    except FileNotFoundError as error:
+        raise FileNotFoundError(
+            f"{error}. Where sizes alone are wanted (zoo memory), a shape is enough: --model.llm shape:NAME, one of "
+            f"{', '.join(SHAPES)}"
+        ) from error
     return architecture
 
 
@@ -154,7 +162,8 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
         "activations": 0,
         "working memory": 0,
     }
-    notes = [f"activations of {type(e).__name__} {e.path}, which is trained" for e in encoders if not e.frozen]
+    tuned = [e for e in encoders if any(p.requires_grad for p in e.parameters())]
+    notes = [f"activations of {type(e).__name__} {e.path}, which is trained" for e in tuned]
     rest = sum(parts[name] for name in ("frozen weights", "frozen encoders", "trained weights", "Adam's moments"))
     # torch takes the square roots of all second moments at once on a GPU, of one parameter after the other on a CPU
     largest = max((p.numel() * p.element_size() for p in trained), default=0)
@@ -180,8 +189,11 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
     elif trained:
         notes.append(f"activations of {type(built).__name__}, which asks no language model")
     for encoder in encoders:
-        if encoder.frozen:
-            moments[f"encoding by {type(encoder).__name__}"] = held + _encoding(encoder, built, step)
+        encoding = 0 if encoder in tuned else _encoding(encoder, built, step)
+        if encoding:
+            moments[f"encoding by {type(encoder).__name__}"] = held + encoding
+        elif encoder not in tuned:
+            notes.append(f"what {type(encoder).__name__} {encoder.path} takes while it encodes")
     count = sum(p.numel() for p in built.parameters())
     return Prediction(parts, moments, count, sum(p.numel() for p in trained), tokens, tuple(notes))
 
@@ -285,7 +297,7 @@ def _merged_adapters(system: LanguageModelModule) -> int:
 
 
 def _encoding(encoder: FrozenEncoder, system: EmotionModule, step: Step) -> int:
-    """Return the bytes of a pass of a frozen encoder over new clips, of which it keeps the states of all layers."""
+    """Return the bytes of a pass of a frozen encoder over new clips, with the states of all layers; 0: not known."""
     number = encoder.dtype.itemsize
     clips = min(CLIPS_AT_ONCE, step.batch_size)
     owner: Any = getattr(system, "encoders", None) or system

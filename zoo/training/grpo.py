@@ -283,7 +283,7 @@ class GRPOModule(LanguageModelModule):
         """Return the numbers of answers and of learnt tokens of the step in all processes."""
         counts = [rollout.finished.numel(), int(rollout.loss_mask.sum())]
         answers, tokens = self.sum_over_processes(
-            torch.tensor(counts, device=self.device, dtype=torch.float64)
+            torch.tensor(counts, device=self.device)  # whole numbers: exact, also on devices without float64 (MPS)
         ).tolist()
         return answers, tokens
 

@@ -358,7 +358,7 @@ def score_labels(
     if not all(torch.isfinite(s).all() for s in scores.values()):
         raise FloatingPointError(f"the scores of {samples.ids()} are not finite: the training diverged")
     rows = (scores[s.labels.corpus][i] for i, s in enumerate(samples))
-    return score_predictions(samples, [torch.softmax(row.double(), 0).tolist() for row in rows])
+    return score_predictions(samples, [torch.softmax(row.cpu().double(), 0).tolist() for row in rows])
 
 
 __all__ = ["LanguageModelModule", "PromptBatch", "score_labels"]

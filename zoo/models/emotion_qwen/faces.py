@@ -67,7 +67,7 @@ class Expression:
     def __call__(self, pictures: Tensor) -> list[dict[str, float]]:
         """Return the probabilities of each of the N pictures, uint8 (N, 3, h, w)."""
         with torch.inference_mode():
-            classes = self.vision.logits(pictures).double().softmax(1).cpu()
+            classes = self.vision.logits(pictures).cpu().double().softmax(1)
             summed = torch.zeros(len(classes), len(EMOTIONS), dtype=torch.float64).index_add_(1, self.columns, classes)
         return [dict(zip(EMOTIONS, row, strict=True)) for row in summed.tolist()]
 

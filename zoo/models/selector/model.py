@@ -241,7 +241,7 @@ class ModalitySelector(GRPOModule):
                 self._decision(s, read_decision(p.text or "", True), p.text, p.details or {})
                 for s, p in zip(samples, answers, strict=True)
             ]
-        scores = self.llm.score(self.encode(batch), self.decision_ids).double()
+        scores = self.llm.score(self.encode(batch), self.decision_ids).cpu().double()
         probabilities = torch.softmax(scores, 1)[:, 0].tolist()  # of keeping
         return [
             self._decision(s, p > 0.5, None, {"keep": round(p, 6)} | self._reward_of(s, p > 0.5))
@@ -276,8 +276,9 @@ class ModalitySelector(GRPOModule):
         """Log how often descriptions are kept, how many answers are unreadable, and the mean reward."""
         if self.trainer.sanity_checking:
             return
-        table = torch.tensor(self.validation_decisions, dtype=torch.float64, device=self.device).reshape(-1, 3)
-        sums = self.sum_over_processes(torch.cat([table.sum(0), torch.tensor([len(table)]).to(table)]))
+        table = torch.tensor(self.validation_decisions, dtype=torch.float64).reshape(-1, 3)
+        sums = torch.cat([table.sum(0), torch.tensor([len(table)]).to(table)])
+        sums = self.sum_over_processes(sums.float().to(self.device))  # some devices have no float64 (MPS)
         for name, value in zip(("keep_rate", "unparsed", "reward"), (sums[:3] / sums[3]).tolist(), strict=True):
             if np.isfinite(value):
                 self.log(f"val/{name}", value, prog_bar=True)

@@ -165,7 +165,7 @@ class Unimodal(EmotionModule):
         logits = self.logits(batch)
         if not torch.isfinite(logits).all():
             raise FloatingPointError(f"the scores of {batch['samples'].ids()} are not finite: the training diverged")
-        probabilities = torch.softmax(logits.double(), 1).tolist()
+        probabilities = torch.softmax(logits.cpu().double(), 1).tolist()
         self.events[f"no readable {self.modality}"] += int((~batch["present"]).sum())
         answered = score_predictions(batch["samples"], probabilities)
         return [
