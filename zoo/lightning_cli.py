@@ -42,7 +42,7 @@ from zoo.configs import read_run_config, refuse_unreadable
 from zoo.data import EmotionData
 from zoo.errors import is_refusal
 from zoo.imports import take_imports, trust_words
-from zoo.memory.start import check_fit
+from zoo.memory.start import MemoryCheck
 from zoo.runs import (
     EVENTS,
     ResumingCSVLogger,
@@ -217,7 +217,7 @@ class ZooCLI(LightningCLI):
         # a trial run leaves nothing behind
         folder = RunFolder(Path(LOCKS.enter_context(tempfile.TemporaryDirectory())) if trial else root)
         display, switches = self._display(options)
-        self.trainer_defaults["callbacks"] = [folder, *display, *self._file_callbacks(config)]
+        self.trainer_defaults["callbacks"] = [folder, MemoryCheck(), *display, *self._file_callbacks(config)]
         with library_options("--trainer"):
             trainer = super().instantiate_trainer(**kwargs | switches | {"logger": False})
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
@@ -333,12 +333,6 @@ class ZooCLI(LightningCLI):
     def _announce(self, what: str) -> None:
         if self._writes:
             print(f"{what}: {self.folder.path}", flush=True)
-
-    def before_fit(self) -> None:
-        """Say how much memory is expected, or refuse, before any weights are read."""
-        text = check_fit(self.model, self.trainer, self.datamodule.batch_size)
-        if text is not None and self.trainer.is_global_zero:
-            print(text, flush=True)
 
     def after_fit(self) -> None:
         callbacks = self.trainer.callbacks  # type: ignore[attr-defined]  # set by one of its connectors

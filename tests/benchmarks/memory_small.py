@@ -183,7 +183,13 @@ def small_shapes() -> Iterator[None]:
     vision = {**vision, **VISION, "image_size": 64}
     preprocessing = {**preprocessing, "size": {"height": 64, "width": 64}}
     audio, normalised = AUDIO_SHAPES["hubert-base"]
-    audio = {**audio, **VISION, "conv_dim": (32,) * 7, "num_conv_pos_embeddings": 16, "num_conv_pos_embedding_groups": 4}
+    audio = {
+        **audio,
+        **VISION,
+        "conv_dim": (32,) * 7,
+        "num_conv_pos_embeddings": 16,
+        "num_conv_pos_embedding_groups": 4,
+    }
     grouped = {**SIZES, "num_key_value_heads": 2}
     models = {"small": ("llama", SIZES), "small-grouped": ("qwen2", grouped)}
     with (
@@ -249,20 +255,26 @@ CASES: dict[str, tuple[Any, ...]] = {
 }
 
 
+def prediction_of(name: str) -> Prediction:
+    """Return the prediction of a case."""
+    kind, options, tokens, rows, _, _ = CASES[name]
+    precision = "bf16-mixed" if name.endswith("bf16-mixed") else "32-true"
+    with small_shapes():
+        return predict(kind(**options), Step(rows, precision=precision, tokens=tokens, device_type="cpu"))
+
+
 def compare(name: str) -> tuple[Prediction, int]:
     """Return the prediction of a case and its measured peak in bytes."""
-    kind, options, tokens, rows, passes, make_batch = CASES[name]
+    kind, options, _, _, passes, make_batch = CASES[name]
     torch.manual_seed(0)
     with small_shapes():
-        precision = "bf16-mixed" if name.endswith("bf16-mixed") else "32-true"
-        prediction = predict(kind(**options), Step(rows, precision=precision, tokens=tokens, device_type="cpu"))
         system = kind(**options)
         system.configure_model()
     if isinstance(system, FARCER):
         system.register_buffer("token_weight", torch.ones(SIZES["vocab_size"]), persistent=False)
     system.train()
     batch = make_batch()
-    return prediction, measured_peak(system, lambda: passes(system, batch))
+    return prediction_of(name), measured_peak(system, lambda: passes(system, batch))
 
 
 def main() -> None:

@@ -49,7 +49,9 @@ def test_later_options_rule(capsys):
 
 
 def test_a_card_that_is_large_enough(capsys):
-    assert re.search(r"A100 40 GB \(37\.4 GiB usable\): fits, [\d.]+ GiB are left\n$", said_by(capsys, *PAPER, "--card=40"))
+    assert re.search(
+        r"A100 40 GB \(37\.4 GiB usable\): fits, [\d.]+ GiB are left\n$", said_by(capsys, *PAPER, "--card=40")
+    )
 
 
 @pytest.mark.parametrize("args", [PAPER, FULL], ids=["LoRA", "full tuning"])

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
+from lightning.pytorch import Trainer
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from tests.builders import make_home
-from tests.runs_helper import QUIET, flags, refused
-from zoo import lightning_cli
+from tests.runs_helper import QUIET, fit, flags, refused
 from zoo.backbones import LLM, LoRA
-from zoo.memory import check_fit
+from zoo.memory import check_fit, start
 from zoo.memory.start import refuse_dtype
 from zoo.models.baselines import Majority
 from zoo.models.dialoguellm import DialogueLLM
@@ -24,6 +25,20 @@ GIB = 2**30
 def trainer(device: str = "cuda", precision: str = "bf16-mixed") -> SimpleNamespace:
     strategy = SingleDeviceStrategy(device=torch.device(device, 0) if device == "cuda" else torch.device(device))
     return SimpleNamespace(strategy=strategy, precision=precision, accumulate_grad_batches=1)
+
+
+def test_the_line_is_printed_in_a_fit(tmp_path, monkeypatch, capsys):
+    make_home(tmp_path, (3, 1, 1))
+    asked = []
+
+    def check(model: DialogueLLM, trainer: Trainer, batch_size: int) -> str:
+        asked.append((batch_size, trainer.accumulate_grad_batches, hasattr(model, "llm")))
+        return "memory: some"
+
+    monkeypatch.setattr(start, "check_fit", check)
+    options = {"model": "CausalLM", "model__llm": tmp_path / "llm", "data": "MELD", "data__root": tmp_path / "meld"}
+    fit(tmp_path, *flags(**options), "--data.batch_size=3", "--trainer.max_steps=1")
+    assert asked == [(3, 1, False)] and "\nmemory: some\n" in capsys.readouterr().out
 
 
 @pytest.fixture
@@ -43,7 +58,9 @@ def test_one_line_with_the_peak_and_the_card(card):
         "memory: expected peak 12.9 GiB of 23.5 GiB on Card with prompts of 512 tokens"
     )
     said = check_fit(system(max_length=512), trainer(), 16)
-    assert said is not None and said.endswith("it may not fit: zoo memory, with the same options and --card, says what to change")
+    assert said is not None and said.endswith(
+        "it may not fit: zoo memory, with the same options and --card, says what to change"
+    )
 
 
 def test_weights_that_do_not_fit_are_refused(card):
@@ -84,10 +101,12 @@ def test_a_fit_asks_before_it_reads_weights(tmp_path, monkeypatch):
     def no_weights(self: LLM, *args: object) -> None:
         raise AssertionError("weights were read")
 
-    def too_small(*args: object) -> None:
-        raise ValueError("too small for the weights alone")
+    def old_card(model: DialogueLLM, *args: object) -> None:
+        refuse_dtype(model, "bf16-mixed", "T4", (7, 5))
 
     monkeypatch.setattr(LLM, "_load", no_weights)
-    monkeypatch.setattr(lightning_cli, "check_fit", too_small)
+    monkeypatch.setattr(start, "check_fit", old_card)
     options = {"model": "CausalLM", "model__llm": tmp_path / "llm", "data": "MELD", "data__root": tmp_path / "meld"}
-    assert refused("fit", *QUIET, *flags(**options)) == "zoo fit: too small for the weights alone"
+    said = refused("fit", *QUIET, *flags(**options))
+    assert said.startswith("zoo fit: T4 (compute capability 7.5) has no bfloat16")
+    assert not list(Path("lightning_logs").glob("*"))  # no run folder is left behind

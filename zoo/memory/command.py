@@ -41,7 +41,7 @@ def main(args: list[str]) -> None:
     card = None if parsed.card is None else card_of(parsed.card)
     if parsed.tokens is not None and parsed.tokens < 1:
         raise ValueError(f"--tokens {parsed.tokens}: expected the length of a prompt, at least 1")
-    options: Options = yaml.safe_load(parser.dump(parsed, skip_validation=True))
+    options: Options = yaml.safe_load(parser.dump(parsed, skip_validation=True, skip_none=False))
     options["config"] = configs[-1] if configs else None
     prediction = of_options(options)
     print(report(options, prediction))

@@ -191,7 +191,9 @@ def _saved_inputs(
 def activations(model: Decoder, rows: Rows) -> tuple[int, int]:
     """Return the bytes that a forward pass leaves for the backward pass, and those of a layer computed again in it."""
     layers = [saved_by_layer(model, layer, rows) for layer in model.layers]
-    ends = rows.tokens * model.width * (model.weight_bytes + FLOAT32) + rows.mask  # embeddings, last norm; masks as bool
+    ends = (
+        rows.tokens * model.width * (model.weight_bytes + FLOAT32) + rows.mask
+    )  # embeddings, last norm; masks as bool
     if not model.checkpointing:
         return sum(layers) + ends, 0
     inputs = len(layers) * rows.tokens * model.width * model.weight_bytes

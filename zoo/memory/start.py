@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any, cast
+
 import torch
-from lightning.pytorch import Trainer
+from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 
 from zoo.memory.cards import GIB, usable
@@ -11,6 +13,19 @@ from zoo.memory.prediction import Prediction, Step, Unpredictable, backbone_make
 from zoo.training.module import EmotionModule
 
 BFLOAT16_FROM = (8, 0)  # compute capability, from which CUDA cards compute in bfloat16
+
+
+class MemoryCheck(Callback):
+    """Says at the beginning of a fit on a CUDA card how much memory is expected, or refuses; see `check_fit`."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Check before the model is built, so before any weights are read."""
+        if stage != "fit":
+            return
+        system, data = cast(EmotionModule, pl_module), cast(Any, trainer).datamodule
+        text = check_fit(system, trainer, data.batch_size)
+        if text is not None and trainer.is_global_zero:
+            print(text, flush=True)
 
 
 def check_fit(system: EmotionModule, trainer: Trainer, batch_size: int) -> str | None:
