@@ -1,4 +1,4 @@
-"""The line at the beginning of a fit on a GPU, and what is refused there: without a GPU, by what a card says of itself."""
+"""The line at the beginning of a fit on a GPU, and what is refused there; a card is what it says of itself."""
 
 from __future__ import annotations
 

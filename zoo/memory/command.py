@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from jsonargparse import ActionConfigFile
+from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, but not listed
 from lightning.pytorch import Trainer
 
 from zoo.arguments import ZooParser, flag_values, know_short_names, prepared

@@ -98,7 +98,8 @@ def on_meta(system: EmotionModule) -> EmotionModule:
     makers = list(backbone_makers(architecture))
     if not makers:
         raise Unpredictable(
-            f"{type(system).__name__} has no language model, image encoder or sound encoder: there is nothing to predict"
+            f"{type(system).__name__} has no language model, image encoder or sound encoder: there is nothing to "
+            "predict"
         )
     for owner, name, make in makers:
         setattr(owner, name, _without_weights(make))
@@ -114,8 +115,10 @@ def on_meta(system: EmotionModule) -> EmotionModule:
 
 def backbone_makers(system: EmotionModule) -> Iterator[tuple[nn.Module, str, functools.partial[Any]]]:
     """Yield what makes the backbones of a system: whose attribute it is, its name, and the call with its options."""
-    for owner in (system, getattr(system, "encoders", None)):
-        for name, make in vars(owner).items() if owner is not None else ():
+    encoders: nn.Module | None = getattr(system, "encoders", None)
+    owners: list[nn.Module] = [system] if encoders is None else [system, encoders]
+    for owner in owners:
+        for name, make in vars(owner).items():
             if isinstance(make, functools.partial) and getattr(make.func, "__module__", "").startswith("zoo.backbones"):
                 yield owner, name, make
 
@@ -218,11 +221,12 @@ def decoder_of(system: LanguageModelModule, step: Step) -> Decoder:
     llm = system.llm
     config: Any = llm.causal_lm.config
     heads = config.num_attention_heads
-    weight_bytes = llm.causal_lm.get_input_embeddings().weight.element_size()  # type: ignore[union-attr,operator]
+    embeddings: Any = llm.causal_lm.get_input_embeddings()
+    weight_bytes = embeddings.weight.element_size()
     autocast = step.precision.endswith("mixed")
     options = system.make_llm.keywords
     return Decoder(
-        layers=tuple(_layer(llm, layer) for layer in llm.causal_lm.get_decoder().layers),  # type: ignore[union-attr]
+        layers=tuple(_layer(llm, layer) for layer in llm.causal_lm.get_decoder().layers),
         width=config.hidden_size,
         inner=config.intermediate_size,
         heads=heads,
@@ -280,12 +284,13 @@ def _autocast_copies(llm: LLM, step: Step) -> int:
     """
     if not step.precision.endswith("mixed"):
         return 0
-    layers: list[Any] = list(llm.causal_lm.get_decoder().layers)  # type: ignore[union-attr,arg-type]
+    layers: list[Any] = list(llm.causal_lm.get_decoder().layers)
     matrices = [[p for p in layer.parameters() if p.ndim == 2 and p.dtype == torch.float32] for layer in layers]
     trained = sum(p.numel() for layer in matrices for p in layer if p.requires_grad)
     frozen = [sum(p.numel() for p in layer if not p.requires_grad) for layer in matrices]
     checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in llm.modules())
-    return 2 * (trained + (max(frozen) if checkpointing else sum(frozen)))
+    copied: int = trained + (max(frozen) if checkpointing else sum(frozen))
+    return 2 * copied
 
 
 def _merged_adapters(system: LanguageModelModule) -> int:
@@ -317,7 +322,8 @@ def _encoding(encoder: FrozenEncoder, system: EmotionModule, step: Step) -> int:
 
 def _widths(config: Any) -> int:
     """Return numbers per token of an encoder's pass: states of all layers, and those inside one."""
-    return (config.num_hidden_layers + 4) * config.hidden_size + 2 * config.intermediate_size
+    numbers: int = (config.num_hidden_layers + 4) * config.hidden_size + 2 * config.intermediate_size
+    return numbers
 
 
 def _tensors(module: nn.Module) -> Iterator[Tensor]:
