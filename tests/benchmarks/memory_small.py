@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -134,14 +136,13 @@ def mixed(passes: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
     return inside
 
 
-def reinforced(system: GRPO, batch: Mapping[str, Any]) -> None:
-    """Run sampling, forward and backward pass of a GRPO step with random rewards."""
-    rollout = system.sample([batch])
+def reinforced(system: GRPO, batch: Mapping[str, Any], accumulate: int) -> None:
+    """Run sampling, forward and backward passes of a GRPO step with random rewards."""
+    rollout = system.sample([batch] * accumulate)
     advantages = torch.randn(rollout.finished.shape)
     weights = token_weights(rollout.loss_mask, "token", system.max_new_tokens)
-    accumulate_gradients(
-        system.llm, [lambda: system.encode(batch)], rollout, advantages, weights, system.objective, temperature=1.0
-    )
+    encoders = [lambda: system.encode(batch)] * accumulate
+    accumulate_gradients(system.llm, encoders, rollout, advantages, weights, system.objective, temperature=1.0)
 
 
 def pictured(rows: int, tokens: int, pictures: int) -> dict[str, Any]:
@@ -191,7 +192,8 @@ def small_shapes() -> Iterator[None]:
         "num_conv_pos_embedding_groups": 4,
     }
     grouped = {**SIZES, "num_key_value_heads": 2}
-    models = {"small": ("llama", SIZES), "small-grouped": ("qwen2", grouped)}
+    wordy = {**SIZES, "vocab_size": 16384}
+    models = {"small": ("llama", SIZES), "small-grouped": ("qwen2", grouped), "small-wordy": ("llama", wordy)}
     with (
         mock.patch.dict(SHAPES, models),
         mock.patch.dict(VISION_SHAPES, {"small": (kind, vision, preprocessing)}),
@@ -200,43 +202,70 @@ def small_shapes() -> Iterator[None]:
         yield
 
 
+@dataclass(frozen=True)
+class Case:
+    """A kind of step.
+
+    Attributes:
+        kind, options: the system.
+        tokens: of a prompt.
+        rows: of a batch.
+        passes: what a step computes of a batch, gradients included.
+        make_batch: makes it.
+        accumulate: batches of a step.
+        precision: of the trainer.
+    """
+
+    kind: type[LanguageModelModule]
+    options: dict[str, Any]
+    tokens: int
+    rows: int
+    passes: Callable[[Any, Any], None]
+    make_batch: Callable[[], dict[str, Any]]
+    accumulate: int = 1
+    precision: str = "32-true"
+
+
 LONG = {"llm": "shape:small", "max_length": 208}
 LORA, LORA_ALL = LoRA(targets=QV), LoRA(r=16, dropout=0.1, targets=ALL)
 
 
-def dialogue(passes: Callable[[Any, Any], None] = supervised, **options: Any) -> tuple[Any, ...]:
+def dialogue(precision: str = "32-true", **options: Any) -> Case:
     """Return a case of supervised fine-tuning: 6 rows of 192 tokens and an answer of 16."""
-    return DialogueLLM, LONG | options, 192, 6, passes, lambda: prompts(6, 208, 16)
+    passes = supervised if precision == "32-true" else mixed(supervised)
+    return Case(DialogueLLM, LONG | options, 192, 6, passes, lambda: prompts(6, 208, 16), precision=precision)
 
 
-def grpo(**options: Any) -> tuple[Any, ...]:
+def grpo(accumulate: int = 1, **options: Any) -> Case:
     """Return a case of GRPO: 4 prompts of 160 tokens, 4 answers of 32 each."""
     options = LONG | {"num_generations": 4, "max_new_tokens": 32, "reward_funcs": [len], "lora": LORA} | options
-    return GRPO, options, 160, 4, reinforced, lambda: prompts(4, 160, 1)
+    passes = functools.partial(reinforced, accumulate=accumulate)
+    return Case(GRPO, options, 160, 4, passes, lambda: prompts(4, 160, 1), accumulate)
 
 
 FACES = {"vision": "shape:small", "template": "plain", "train_shots": 0, "shots": 0, "dropout": 0.0}
 CLIPS = {"vision": "shape:small", "audio": "shape:small", "frames": 4, "audio_tokens": 4, "max_seconds": 1.0}
-# name -> class, options, tokens of a prompt, rows, a step's passes, a batch
-CASES: dict[str, tuple[Any, ...]] = {
+CASES: dict[str, Case] = {
     "SFT, LoRA on q and v": dialogue(lora=LORA),
     "SFT, LoRA on q and v, checkpointing": dialogue(lora=LORA, gradient_checkpointing=True),
     "SFT, LoRA on all, dropout": dialogue(lora=LORA_ALL),
     "SFT, LoRA, bfloat16": dialogue(lora=LORA, dtype="bfloat16"),
-    "SFT, LoRA, bfloat16, bf16-mixed": dialogue(mixed(supervised), lora=LORA, dtype="bfloat16"),
-    "SFT, LoRA on all, dropout, bfloat16, bf16-mixed": dialogue(mixed(supervised), lora=LORA_ALL, dtype="bfloat16"),
-    "SFT, full tuning, bf16-mixed": dialogue(mixed(supervised)),
-    "SFT, full tuning, checkpointing, bf16-mixed": dialogue(mixed(supervised), gradient_checkpointing=True),
+    "SFT, LoRA, bfloat16, bf16-mixed": dialogue("bf16-mixed", lora=LORA, dtype="bfloat16"),
+    "SFT, LoRA on all, dropout, bfloat16, bf16-mixed": dialogue("bf16-mixed", lora=LORA_ALL, dtype="bfloat16"),
     "SFT, LoRA, grouped keys": dialogue(lora=LORA, llm="shape:small-grouped"),
     "SFT, LoRA, eager attention": dialogue(lora=LORA, attention="eager"),
-    "SFT, whole text in the loss": dialogue(lora=LORA, prompt_loss=1.0),
+    "SFT, LoRA, whole text in the loss": dialogue(lora=LORA, prompt_loss=1.0),
     "SFT, full tuning": dialogue(),
     "SFT, full tuning, checkpointing": dialogue(gradient_checkpointing=True),
+    "SFT, full tuning, bf16-mixed": dialogue("bf16-mixed"),
+    "SFT, full tuning, checkpointing, bf16-mixed": dialogue("bf16-mixed", gradient_checkpointing=True),
     "GRPO, LoRA": grpo(),
     "GRPO, LoRA, checkpointing": grpo(gradient_checkpointing=True),
+    "GRPO, LoRA, checkpointing, 16384 words": grpo(gradient_checkpointing=True, llm="shape:small-wordy"),
+    "GRPO, LoRA, checkpointing, 4 batches": grpo(4, gradient_checkpointing=True),
     "GRPO, LoRA, grouped keys": grpo(llm="shape:small-grouped"),
     "GRPO, full tuning": grpo(lora=None),
-    "FARCER, projection alone": (
+    "FARCER, projection alone": Case(
         FARCER,
         LONG | FACES | {"max_new_tokens": 4},
         200,
@@ -244,37 +273,32 @@ CASES: dict[str, tuple[Any, ...]] = {
         lambda system, batch: system.training_step(batch, 0).backward(),
         lambda: pictured(4, 200, 8),
     ),
-    "MERIT, LoRA and projections": (
-        Merit,
-        LONG | CLIPS | {"lora": LORA, "max_new_tokens": 8},
-        192,
-        6,
-        supervised,
-        lambda: with_clips(6, 208, 4, 4),
+    "MERIT, LoRA and projections": Case(
+        Merit, LONG | CLIPS | {"lora": LORA, "max_new_tokens": 8}, 192, 6, supervised, lambda: with_clips(6, 208, 4, 4)
     ),
 }
 
 
 def prediction_of(name: str) -> Prediction:
     """Return the prediction of a case."""
-    kind, options, tokens, rows, _, _ = CASES[name]
-    precision = "bf16-mixed" if name.endswith("bf16-mixed") else "32-true"
+    case = CASES[name]
+    step = Step(case.rows, case.accumulate, case.precision, case.tokens, device_type="cpu")
     with small_shapes():
-        return predict(kind(**options), Step(rows, precision=precision, tokens=tokens, device_type="cpu"))
+        return predict(case.kind(**case.options), step)
 
 
 def compare(name: str) -> tuple[Prediction, int]:
     """Return the prediction of a case and its measured peak in bytes."""
-    kind, options, _, _, passes, make_batch = CASES[name]
+    case = CASES[name]
     torch.manual_seed(0)
     with small_shapes():
-        system = kind(**options)
+        system = case.kind(**case.options)
         system.configure_model()
     if isinstance(system, FARCER):
         system.register_buffer("token_weight", torch.ones(SIZES["vocab_size"]), persistent=False)
     system.train()
-    batch = make_batch()
-    return prediction_of(name), measured_peak(system, lambda: passes(system, batch))
+    batch = case.make_batch()
+    return prediction_of(name), measured_peak(system, lambda: case.passes(system, batch))
 
 
 def main() -> None:

@@ -8,7 +8,7 @@ Counted is what autograd saves for the backward pass, operation by operation as 
   rank's numbers between A and B.
 - rotary embedding: nothing per layer (cosine and sine are shared).
 - attention by a fused kernel: queries, keys, values, its output, one float32 per query and head, and the mask as
-  numbers; written out (``eager``), the probabilities instead of the mask.
+  numbers; written out (``eager``), the probabilities instead of output, numbers per head and mask.
 - SwiGLU: gate, its activation, and up: three times the inner width; the product where ``down_proj`` needs its input.
 
 With gradient checkpointing every layer keeps its input alone, and one layer at a time the rest. Everything here is
@@ -142,17 +142,19 @@ class Rows:
 def saved_by_layer(model: Decoder, layer: Layer, rows: Rows) -> int:
     """Return the bytes that autograd saves in a decoder layer."""
     tokens, queries = rows.tokens, model.heads * model.head_width
-    repeated = rows.mask > 0 and not (model.on_cpu and rows.answers)
+    repeated = model.eager or (rows.mask > 0 and not (model.on_cpu and rows.answers))
     keys = queries if repeated else model.key_value_heads * model.head_width
     norms = layer.norms * (FLOAT32 * (model.width + 1) + model.weight_bytes * model.width * layer.norms_trained)
     if layer.head_norms:
         norms += FLOAT32 * (queries + model.key_value_heads * model.head_width)
-    attention = model.compute_bytes * (2 * queries + 2 * keys) + FLOAT32 * model.heads
+    attention = model.compute_bytes * (queries + 2 * keys)
+    if not model.eager:  # the kernel's output, and a number per query and head
+        attention += model.compute_bytes * queries + FLOAT32 * model.heads
     swiglu = model.compute_bytes * 3 * model.inner
-    packed_again = rows.answers > 0  # prompt and answers are joined: the output projection reads a copy
+    copied = rows.answers > 0 or model.eager  # prompt and answers are joined: the output projection reads a copy
     inputs: dict[Site, tuple[int, int, bool]] = {  # width, bytes of a number, whether it is saved anyway
         "attention_in": (model.width, model.weight_bytes, False),
-        "attention_out": (queries, model.compute_bytes, not packed_again),
+        "attention_out": (queries, model.compute_bytes, not copied),
         "mlp_in": (model.width, model.weight_bytes, False),
         "mlp_out": (model.inner, model.compute_bytes, False),
     }
@@ -228,13 +230,13 @@ def key_values(model: Decoder, tokens: int) -> int:
 def sampling(model: Decoder, rows: Rows, shares_prompts: bool) -> int:
     """Return the most bytes while answers to rows are sampled, without gradients.
 
-    Keys and values of prompts (once, or for every answer where a model cannot share them) and answers, with either the
-    pass over the prompts or the five float32 numbers per answer and token of the vocabulary.
+    Keys and values of the prompts, and with them either what the pass over the prompts takes, or keys and values of the
+    answers (with a copy of the prompt's for each where a model cannot share them) and five float32 numbers per answer
+    and word of the vocabulary.
     """
-    prompts = rows.count * rows.prompt
-    answers = rows.count * rows.answers
-    copies = 1 if shares_prompts else 1 + rows.answers
-    kept = key_values(model, prompts * copies + rows.count * rows.packed)
+    prompts, answers = rows.count * rows.prompt, rows.count * rows.answers
     mask = rows.count * rows.prompt**2 * (1 + model.compute_bytes)
     prefill = prompts * (3 * model.inner * model.compute_bytes + 3 * model.width * FLOAT32) + mask
-    return kept + max(prefill, 5 * FLOAT32 * model.vocabulary * answers)
+    copies = 0 if shares_prompts else prompts * rows.answers
+    writing = key_values(model, copies + rows.count * rows.packed) + 5 * FLOAT32 * model.vocabulary * answers
+    return key_values(model, prompts) + max(prefill, writing)
