@@ -90,16 +90,12 @@ def bytes_of(tensors: Any) -> int:
 def measured_peak(system: LanguageModelModule, step: Callable[[], None]) -> int:
     """Return the most bytes alive in the second of two optimizer steps."""
     optimizer = torch.optim.AdamW([p for p in system.parameters() if p.requires_grad], lr=1e-4)
-    peak = 0
-    for _ in range(2):
-        optimizer.zero_grad(set_to_none=True)
-        moments = [v for state in optimizer.state.values() for v in state.values()]
-        live = LiveBytes(bytes_of([*system.parameters(), *system.buffers(), *moments]))
-        with live:
+    with LiveBytes(bytes_of([*system.parameters(), *system.buffers()])) as live:
+        for _ in range(2):
+            live.peak = live.now
             step()
             optimizer.step()
-        peak = live.peak
-    return peak
+    return live.peak
 
 
 # ---- systems and batches
@@ -121,9 +117,15 @@ def prompts(rows: int, tokens: int, answer: int) -> dict[str, Any]:
     return {"input_ids": ids, "mask": mask, "target_ids": ids, "answer": marked, "samples": Samples([None] * rows)}
 
 
+def backward(system: LanguageModelModule, loss: Tensor) -> None:
+    """Free the gradients of the step before, as late as Lightning does, and compute new ones."""
+    system.zero_grad(set_to_none=True)
+    loss.backward()
+
+
 def supervised(system: Any, batch: Mapping[str, Any]) -> None:
     """Run forward and backward pass of supervised fine-tuning."""
-    system.loss(batch).backward()
+    backward(system, system.loss(batch))
 
 
 def mixed(passes: Callable[[Any, Any], None]) -> Callable[[Any, Any], None]:
@@ -141,6 +143,7 @@ def reinforced(system: GRPO, batch: Mapping[str, Any], accumulate: int) -> None:
     rollout = system.sample([batch] * accumulate)
     advantages = torch.randn(rollout.finished.shape)
     weights = token_weights(rollout.loss_mask, "token", system.max_new_tokens)
+    system.zero_grad(set_to_none=True)
     encoders = [lambda: system.encode(batch)] * accumulate
     accumulate_gradients(system.llm, encoders, rollout, advantages, weights, system.objective, temperature=1.0)
 
@@ -270,7 +273,7 @@ CASES: dict[str, Case] = {
         LONG | FACES | {"max_new_tokens": 4},
         200,
         4,
-        lambda system, batch: system.training_step(batch, 0).backward(),
+        lambda system, batch: backward(system, system.training_step(batch, 0)),
         lambda: pictured(4, 200, 8),
     ),
     "MERIT, LoRA and projections": Case(

@@ -208,9 +208,10 @@ def backward_work(model: Decoder, rows: Rows) -> int:
     return rows.tokens * (3 * model.inner * model.compute_bytes + 2 * model.width * model.weight_bytes)
 
 
-def loss_work(model: Decoder, positions: int) -> int:
-    """Return the bytes of a cross-entropy: log-probabilities, their gradients and those of the logits, in float32."""
-    return 3 * FLOAT32 * model.vocabulary * positions
+def loss_work(model: Decoder, positions: int) -> tuple[int, int]:
+    """Return the bytes of a cross-entropy, in float32: logits and log-probabilities; then these and two gradients."""
+    numbers = model.vocabulary * positions
+    return 2 * FLOAT32 * numbers, 3 * FLOAT32 * numbers
 
 
 def chunked_loss_work(model: Decoder, positions: int, numbers_at_once: int) -> int:

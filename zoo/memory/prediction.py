@@ -172,29 +172,32 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
     largest = max((p.numel() * p.element_size() for p in trained), default=0)
     roots = 2 * largest if step.device_type == "cpu" else _bytes(trained)
     moments = {"optimizer step": rest + parts["gradients"] + roots}
-    held = rest + (parts["gradients"] if step.accumulate > 1 else 0)
+    with_gradients = rest + parts["gradients"]  # Lightning frees those of a step behind the next forward pass
     tokens = 0
     if isinstance(built, LanguageModelModule):
         tokens = step.tokens or built.max_length
         model, rows = decoder_of(built, step), rows_of(built, step, tokens)
-        loss, head_gradient = _loss(built, model, rows, step)
+        forward_loss, loss, head_gradient = _loss(built, model, rows, step)
         casts = _autocast_copies(built.llm, step)
         activations, again = formula.activations(model, rows)
         parts["activations"] = built.prompts_per_sample * activations + casts
         parts["working memory"] = max(again + formula.backward_work(model, rows) + head_gradient, loss)
+        held = with_gradients if step.accumulate > 1 else rest
         moments["backward pass"] = held + parts["activations"] + parts["working memory"]
+        if not isinstance(built, GRPOModule):  # which frees gradients before its forward pass
+            moments["forward pass"] = with_gradients + parts["activations"] + forward_loss
         if rows.answers and (isinstance(built, GRPOModule) or not getattr(built, "teacher_forcing", True)):
             count = step.batch_size * (step.accumulate if isinstance(built, GRPOModule) else 1)
             window = Rows(count, rows.prompt, rows.answers, rows.answer)
             merged = _merged_adapters(built)
             sampling = formula.sampling(model, window, built.llm.prefix_sharing_unsupported_reason is None)
-            moments["sampling answers"] = rest + sampling + merged
+            moments["sampling answers"] = with_gradients + sampling + merged
     elif trained:
         notes.append(f"activations of {type(built).__name__}, which asks no language model")
     for encoder in encoders:
         encoding = 0 if encoder in tuned else _encoding(encoder, built, step)
         if encoding:
-            moments[f"encoding by {type(encoder).__name__}"] = held + encoding
+            moments[f"encoding by {type(encoder).__name__}"] = with_gradients + encoding
         elif encoder not in tuned:
             notes.append(f"what {type(encoder).__name__} {encoder.path} takes while it encodes")
     count = sum(p.numel() for p in built.parameters())
@@ -264,16 +267,18 @@ def _layer(llm: LLM, layer: nn.Module) -> Layer:
     return Layer(tuple(linears), len(wide), trained, len(wide) < len(norms))
 
 
-def _loss(system: LanguageModelModule, model: Decoder, rows: Rows, step: Step) -> tuple[int, int]:
-    """Return the bytes of the loss while it is computed, and of the output embeddings' gradient, which stays."""
+def _loss(system: LanguageModelModule, model: Decoder, rows: Rows, step: Step) -> tuple[int, int, int]:
+    """Return the bytes of the loss in forward and backward pass, and of the output embeddings' gradient, which stays."""
     head: Any = system.llm.causal_lm.get_output_embeddings()
     head_gradient = head.weight.numel() * FLOAT32 if head.weight.requires_grad else 0
     if not isinstance(system, SupervisedFineTuning):
         answers = getattr(system, "num_generations", 1)
         positions = step.batch_size * answers * system.max_new_tokens
-        return formula.chunked_loss_work(model, positions, LOGITS_AT_ONCE), head_gradient
+        loss = formula.chunked_loss_work(model, positions, LOGITS_AT_ONCE)
+        return loss, loss, head_gradient
     positions = rows.tokens if system.prompt_loss else rows.count * system.longest_answer()
-    return formula.loss_work(model, positions) + head_gradient, head_gradient
+    forward, backward = formula.loss_work(model, positions)
+    return forward, backward + head_gradient, head_gradient
 
 
 def _autocast_copies(llm: LLM, step: Step) -> int:
