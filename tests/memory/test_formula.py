@@ -1,4 +1,4 @@
-"""What a decoder layer keeps, beside the tensors that autograd saves in one: to the byte, but for what is very small."""
+"""What a decoder layer keeps, beside the tensors that autograd saves in one: the same within a hundredth."""
 
 from __future__ import annotations
 

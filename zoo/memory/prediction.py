@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -153,45 +153,20 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
     """
     built = on_meta(system)
     encoders = [part for part in built.modules() if isinstance(part, FrozenEncoder)]
-    frozen_encoders = {id(p) for e in encoders for p in _tensors(e) if not p.requires_grad}
+    tuned = [encoder for encoder in encoders if any(p.requires_grad for p in encoder.parameters())]
     trained = [p for p in built.parameters() if p.requires_grad]
-    everything = list({id(t): t for t in _tensors(built)}.values())
-    parts = {
-        "frozen weights": _bytes(t for t in everything if not t.requires_grad and id(t) not in frozen_encoders),
-        "frozen encoders": _bytes(t for t in everything if id(t) in frozen_encoders),
-        "trained weights": _bytes(trained),
-        "gradients": _bytes(trained),
-        "Adam's moments": 2 * _bytes(trained),
-        "activations": 0,
-        "working memory": 0,
-    }
-    tuned = [e for e in encoders if any(p.requires_grad for p in e.parameters())]
-    notes = [f"activations of {type(e).__name__} {e.path}, which is trained" for e in tuned]
+    parts = _weights_and_state(built, encoders, trained)
     rest = sum(parts[name] for name in ("frozen weights", "frozen encoders", "trained weights", "Adam's moments"))
+    with_gradients = rest + parts["gradients"]  # Lightning frees those of a step behind the next forward pass
     # torch takes the square roots of all second moments at once on a GPU, of one parameter after the other on a CPU
     largest = max((p.numel() * p.element_size() for p in trained), default=0)
     roots = 2 * largest if step.device_type == "cpu" else _bytes(trained)
-    moments = {"optimizer step": rest + parts["gradients"] + roots}
-    with_gradients = rest + parts["gradients"]  # Lightning frees those of a step behind the next forward pass
+    moments = {"optimizer step": with_gradients + roots}
+    notes = [f"activations of {type(e).__name__} {e.path}, which is trained" for e in tuned]
     tokens = 0
     if isinstance(built, LanguageModelModule):
         tokens = step.tokens or built.max_length
-        model, rows = decoder_of(built, step), rows_of(built, step, tokens)
-        forward_loss, loss, head_gradient = _loss(built, model, rows, step)
-        casts = _autocast_copies(built.llm, step)
-        activations, again = formula.activations(model, rows)
-        parts["activations"] = built.prompts_per_sample * activations + casts
-        parts["working memory"] = max(again + formula.backward_work(model, rows) + head_gradient, loss)
-        held = with_gradients if step.accumulate > 1 else rest
-        moments["backward pass"] = held + parts["activations"] + parts["working memory"]
-        if not isinstance(built, GRPOModule):  # which frees gradients before its forward pass
-            moments["forward pass"] = with_gradients + parts["activations"] + forward_loss
-        if rows.answers and (isinstance(built, GRPOModule) or not getattr(built, "teacher_forcing", True)):
-            count = step.batch_size * (step.accumulate if isinstance(built, GRPOModule) else 1)
-            window = Rows(count, rows.prompt, rows.answers, rows.answer)
-            merged = _merged_adapters(built)
-            sampling = formula.sampling(model, window, built.llm.prefix_sharing_unsupported_reason is None)
-            moments["sampling answers"] = with_gradients + sampling + merged
+        _add_language_model(built, step, tokens, parts, moments)
     elif trained:
         notes.append(f"activations of {type(built).__name__}, which asks no language model")
     for encoder in encoders:
@@ -202,6 +177,46 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
             notes.append(f"what {type(encoder).__name__} {encoder.path} takes while it encodes")
     count = sum(p.numel() for p in built.parameters())
     return Prediction(parts, moments, count, sum(p.numel() for p in trained), tokens, tuple(notes))
+
+
+def _weights_and_state(
+    built: EmotionModule, encoders: Sequence[FrozenEncoder], trained: Sequence[Tensor]
+) -> dict[str, int]:
+    """Return the bytes of weights, gradients and moments by name; those of activations are still 0."""
+    in_encoders = {id(p) for encoder in encoders for p in _tensors(encoder)}
+    frozen = {id(t): t for t in _tensors(built) if not t.requires_grad}
+    return {
+        "frozen weights": _bytes(t for place, t in frozen.items() if place not in in_encoders),
+        "frozen encoders": _bytes(t for place, t in frozen.items() if place in in_encoders),
+        "trained weights": _bytes(trained),
+        "gradients": _bytes(trained),
+        "Adam's moments": 2 * _bytes(trained),
+        "activations": 0,
+        "working memory": 0,
+    }
+
+
+def _add_language_model(
+    built: LanguageModelModule, step: Step, tokens: int, parts: dict[str, int], moments: dict[str, int]
+) -> None:
+    """Add to `parts` and `moments` what the passes of a language model take."""
+    rest = sum(parts[name] for name in ("frozen weights", "frozen encoders", "trained weights", "Adam's moments"))
+    with_gradients = rest + parts["gradients"]
+    model, rows, samples = decoder_of(built, step), rows_of(built, step, tokens), isinstance(built, GRPOModule)
+    forward_loss, loss, head_gradient = _loss(built, model, rows, step)
+    activations, again = formula.activations(model, rows)
+    parts["activations"] = built.prompts_per_sample * activations + _autocast_copies(built.llm, step)
+    parts["working memory"] = max(again + formula.backward_work(model, rows) + head_gradient, loss)
+    held = with_gradients if step.accumulate > 1 else rest
+    moments["backward pass"] = held + parts["activations"] + parts["working memory"]
+    if not samples:  # GRPO frees gradients before its forward pass
+        moments["forward pass"] = with_gradients + parts["activations"] + forward_loss
+    if samples or (rows.answers and not getattr(built, "teacher_forcing", True)):
+        answers = getattr(built, "num_generations", 1)
+        window = Rows(step.batch_size * (step.accumulate if samples else 1), tokens, answers, built.max_new_tokens)
+        shares = built.llm.prefix_sharing_unsupported_reason is None
+        sampling = formula.sampling(model, window, shares) + _merged_adapters(built)
+        moments["sampling answers"] = with_gradients + sampling
 
 
 def rows_of(system: LanguageModelModule, step: Step, tokens: int) -> Rows:
@@ -268,7 +283,7 @@ def _layer(llm: LLM, layer: nn.Module) -> Layer:
 
 
 def _loss(system: LanguageModelModule, model: Decoder, rows: Rows, step: Step) -> tuple[int, int, int]:
-    """Return the bytes of the loss in forward and backward pass, and of the output embeddings' gradient, which stays."""
+    """Return the bytes of the loss in forward and backward pass, and of the gradient of the output embeddings."""
     head: Any = system.llm.causal_lm.get_output_embeddings()
     head_gradient = head.weight.numel() * FLOAT32 if head.weight.requires_grad else 0
     if not isinstance(system, SupervisedFineTuning):
