@@ -153,7 +153,6 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
     """
     built = on_meta(system)
     encoders = [part for part in built.modules() if isinstance(part, FrozenEncoder)]
-    tuned = [encoder for encoder in encoders if any(p.requires_grad for p in encoder.parameters())]
     trained = [p for p in built.parameters() if p.requires_grad]
     parts = _weights_and_state(built, encoders, trained)
     rest = sum(parts[name] for name in ("frozen weights", "frozen encoders", "trained weights", "Adam's moments"))
@@ -162,19 +161,13 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
     largest = max((p.numel() * p.element_size() for p in trained), default=0)
     roots = 2 * largest if step.device_type == "cpu" else _bytes(trained)
     moments = {"optimizer step": with_gradients + roots}
-    notes = [f"activations of {type(e).__name__} {e.path}, which is trained" for e in tuned]
+    notes = _add_encoders(built, encoders, step, with_gradients, moments)
     tokens = 0
     if isinstance(built, LanguageModelModule):
         tokens = step.tokens or built.max_length
         _add_language_model(built, step, tokens, parts, moments)
     elif trained:
         notes.append(f"activations of {type(built).__name__}, which asks no language model")
-    for encoder in encoders:
-        encoding = 0 if encoder in tuned else _encoding(encoder, built, step)
-        if encoding:
-            moments[f"encoding by {type(encoder).__name__}"] = with_gradients + encoding
-        elif encoder not in tuned:
-            notes.append(f"what {type(encoder).__name__} {encoder.path} takes while it encodes")
     count = sum(p.numel() for p in built.parameters())
     return Prediction(parts, moments, count, sum(p.numel() for p in trained), tokens, tuple(notes))
 
@@ -194,6 +187,22 @@ def _weights_and_state(
         "activations": 0,
         "working memory": 0,
     }
+
+
+def _add_encoders(
+    built: EmotionModule, encoders: Sequence[FrozenEncoder], step: Step, rest: int, moments: dict[str, int]
+) -> list[str]:
+    """Add the passes of frozen encoders to `moments`; return what is not counted of these and of trained ones."""
+    notes = []
+    for encoder in encoders:
+        name = type(encoder).__name__
+        if any(p.requires_grad for p in encoder.parameters()):
+            notes.append(f"activations of {name} {encoder.path}, which is trained")
+        elif encoding := _encoding(encoder, built, step):
+            moments[f"encoding by {name}"] = rest + encoding
+        else:
+            notes.append(f"what {name} {encoder.path} takes while it encodes")
+    return notes
 
 
 def _add_language_model(
