@@ -48,7 +48,7 @@ def row(config: str) -> str:
     system = options["model"]["class_path"].rpartition(".")[2]
     sizes = f"{prediction.parameters / 1e9:.2f} B | {prediction.trained / 1e6:.1f} M | {prediction.tokens}"
     fits = "none; divide it over several" if card is None else f"{card.size} GB"
-    return f"| {system} | `{config}.yaml` | {sizes} | {step.accumulate} x {step.batch_size} | {peak} | {fits} |"
+    return f"| {system} | `configs/{config}.yaml` | {sizes} | {step.accumulate} x {step.batch_size} | {peak} | {fits} |"
 
 
 def main() -> None:

@@ -172,4 +172,4 @@ def test_the_table_of_paper_sizes_is_what_is_predicted(config):
 
 
 def test_the_table_of_paper_sizes_is_complete():
-    assert [c for c in memory_paper.PAPER if f"| `{c}.yaml` |" not in DOCUMENT.read_text()] == []
+    assert [c for c in memory_paper.PAPER if f"| `configs/{c}.yaml` |" not in DOCUMENT.read_text()] == []
