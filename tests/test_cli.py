@@ -57,7 +57,7 @@ def test_usage_answers_at_once(args):
 def test_usage_names_every_verb(capsys):
     zoo("--help")
     said = capsys.readouterr().out
-    assert all(f"\n  {verb} " in said for verb in (*cli.LIGHTNING_VERBS, "prepare", "export", "checkpoints"))
+    assert all(f"\n  {verb} " in said for verb in (*cli.LIGHTNING_VERBS, "prepare", "memory", "export", "checkpoints"))
 
 
 def test_unknown_verb():

@@ -6,7 +6,9 @@ Classes go by their names, a typing error is answered with the nearest name, and
 from __future__ import annotations
 
 import difflib
+import importlib
 import inspect
+import pkgutil
 import re
 import sys
 from collections.abc import Iterable
@@ -18,6 +20,8 @@ from lightning.pytorch import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
+import zoo.data
+import zoo.models
 from zoo.configs import option_refusal, place_of, read_run_config
 from zoo.data import EmotionData
 from zoo.renaming import RenamingParser
@@ -27,6 +31,13 @@ from zoo.training.module import EmotionModule
 SECTIONS: dict[str, type] = {"model": EmotionModule, "data": EmotionData}
 HOMES = {EmotionModule: "zoo.models.", EmotionData: "zoo.data."}  # where those are that can be chosen, not their bases
 NEAR = 0.6  # share of letters in common, from which a name is worth suggesting
+
+
+def know_short_names() -> None:
+    """Import all corpora and papers: the command line knows them by the short names of their classes."""
+    for package in (zoo.data, zoo.models):
+        for module_info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
+            importlib.import_module(module_info.name)
 
 
 class ZooParser(RenamingParser, LightningArgumentParser):

@@ -30,6 +30,7 @@ LIGHTNING_VERBS = {
 ZOO_VERBS = {
     "bench": "rows side by side on one corpus, with a report: zoo bench --config configs/bench/sitcom.yaml",
     "prepare": "make what a run needs: the embedded sitcom with clips, a small backbone, descriptions, a leak report",
+    "memory": "the GPU memory that a fit will need, and the cards it fits on: zoo memory --config FILE --card 24",
     "export": "a run's model or adapter as an ordinary folder, or the whole system to publish (--system)",
     "label": "the emotion of one clip, line, folder or table: zoo label CLIP --ckpt_path NAME --text 'What?'",
     "checkpoints": "list, show, pull, convert and verify published checkpoints",
@@ -254,6 +255,8 @@ def _run(verb: str, args: list[str]) -> None:
         from zoo.prepare.command import main as command
     elif verb == "label":
         from zoo.label.command import main as command
+    elif verb == "memory":
+        from zoo.memory import main as command
     elif verb == "export":
         from zoo.checkpoints import export as command
     else:

@@ -6,10 +6,8 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib
 import json
 import logging
-import pkgutil
 import sys
 import tempfile
 import warnings
@@ -28,9 +26,7 @@ from lightning.pytorch.plugins import TorchCheckpointIO
 from lightning.pytorch.profilers import Profiler
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector as SignalConnector
 
-import zoo.data
-import zoo.models
-from zoo.arguments import ZooParser, flag_values, prepared, resolve_checkpoint
+from zoo.arguments import ZooParser, flag_values, know_short_names, prepared, resolve_checkpoint
 from zoo.callbacks import (
     BestCheckpoint,
     CheckpointFiles,
@@ -46,6 +42,7 @@ from zoo.configs import read_run_config, refuse_unreadable
 from zoo.data import EmotionData
 from zoo.errors import is_refusal
 from zoo.imports import take_imports, trust_words
+from zoo.memory.start import MemoryCheck
 from zoo.runs import (
     EVENTS,
     ResumingCSVLogger,
@@ -61,10 +58,7 @@ from zoo.storage import locked, read_json, sha256_of
 from zoo.training.module import EmotionModule
 from zoo.weights import look_into, require_evaluable, require_resumable
 
-# corpora and papers are known on the command line by the short names of their classes
-for package in (zoo.data, zoo.models):
-    for module_info in pkgutil.iter_modules(package.__path__, f"{package.__name__}."):
-        importlib.import_module(module_info.name)
+know_short_names()
 
 EVALUATION = ("validate", "test", "predict")
 # What a resumed run cannot change, because what was trained before depends on it. The data module itself refuses what
@@ -223,7 +217,7 @@ class ZooCLI(LightningCLI):
         # a trial run leaves nothing behind
         folder = RunFolder(Path(LOCKS.enter_context(tempfile.TemporaryDirectory())) if trial else root)
         display, switches = self._display(options)
-        self.trainer_defaults["callbacks"] = [folder, *display, *self._file_callbacks(config)]
+        self.trainer_defaults["callbacks"] = [folder, MemoryCheck(), *display, *self._file_callbacks(config)]
         with library_options("--trainer"):
             trainer = super().instantiate_trainer(**kwargs | switches | {"logger": False})
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:

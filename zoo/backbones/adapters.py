@@ -168,7 +168,9 @@ class AdaptedModel(nn.Module):
         for name, parameter in self.model.named_parameters():
             if f".{REFERENCE}." in name:
                 original = self.model.get_parameter(name.replace(f".{REFERENCE}.", f".{DEFAULT}."))
-                parameter.requires_grad_(False).data.copy_(original.data)
+                parameter.requires_grad_(False)
+                if not original.is_meta:  # a model without weights has nothing to copy
+                    parameter.data.copy_(original.data)
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:

@@ -167,6 +167,24 @@ AUDIO_SHAPES: dict[str, tuple[dict[str, Any], bool]] = {
     ),
 }
 
+HUB_SHAPES = {  # hub id -> name of the shape of its weights, here or in `zoo.backbones.patch_vision`
+    "meta-llama/Llama-2-7b-hf": "llama-2-7b",
+    "meta-llama/Llama-2-7b-chat-hf": "llama-2-7b",
+    "meta-llama/Meta-Llama-3-8B": "llama-3-8b",
+    "meta-llama/Meta-Llama-3-8B-Instruct": "llama-3-8b",
+    "Qwen/Qwen2-7B": "qwen2-7b",
+    "Qwen/Qwen2.5-7B": "qwen2.5-7b",
+    "Qwen/Qwen2.5-7B-Instruct": "qwen2.5-7b",
+    "Qwen/Qwen2.5-32B": "qwen2.5-32b",
+    "Qwen/Qwen2.5-32B-Instruct": "qwen2.5-32b",
+    "THUDM/glm-4-9b-chat-hf": "glm-4-9b",
+    "trpakov/vit-face-expression": "vit-base-face",
+    "openai/clip-vit-large-patch14": "clip-vit-large-patch14",
+    "facebook/hubert-base-ls960": "hubert-base",
+    "facebook/hubert-large-ll60k": "hubert-large",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "qwen2.5-vl-vision",  # its vision tower
+}
+
 
 def shape_named(path: str, table: Mapping[str, Shape]) -> Shape:
     """Look up the shape that ``shape:NAME`` names. ValueError for an unknown name."""

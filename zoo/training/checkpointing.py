@@ -124,6 +124,17 @@ class CheckpointedModule(LightningModule):
         if self.device_mesh is not None:  # Lightning's ModelParallelStrategy
             self._divide(self.device_mesh)
 
+    def build_architecture(self) -> None:
+        """Make all parts, adapters included, and choose what is trained; read no weights of an earlier stage.
+
+        For backbones on the meta device, whose sizes are wanted alone.
+        """
+        self._built = True
+        self.build()
+        self.add_adapters()
+        self.on_model_complete()
+        self._choose_trained()
+
     def _identify_backbones(self) -> None:
         fingerprints = {name: backbone.fingerprint() for name, backbone in self.backbones().items()}
         self.identities = {

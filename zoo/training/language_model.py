@@ -158,6 +158,11 @@ class LanguageModelModule(EmotionModule):
         """Return the language model, and the encoders if there are any."""
         return {"llm": self.llm} | (self.encoders.backbones() if self.encoders is not None else {})
 
+    @property
+    def prompts_per_sample(self) -> int:
+        """How many prompts of a sample are computed before the backward pass: for predictions of memory."""
+        return 1
+
     # ---- input
     @property
     def uses_chat(self) -> bool:

@@ -261,6 +261,8 @@ class ProjectedEncoders(nn.Module):
         layer = nn.Linear(width, llm.width)
         if self.embedding_scale is not None:  # the encoders' features have about mean 0 and deviation 1: a layer norm
             embeddings = cast(nn.Embedding, llm.causal_lm.get_input_embeddings())
+            if embeddings.weight.is_meta:  # sizes alone are wanted
+                return layer
             deviation = float(embeddings.weight.detach().float().std())
             nn.init.normal_(layer.weight, std=self.embedding_scale * deviation / math.sqrt(width))
             nn.init.zeros_(layer.bias)

@@ -206,6 +206,8 @@ class EmotionQwen(SupervisedFineTuning):
     @torch.no_grad()
     def _scale_last_layers(self, embedding_scale: float) -> None:
         embeddings = cast(nn.Embedding, self.llm.causal_lm.get_input_embeddings())
+        if embeddings.weight.is_meta:  # sizes alone are wanted
+            return
         deviation = float(embeddings.weight.detach().float().std())
         last: list[Any] = [getattr(m, "norm", m.fc2) for m in self.compressor.modules() if hasattr(m, "fc2")]
         for parameter in (p for layer in last for p in layer.parameters()):

@@ -96,6 +96,11 @@ class InstructERC(SupervisedFineTuning):
         other_task = "speaker" if task == "speaker" else "impact" if impact else None
         self.other_template = load_template(_beside(template, other_task), self.templates) if other_task else None
 
+    @property
+    def prompts_per_sample(self) -> int:
+        """The emotion's and, in stage 2, that of its impact."""
+        return 2 if self.task == "emotion" and self.impact else 1
+
     # ---- stage 1: the speaker
     def setup(self, stage: str) -> None:
         """Count the speakers of the training split in stage 1, beside what every prompted system checks."""

@@ -1,0 +1,7 @@
+"""What fits where: the GPU memory of a fit, predicted from its config before any weights are read."""
+
+from zoo.memory.command import main
+from zoo.memory.prediction import Prediction, predict
+from zoo.memory.start import check_fit
+
+__all__ = ["Prediction", "check_fit", "main", "predict"]
