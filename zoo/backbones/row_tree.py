@@ -48,14 +48,16 @@ def share_rows(rows: Sequence[Sequence[int]], groups: Sequence[Hashable]) -> Row
     Returns:
         None where less than `LEAST_SAVING` of the tokens would be saved.
     """
-    found = min((_grow(rows, by) for by in (groups, [None] * len(rows))), key=lambda tree: tree[0])
+    together: Sequence[Hashable] = [None] * len(rows)
+    found = min((_grow(rows, by) for by in (groups, together)), key=lambda tree: tree[0])
     total, trunk_rows, trunk_lengths, trunk_of, seen = found
     if total > (1 - LEAST_SAVING) * sum(map(len, rows)):
         return None
     length = max(map(len, rows))
     start = [length * (i + 1) - len(row) for i, row in enumerate(rows)]  # of each row in the flattened rows
     tokens: list[int] = []
-    trunks, branches = [], []
+    trunks: list[Sequence[int]] = []
+    branches: list[Sequence[int]] = []
     for row, count in zip(trunk_rows, trunk_lengths, strict=True):
         trunks.append(range(len(tokens), len(tokens) + count))
         tokens += range(start[row], start[row] + count)
@@ -76,15 +78,16 @@ def _grow(
     members: dict[Hashable, list[int]] = {}
     for i, group in enumerate(groups):
         members.setdefault(group, []).append(i)
-    trunk_rows, trunk_lengths = [], []
+    trunk_rows: list[int] = []
+    trunk_lengths: list[int] = []
     trunk_of, seen = [0] * len(rows), [0] * len(rows)
-    for group in members.values():
-        longest = max(group, key=lambda i: len(rows[i]))
-        for i in group:
+    for together in members.values():
+        longest = max(together, key=lambda i: len(rows[i]))
+        for i in together:
             trunk_of[i] = len(trunk_rows)
             if i != longest:
                 seen[i] = _common(rows[i], rows[longest])
-        seen[longest] = max((seen[i] for i in group if i != longest), default=0)
+        seen[longest] = max((seen[i] for i in together if i != longest), default=0)
         trunk_rows.append(longest)
         trunk_lengths.append(seen[longest])
     total = sum(trunk_lengths) + sum(len(row) - n for row, n in zip(rows, seen, strict=True))

@@ -132,9 +132,8 @@ class SupervisedFineTuning(LanguageModelModule):
         chosen = weight > 0  # only these positions reach the vocabulary
         embedded, tree = self.dropout(self.embed(batch)), batch.get("tree")
         if tree is None:
-            hidden = self.llm.hidden(embedded, batch["mask"], positions=batch.get("positions"))[:, :-1][
-                chosen
-            ]  # (N, D)
+            states = self.llm.hidden(embedded, batch["mask"], positions=batch.get("positions"))
+            hidden = states[:, :-1][chosen]  # (N, D)
         else:
             hidden = self.llm.hidden_of_tree(embedded, tree)[tree.places[:, :-1][chosen]]
         token_loss = cross_entropy(self.llm.head(self.dropout(hidden)), targets[chosen], reduction="none")
