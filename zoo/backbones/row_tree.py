@@ -58,9 +58,9 @@ def share_rows(rows: Sequence[Sequence[int]], groups: Sequence[Hashable]) -> Row
     tokens: list[int] = []
     trunks: list[Sequence[int]] = []
     branches: list[Sequence[int]] = []
-    for row, count in zip(trunk_rows, trunk_lengths, strict=True):
+    for trunk_row, count in zip(trunk_rows, trunk_lengths, strict=True):
         trunks.append(range(len(tokens), len(tokens) + count))
-        tokens += range(start[row], start[row] + count)
+        tokens += range(start[trunk_row], start[trunk_row] + count)
     places = torch.zeros(len(rows), length, dtype=torch.int64)
     for i, row in enumerate(rows):
         branches.append(range(len(tokens), len(tokens) + len(row) - seen[i]))
