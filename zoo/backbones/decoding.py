@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
 from zoo.backbones.prefix import KeyValues, Prefix, cached_key_values
+from zoo.backbones.row_tree import TreePlan
 from zoo.backbones.shared_prefix import PackedPlan
 from zoo.backbones.token_decoder import GraphedTokenDecoder, TokenDecoder
 
@@ -234,11 +235,12 @@ def score(llm: LLM, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tens
     _refuse_unfair(answers)
     paths = _longest_beginnings(answers)
     logp: dict[tuple[int, ...], Tensor] = {}  # trie node -> (B, V) log-probabilities of the next token
-    if not paths:  # all candidates are single tokens
+    if not paths and (prefix.tree is None or prefix.cache is not None):  # all candidates are single tokens
         llm.prefill(prefix)
         _, root = prefix.prefilled()
     else:
-        ids = torch.full((len(paths), max(map(len, paths))), llm.pad_id, device=prefix.mask.device)
+        longest = max(map(len, paths), default=0)
+        ids = torch.full((len(paths), longest), llm.pad_id, device=prefix.mask.device)
         mask = torch.zeros_like(ids, dtype=torch.bool)
         for i, path in enumerate(paths):
             ids[i, : len(path)] = torch.tensor(path, device=ids.device)
@@ -280,6 +282,11 @@ def _continue(llm: LLM, prefix: Prefix, ids: Tensor, mask: Tensor) -> tuple[Tens
         positions = prefix.answer_positions(t)
         positions = None if positions is None else positions.repeat_interleave(k, 0)
         return logits, llm.hidden(llm.embed(ids.repeat(b, 1)), whole, cache, positions).view(b, k, t, -1)
+    if prefix.tree is not None and prefix.cache is None:
+        flat = torch.cat([prefix.embeddings.flatten(0, 1)[prefix.tree.tokens], llm.embed(ids.flatten()).repeat(b, 1)])
+        states = llm.forward_with_plan(flat[None], TreePlan(prefix.tree, mask))[0]
+        after = states[len(prefix.tree.tokens) :].view(b, k, t, states.shape[1])
+        return llm.head(states[prefix.tree.places[:, -1]]), after
     rows, embedded = mask.expand(b, k, t), llm.embed(ids.view(1, -1).expand(b, -1))
     if prefix.cache is not None and prefix.adapter_state == llm.adapter_state:
         prompt_cache, logits = prefix.prefilled()

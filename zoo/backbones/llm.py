@@ -41,6 +41,7 @@ from zoo.backbones.hub import (
 )
 from zoo.backbones.mrope import SectionedRotary
 from zoo.backbones.prefix import KeyValues, Prefix, StaticPrefix, cached_key_values, positions_from_mask
+from zoo.backbones.row_tree import RowTree, TreePlan
 from zoo.backbones.shapes import SHAPES, shape_named
 from zoo.backbones.shared_prefix import PackedPlan
 from zoo.storage import sha256_of
@@ -209,7 +210,7 @@ class LLM(AdaptedModel):
                 use_cache=cache is not None,
             ).last_hidden_state
 
-    def forward_with_plan(self, embeddings: Tensor, plan: PackedPlan) -> Tensor:
+    def forward_with_plan(self, embeddings: Tensor, plan: PackedPlan | TreePlan) -> Tensor:
         """Compute last hidden states of tokens (B, S, D) that attend as a plan says."""
         return self.causal_lm.get_decoder()(
             inputs_embeds=embeddings,
@@ -218,6 +219,10 @@ class LLM(AdaptedModel):
             use_cache=False,
             plan=plan,
         ).last_hidden_state
+
+    def hidden_of_tree(self, embeddings: Tensor, tree: RowTree) -> Tensor:
+        """Compute last hidden states (M, D) of the different tokens of rows (R, T, D); see `zoo.backbones.row_tree`."""
+        return self.forward_with_plan(embeddings.flatten(0, 1)[tree.tokens][None], TreePlan(tree))[0]
 
     # ---- prompts
     def cache_prefix(self, ids: Tensor) -> StaticPrefix:
@@ -231,7 +236,12 @@ class LLM(AdaptedModel):
         return StaticPrefix(ids)
 
     def encode(
-        self, prompt: Tensor, mask: Tensor, static_prefix: StaticPrefix | None = None, positions: Tensor | None = None
+        self,
+        prompt: Tensor,
+        mask: Tensor,
+        static_prefix: StaticPrefix | None = None,
+        positions: Tensor | None = None,
+        tree: RowTree | None = None,
     ) -> Prefix:
         """Encode prompts; nothing is computed before a verb needs it.
 
@@ -242,6 +252,7 @@ class LLM(AdaptedModel):
             positions: (3, B, P) int64, time, height and width of every token (`zoo.backbones.mrope`), 0 being the first
                 position behind `static_prefix`; what padding holds does not matter. An answer goes on after the
                 largest. None: real tokens are counted, which is three equal positions.
+            tree: what the prompts begin with in common, for `score`: without `static_prefix` and positions.
 
         Raises:
             ValueError: if a prompt is empty or not padded on the left; positions without `mrope`, of another shape or
@@ -259,7 +270,7 @@ class LLM(AdaptedModel):
                 static_positions = positions_from_mask(static_mask).expand(3, -1, -1)
                 positions = torch.cat([static_positions, positions + len(static_prefix.ids)], 2)
         embeddings = prompt if prompt.is_floating_point() else self.embed(prompt)
-        return Prefix(embeddings, mask, static_prefix, positions=positions)
+        return Prefix(embeddings, mask, static_prefix, positions=positions, tree=tree)
 
     def _validated_positions(self, positions: Tensor, mask: Tensor) -> Tensor:
         """Return (3, B, P) positions, 0 at padding. ValueError if they are none."""

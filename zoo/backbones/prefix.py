@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
+from zoo.backbones.row_tree import RowTree
+
 KeyValues = list[tuple[Tensor, Tensor]]  # keys and values of each layer, (B, Hkv, T, hd) each
 
 
@@ -60,6 +62,7 @@ class Prefix:
         logits: (B, V) float32, next-token logits after the prompt; None until a verb needs it.
         adapter_state: `LLM.adapter_state` when cache and logits were computed.
         positions: (3, B, S + P) int64: time, height and width of every token, 0 at padding; None: they are counted.
+        tree: what the prompts begin with in common (`zoo.backbones.row_tree`); None: nothing that is worth it.
     """
 
     embeddings: Tensor
@@ -69,6 +72,7 @@ class Prefix:
     logits: Tensor | None = None
     adapter_state: str = ""
     positions: Tensor | None = None
+    tree: RowTree | None = None
 
     @property
     def lengths(self) -> Tensor:

@@ -7,6 +7,7 @@ from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
+from zoo.backbones.row_tree import RowTree
 from zoo.schema import Sample
 
 IGNORE_INDEX = -100  # target id that carries no loss
@@ -59,6 +60,7 @@ class PromptBatch(Batch):
         target_ids: (B, T) int64, `IGNORE_INDEX` where there is no loss; in training only.
         answer: (B, T) bool, True on answer tokens; in training only.
         positions: (3, B, T) int64, where positions are not counted; see `zoo.backbones.LLM.encode`.
+        tree: what the rows begin with in common, where that is used and worth it.
     """
 
     input_ids: Tensor
@@ -66,6 +68,7 @@ class PromptBatch(Batch):
     target_ids: NotRequired[Tensor]
     answer: NotRequired[Tensor]
     positions: NotRequired[Tensor]
+    tree: NotRequired[RowTree]
 
 
 class MultimodalBatch(PromptBatch):

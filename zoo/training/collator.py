@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from zoo.backbones.row_tree import share_rows
 from zoo.prompts import PromptTemplate, label_words, render
 from zoo.schema import Sample
 from zoo.training.batch import IGNORE_INDEX, PromptBatch, SampleBatch
@@ -33,6 +34,7 @@ class PromptCollator:
         examples_seed: of the examples in evaluation, which are the same for all samples of a corpus.
         chat: the prompt is a user's message in the tokenizer's chat format, and the answer begins the assistant's
             turn. False: plain text, which the answer goes on with.
+        share_beginnings: find what the rows of a batch begin with in common (`zoo.backbones.row_tree`).
         system_prompt: system message in front of a chat; None: none.
     """
 
@@ -50,6 +52,7 @@ class PromptCollator:
     examples_seed: int = 0
     chat: bool = False
     system_prompt: str | None = None
+    share_beginnings: bool = False
     # corpus -> label -> labelled samples of the pool
     _examples: dict[str, dict[int, list[Sample]]] = field(default_factory=dict, init=False, repr=False)
 
@@ -200,6 +203,10 @@ class PromptCollator:
             "input_ids": ids,
             "mask": mask,
         }
+        if self.share_beginnings:
+            rows = [p + a for (p, _), a in zip(prompts, answers, strict=True)]
+            tree = share_rows(rows, [s.dialogue for s in samples])
+            batch |= {} if tree is None else {"tree": tree}
         if self.training:
             batch |= {"target_ids": ids.masked_fill(~mask, IGNORE_INDEX), "answer": answer_mask}
         return batch

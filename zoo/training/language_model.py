@@ -170,6 +170,13 @@ class LanguageModelModule(EmotionModule):
         return has_chat_format(self.llm.tokenizer) if self.chat is None else self.chat
 
     @property
+    def shares_beginnings(self) -> bool:
+        """Whether what the prompts of a batch begin with in common is computed once: where all of it is words."""
+        kind = type(self)
+        words_alone = kind.embed is LanguageModelModule.embed and kind.encode is LanguageModelModule.encode
+        return words_alone and self.encoders is None and self.llm.prefix_sharing_unsupported_reason is None
+
+    @property
     def reads(self) -> tuple[str, ...] | None:
         """What the prompt shows, and what the encoders read."""
         parts = parts_shown(self.template, self.window, self.descriptions, self.template_variables)
@@ -203,6 +210,7 @@ class LanguageModelModule(EmotionModule):
             max_length=self.max_length,
             chat=self.uses_chat,
             system_prompt=self.system_prompt,
+            share_beginnings=self.shares_beginnings,
         )
         return plain if self.encoders is None else plain.as_type(MultimodalCollator, **self.encoders.input_settings())
 
@@ -246,7 +254,9 @@ class LanguageModelModule(EmotionModule):
 
     def encode(self, batch: Any) -> Prefix:
         """Return the encoded prompts of a batch; called anew for every forward pass."""
-        return self.llm.encode(self.embed(batch), batch["mask"], positions=batch.get("positions"))
+        return self.llm.encode(
+            self.embed(batch), batch["mask"], positions=batch.get("positions"), tree=batch.get("tree")
+        )
 
     # ---- answers
     def answer_ids(self, text: str) -> list[int]:

@@ -77,9 +77,13 @@ class SupervisedFineTuning(LanguageModelModule):
     # ---- input
     def collator(self, training: bool) -> PromptCollator:
         """Return what writes samples as prompts, in training with their answers."""
+        plain = super().collator(training)
+        # one mask of dropout for what rows share would not be one for each of them
+        drops_out = self.dropout.p > 0 or (self.lora is not None and self.lora.dropout > 0)
         return replace(
-            super().collator(training),
+            plain,
             training=training,
+            share_beginnings=plain.share_beginnings and not (training and drops_out),
             shots=self.shots,
             pool=self.data.samples("train") if self.shots else (),
             word_dropout=self.word_dropout,
@@ -126,8 +130,12 @@ class SupervisedFineTuning(LanguageModelModule):
             weight = torch.where(batch["answer"][:, 1:], weight, self.prompt_loss)
         weight = weight * ((targets != IGNORE_INDEX) & batch["mask"][:, :-1])
         chosen = weight > 0  # only these positions reach the vocabulary
-        embedded, positions = self.dropout(self.embed(batch)), batch.get("positions")
-        hidden = self.llm.hidden(embedded, batch["mask"], positions=positions)[:, :-1][chosen]  # (N, D)
+        embedded, tree = self.dropout(self.embed(batch)), batch.get("tree")
+        if tree is None:
+            states = self.llm.hidden(embedded, batch["mask"], positions=batch.get("positions"))
+            hidden = states[:, :-1][chosen]  # (N, D)
+        else:
+            hidden = self.llm.hidden_of_tree(embedded, tree)[tree.places[:, :-1][chosen]]
         token_loss = cross_entropy(self.llm.head(self.dropout(hidden)), targets[chosen], reduction="none")
         return (token_loss * weight[chosen]).sum() / weight.sum().clamp(min=1e-9)
 
