@@ -92,6 +92,9 @@ class EmotionData(LightningDataModule):
         num_workers: loader processes; does not change what is trained on.
         seed: seed of the training order and of every random choice a collator makes; None takes --seed_everything.
         bucket: put samples of similar length into one batch (order of batches stays random); saves padding.
+        whole_dialogues: put the utterances of a dialogue into one batch, as far as it holds them, in place of
+            ``bucket``. Prompts that show the whole conversation (``window: null``) then share most of their tokens, and
+            what they share is computed once; a batch is less varied than one of single utterances.
         limit: use only the first so many dialogues of each split (for trying things out); None for all.
         predict_splits: what ``zoo predict`` predicts; None: the test split.
         encoding: of the corpus' text files, e.g. ``gb18030``; None: UTF-8, else what the corpus is known to be in, else
@@ -116,6 +119,7 @@ class EmotionData(LightningDataModule):
         num_workers: int = 0,
         seed: int | None = None,
         bucket: bool = True,
+        whole_dialogues: bool = False,
         limit: int | None = None,
         predict_splits: list[Split] | None = None,
         encoding: str | None = None,
@@ -143,7 +147,7 @@ class EmotionData(LightningDataModule):
         self.eval_batch_size = eval_batch_size or batch_size
         self.num_workers = num_workers
         self.seed = seed
-        self.bucket = bucket
+        self.bucket, self.whole_dialogues = bucket, whole_dialogues
         self.limit = limit
         self.predict_splits: tuple[Split, ...] = tuple(predict_splits or ("test",))
         self.encoding = check_encoding("encoding", encoding)
@@ -339,6 +343,7 @@ class EmotionData(LightningDataModule):
             batch_size,
             shuffle,
             self.bucket,
+            self.whole_dialogues,
             self.run_seed,
             self.trainer.global_rank,
             self.trainer.world_size,
@@ -361,6 +366,7 @@ class EmotionData(LightningDataModule):
             "seed": self.run_seed,
             "batch_size": self.batch_size,
             "bucket": self.bucket,
+            "whole_dialogues": self.whole_dialogues,
             "training samples": len(self.samples("train")),
             "processes": self.trainer.world_size,
         }
@@ -378,9 +384,10 @@ class EmotionData(LightningDataModule):
         if self.trainer.state.fn != "fit":
             return  # an evaluation reads no training order; its batch size is its own
         for key, now in self._order().items():
-            if state[key] != now:
+            written = state.get(key, False)  # checkpoints of earlier versions know no whole_dialogues
+            if written != now:
                 raise ValueError(
-                    f"resuming with {key} {now}, but the checkpoint was written with {state[key]}; the run would "
+                    f"resuming with {key} {now}, but the checkpoint was written with {written}; the run would "
                     "not continue the same order. Use the checkpoint's value, or start a new run (--model.start_from)"
                 )
         self._resume_at = (state["epoch"], state["batches_done"])
@@ -401,6 +408,7 @@ class Batches(Dataset[dict[str, Any]]):
         batch_size: int,
         shuffle: bool,
         bucket: bool,
+        whole_dialogues: bool,
         seed: int,
         rank: int = 0,
         world_size: int = 1,
@@ -408,7 +416,11 @@ class Batches(Dataset[dict[str, Any]]):
         self.samples, self.collator, self.batch_size = samples, collator, batch_size
         self.shuffle, self.bucket, self.seed = shuffle, bucket, seed
         self.rank, self.world_size = rank, world_size
-        self.lengths = np.array([collator.length(s) for s in samples]) if bucket else None
+        by_length = bucket and not whole_dialogues
+        self.lengths = np.array([collator.length(s) for s in samples]) if by_length else None
+        numbers: dict[str, int] = {}  # of dialogues, in the order in which they come
+        of_samples = [numbers.setdefault(s.dialogue, len(numbers)) for s in samples]
+        self.dialogues = np.array(of_samples, dtype=np.int64) if whole_dialogues else None
         self._cached: tuple[int, list[np.ndarray]] | None = None
 
     def __len__(self) -> int:
@@ -427,6 +439,8 @@ class Batches(Dataset[dict[str, Any]]):
             return self._cached[1]
         if not self.shuffle:
             indices = np.array(self._own(), dtype=np.int64)
+            if self.dialogues is not None:
+                indices = indices[np.argsort(self.dialogues[indices], kind="stable")]
             if self.lengths is not None:
                 indices = indices[np.argsort(self.lengths[indices], kind="stable")]
             chunks = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
@@ -434,6 +448,9 @@ class Batches(Dataset[dict[str, Any]]):
             rng = np.random.default_rng((self.seed, epoch))
             indices = rng.permutation(len(self.samples))
             step = self.batch_size * self.world_size
+            if self.dialogues is not None:  # dialogues in random order, the utterances of each in their own
+                place = rng.permutation(self.dialogues.max(initial=0) + 1)
+                indices = np.argsort(place[self.dialogues], kind="stable")
             if self.lengths is not None:  # sort inside groups of 50 batches, then shuffle the batches again
                 group = 50 * step
                 parts = [

@@ -1,0 +1,61 @@
+"""The order of samples in batches."""
+
+import numpy as np
+import pytest
+
+from zoo.data.base import Batches
+from zoo.data.synthetic import Synthetic
+
+
+class Lengths:
+    """A collator that returns the samples."""
+
+    def __call__(self, samples, rng):
+        return {"samples": samples}
+
+    def length(self, sample):
+        return len(sample.target.text)
+
+
+@pytest.fixture(scope="module")
+def samples():
+    data = Synthetic(train_dialogues=12, dev_dialogues=2, test_dialogues=2)
+    data.prepare_data()
+    data.setup("fit")
+    return data.samples("train")
+
+
+def batches(samples, shuffle, size=16, **options):
+    return Batches(samples, Lengths(), size, shuffle, True, True, 3, **options)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_dialogues_stay_together_and_keep_their_order(samples, shuffle):
+    made = batches(samples, shuffle)
+    found = [made[(0, i)]["samples"] for i in range(len(made))]
+    assert sorted(s.id for b in found for s in b) == sorted(s.id for s in samples)
+    assert all(len(b) == 16 for b in found[:-1]) or shuffle
+    position = {s.id: i for i, s in enumerate(samples)}
+    places = {}
+    for number, batch in enumerate(found):
+        for s in batch:
+            places.setdefault(s.dialogue, []).append((number, position[s.id]))
+    cut = [d for d, where in places.items() if len({number for number, _ in where}) > 1]
+    assert len(cut) < len(found)  # only those at the end of a batch
+    for batch in found:
+        in_order = [position[s.id] for s in batch]
+        for dialogue in {s.dialogue for s in batch}:
+            own = [p for p, s in zip(in_order, batch, strict=True) if s.dialogue == dialogue]
+            assert own == list(range(own[0], own[0] + len(own)))
+
+
+def test_epochs_differ_and_seeds_repeat(samples):
+    one, other = batches(samples, True), batches(samples, True)
+    order = [np.concatenate(made.order(epoch)).tolist() for made, epoch in ((one, 0), (one, 1), (other, 0))]
+    assert order[0] != order[1] and order[0] == order[2]
+
+
+def test_every_process_gets_its_share(samples):
+    parts = [batches(samples, True, size=8, rank=rank, world_size=2) for rank in range(2)]
+    seen = np.concatenate([np.concatenate(part.order(0)) for part in parts])
+    assert set(seen) == set(range(len(samples))) and len({len(part) for part in parts}) == 1
