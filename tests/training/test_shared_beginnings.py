@@ -61,7 +61,7 @@ def train_and_test(home: Path, root: Path, name: str, **more: object) -> tuple[l
 @pytest.mark.parametrize("name", SYSTEMS)
 def test_losses_and_scores_are_those_of_separate_rows(name, home, tokens, tmp_path, monkeypatch):
     losses, scores = train_and_test(home, tmp_path / "shared", name)
-    assert len(tokens) >= 6  # training and test
+    assert len(tokens) >= 4  # training and test; a batch that shares too little is left as it is
     monkeypatch.setattr(LanguageModelModule, "shares_beginnings", False)
     passes = len(tokens)
     expected_losses, expected_scores = train_and_test(home, tmp_path / "rows", name)

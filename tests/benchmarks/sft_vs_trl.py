@@ -1,0 +1,247 @@
+"""Supervised fine-tuning of a real language model beside TRL's SFTTrainer, and dialogues as trees beside rows.
+
+    python tests/benchmarks/sft_vs_trl.py --llm smollm2-135m --data-root ../shared/data/meld --json sft.json
+
+Cells of the first table, each on the same rows of MELD's training split (tokens and answers from the zoo's collator, in
+the model's chat format), in batches of 32, LoRA of rank 16 on all linear layers, float32, one thread:
+
+* short: DialogueLLM's ``short`` template, no earlier turns
+* instructed: its ``default`` template with two earlier turns
+* solved examples: the same with seven solved examples, drawn anew for every row
+* long: its ``default`` template with 20 earlier turns
+
+and arms: ``zoo``; ``rows``, the zoo with every row computed by itself; ``trl``, SFTTrainer with completion-only loss and
+``train_sampling_strategy="group_by_length"``. A number is CPU seconds (user and system) per row over the steps after one
+warm-up; each arm runs in a process of its own, the arms in turn.
+
+The second table is about prompts that show the whole conversation (``window: null``): ``tree``, where an utterance is a
+branch of its dialogue; ``kept``, where only what all rows begin with is computed once; ``rows``. Training steps, and
+scoring the test split's label words; beside the CPU seconds the peak of the resident set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any
+
+os.environ |= {"HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false", "CUDA_VISIBLE_DEVICES": ""}
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import numpy as np
+import torch
+
+import zoo.models.dialoguellm
+import zoo.training.collator
+from zoo.backbones import LLM, LoRA
+from zoo.data import MELD
+from zoo.data.base import Batches
+from zoo.prompts import load_template
+from zoo.training.collator import PromptCollator
+
+LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
+BATCH = 32
+CELLS: dict[str, dict[str, Any]] = {
+    "short": {"template": "short", "window": 0},
+    "instructed": {"template": "default", "window": 2},
+    "solved examples": {"template": "default", "window": 2, "shots": 7},
+    "long": {"template": "default", "window": 20},
+}
+DIALOGUES: dict[str, Any] = {"template": "default", "window": None}
+
+
+def language_model(path: str) -> LLM:
+    """Return the model with fresh adapters."""
+    torch.manual_seed(0)
+    llm = LLM(path)
+    llm.add_lora(LoRA(16, 32, 0.0, rf"model\.layers\.\d+\.(self_attn|mlp)\.({'|'.join(LINEARS)})"))
+    return llm
+
+
+def collator_of(llm: LLM, cell: dict[str, Any], data: MELD, training: bool, share: bool) -> PromptCollator:
+    """Return what writes the rows of a cell."""
+    folder = Path(zoo.models.dialoguellm.__file__).parent / "templates"
+    return PromptCollator(
+        tokenizer=llm.tokenizer, pad_id=llm.pad_id, template=load_template(cell["template"], folder),
+        window=cell["window"], max_length=4096, training=training, chat=True, share_beginnings=share,
+        shots=cell.get("shots", 0), pool=data.samples("train") if cell.get("shots") else (),
+    )  # fmt: skip
+
+
+def use_sharing(arm: str) -> None:
+    """Let rows share what the arm says."""
+    found = zoo.training.collator.share_rows
+    if arm == "kept":
+        zoo.training.collator.share_rows = lambda rows, groups: found(rows, [None] * len(rows))
+
+
+def loss_of(llm: LLM, batch: Any) -> torch.Tensor:
+    """Return the loss as `zoo.training.sft` computes it."""
+    embedded, tree = llm.embed(batch["input_ids"]), batch.get("tree")
+    chosen = batch["answer"][:, 1:] & batch["mask"][:, :-1]
+    if tree is None:
+        hidden = llm.hidden(embedded, batch["mask"])[:, :-1][chosen]
+    else:
+        hidden = llm.hidden_of_tree(embedded, tree)[tree.places[:, :-1][chosen]]
+    return torch.nn.functional.cross_entropy(llm.head(hidden), batch["target_ids"][:, 1:][chosen])
+
+
+def peak_mib() -> float:
+    """Return the peak of the resident set."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) / 1024
+
+
+def meld(root: Path) -> MELD:
+    """Return the corpus."""
+    data = MELD(root=root)
+    data.prepare_data()
+    data.setup("fit")
+    data.setup("test")
+    return data
+
+
+def train(llm: LLM, batches: list[Any]) -> dict[str, float]:
+    """Take a step per batch and return CPU seconds and rows, without those of the first."""
+    optimizer = torch.optim.AdamW([p for p in llm.parameters() if p.requires_grad], lr=1e-4)
+    seconds, losses = [], []
+    for batch in batches:
+        start = time.process_time()
+        loss = loss_of(llm, batch)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        seconds.append(time.process_time() - start)
+        losses.append(loss.item())
+    rows = sum(len(batch["samples"]) for batch in batches[1:])
+    return {"seconds": sum(seconds[1:]), "rows": rows, "loss": losses[0], "peak": peak_mib()}
+
+
+def zoo_arm(options: argparse.Namespace, cell: dict[str, Any], share: bool) -> dict[str, float]:
+    llm, data = language_model(options.llm), meld(options.data_root)
+    samples = list(data.samples("train"))[: options.steps * BATCH]
+    batches = Batches(samples, collator_of(llm, cell, data, True, share), BATCH, True, True, False, 0)
+    return train(llm, [batches[(0, i)] for i in range(len(batches))])
+
+
+def trl_arm(options: argparse.Namespace, cell: dict[str, Any]) -> dict[str, float]:
+    from datasets import Dataset
+    from peft import LoraConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+    from trl import SFTConfig, SFTTrainer
+
+    llm, data = LLM(options.llm), meld(options.data_root)
+    folder = tempfile.mkdtemp()
+    llm.causal_lm.save_pretrained(folder)
+    llm.tokenizer.save_pretrained(folder)
+    samples = list(data.samples("train"))[: options.steps * BATCH]
+    collator = collator_of(llm, cell, data, True, False)
+    rows: dict[str, list[list[int]]] = {"input_ids": [], "completion_mask": []}
+    for i, sample in enumerate(samples):
+        rng = np.random.default_rng((0, 0, i, 0))
+        prompt, answer = collator.prompt_ids(sample, rng)[0], collator.target_ids(sample, rng)
+        rows["input_ids"].append(prompt + answer)
+        rows["completion_mask"].append([0] * len(prompt) + [1] * len(answer))
+    seconds: list[float] = []
+
+    class Timed(SFTTrainer):
+        def training_step(self, *args: Any, **kwargs: Any) -> Any:
+            seconds.append(time.process_time())
+            return super().training_step(*args, **kwargs)
+
+    trainer = Timed(
+        model=AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32),
+        processing_class=AutoTokenizer.from_pretrained(folder),
+        train_dataset=Dataset.from_dict(rows),
+        peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=LINEARS, task_type="CAUSAL_LM"),
+        args=SFTConfig(
+            output_dir=folder, per_device_train_batch_size=BATCH, num_train_epochs=1, use_cpu=True, bf16=False,
+            gradient_checkpointing=False, completion_only_loss=True, train_sampling_strategy="group_by_length",
+            max_length=None, learning_rate=1e-4, save_strategy="no", report_to="none", logging_steps=1000,
+            disable_tqdm=True, dataloader_pin_memory=False,
+        ),
+    )  # fmt: skip
+    trainer.train()
+    end = time.process_time()
+    return {"seconds": end - seconds[1], "rows": len(samples) - BATCH, "loss": float("nan"), "peak": peak_mib()}
+
+
+def dialogue_arm(options: argparse.Namespace, part: str, share: bool) -> dict[str, float]:
+    llm, data = language_model(options.llm), meld(options.data_root)
+    training = part == "training"
+    samples = list(data.samples("train" if training else "test"))[: options.steps * BATCH]
+    collator = collator_of(llm, DIALOGUES, data, training, share)
+    batches = Batches(samples, collator, BATCH, training, True, True, 0)
+    made = [batches[(0, i)] for i in range(len(batches))]
+    if training:
+        return train(llm, made)
+    llm.eval()
+    words = [llm.tokenizer(name, add_special_tokens=False)["input_ids"] for name in data.labels.names]
+    start, scores = time.process_time(), []
+    for batch in made:
+        scores.append(llm.score(llm.encode(batch["input_ids"], batch["mask"], tree=batch.get("tree")), words))
+    seconds = time.process_time() - start
+    return {"seconds": seconds, "rows": len(samples), "loss": torch.cat(scores).mean().item(), "peak": peak_mib()}
+
+
+def in_process(options: argparse.Namespace, cell: str, arm: str) -> dict[str, float]:
+    """Run one arm in a process of its own."""
+    command = [sys.executable, __file__, "--llm", options.llm, "--data-root", str(options.data_root)]
+    command += ["--steps", str(options.steps), "--cell", cell, "--arm", arm]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{cell}, {arm}:\n{done.stderr[-3000:]}")
+    result: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    print(f"{cell} {arm}: {json.dumps(result)}", file=sys.stderr, flush=True)
+    return result
+
+
+def one_arm(options: argparse.Namespace) -> dict[str, float]:
+    if options.cell in ("training", "test"):
+        use_sharing(options.arm)
+        return dialogue_arm(options, options.cell, options.arm != "rows")
+    if options.arm == "trl":
+        return trl_arm(options, CELLS[options.cell])
+    return zoo_arm(options, CELLS[options.cell], options.arm == "zoo")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--llm", required=True, help="model folder or published name")
+    parser.add_argument("--data-root", type=Path, required=True, help="MELD's folder")
+    parser.add_argument("--steps", type=int, default=12)
+    parser.add_argument("--cells", nargs="*", default=[*CELLS, "training", "test"])
+    parser.add_argument("--json", type=Path)
+    parser.add_argument("--cell", help=argparse.SUPPRESS)
+    parser.add_argument("--arm", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.arm:
+        print(json.dumps(one_arm(options)))
+        return
+    results: dict[str, dict[str, dict[str, float]]] = {}
+    for cell in options.cells:
+        arms = ("tree", "kept", "rows") if cell in ("training", "test") else ("zoo", "rows", "trl")
+        results[cell] = {arm: in_process(options, cell, arm) for arm in arms}
+        losses = [r["loss"] for r in results[cell].values() if r["loss"] == r["loss"]]
+        if max(losses) - min(losses) > 1e-4 * abs(losses[0]):
+            raise RuntimeError(f"{cell}: the arms do not compute the same: {losses}")
+    for title, chosen in (("fine-tuning", CELLS), ("whole conversations", ("training", "test"))):
+        print(f"\n{title}: CPU milliseconds per row ({options.steps} steps of {BATCH})")
+        for cell in (c for c in options.cells if c in chosen):
+            first, *others = results[cell].items()
+            each = {arm: 1000 * r["seconds"] / r["rows"] for arm, r in results[cell].items()}
+            text = ", ".join(f"{arm} {ms:.0f} (peak {results[cell][arm]['peak']:.0f} MiB)" for arm, ms in each.items())
+            ratios = ", ".join(f"{arm} / {first[0]} {each[arm] / each[first[0]]:.2f}" for arm, _ in others)
+            print(f"  {cell}: {text}; {ratios}")
+    if options.json:
+        options.json.write_text(json.dumps(results, indent=1))
+
+
+if __name__ == "__main__":
+    main()
