@@ -31,12 +31,18 @@ SHORT = ("--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--data.batch
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A small chat model, MELD in miniature, a few lines of the sitcom with clips, and MERIT's supervised start."""
+    """A small chat model, MELD in miniature, a few lines of the sitcom with clips, and the runs that others start from."""
     home = tmp_path_factory.mktemp("laptop")
     shutil.copytree(REPOSITORY / "checkpoints" / "tiny-llama-sitcom", home / "llm")
     file = home / "llm" / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": CHAT}))
     make_corpus(home / "meld", (8, 2, 2))
+    small = [f"--data.{split}_dialogues=4" for split in ("train", "dev", "test")]
+    classifier = ("--config", LAPTOP["selector/laptop_classifier.yaml"], f"--model.llm={home / 'llm'}", *small)
+    run = fit(home / "classifier", *classifier, *SHORT)
+    zoo("predict", "--ckpt_path", run, "--model.compare=true", "--data.predict_splits=[train,dev,test]")
+    start = ("--config", LAPTOP["selector/laptop_start.yaml"], f"--model.llm={home / 'llm'}", *small)
+    fit(home / "start", *start, *SHORT, f"--model.comparisons={run}")
     release.write(home / "sitcom", {"train": 3, "dev": 1, "test": 1}, corpus_seed=3, workers=2)
     fit(home / "merit", "--config", LAPTOP["merit/laptop.yaml"], *SHORT, *replaced(home, "merit/laptop.yaml"))
     return home
@@ -53,7 +59,9 @@ def replaced(home: Path, name: str) -> list[str]:
     if "cache" in model:
         options.append(f"--model.cache={home / 'cache'}")
     if "start_from" in model:
-        options.append(f"--model.start_from={newest(home / 'merit')}")
+        options.append(f"--model.start_from={newest(home / ('merit' if name.startswith('merit') else 'start'))}")
+    if "comparisons" in model:
+        options.append(f"--model.comparisons={newest(home / 'classifier')}")
     if model.get("vision", "").endswith("tower"):
         options.append("--model.vision=shape:tiny-patch-vision")
     if "train_shots" in model:
