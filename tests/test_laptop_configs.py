@@ -60,8 +60,8 @@ def replaced(home: Path, name: str) -> list[str]:
         options.append(f"--model.cache={home / 'cache'}")
     if "start_from" in model:
         options.append(f"--model.start_from={newest(home / ('merit' if name.startswith('merit') else 'start'))}")
-    if "comparisons" in model:
-        options.append(f"--model.comparisons={newest(home / 'classifier')}")
+    for option in {"comparisons", "downstream"} & set(model):
+        options.append(f"--model.{option}={newest(home / 'classifier')}")
     if model.get("vision", "").endswith("tower"):
         options.append("--model.vision=shape:tiny-patch-vision")
     if "train_shots" in model:
