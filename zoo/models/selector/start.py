@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from zoo.models.selector.parts import DISCARD, KEEP, TEMPLATES, Format, read_decision, read_rows
+from zoo.prompts import load_template
 from zoo.rl import Answer
 from zoo.schema import Sample
 from zoo.training.collator import PromptCollator
@@ -25,15 +26,24 @@ class SelectorStart(SupervisedFineTuning):
 
     Args:
         comparisons: run folder of a `SelectedClassifier` that was run with ``compare``, or its predictions.jsonl.
-        template, window, descriptions: as the selector will have them.
+        template, window, descriptions, system_template: as the selector will have them.
     """
 
     templates = TEMPLATES
 
     def __init__(
-        self, *, comparisons: str, template: str = "decision", max_new_tokens: int = 96, **kwargs: Any
+        self,
+        *,
+        comparisons: str,
+        template: str = "decision",
+        system_template: str = "system",
+        max_new_tokens: int = 96,
+        **kwargs: Any,
     ) -> None:
-        super().__init__(template=template, decode="greedy", max_new_tokens=max_new_tokens, **kwargs)
+        super().__init__(
+            template=template, decode="greedy", max_new_tokens=max_new_tokens, system_prompt=None, **kwargs
+        )
+        self.system_prompt = load_template(system_template, self.templates).render()
         self.comparisons: dict[str, tuple[str, str]] = {}
         for row in read_rows(comparisons, "predictions.jsonl"):
             bare, full = row["details"]["without"], row["details"]["with"]
