@@ -10,9 +10,9 @@ the model's chat format), in batches of 32, LoRA of rank 16 on all linear layers
 * solved examples: the same with seven solved examples, drawn anew for every row
 * long: its ``default`` template with 20 earlier turns
 
-and arms: ``zoo``; ``rows``, the zoo with every row computed by itself; ``trl``, SFTTrainer with completion-only loss and
-``train_sampling_strategy="group_by_length"``. A number is CPU seconds (user and system) per row over the steps after one
-warm-up; each arm runs in a process of its own, the arms in turn.
+and arms: ``zoo``; ``rows``, the zoo with every row computed by itself; ``trl``, SFTTrainer with completion-only loss
+and ``train_sampling_strategy="group_by_length"``. A number is CPU seconds (user and system) per row over the steps
+after one warm-up; each arm runs in a process of its own, the arms in turn.
 
 The second table is about prompts that show the whole conversation (``window: null``): ``tree``, where an utterance is a
 branch of its dialogue; ``kept``, where only what all rows begin with is computed once; ``rows``. Training steps, and
