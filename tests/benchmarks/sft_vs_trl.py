@@ -22,6 +22,7 @@ scoring the test split's label words; beside the CPU seconds the peak of the res
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import subprocess
@@ -40,6 +41,7 @@ import torch
 import zoo.models.dialoguellm
 import zoo.training.collator
 from zoo.backbones import LLM, LoRA
+from zoo.backbones.row_tree import share_rows
 from zoo.data import MELD
 from zoo.data.base import Batches
 from zoo.prompts import load_template
@@ -76,9 +78,14 @@ def collator_of(llm: LLM, cell: dict[str, Any], data: MELD, training: bool, shar
 
 def use_sharing(arm: str) -> None:
     """Let rows share what the arm says."""
-    found = zoo.training.collator.share_rows
     if arm == "kept":
-        zoo.training.collator.share_rows = lambda rows, groups: found(rows, [None] * len(rows))
+        kept = functools.partial(share_rows_of_all, share_rows)
+        setattr(zoo.training.collator, "share_rows", kept)  # noqa: B010  (mypy sees what the collator imports as its own)
+
+
+def share_rows_of_all(share: Any, rows: Any, groups: Any) -> Any:
+    """Share what all rows begin with, whatever their dialogue."""
+    return share(rows, [None] * len(rows))
 
 
 def loss_of(llm: LLM, batch: Any) -> torch.Tensor:
@@ -134,7 +141,8 @@ def trl_arm(options: argparse.Namespace, cell: dict[str, Any]) -> dict[str, floa
     from datasets import Dataset
     from peft import LoraConfig
     from transformers import AutoModelForCausalLM, AutoTokenizer
-    from trl import SFTConfig, SFTTrainer
+    from trl.trainer.sft_config import SFTConfig
+    from trl.trainer.sft_trainer import SFTTrainer
 
     llm, data = LLM(options.llm), meld(options.data_root)
     folder = tempfile.mkdtemp()
