@@ -38,20 +38,20 @@ def losses(llm, ids, mask, tree):
 @pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3"])
 @pytest.mark.parametrize("name", WORDS)
 def test_losses_and_gradients_are_those_of_the_rows(kind, name, monkeypatch):
-    check_equal(small(monkeypatch, kind), WORDS[name], [0] * len(WORDS[name]))
+    check_equal(small(monkeypatch, kind), WORDS[name])
 
 
 def test_of_two_dialogues(monkeypatch):
-    check_equal(small(monkeypatch), TWO_DIALOGUES, [i // 4 for i in range(8)])
+    check_equal(small(monkeypatch), TWO_DIALOGUES)
 
 
 def test_when_layers_are_recomputed(monkeypatch):
-    check_equal(small(monkeypatch, gradient_checkpointing=True), WORDS["growing"], [0] * 5)
+    check_equal(small(monkeypatch, gradient_checkpointing=True), WORDS["growing"])
 
 
-def check_equal(llm, rows, groups):
+def check_equal(llm, rows):
     ids, mask = padded(rows)
-    tree = share_rows(rows, groups)
+    tree = share_rows(rows)
     assert len(tree.tokens) < sum(map(len, rows))
     logprobs, gradients = losses(llm, ids, mask, tree)
     expected, expected_gradients = losses(llm, ids, mask, None)
@@ -68,7 +68,7 @@ def test_scores_are_those_of_the_rows(name, candidates, monkeypatch):
     rows = TWO_DIALOGUES if name == "two dialogues" else WORDS[name]
     llm = small(monkeypatch).eval()
     ids, mask = padded(rows)
-    tree = share_rows(rows, [i // 4 for i in range(len(rows))])
+    tree = share_rows(rows)
     shared = llm.score(llm.encode(ids, mask, tree=tree), candidates)
     torch.testing.assert_close(shared, llm.score(llm.encode(ids, mask), candidates), rtol=0, atol=1e-5)
     prefilled = llm.encode(ids, mask, tree=tree)
@@ -84,7 +84,7 @@ def test_a_branch_sees_its_own_beginning_alone(monkeypatch):
     first = []
     for some in (rows, changed):
         ids, _ = padded(some)
-        tree = share_rows(some, [0] * len(some))
+        tree = share_rows(some)
         with torch.no_grad():
             first.append(llm.hidden_of_tree(llm.embed(ids), tree)[tree.places[0, -2:]])
     torch.testing.assert_close(*first, rtol=0, atol=1e-6)
@@ -100,43 +100,60 @@ def test_a_mask_that_is_dropped_is_noticed(monkeypatch):
 
     monkeypatch.setattr(TreePlan, "__init__", without_mask)
     with pytest.raises(AssertionError):
-        check_equal(llm, WORDS["growing"], [0] * 5)
+        check_equal(llm, WORDS["growing"])
 
 
 # ---- which tokens are shared
 def test_tokens_that_are_computed():
-    tree = share_rows(WORDS["one beginning"], [0] * 5)
-    assert len(tree.tokens) == 7 + 5 * 2 and tree.trunks.shape == (1, 7) and tree.seen.tolist() == [7] * 5
+    tree = share_rows(WORDS["one beginning"])
+    assert len(tree.tokens) == 7 + 5 * 2 and tree.trunks.shape == (1, 8) and tree.seen.tolist() == [8, 7, 7, 7, 7]
     rows = WORDS["growing"]  # each turn once, each question once
-    tree = share_rows(rows, [0] * 5)
-    assert len(tree.tokens) == len(FIXED) + 4 * 4 + (len(rows[-1]) - len(FIXED) - 4 * 4) + 4 * 2
+    tree = share_rows(rows)
+    assert len(tree.tokens) == len(rows[-1]) + 4 * 2
     flat = torch.tensor([token for row in padded(rows)[0].tolist() for token in row])
     for i, row in enumerate(rows):
         assert flat[tree.tokens[tree.places[i, -len(row) :]]].tolist() == row
 
 
-def test_dialogues_are_grown_apart_where_that_computes_less():
-    by_dialogue = share_rows(TWO_DIALOGUES, [i // 4 for i in range(8)])
-    assert by_dialogue.trunks.shape[0] == 2
-    assert share_rows(WORDS["one beginning"], list(range(5))).trunks.shape[0] == 1  # each its own dialogue
+def test_every_dialogue_has_a_trunk_of_its_own_where_that_is_less_work():
+    tree = share_rows([FIXED + list(range(start, start + 9 * i)) + [90] for start in (20, 60) for i in range(1, 5)])
+    assert tree.trunks.shape[0] == 2 and len(set(tree.trunk_of[:4].tolist())) == 1 == len(
+        set(tree.trunk_of[4:].tolist())
+    )
+    assert share_rows(WORDS["one beginning"]).trunks.shape[0] == 1
+
+
+def test_one_row_that_differs_does_not_make_the_others_wide():
+    """Padded to its length, attention of the others would cost more than the tree saves."""
+    growing = [FIXED + list(range(100, 100 + 20 * i)) + [90] for i in range(1, 8)]
+    tree = share_rows([*growing, FIXED + list(range(300, 500))])
+    assert tree.branches.shape[1] < 30 and tree.trunks.shape[0] == 2
 
 
 def test_rows_that_share_little_are_left_as_they_are():
-    assert share_rows([[1, 2, 3], [4, 5, 6]], [0, 0]) is None
-    assert share_rows([[1, 2, 3]], [0]) is None
+    assert share_rows([[1, 2, 3], [4, 5, 6]]) is None
+    assert share_rows([[1, 2, 3]]) is None and share_rows([[], [1, 2]]) is None
     ten = [[1] + [i] * 20 for i in range(2, 6)]
-    assert LEAST_SAVING > 3 / (4 * 21) and share_rows(ten, [0] * 4) is None
+    assert LEAST_SAVING > 3 / (4 * 21) and share_rows(ten) is None
 
 
 def test_the_last_token_of_a_row_is_its_own():
     """It predicts the answer, and is asked for by row."""
-    tree = share_rows([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3]], [0, 0, 0])
+    tree = share_rows([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3]])
     assert tree.seen.max() == 3 and (tree.branches[:, 0] >= 0).all()
 
 
 def test_prompts_that_are_sampled_behind_do_not_need_the_tree(monkeypatch):
     llm = small(monkeypatch).eval()
     ids, mask = padded(WORDS["growing"])
-    tree = share_rows(WORDS["growing"], [0] * 5)
+    tree = share_rows(WORDS["growing"])
     drawn = [llm.sample(llm.encode(ids, mask, tree=t), 2, max_new_tokens=5, temperature=0.0).ids for t in (tree, None)]
     assert torch.equal(*drawn)
+
+
+def test_a_tree_stands_alone(monkeypatch):
+    llm = small(monkeypatch)
+    ids, mask = padded(WORDS["growing"])
+    tree = share_rows(WORDS["growing"])
+    with pytest.raises(ValueError, match="neither behind a fixed beginning"):
+        llm.encode(ids, mask, llm.cache_prefix(torch.tensor([3, 4])), tree=tree)

@@ -161,10 +161,25 @@ def test_launches_of_a_layer(merge, most, dtype, monkeypatch):
 
 
 def test_one_wait_in_sixteen_tokens(monkeypatch):
-    _, waits, gpu = counted(monkeypatch, 2, tokens=64)
-    assert waits <= 64 / 16, gpu.synchronizations_by_kind
+    _, waits, gpu = counted(monkeypatch, 2, tokens=128)
+    assert waits <= 128 / 16, gpu.synchronizations_by_kind
     monkeypatch.setattr(decoding, "TOKENS_BETWEEN_CHECKS", 1)
-    assert counted(monkeypatch, 2, tokens=64)[1] > 60
+    assert counted(monkeypatch, 2, tokens=128)[1] > 120
+
+
+def test_short_answers_end_early(monkeypatch):
+    """Label words take a token or two of the sixteen that they may have."""
+    llm = small(monkeypatch, "llama")
+    with pretended_gpu() as gpu:
+        llm = llm.to("cuda:0")
+        prefix = llm.encode(*prompts("cuda:0"))
+        launches = []
+        for ends in ([], list(range(128))):
+            monkeypatch.setattr(LLM, "eos_ids", property(lambda self, ends=ends: ends))
+            gpu.reset()
+            llm.sample(prefix, max_new_tokens=16, temperature=0.0)
+            launches.append(gpu.launches)
+    assert launches[1] < launches[0] / 4
 
 
 def test_looking_for_finished_answers_seldom_changes_no_answer(monkeypatch):

@@ -79,13 +79,8 @@ def collator_of(llm: LLM, cell: dict[str, Any], data: MELD, training: bool, shar
 def use_sharing(arm: str) -> None:
     """Let rows share what the arm says."""
     if arm == "kept":
-        kept = functools.partial(share_rows_of_all, share_rows)
+        kept = functools.partial(share_rows, joined=(0.0,))
         setattr(zoo.training.collator, "share_rows", kept)  # noqa: B010  (mypy sees what the collator imports as its own)
-
-
-def share_rows_of_all(share: Any, rows: Any, groups: Any) -> Any:
-    """Share what all rows begin with, whatever their dialogue."""
-    return share(rows, [None] * len(rows))
 
 
 def loss_of(llm: LLM, batch: Any) -> torch.Tensor:

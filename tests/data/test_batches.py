@@ -59,3 +59,10 @@ def test_every_process_gets_its_share(samples):
     parts = [batches(samples, True, size=8, rank=rank, world_size=2) for rank in range(2)]
     seen = np.concatenate([np.concatenate(part.order(0)) for part in parts])
     assert set(seen) == set(range(len(samples))) and len({len(part) for part in parts}) == 1
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_dialogues_stay_together_over_several_processes(samples, shuffle):
+    made = batches(samples, shuffle, size=8, rank=1, world_size=2)
+    per_batch = [len({s.dialogue for s in made[(0, i)]["samples"]}) for i in range(len(made))]
+    assert max(per_batch) <= 4 and sum(per_batch) / len(per_batch) < 3  # of eight

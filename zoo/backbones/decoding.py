@@ -22,7 +22,8 @@ if TYPE_CHECKING:
 
 LOGITS_AT_ONCE = 2**22  # numbers (16 MiB in float32) that a CPU's caches still serve
 SHARE_OF_LOGITS = 1 / 256  # of a GPU's memory, for the logits at once
-TOKENS_BETWEEN_CHECKS = 16  # a GPU works ahead for so long before finished answers are looked for
+TOKENS_BETWEEN_CHECKS = 16  # a GPU works ahead for at most so long before finished answers are looked for
+CHECKS = 8  # but for an eighth of the longest answer: short ones, as label words, end early
 SHARE_TO_COMPACT = 0.75  # finished answers leave the batch when at most this share of it is left
 
 
@@ -66,7 +67,8 @@ def sample(
         rows = torch.arange(b * n, device=device)  # the answers in the batch, grouped by prompt
         alive = torch.ones_like(rows, dtype=torch.bool)
         logits = first_logits.repeat_interleave(n, 0)
-        between_checks = 1 if device.type == "cpu" else TOKENS_BETWEEN_CHECKS
+        ahead = min(TOKENS_BETWEEN_CHECKS, max(1, max_new_tokens // CHECKS))
+        between_checks = 1 if device.type == "cpu" else ahead
         for t in range(max_new_tokens):
             logp = torch.log_softmax(logits / temperature if temperature else logits, -1)
             p = logp.exp()

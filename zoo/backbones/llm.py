@@ -269,6 +269,8 @@ class LLM(AdaptedModel):
             if positions is not None:
                 static_positions = positions_from_mask(static_mask).expand(3, -1, -1)
                 positions = torch.cat([static_positions, positions + len(static_prefix.ids)], 2)
+        if tree is not None and (static_prefix is not None or positions is not None):
+            raise ValueError("a tree of prompts stands neither behind a fixed beginning nor at given positions")
         embeddings = prompt if prompt.is_floating_point() else self.embed(prompt)
         return Prefix(embeddings, mask, static_prefix, positions=positions, tree=tree)
 
@@ -380,7 +382,7 @@ class LLM(AdaptedModel):
     def _states_before_answers(self, prefix: Prefix, answers: Tensor, mask: Tensor) -> Tensor:
         """Compute the states (B, n, T, D) that predict each answer token, the prompt once for all its answers."""
         b, n, t = answers.shape
-        embedded = self.embed(answers.view(b, n * t))
+        embedded = self.embed(answers.reshape(b, n * t))
         if prefix.static_prefix is not None and not any(p.requires_grad for p in self.parameters()):
             static = self.static_key_values(prefix.static_prefix)  # a frozen model: keys and values stay right
             prompt = prefix.embeddings
@@ -396,7 +398,7 @@ class LLM(AdaptedModel):
     def _states_before_separate_answers(self, prefix: Prefix, answers: Tensor, mask: Tensor) -> Tensor:
         """Compute the same, each answer behind a prompt of its own."""
         b, n, t = answers.shape
-        embedded = self.embed(answers.view(b, n * t)).view(b * n, t, -1)
+        embedded = self.embed(answers.reshape(b, n * t)).view(b * n, t, -1)
         rows = torch.cat([self._full_embeddings(prefix).repeat_interleave(n, 0), embedded], 1)
         row_mask = torch.cat([prefix.mask.repeat_interleave(n, 0), mask.view(b * n, t)], 1)
         positions, following = prefix.positions, prefix.answer_positions(t)

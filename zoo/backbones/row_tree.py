@@ -2,8 +2,8 @@
 
 The prompts of a batch begin alike: with the chat's system message and the instructions, and, where a prompt shows the
 whole conversation, with all earlier turns of its dialogue. `share_rows` finds what is common by comparing token ids, so
-it needs to know no template. Each group of rows becomes a tree: its longest row is the trunk, and every row branches
-off where it differs. Transformer layers then see every token once; `TreePlan` is their attention.
+it needs to know no template. A long row is a trunk, and rows that begin like it branch off where they differ.
+Transformer layers then see every token once; `TreePlan` is their attention.
 
 Losses, scores and gradients are those of the rows one by one, up to rounding. Source: ours; tree attention over
 branches is known from speculative decoding (SpecInfer, arXiv 2305.09781).
@@ -11,16 +11,19 @@ branches is known from speculative decoding (SpecInfer, arXiv 2305.09781).
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from zoo.backbones.shared_prefix import repeat_heads
 
-LEAST_SAVING = 0.1  # share of the tokens that a tree must save to be worth its attention
+LEAST_SAVING = 0.1  # share of the work that a tree must save
+PAIRS_PER_TOKEN = 2000  # pairs of tokens that attention compares in about the time a layer needs for a token
+JOINED = (0.0, 0.5)  # shares of a row that must be common with a trunk for it to branch off there; each is tried
 
 
 class RowTree(NamedTuple):
@@ -37,67 +40,70 @@ class RowTree(NamedTuple):
     seen: Tensor  # (R,) int64: tokens of its trunk that a row begins with
 
 
-def share_rows(rows: Sequence[Sequence[int]], groups: Sequence[Hashable]) -> RowTree | None:
+def share_rows(rows: Sequence[Sequence[int]], joined: Sequence[float] = JOINED) -> RowTree | None:
     """Find the tokens that rows begin with in common.
 
     Args:
         rows: token ids of each row.
-        groups: of each row, e.g. its dialogue: rows of a group are expected to share more than the others. All rows
-            together are tried as well, and what computes fewer tokens is taken.
+        joined: see `JOINED`; (0,) makes one tree of all rows.
 
     Returns:
-        None where less than `LEAST_SAVING` of the tokens would be saved.
+        None where less than `LEAST_SAVING` of the work would be saved.
     """
-    together: Sequence[Hashable] = [None] * len(rows)
-    found = min((_grow(rows, by) for by in (groups, together)), key=lambda tree: tree[0])
-    total, trunk_rows, trunk_lengths, trunk_of, seen = found
-    if total > (1 - LEAST_SAVING) * sum(map(len, rows)):
-        return None
+    if not all(rows):
+        return None  # an empty row begins with nothing
+    arrays = [np.asarray(row) for row in rows]
     length = max(map(len, rows))
+    cost, trunk_rows, trunk_of, seen = min((_grow(arrays, least) for least in joined), key=lambda grown: grown[0])
+    if cost > (1 - LEAST_SAVING) * (sum(map(len, rows)) + len(rows) * length**2 / PAIRS_PER_TOKEN):
+        return None
     start = [length * (i + 1) - len(row) for i, row in enumerate(rows)]  # of each row in the flattened rows
     tokens: list[int] = []
     trunks: list[Sequence[int]] = []
     branches: list[Sequence[int]] = []
-    for trunk_row, count in zip(trunk_rows, trunk_lengths, strict=True):
-        trunks.append(range(len(tokens), len(tokens) + count))
-        tokens += range(start[trunk_row], start[trunk_row] + count)
+    for row in trunk_rows:
+        trunks.append(range(len(tokens), len(tokens) + seen[row]))
+        tokens += range(start[row], start[row] + seen[row])
     places = torch.zeros(len(rows), length, dtype=torch.int64)
-    for i, row in enumerate(rows):
-        branches.append(range(len(tokens), len(tokens) + len(row) - seen[i]))
-        tokens += range(start[i] + seen[i], start[i] + len(row))
-        places[i, length - len(row) :] = torch.tensor([*trunks[trunk_of[i]][: seen[i]], *branches[-1]])
+    for i, begun in enumerate(seen):
+        branches.append(range(len(tokens), len(tokens) + len(rows[i]) - begun))
+        tokens += range(start[i] + begun, start[i] + len(rows[i]))
+        places[i, length - len(rows[i]) :] = torch.tensor([*trunks[trunk_of[i]][:begun], *branches[-1]])
     return RowTree(
         torch.tensor(tokens), places, _padded(trunks), _padded(branches), torch.tensor(trunk_of), torch.tensor(seen)
     )
 
 
-def _grow(
-    rows: Sequence[Sequence[int]], groups: Sequence[Hashable]
-) -> tuple[int, list[int], list[int], list[int], list[int]]:
-    """Return the number of tokens, the row and length of each trunk, and the trunk and tokens seen of each row."""
-    members: dict[Hashable, list[int]] = {}
-    for i, group in enumerate(groups):
-        members.setdefault(group, []).append(i)
+def _grow(rows: Sequence[np.ndarray], least: float) -> tuple[float, list[int], list[int], list[int]]:
+    """Let each row, the longest first, branch off the trunk with which it has most in common, or become a trunk.
+
+    A trunk is a row without its last token.
+
+    Returns:
+        the work, in tokens of a layer; the row of each trunk; of each row its trunk, and how many tokens it shares.
+    """
     trunk_rows: list[int] = []
-    trunk_lengths: list[int] = []
     trunk_of, seen = [0] * len(rows), [0] * len(rows)
-    for together in members.values():
-        longest = max(together, key=lambda i: len(rows[i]))
-        for i in together:
-            trunk_of[i] = len(trunk_rows)
-            if i != longest:
-                seen[i] = _common(rows[i], rows[longest])
-        seen[longest] = max((seen[i] for i in together if i != longest), default=0)
-        trunk_rows.append(longest)
-        trunk_lengths.append(seen[longest])
-    total = sum(trunk_lengths) + sum(len(row) - n for row, n in zip(rows, seen, strict=True))
-    return total, trunk_rows, trunk_lengths, trunk_of, seen
+    for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
+        common = [_common(rows[i], rows[trunk]) for trunk in trunk_rows]
+        best = int(np.argmax(common)) if common else -1
+        if best >= 0 and common[best] >= least * len(rows[i]):
+            trunk_of[i], seen[i] = best, common[best]
+        else:
+            trunk_of[i], seen[i] = len(trunk_rows), len(rows[i]) - 1
+            trunk_rows.append(i)
+    trunk = max(seen[row] for row in trunk_rows)
+    branch = max(len(row) - n for row, n in zip(rows, seen, strict=True))
+    tokens = sum(len(row) - n for row, n in zip(rows, seen, strict=True)) + sum(seen[row] for row in trunk_rows)
+    pairs = len(trunk_rows) * trunk**2 + len(rows) * branch * (trunk + branch)
+    return tokens + pairs / PAIRS_PER_TOKEN, trunk_rows, trunk_of, seen
 
 
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
+def _common(one: np.ndarray, other: np.ndarray) -> int:
     """Return how many tokens two rows begin with in common; the last token of each counts as its own."""
     most = min(len(one), len(other)) - 1
-    return next((i for i in range(most) if one[i] != other[i]), most)
+    different = one[:most] != other[:most]
+    return int(different.argmax()) if different.any() else most
 
 
 def _padded(rows: Sequence[Sequence[int]]) -> Tensor:
@@ -153,6 +159,9 @@ class TreePlan:
     def attend(self, layer: int, query: Tensor, key: Tensor, value: Tensor, scaling: float, dropout: float) -> Tensor:
         """Attend: (1, H, M, hd) queries, (1, Hkv, M, hd) keys and values -> (1, H, M, hd)."""
         options: dict[str, Any] = {"scale": scaling, "dropout_p": dropout, "enable_gqa": query.shape[1] != key.shape[1]}
+        if not key.is_cpu:
+            key, value = (repeat_heads(x, query.shape[1]) for x in (key, value))
+            options["enable_gqa"] = False
         trunk_query, trunk_key, trunk_value = (_take(x, self.trunks) for x in (query, key, value))
         trunk = scaled_dot_product_attention(trunk_query, trunk_key, trunk_value, is_causal=True, **options)
         branch_query, branch_key, branch_value = (_take(x, self.branches) for x in (query, key, value))
@@ -160,9 +169,6 @@ class TreePlan:
             torch.cat([of_trunk.index_select(0, self.trunk_of), x], 2)
             for of_trunk, x in ((trunk_key, branch_key), (trunk_value, branch_value))
         )
-        if not key.is_cpu:
-            branch_key, branch_value = (repeat_heads(x, query.shape[1]) for x in (branch_key, branch_value))
-            options["enable_gqa"] = False
         branch = scaled_dot_product_attention(branch_query, branch_key, branch_value, self.branch_sees, **options)
         padded = torch.cat([x.transpose(0, 1).flatten(1, 2) for x in (trunk, branch)], 1)
         return padded.index_select(1, self.back)[None]

@@ -196,7 +196,7 @@ def _stack(parts: Sequence[Tensor], dim: int, nothing: Tensor) -> Tensor:
 
 def _adapters_in_use(layer: nn.Module) -> list[tuple[Tensor, Tensor]]:
     """Return (r, in) and scaled (out, r) matrices of the adapters that a layer applies now."""
-    if not isinstance(layer, LoraLayer) or layer.disable_adapters:
+    if not isinstance(layer, LoraLayer) or layer.disable_adapters or layer.merged:  # merged: in the weights already
         return []
     return [
         (cast(Tensor, layer.lora_A[name].weight), cast(Tensor, layer.lora_B[name].weight) * layer.scaling[name])

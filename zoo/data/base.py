@@ -92,9 +92,9 @@ class EmotionData(LightningDataModule):
         num_workers: loader processes; does not change what is trained on.
         seed: seed of the training order and of every random choice a collator makes; None takes --seed_everything.
         bucket: put samples of similar length into one batch (order of batches stays random); saves padding.
-        whole_dialogues: put the utterances of a dialogue into one batch, as far as it holds them, in place of
-            ``bucket``. Prompts that show the whole conversation (``window: null``) then share most of their tokens, and
-            what they share is computed once; a batch is less varied than one of single utterances.
+        whole_dialogues: put utterances of a dialogue into one batch, until it is full, in place of ``bucket``. Prompts
+            that show the whole conversation (``window: null``) then share most of their tokens, and what they share is
+            computed once; a batch is less varied than one of single utterances.
         limit: use only the first so many dialogues of each split (for trying things out); None for all.
         predict_splits: what ``zoo predict`` predicts; None: the test split.
         encoding: of the corpus' text files, e.g. ``gb18030``; None: UTF-8, else what the corpus is known to be in, else
@@ -428,19 +428,18 @@ class Batches(Dataset[dict[str, Any]]):
             return -(-len(self.samples) // (self.batch_size * self.world_size))
         return -(-len(self._own()) // self.batch_size)
 
-    def _own(self) -> range:
-        return range(
-            self.rank, len(self.samples), self.world_size
-        )  # evaluation: each sample exactly once over all ranks
+    def _own(self) -> np.ndarray:
+        """Return the samples of this rank in evaluation: each exactly once over all ranks."""
+        if self.dialogues is not None:
+            return np.array_split(np.argsort(self.dialogues, kind="stable"), self.world_size)[self.rank]
+        return np.arange(self.rank, len(self.samples), self.world_size)
 
     def order(self, epoch: int) -> list[np.ndarray]:
         """Sample indices of each batch of this rank."""
         if self._cached is not None and self._cached[0] == epoch:
             return self._cached[1]
         if not self.shuffle:
-            indices = np.array(self._own(), dtype=np.int64)
-            if self.dialogues is not None:
-                indices = indices[np.argsort(self.dialogues[indices], kind="stable")]
+            indices = self._own()
             if self.lengths is not None:
                 indices = indices[np.argsort(self.lengths[indices], kind="stable")]
             chunks = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
@@ -461,7 +460,10 @@ class Batches(Dataset[dict[str, Any]]):
             rounds = [indices[i : i + step] for i in range(0, len(indices), step)]
             if self.world_size > 1 and len(rounds[-1]) < step:
                 rounds[-1] = np.resize(rounds[-1], step)
-            chunks = [rounds[i][self.rank :: self.world_size] for i in rng.permutation(len(rounds))]
+            # a rank takes every so-manieth sample, or a stretch of them where dialogues stay together
+            whole = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+            part = slice(self.rank, None, self.world_size) if self.dialogues is None else whole
+            chunks = [rounds[i][part] for i in rng.permutation(len(rounds))]
         self._cached = (epoch, chunks)
         return chunks
 

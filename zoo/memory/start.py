@@ -51,7 +51,8 @@ def check_fit(system: EmotionModule, trainer: Trainer, batch_size: int) -> str |
     if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         return None
     try:
-        prediction = predict(system, Step(batch_size, trainer.accumulate_grad_batches, precision))
+        with torch.random.fork_rng(devices=[]):  # the fit begins with the weights that it would have without a look
+            prediction = predict(system, Step(batch_size, trainer.accumulate_grad_batches, precision))
     except Unpredictable as error:
         return f"memory: no prediction ({error})"
     return line(prediction, card.name, card.total_memory)

@@ -205,7 +205,7 @@ class PromptCollator:
         }
         if self.share_beginnings:
             rows = [p + a for (p, _), a in zip(prompts, answers, strict=True)]
-            tree = share_rows(rows, [s.dialogue for s in samples])
+            tree = share_rows(rows)
             batch |= {} if tree is None else {"tree": tree}
         if self.training:
             batch |= {"target_ids": ids.masked_fill(~mask, IGNORE_INDEX), "answer": answer_mask}

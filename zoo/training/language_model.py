@@ -375,7 +375,7 @@ def score_labels(
         FloatingPointError: scores are not finite.
     """
     label_sets = {s.labels.corpus: s.labels for s in samples}
-    if len(label_sets) > 1:
+    if len(label_sets) > 1 and prefix.tree is None:
         llm.prefill(prefix)
     scores = {corpus: llm.score(prefix, candidates(labels)) for corpus, labels in label_sets.items()}  # (B, L) each
     if not all(torch.isfinite(s).all() for s in scores.values()):

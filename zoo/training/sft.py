@@ -79,7 +79,8 @@ class SupervisedFineTuning(LanguageModelModule):
         """Return what writes samples as prompts, in training with their answers."""
         plain = super().collator(training)
         # one mask of dropout for what rows share would not be one for each of them
-        drops_out = self.dropout.p > 0 or (self.lora is not None and self.lora.dropout > 0)
+        in_attention = getattr(self.llm.causal_lm.config, "attention_dropout", 0.0)
+        drops_out = self.dropout.p > 0 or in_attention > 0 or (self.lora is not None and self.lora.dropout > 0)
         return replace(
             plain,
             training=training,

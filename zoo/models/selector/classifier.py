@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
+from lightning.fabric.utilities.apply_func import move_data_to_device
 
 from zoo.models.selector.parts import TEMPLATES, read_decisions
 from zoo.schema import Prediction, Sample
@@ -92,7 +92,7 @@ class SelectedClassifier(SupervisedFineTuning):
     def _predict_with(self, selection: str, samples: SampleBatch) -> list[Prediction]:
         collator = replace(self.collator(False), keep=selection)
         batch = collator(list(samples), np.random.default_rng(0))  # evaluation draws nothing
-        return super().predict({k: v.to(self.device) if isinstance(v, torch.Tensor) else v for k, v in batch.items()})
+        return super().predict(move_data_to_device(batch, self.device))
 
 
 @dataclass(kw_only=True)
