@@ -31,7 +31,7 @@ SHORT = ("--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--data.batch
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A small chat model, MELD in miniature, a few lines of the sitcom with clips, and the runs that others start from."""
+    """A small chat model, MELD in miniature, the sitcom with some clips, and the runs that others start from."""
     home = tmp_path_factory.mktemp("laptop")
     shutil.copytree(REPOSITORY / "checkpoints" / "tiny-llama-sitcom", home / "llm")
     file = home / "llm" / "tokenizer_config.json"
