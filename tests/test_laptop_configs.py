@@ -8,12 +8,16 @@ import shlex
 import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
 
 from tests.builders import make_corpus
+from tests.fake_corpus import attach
 from tests.runs_helper import fit, logged, metrics, newest, zoo
 from zoo.checkpoints.listing import index
+from zoo.checkpoints.loading import build_module
+from zoo.data import Synthetic
 from zoo.runs import REPOSITORY
 from zoo.sitcom import release
 
@@ -31,7 +35,7 @@ SHORT = ("--trainer.max_steps=2", "--trainer.limit_val_batches=1", "--data.batch
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A small chat model, a miniature MELD, some lines of the sitcom with clips, and runs that others start from."""
+    """A small chat model, MELD in miniature, the sitcom with some clips, and the runs that others start from."""
     home = tmp_path_factory.mktemp("laptop")
     shutil.copytree(REPOSITORY / "checkpoints" / "tiny-llama-sitcom", home / "llm")
     file = home / "llm" / "tokenizer_config.json"
@@ -101,6 +105,21 @@ def test_the_plain_model_is_asked_with_examples_and_without(shots, home, tmp_pat
     config = ("--config", LAPTOP["causal_lm/laptop.yaml"], f"--trainer.default_root_dir={tmp_path / 'run'}")
     zoo("test", "--zero_shot=true", *config, *options, "--trainer.limit_test_batches=2")
     assert 0 <= metrics(newest(tmp_path / "run"))["weighted_f1"] <= 1
+
+
+def test_the_selectors_start_is_asked_as_the_policy_is(home):
+    corpus = Synthetic(corpus_seed=0, train_dialogues=4, dev_dialogues=2, test_dialogues=2)
+    more = {
+        "laptop": {"start_from": None, "downstream": None},
+        "laptop_start": {"comparisons": str(newest(home / "classifier"))},
+    }
+    prompts = []
+    for name, options in more.items():
+        module = attach(build_module(LAPTOP[f"selector/{name}.yaml"], {"llm": str(home / "llm"), **options}), corpus)
+        module.configure_model()
+        batch = module.collator(training=False)(corpus.samples("test")[:1], np.random.default_rng(0))
+        prompts.append(module.llm.tokenizer.decode(batch["input_ids"][0]))
+    assert prompts[0] == prompts[1] and prompts[0].count("[system]") == 1 and "<answer>" in prompts[0]
 
 
 def commands(config: Path) -> list[list[str]]:

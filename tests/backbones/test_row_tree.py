@@ -106,7 +106,7 @@ def test_a_mask_that_is_dropped_is_noticed(monkeypatch):
 # ---- which tokens are shared
 def test_tokens_that_are_computed():
     tree = share_rows(WORDS["one beginning"])
-    assert len(tree.tokens) == 7 + 5 * 2 and tree.trunks.shape == (1, 8) and tree.seen.tolist() == [8, 7, 7, 7, 7]
+    assert len(tree.tokens) == 7 + 5 * 2 and tree.trunks.shape == (1, 8) and tree.shared.tolist() == [8, 7, 7, 7, 7]
     rows = WORDS["growing"]  # each turn once, each question once
     tree = share_rows(rows)
     assert len(tree.tokens) == len(rows[-1]) + 4 * 2
@@ -140,7 +140,7 @@ def test_rows_that_share_little_are_left_as_they_are():
 def test_the_last_token_of_a_row_is_its_own():
     """It predicts the answer, and is asked for by row."""
     tree = share_rows([[1, 2, 3, 4], [1, 2, 3, 4], [1, 2, 3]])
-    assert tree.seen.max() == 3 and (tree.branches[:, 0] >= 0).all()
+    assert tree.shared.max() == 3 and (tree.branches[:, 0] >= 0).all()
 
 
 def test_prompts_that_are_sampled_behind_do_not_need_the_tree(monkeypatch):

@@ -43,7 +43,7 @@ import zoo.training.collator
 from zoo.backbones import LLM, LoRA
 from zoo.backbones.row_tree import share_rows
 from zoo.data import MELD
-from zoo.data.base import Batches
+from zoo.data.batches import Batches
 from zoo.prompts import load_template
 from zoo.training.collator import PromptCollator
 

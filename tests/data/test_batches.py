@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from zoo.data.base import Batches
+from zoo.data.batches import Batches
 from zoo.data.synthetic import Synthetic
 
 

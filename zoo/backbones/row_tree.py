@@ -37,7 +37,7 @@ class RowTree(NamedTuple):
     trunks: Tensor  # (B, P) int64: tokens of each trunk, -1 at padding on the right
     branches: Tensor  # (R, U) int64: tokens of each row behind its trunk, -1 at padding on the right
     trunk_of: Tensor  # (R,) int64
-    seen: Tensor  # (R,) int64: tokens of its trunk that a row begins with
+    shared: Tensor  # (R,) int64: tokens of its trunk that a row begins with
 
 
 def share_rows(rows: Sequence[Sequence[int]], joined: Sequence[float] = JOINED) -> RowTree | None:
@@ -54,7 +54,7 @@ def share_rows(rows: Sequence[Sequence[int]], joined: Sequence[float] = JOINED) 
         return None  # an empty row begins with nothing
     arrays = [np.asarray(row) for row in rows]
     length = max(map(len, rows))
-    cost, trunk_rows, trunk_of, seen = min((_grow(arrays, least) for least in joined), key=lambda grown: grown[0])
+    cost, trunk_rows, trunk_of, shared = min((_grow(arrays, least) for least in joined), key=lambda grown: grown[0])
     if cost > (1 - LEAST_SAVING) * (sum(map(len, rows)) + len(rows) * length**2 / PAIRS_PER_TOKEN):
         return None
     start = [length * (i + 1) - len(row) for i, row in enumerate(rows)]  # of each row in the flattened rows
@@ -62,15 +62,15 @@ def share_rows(rows: Sequence[Sequence[int]], joined: Sequence[float] = JOINED) 
     trunks: list[Sequence[int]] = []
     branches: list[Sequence[int]] = []
     for row in trunk_rows:
-        trunks.append(range(len(tokens), len(tokens) + seen[row]))
-        tokens += range(start[row], start[row] + seen[row])
+        trunks.append(range(len(tokens), len(tokens) + shared[row]))
+        tokens += range(start[row], start[row] + shared[row])
     places = torch.zeros(len(rows), length, dtype=torch.int64)
-    for i, begun in enumerate(seen):
+    for i, begun in enumerate(shared):
         branches.append(range(len(tokens), len(tokens) + len(rows[i]) - begun))
         tokens += range(start[i] + begun, start[i] + len(rows[i]))
         places[i, length - len(rows[i]) :] = torch.tensor([*trunks[trunk_of[i]][:begun], *branches[-1]])
     return RowTree(
-        torch.tensor(tokens), places, _padded(trunks), _padded(branches), torch.tensor(trunk_of), torch.tensor(seen)
+        torch.tensor(tokens), places, _padded(trunks), _padded(branches), torch.tensor(trunk_of), torch.tensor(shared)
     )
 
 
@@ -83,20 +83,20 @@ def _grow(rows: Sequence[np.ndarray], least: float) -> tuple[float, list[int], l
         the work, in tokens of a layer; the row of each trunk; of each row its trunk, and how many tokens it shares.
     """
     trunk_rows: list[int] = []
-    trunk_of, seen = [0] * len(rows), [0] * len(rows)
+    trunk_of, shared = [0] * len(rows), [0] * len(rows)
     for i in sorted(range(len(rows)), key=lambda i: -len(rows[i])):
         common = [_common(rows[i], rows[trunk]) for trunk in trunk_rows]
         best = int(np.argmax(common)) if common else -1
         if best >= 0 and common[best] >= least * len(rows[i]):
-            trunk_of[i], seen[i] = best, common[best]
+            trunk_of[i], shared[i] = best, common[best]
         else:
-            trunk_of[i], seen[i] = len(trunk_rows), len(rows[i]) - 1
+            trunk_of[i], shared[i] = len(trunk_rows), len(rows[i]) - 1
             trunk_rows.append(i)
-    trunk = max(seen[row] for row in trunk_rows)
-    branch = max(len(row) - n for row, n in zip(rows, seen, strict=True))
-    tokens = sum(len(row) - n for row, n in zip(rows, seen, strict=True)) + sum(seen[row] for row in trunk_rows)
+    trunk = max(shared[row] for row in trunk_rows)
+    branch = max(len(row) - n for row, n in zip(rows, shared, strict=True))
+    tokens = sum(len(row) - n for row, n in zip(rows, shared, strict=True)) + sum(shared[row] for row in trunk_rows)
     pairs = len(trunk_rows) * trunk**2 + len(rows) * branch * (trunk + branch)
-    return tokens + pairs / PAIRS_PER_TOKEN, trunk_rows, trunk_of, seen
+    return tokens + pairs / PAIRS_PER_TOKEN, trunk_rows, trunk_of, shared
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:
@@ -123,13 +123,13 @@ class TreePlan:
     """
 
     def __init__(self, tree: RowTree, answers: Tensor | None = None) -> None:
-        trunks, branches, seen = tree.trunks, tree.branches, tree.seen
+        trunks, branches, shared = tree.trunks, tree.branches, tree.shared
         device, (r, u) = trunks.device, branches.shape
         p, m = trunks.shape[1], len(tree.tokens)
         real = branches >= 0
         step = torch.arange(u, device=device)
         sees = ((step <= step[:, None]) & real[:, None]).expand(r, u, u)  # of the row behind its trunk
-        positions = seen[:, None] + step
+        positions = shared[:, None] + step
         if answers is not None:
             k, a = answers.shape
             behind = torch.arange(r * k * a, device=device).view(r, k * a)
@@ -139,9 +139,9 @@ class TreePlan:
             above = torch.cat([sees, sees.new_zeros(r, u, k * a)], 2)
             below = torch.cat([real[:, None].expand(r, k * a, u), same.expand(r, k * a, k * a)], 2)
             sees = torch.cat([above, below], 1)
-            following = (seen + real.sum(1))[:, None] + torch.arange(a, device=device)
+            following = (shared + real.sum(1))[:, None] + torch.arange(a, device=device)
             positions = torch.cat([positions, following.repeat(1, k)], 1)
-        in_trunk = torch.arange(p, device=device) < seen[:, None]  # (R, P)
+        in_trunk = torch.arange(p, device=device) < shared[:, None]  # (R, P)
         width = branches.shape[1]
         sees = sees | torch.eye(width, dtype=torch.bool, device=device)  # a row without any key would be NaN
         self.branch_sees = torch.cat([in_trunk[:, None].expand(r, width, p), sees], 2)[:, None]

@@ -1,0 +1,128 @@
+"""The order of samples in batches: a function of (seed, epoch) alone, the same in every worker and after a restart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+from torch.utils.data import Dataset, SequentialSampler
+
+from zoo.schema import Collator, Sample
+
+
+class Batches(Dataset[dict[str, Any]]):
+    """Maps (epoch, batch number) to a collated batch; holds no state, so every worker and every restart agrees."""
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        collator: Collator,
+        batch_size: int,
+        shuffle: bool,
+        bucket: bool,
+        whole_dialogues: bool,
+        seed: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.samples, self.collator, self.batch_size = samples, collator, batch_size
+        self.shuffle, self.bucket, self.seed = shuffle, bucket, seed
+        self.rank, self.world_size = rank, world_size
+        by_length = bucket and not whole_dialogues
+        self.lengths = np.array([collator.length(s) for s in samples]) if by_length else None
+        numbers: dict[str, int] = {}  # of dialogues, in the order in which they come
+        of_samples = [numbers.setdefault(s.dialogue, len(numbers)) for s in samples]
+        self.dialogues = np.array(of_samples, dtype=np.int64) if whole_dialogues else None
+        self._cached: tuple[int, list[np.ndarray]] | None = None
+
+    def __len__(self) -> int:
+        if self.shuffle:  # every rank the same number of steps: the last incomplete round is padded with repeats
+            return -(-len(self.samples) // (self.batch_size * self.world_size))
+        return -(-len(self._own()) // self.batch_size)
+
+    def _own(self) -> np.ndarray:
+        """Return the samples of this rank in evaluation: each exactly once over all ranks."""
+        if self.dialogues is not None:
+            return np.array_split(np.argsort(self.dialogues, kind="stable"), self.world_size)[self.rank]
+        return np.arange(self.rank, len(self.samples), self.world_size)
+
+    def order(self, epoch: int) -> list[np.ndarray]:
+        """Sample indices of each batch of this rank."""
+        if self._cached is not None and self._cached[0] == epoch:
+            return self._cached[1]
+        if not self.shuffle:
+            indices = self._own()
+            if self.lengths is not None:
+                indices = indices[np.argsort(self.lengths[indices], kind="stable")]
+            chunks = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        else:
+            rng = np.random.default_rng((self.seed, epoch))
+            indices = rng.permutation(len(self.samples))
+            step = self.batch_size * self.world_size
+            if self.dialogues is not None:  # dialogues in random order, the utterances of each in their own
+                place = rng.permutation(self.dialogues.max(initial=0) + 1)
+                indices = np.argsort(place[self.dialogues], kind="stable")
+            if self.lengths is not None:  # sort inside groups of 50 batches, then shuffle the batches again
+                group = 50 * step
+                parts = [
+                    p[np.argsort(self.lengths[p], kind="stable")]
+                    for p in (indices[i : i + group] for i in range(0, len(indices), group))
+                ]
+                indices = np.concatenate(parts)
+            rounds = [indices[i : i + step] for i in range(0, len(indices), step)]
+            if self.world_size > 1 and len(rounds[-1]) < step:
+                rounds[-1] = np.resize(rounds[-1], step)
+            # a rank takes every so-manieth sample, or a stretch of them where dialogues stay together
+            whole = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+            part = slice(self.rank, None, self.world_size) if self.dialogues is None else whole
+            chunks = [rounds[i][part] for i in rng.permutation(len(rounds))]
+        self._cached = (epoch, chunks)
+        return chunks
+
+    def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
+        epoch, number = key
+        samples = [self.samples[i] for i in self.order(epoch)[number]]
+        batch: dict[str, Any] = self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
+        media = getattr(self.collator, "media", None)  # of a collator that reads clips
+        return batch if media is None else batch | {"clip_problems": media.new_problems()}
+
+
+class EvaluationOrder(SequentialSampler):
+    """Yields (0, batch number) for each of the given numbers. Calls itself sequential as `BatchOrder` does."""
+
+    def __init__(self, batches: Batches, numbers: Sequence[int]) -> None:
+        super().__init__(batches)
+        self.numbers = numbers
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]  # what `Batches` takes for an index
+        return iter([(0, number) for number in self.numbers])
+
+
+class BatchOrder(SequentialSampler):
+    """The order of training: (epoch, batch number); in the epoch ``resume[0]`` from batch ``resume[1]`` on.
+
+    Lightning calls ``set_epoch``, and a loader with workers asks for the order more than once, so nothing is used up.
+
+    It is no sequential sampler but calls itself one, since Lightning replaces any other for ``overfit_batches``.
+
+    Args:
+        repeat: every epoch has the batches of the first one, as ``overfit_batches`` wants.
+    """
+
+    def __init__(self, batches: Batches, resume: tuple[int, int] = (0, 0), repeat: bool = False) -> None:
+        super().__init__(batches)
+        self.batches, self.resume, self.repeat, self.epoch = batches, resume, repeat, resume[0]
+
+    def set_epoch(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def __len__(self) -> int:
+        return len(self.batches)
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]  # what `Batches` takes for an index
+        start = self.resume[1] if self.epoch == self.resume[0] else 0
+        return iter([(0 if self.repeat else self.epoch, i) for i in range(start, len(self.batches))])
