@@ -73,8 +73,9 @@ MORE_SYSTEMS = {
         (
             "--model=SelectedClassifier",
             "--model.template=causal_lm/default",
-            "--model.window=0",
+            "--model.window=null",  # prompts that begin alike
             "--model.selection=random",
+            "--model.compare=true",  # asks once more, with prompts that it writes itself
         )
     ),
     "merit_ttrl": System(("--model=MeritTTRL", *REINFORCED), others=MERIT.others),
