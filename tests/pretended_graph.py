@@ -44,7 +44,7 @@ class _Recording(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
-        for argument, value in zip(func._schema.arguments, args, strict=False):
+        for argument, value in zip(func._schema.arguments, args, strict=False):  # the last ones may be left to defaults
             if argument.alias_info is not None and argument.alias_info.is_write:
                 self.keep(value)
         if isinstance(kwargs.get("out"), Tensor):

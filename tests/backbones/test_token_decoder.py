@@ -188,26 +188,26 @@ def test_looking_for_finished_answers_seldom_changes_no_answer(monkeypatch):
     expected = llm.sample(llm.encode(*prompts()), 3, max_new_tokens=40, temperature=0.0)
     with pretended_gpu():
         on_gpu = llm.to("cuda:0")
-        found = on_gpu.sample(on_gpu.encode(*prompts("cuda:0")), 3, max_new_tokens=40, temperature=0.0)
-        found = [x.cpu() for x in found]
-    for one, other in zip(found, expected, strict=True):
+        answers = on_gpu.sample(on_gpu.encode(*prompts("cuda:0")), 3, max_new_tokens=40, temperature=0.0)
+        answers = [x.cpu() for x in answers]
+    for one, other in zip(answers, expected, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
 
 
 def test_keys_and_values_keep_their_addresses(monkeypatch):
     llm = small(monkeypatch)
-    seen = []
+    addresses = []
     attend = AnswerCache.attend
 
     def noted(cache, layer, heads, scaling):
         pairs = [*cache.prompt_key_values[layer], *cache.answer_key_values[layer]]
-        seen.append((layer, *(x.data_ptr() for x in pairs), cache.slot.data_ptr(), cache.bias.data_ptr()))
+        addresses.append((layer, *(x.data_ptr() for x in pairs), cache.slot.data_ptr(), cache.bias.data_ptr()))
         return attend(cache, layer, heads, scaling)
 
     monkeypatch.setattr(AnswerCache, "attend", noted)
     monkeypatch.setattr(LLM, "eos_ids", property(lambda self: []))
     llm.sample(llm.encode(*prompts()), 3, max_new_tokens=20)
-    assert len(seen) == 2 * 19 and len(set(seen)) == 2
+    assert len(addresses) == 2 * 19 and len(set(addresses)) == 2
 
 
 # ---- CUDA graphs

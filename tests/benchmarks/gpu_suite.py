@@ -169,8 +169,8 @@ def attention_kernels(call: Callable[[], object], device: torch.device) -> str:
         wait_for(device)
     names = {event.key for event in profile.key_averages()}
     parts = ("flash", "fmha", "cudnn", "mem_eff", "efficient", "softmax")
-    found = sorted({name.split("<")[0][:40] for name in names if any(part in name.lower() for part in parts)})
-    return ", ".join(found[:4]) or "none by name"
+    kernels = sorted({name.split("<")[0][:40] for name in names if any(part in name.lower() for part in parts)})
+    return ", ".join(kernels[:4]) or "none by name"
 
 
 # ---- verbs
@@ -209,12 +209,12 @@ def run_verbs(llm: LLM, device: torch.device) -> dict[str, Tensor]:
     logprobs = llm.logprobs(llm.encode(ids, mask), answers, real)
     logprobs.sum().backward()
     gradients = [p.grad.flatten() for p in llm.parameters() if p.grad is not None]
-    kept = llm.cache_prefix(torch.arange(5, 30).to(device))
+    static_prefix = llm.cache_prefix(torch.arange(5, 30).to(device))
     found = {
         "logprobs": logprobs.detach(),
         "gradients": torch.cat(gradients) / torch.cat(gradients).norm(),
         "score": llm.score(llm.encode(ids, mask), [[5, 6, 7], [5, 8], [9]]),
-        "score behind a kept beginning": llm.score(llm.encode(ids, mask, kept), [[5, 6, 7], [5, 8], [9]]),
+        "score behind a kept beginning": llm.score(llm.encode(ids, mask, static_prefix), [[5, 6, 7], [5, 8], [9]]),
     }
     with torch.no_grad(), llm.reference():
         found["reference"] = llm.logprobs(llm.encode(ids, mask), answers, real)

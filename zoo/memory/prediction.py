@@ -155,7 +155,7 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
     encoders = [part for part in built.modules() if isinstance(part, FrozenEncoder)]
     trained = [p for p in built.parameters() if p.requires_grad]
     parts = _weights_and_state(built, encoders, trained)
-    rest = sum(parts[name] for name in ("frozen weights", "frozen encoders", "trained weights", "Adam's moments"))
+    rest = _without_gradients(parts)
     with_gradients = rest + parts["gradients"]  # Lightning frees those of a step behind the next forward pass
     # torch takes the square roots of all second moments at once on a GPU, of one parameter after the other on a CPU
     largest = max((p.numel() * p.element_size() for p in trained), default=0)
@@ -189,6 +189,11 @@ def _weights_and_state(
     }
 
 
+def _without_gradients(parts: dict[str, int]) -> int:
+    """Return the bytes that are alive throughout a fit: weights and moments."""
+    return sum(parts[name] for name in ("frozen weights", "frozen encoders", "trained weights", "Adam's moments"))
+
+
 def _add_encoders(
     built: EmotionModule, encoders: Sequence[FrozenEncoder], step: Step, rest: int, moments: dict[str, int]
 ) -> list[str]:
@@ -209,7 +214,7 @@ def _add_language_model(
     built: LanguageModelModule, step: Step, tokens: int, parts: dict[str, int], moments: dict[str, int]
 ) -> None:
     """Add to `parts` and `moments` what the passes of a language model take."""
-    rest = sum(parts[name] for name in ("frozen weights", "frozen encoders", "trained weights", "Adam's moments"))
+    rest = _without_gradients(parts)
     with_gradients = rest + parts["gradients"]
     model, rows, samples = decoder_of(built, step), rows_of(built, step, tokens), isinstance(built, GRPOModule)
     forward_loss, loss, head_gradient = _loss(built, model, rows, step)

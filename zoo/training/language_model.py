@@ -210,7 +210,7 @@ class LanguageModelModule(EmotionModule):
             max_length=self.max_length,
             chat=self.uses_chat,
             system_prompt=self.system_prompt,
-            share_beginnings=self.shares_beginnings,
+            share_beginnings=self.shares_beginnings and not training,  # scores use it; a way of training may, too
         )
         return plain if self.encoders is None else plain.as_type(MultimodalCollator, **self.encoders.input_settings())
 

@@ -77,14 +77,13 @@ class SupervisedFineTuning(LanguageModelModule):
     # ---- input
     def collator(self, training: bool) -> PromptCollator:
         """Return what writes samples as prompts, in training with their answers."""
-        plain = super().collator(training)
         # one mask of dropout for what rows share would not be one for each of them
         in_attention = getattr(self.llm.causal_lm.config, "attention_dropout", 0.0)
         drops_out = self.dropout.p > 0 or in_attention > 0 or (self.lora is not None and self.lora.dropout > 0)
         return replace(
-            plain,
+            super().collator(training),
             training=training,
-            share_beginnings=plain.share_beginnings and not (training and drops_out),
+            share_beginnings=self.shares_beginnings and not (training and drops_out),
             shots=self.shots,
             pool=self.data.samples("train") if self.shots else (),
             word_dropout=self.word_dropout,
