@@ -13,6 +13,7 @@ import pytest
 import yaml
 
 from tests.builders import make_corpus
+from tests.data.miniature import write_goemotions
 from tests.fake_corpus import attach
 from tests.runs_helper import fit, logged, metrics, newest, zoo
 from zoo.checkpoints.listing import index
@@ -41,6 +42,7 @@ def home(tmp_path_factory):
     file = home / "llm" / "tokenizer_config.json"
     file.write_text(json.dumps(json.loads(file.read_text()) | {"chat_template": CHAT}))
     make_corpus(home / "meld", (8, 2, 2))
+    write_goemotions(home / "goemotions")
     small = [f"--data.{split}_dialogues=4" for split in ("train", "dev", "test")]
     classifier = ("--config", LAPTOP["selector/laptop_classifier.yaml"], f"--model.llm={home / 'llm'}", *small)
     run = fit(home / "classifier", *classifier, *SHORT)
@@ -72,7 +74,8 @@ def replaced(home: Path, name: str) -> list[str]:
         options += ["--model.train_shots=2", "--model.shots=2"]  # of three dialogues
     inner, place = (data["init_args"]["corpus"], "data.corpus") if "corpus" in data["init_args"] else (data, "data")
     if "root" in inner["init_args"]:
-        options.append(f"--{place}.root={home / ('meld' if inner['class_path'].endswith('MELD') else 'sitcom')}")
+        folder = {"zoo.data.MELD": "meld", "zoo.data.GoEmotions": "goemotions"}.get(inner["class_path"], "sitcom")
+        options.append(f"--{place}.root={home / folder}")
     else:
         options += [f"--data.{split}_dialogues=4" for split in ("train", "dev", "test")]
     return options

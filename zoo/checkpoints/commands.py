@@ -11,7 +11,7 @@ from typing import Any
 from zoo.backbones.hub import FETCHED
 from zoo.checkpoints import probes
 from zoo.checkpoints.fetching import check_output, pull
-from zoo.checkpoints.listing import differences, entry_of, folder_of, index, terms, verify
+from zoo.checkpoints.listing import bases_to_pull, differences, entry_of, folder_of, index, terms, verify
 from zoo.checkpoints.loading import build_module, load
 from zoo.checkpoints.system_export import data_labels, new_entry, portable_data, write_system
 from zoo.configs import read_run_config
@@ -120,16 +120,18 @@ def _verify(names: list[str], folder: Path | None) -> None:
     for name in names or [n for n, entry in index().items() if entry["source"] == "shipped"]:
         if entry_of(name)["source"] != "shipped":
             raise ValueError(f"{name} did not come with the repository; say where its files are: --at FOLDER")
-        wrong = verify(name)
+        wrong, found = verify(name), "files and answers as published"
         if not wrong:  # loading damaged files would only repeat it in other words
             if not (folder_of(name) / probes.PROBE).is_file():
                 wrong = [f"{name} has no {probes.PROBE}; write it with zoo checkpoints publish {name}"]
+            elif bases := bases_to_pull(name):
+                found = f"files as published; its answers need zoo checkpoints pull {' '.join(bases)}"
             else:
                 try:
                     load(str(folder_of(name)))
                 except ValueError as error:
                     wrong = [str(error)]
-        print(f"{name}: {'; '.join(wrong) or 'files and answers as published'}")
+        print(f"{name}: {'; '.join(wrong) or found}")
         problems += wrong
     if problems:
         raise ValueError("; ".join(problems))

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from zoo.backbones.hub import FETCHED
 from zoo.storage import REPOSITORY, inside, read_yaml, sha256_of
 
 UNKNOWN = "?"  # of what only the owner of weights or data can say
@@ -126,6 +127,19 @@ def entry_of(name: str) -> dict[str, Any]:
 def folder_of(name: str) -> Path:
     """Return the folder of a shipped entry."""
     return INDEX.parent / name
+
+
+def bases_to_pull(name: str) -> list[str]:
+    """List what a shipped system stands on and `zoo checkpoints pull` has not put here yet."""
+    config = read_yaml(folder_of(name) / "config.yaml") or {}
+    options = (config.get("model") or {}).get("init_args") or {}
+    named = {value for value in options.values() if isinstance(value, str)}
+    return sorted(
+        base
+        for base, entry in index().items()
+        if base in named and entry["source"] != "shipped"
+        if not all((FETCHED / base / file).is_file() for file in entry["files"])
+    )
 
 
 def differences(name: str, folder: Path, files: Mapping[str, str | None]) -> list[str]:
