@@ -347,6 +347,25 @@ def index(tmp_path, monkeypatch) -> Path:
     return folder
 
 
+def test_a_system_whose_base_is_pulled_apart(index, capsys, tmp_path, monkeypatch):
+    """Its files are compared, and what its answers need is said, until it is there."""
+    entries, config = yaml.safe_load(listing.INDEX.read_text()), index / "config.yaml"
+    base = {"what": "b", "paper": "none", "source": "hand", "hand": "ask", "licence": "Apache-2.0", "gated": False}
+    base |= {"commercial": True, "reported": [], "files": {"config.json": None, "model.safetensors": None}}
+    config.write_text(config.read_text().replace(str(index), "a-base"))
+    entries["small"]["files"] = listing.files_entry(index)
+    listing.INDEX.write_text(yaml.safe_dump(entries | {"a-base": base}))
+    monkeypatch.chdir(tmp_path)
+    assert listing.bases_to_pull("small") == ["a-base"]
+    zoo("checkpoints", "verify", "small")
+    assert "small: files as published; its answers need zoo checkpoints pull a-base" in capsys.readouterr().out
+    (tmp_path / "runs" / "weights").mkdir(parents=True)
+    shutil.copytree(index, tmp_path / "runs" / "weights" / "a-base")
+    assert listing.bases_to_pull("small") == []
+    zoo("checkpoints", "verify", "small")
+    assert "small: files and answers as published" in capsys.readouterr().out
+
+
 def test_published_checkpoints_are_listed_and_verified(index, capsys):
     zoo("checkpoints")
     said = capsys.readouterr().out

@@ -12,7 +12,7 @@ from safetensors import safe_open
 from zoo.backbones import LLM, Audio, Vision
 from zoo.checkpoints import index, load, probes, verify
 from zoo.checkpoints.commands import _function
-from zoo.checkpoints.listing import INDEX
+from zoo.checkpoints.listing import INDEX, bases_to_pull
 from zoo.sitcom import faces, voices
 from zoo.sitcom.cues import LABELS
 from zoo.sitcom.settings import CAST
@@ -40,11 +40,26 @@ def test_published_files(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_published_weights_answer_their_probe(name):
     """The stored utterances, faces and voices get the stored answers; `load` raises if not."""
+    if bases := bases_to_pull(name):
+        pytest.skip(f"needs zoo checkpoints pull {' '.join(bases)}")
     samples, _, expected = probes.read(INDEX.parent / name)
     # a policy gives no label a score; its answer is how sure it is to keep the descriptions
     said = [row["scores"] if name != "selector-sitcom" else row["details"]["keep"] for row in expected]
     assert len(samples) == len(expected) == 4 and len(set(map(json.dumps, said))) == 4
     load(name)
+
+
+def test_smollm2_goemotions_is_an_adapter_of_what_can_be_pulled():
+    folder, base = INDEX.parent / "smollm2-goemotions", index()["smollm2-135m"]
+    assert (folder / "weights.safetensors").stat().st_size < 20_000_000
+    with safe_open(folder / "weights.safetensors", "pt") as file:
+        shapes = {key: tuple(file.get_slice(key).get_shape()) for key in file.keys()}  # noqa: SIM118 - not a dict
+        contract = json.loads(file.metadata()["zoo"])
+    assert sum(a * b for a, b in shapes.values()) == 4_884_480 and len(shapes) == 30 * 7 * 2
+    assert all(16 in shape for shape in shapes.values())
+    (digest,) = base["files"].values()
+    assert digest in json.dumps(contract["bases"])
+    assert yaml.safe_load((folder / "config.yaml").read_text())["model"]["init_args"]["llm"] == "smollm2-135m"
 
 
 def test_weights_of_others():

@@ -19,6 +19,7 @@ import os
 import resource
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -65,6 +66,7 @@ ROWS = {
     "goemotions": Row("smollm2-goemotions, MELD not seen", "", trained=False),
     "dialoguellm": Row("DialogueLLM, SmolLM2, LoRA", "dialoguellm/laptop.yaml"),
 }
+IN_README = ("system", "test weighted F1 [95 %]", "macro F1", "accuracy", "against tiny-llama [95 %]", "CPU minutes")
 REFERENCES = ("tfidf", "tiny-llama", "sentence")
 
 
@@ -135,8 +137,8 @@ def stored(key: str, seed: int, gold: dict[str, tuple[str, str]]) -> list[dict[s
     return rows
 
 
-def table(root: Path) -> tuple[list[str], list[list[str]], list[int]]:
-    """Return the header and the rows of what is stored, and the seeds."""
+def table(root: Path, say: Callable[..., str]) -> tuple[list[str], list[list[str]], list[int]]:
+    """Return the header and the rows of what is stored, numbers written by ``say``, and the seeds."""
     data = MELD(root=root)
     data.prepare_data()
     data.setup("test")
@@ -155,19 +157,24 @@ def table(root: Path) -> tuple[list[str], list[list[str]], list[int]]:
         others = [np.mean([evaluate(r, data.labels, draws=1)[k] for r in runs]) for k in ("macro_f1", "accuracy")]
         known = [facts[f"{key}-{seed}"] for seed in seeds[key]]
         dev = [k["dev_weighted_f1"] for k in known if k["dev_weighted_f1"] is not None]
-        row = [ROWS[key].name, three(np.mean(dev)) if dev else ""]
-        row.append(f"{three(mean['mean'])} [{', '.join(map(three, mean['ci95']))}]")
-        row += [" ".join(map(three, mean["values"])), *map(three, others)]
+        row = [ROWS[key].name, say(np.mean(dev)) if dev else ""]
+        row.append(f"{say(mean['mean'])} [{', '.join(map(say, mean['ci95']))}]")
+        row += [" ".join(map(say, mean["values"])), *map(say, others)]
         for reference in REFERENCES:
             if reference == key or reference not in answers:
                 row.append("")
                 continue
             d = paired_difference(runs, answers[reference], data.labels)
-            row.append(f"{three(d['difference'], '+')} [{', '.join(three(v, '+') for v in d['ci95'])}]")
+            row.append(f"{say(d['difference'], '+')} [{', '.join(say(v, '+') for v in d['ci95'])}]")
         row.append(f"{np.mean([k['cpu_minutes'] for k in known]):.0f}")
         row.append(f"{max(k['peak_gib'] for k in known):.1f} GiB")
         rows.append(row)
     return header, rows, sorted({seed for found in seeds.values() for seed in found})
+
+
+def percent(value: float, sign: str = "") -> str:
+    """Write a share in percent."""
+    return f"{100 * value:{sign}.1f}"
 
 
 def three(value: float, sign: str = "") -> str:
@@ -194,10 +201,14 @@ def main() -> None:
                     os._exit(0)
                 if os.waitpid(child, 0)[1]:
                     sys.exit(f"{key} with seed {seed} failed")
-    header, rows, seeds = table(options.data_root)
+    header, rows, seeds = table(options.data_root, three)
     print("\n".join("| " + " | ".join(row) + " |" for row in (header, ["---"] * len(header), *rows)))
     command = "python -m tests.benchmarks.meld_laptop --data-root DIR"
-    write("results/dialoguellm.json#laptop", header, rows, command=command, n=2610, split="test", seeds=seeds)
+    facts = {"command": command, "n": 2610, "split": "test", "seeds": seeds}
+    write("results/dialoguellm.json#laptop", header, rows, **facts)
+    _, rows, _ = table(options.data_root, percent)
+    chosen = [header.index(column) for column in IN_README]
+    write("results/readme.json#real", list(IN_README), [[row[i] for i in chosen] for row in rows], **facts)
 
 
 if __name__ == "__main__":
