@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import re
 from pathlib import Path
@@ -10,10 +11,12 @@ from typing import Any
 import pytest
 import yaml
 
+from tests.benchmarks import meld_laptop
 from tests.benchmarks.result_files import DECIMAL, MARK, holds_results, load, markdown, tables, update, write
 from zoo.benchmark.statistics import LEVEL
 from zoo.checkpoints.listing import index
 from zoo.checkpoints.loading import build_module
+from zoo.data import MELD
 from zoo.runs import REPOSITORY
 
 CARDS = [*sorted(REPOSITORY.glob("zoo/models/*/README.md")), *sorted(REPOSITORY.glob("checkpoints/*/README.md"))]
@@ -67,6 +70,24 @@ def test_a_changed_number_is_noticed(tmp_path, monkeypatch):
     assert holds_results(table) and table.rows != load("results/own.json")["one"]["rows"]
     update(document)
     assert "61.2" in document.read_text() and "62.1" not in document.read_text()
+
+
+def test_the_stored_answers_are_whole_and_every_system_has_its_row():
+    folder = REPOSITORY / "results" / "meld-laptop"
+    runs = json.loads((folder / "runs.json").read_text())
+    assert {f"{name}.csv" for name in runs} == {file.name for file in folder.glob("*.csv")}
+    for name in runs:
+        with (folder / f"{name}.csv").open(encoding="utf-8", newline="") as file:
+            lines = list(csv.DictReader(file))
+        assert len({line["sample"] for line in lines}) == len(lines) == 2610, name
+        scores = [[float(line[label]) for label in MELD.labels.names] for line in lines]
+        assert all(abs(sum(row) - 1) < 1e-4 and min(row) >= 0 for row in scores), name
+    said = {row[0]: row for row in load("results/dialoguellm.json")["laptop"]["rows"]}
+    keys = {name.rpartition("-")[0] for name in runs}
+    assert {meld_laptop.ROWS[key].name for key in keys} == set(said)
+    for key in keys:
+        column = load("results/dialoguellm.json")["laptop"]["header"].index("each seed")
+        assert len(said[meld_laptop.ROWS[key].name][column].split()) == sum(n.startswith(f"{key}-") for n in runs)
 
 
 # ---- what is said twice

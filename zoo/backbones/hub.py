@@ -85,8 +85,8 @@ def locate(path: str, *, what: str, option: str, file_suffixes: Collection[str] 
         places, weights = "neither a file, nor a folder", "the weights"
     raise FileNotFoundError(
         f"no {what} at {path!r}: {places} with a config.json, nor a published name in {published}, nor one that "
-        f"zoo checkpoints pull has put into {FETCHED} (zoo checkpoints list says what can be pulled), nor a hub id of the "
-        f"form owner/name. Give {option} the folder that holds config.json and {weights}"
+        f"zoo checkpoints pull has put into {FETCHED} (zoo checkpoints list names what can be pulled), nor a hub id of "
+        f"the form owner/name. Give {option} the folder that holds config.json and {weights}"
     )
 
 
