@@ -120,18 +120,18 @@ def _verify(names: list[str], folder: Path | None) -> None:
     for name in names or [n for n, entry in index().items() if entry["source"] == "shipped"]:
         if entry_of(name)["source"] != "shipped":
             raise ValueError(f"{name} did not come with the repository; say where its files are: --at FOLDER")
-        wrong, found = verify(name), "files and answers as published"
+        wrong, verdict = verify(name), "files and answers as published"
         if not wrong:  # loading damaged files would only repeat it in other words
             if not (folder_of(name) / probes.PROBE).is_file():
                 wrong = [f"{name} has no {probes.PROBE}; write it with zoo checkpoints publish {name}"]
             elif bases := bases_to_pull(name):
-                found = f"files as published; its answers need zoo checkpoints pull {' '.join(bases)}"
+                verdict = f"files as published; its answers need zoo checkpoints pull {' '.join(bases)}"
             else:
                 try:
                     load(str(folder_of(name)))
                 except ValueError as error:
                     wrong = [str(error)]
-        print(f"{name}: {'; '.join(wrong) or found}")
+        print(f"{name}: {'; '.join(wrong) or verdict}")
         problems += wrong
     if problems:
         raise ValueError("; ".join(problems))
