@@ -171,7 +171,7 @@ def test_the_users_own_module_is_imported_where_he_names_it_and_with_the_flag(ho
 
 def test_an_empty_foreign_folder_is_no_place_to_import_from(run, tmp_path):
     """Also for what libraries import by themselves when they find it: the working directory is on no path."""
-    for name in ("wandb", "sentencepiece", "yaml", "torch", "deepspeed", "tiktoken", "cv2", "flash_attn", "attack"):
+    for name in ("wandb", "sentencepiece", "yaml", "torch", "tiktoken", "cv2", "flash_attn", "attack"):
         (tmp_path / f"{name}.py").write_text(f"open({str(tmp_path / 'executed')!r}, 'a').write({name!r})\n")
     env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
     clone = tmp_path / "clone"
@@ -662,7 +662,6 @@ def test_a_foreign_prompt_template_ends_in_any_case(home, tmp_path, monkeypatch)
 OPTIONS = [
     ("--trainer.accelerator=gpu", "No supported gpu"),
     ("--trainer.strategy=nosuch", "invalid strategy name"),
-    ("--trainer.strategy=deepspeed", "must have DeepSpeed installed"),
     ("--trainer.devices=-3", "should be an int > 0"),
     ("--trainer.accumulate_grad_batches=0", "expected at least 1"),
     ("--trainer.limit_train_batches=-1", "invalid value"),

@@ -167,13 +167,6 @@ def test_emotion_qwen_at_paper_size(config, overlay, expected, capsys):
     assert state["compressor.emotion.fc2.weight"].shape == (3584, 5120)
 
 
-@pytest.mark.parametrize("config", bases_of(CONFIGS / "trainer" / "zero2.yaml"), ids=lambda p: p.stem)
-def test_zero_2_is_parsed(config, capsys):
-    trainer = printed(capsys, config, CONFIGS / "trainer" / "zero2.yaml")["trainer"]
-    assert trainer["strategy"]["class_path"] == "lightning.pytorch.strategies.DeepSpeedStrategy"
-    assert trainer["strategy"]["init_args"]["stage"] == 2 and trainer["devices"] == -1
-
-
 @pytest.mark.parametrize("config", bases_of(CONFIGS / "trainer" / "fsdp2.yaml"), ids=lambda p: p.stem)
 def test_fsdp2_is_parsed(config, capsys):
     trainer = printed(capsys, config, CONFIGS / "trainer" / "fsdp2.yaml")["trainer"]
@@ -213,7 +206,7 @@ def test_the_names_of_configs_are_found():
     """The test above can fail: it sees most configs named, and one that does not exist."""
     named = {name for file in [*CONFIGS.rglob("*.yaml"), *CARDS] for name in named_configs(file)}
     assert len(named) > 60 and "configs/farcer/meld.yaml" in named
-    assert named_configs(CONFIGS / "trainer" / "zero2.yaml")[0] == "configs/emotion_qwen/stage1.yaml"
+    assert named_configs(CONFIGS / "trainer" / "fsdp2.yaml")[0] == "configs/emotion_qwen/stage1.yaml"
 
 
 @pytest.mark.parametrize("config", sorted(CONFIGS.rglob("*.yaml")), ids=lambda p: str(p.relative_to(CONFIGS)))

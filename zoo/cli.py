@@ -129,7 +129,7 @@ OF_THE_MACHINE = (
         "a safetensors file could not be read or written ({message}); is it damaged, or the disk full?",
     ),
     ("UsageError|CommError", r"", "{message}"),  # wandb: no login
-    ("MisconfigurationException|DeepSpeedError", r"", "{message}"),  # Lightning: options that do not go together
+    ("MisconfigurationException", r"", "{message}"),  # Lightning: options that do not go together
     (
         "ModuleNotFoundError|ImportError",
         r"(?:No module named|Module not found:|Requirement) '([\w.-]+)",

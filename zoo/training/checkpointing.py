@@ -98,8 +98,7 @@ class CheckpointedModule(LightningModule):
             ValueError: the system cannot.
         """
         raise ValueError(
-            f"{type(self).__name__} does not divide its weights over processes; use --trainer.strategy ddp, or "
-            "deepspeed_stage_2"
+            f"{type(self).__name__} does not divide its weights over processes; use --trainer.strategy ddp"
         )
 
     # ---- building
