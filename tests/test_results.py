@@ -82,12 +82,13 @@ def test_the_stored_answers_are_whole_and_every_system_has_its_row():
         assert len({line["sample"] for line in lines}) == len(lines) == 2610, name
         scores = [[float(line[label]) for label in MELD.labels.names] for line in lines]
         assert all(abs(sum(row) - 1) < 1e-4 and min(row) >= 0 for row in scores), name
-    said = {row[0]: row for row in load("results/dialoguellm.json")["laptop"]["rows"]}
+    table = load("results/dialoguellm.json")["laptop"]
+    row_of = {row[0]: row for row in table["rows"]}
     keys = {name.rpartition("-")[0] for name in runs}
-    assert {meld_laptop.ROWS[key].name for key in keys} == set(said)
+    assert {meld_laptop.ROWS[key].name for key in keys} == set(row_of)
+    column = table["header"].index("each seed")
     for key in keys:
-        column = load("results/dialoguellm.json")["laptop"]["header"].index("each seed")
-        assert len(said[meld_laptop.ROWS[key].name][column].split()) == sum(n.startswith(f"{key}-") for n in runs)
+        assert len(row_of[meld_laptop.ROWS[key].name][column].split()) == sum(n.startswith(f"{key}-") for n in runs)
 
 
 # ---- what is said twice

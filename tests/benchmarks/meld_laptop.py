@@ -17,7 +17,6 @@ import csv
 import json
 import os
 import resource
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +26,7 @@ import numpy as np
 
 from tests.benchmarks.meld_small import best_dev, read_rows
 from tests.benchmarks.result_files import write
+from tests.benchmarks.selector_sitcom import zoo
 from zoo.data import MELD
 from zoo.metrics import evaluate, mean_over_seeds, paired_difference
 
@@ -74,14 +74,14 @@ def commands(row: Row, seed: int, run: Path, options: argparse.Namespace) -> lis
     """Return the commands of a row."""
     fast = ["--trainer.precision=bf16-mixed", "--model.dtype=bfloat16"] if options.precision == "bf16-mixed" else []
     data = [f"--data.root={options.data_root}"]
-    place = [f"--trainer.default_root_dir={run.parents[1]}", "--trainer.enable_progress_bar=false"]
+    place = [f"--trainer.default_root_dir={run.parents[1]}"]
     if not row.config:
         return [["test", "--ckpt_path=smollm2-goemotions", "--data=MELD", *data, *fast, *place]]
     chosen = [f"--config={ROOT / 'configs' / row.config}", *row.options, f"--seed_everything={seed}", *data]
     chosen += [*(fast if row.real else []), *place]
     if not row.trained:
         return [["test", "--zero_shot=true", *chosen]]
-    return [["fit", *chosen], ["test", f"--ckpt_path={run}", "--trainer.enable_progress_bar=false"]]
+    return [["fit", *chosen], ["test", f"--ckpt_path={run}"]]
 
 
 def run_row(key: str, seed: int, options: argparse.Namespace) -> None:
@@ -90,11 +90,7 @@ def run_row(key: str, seed: int, options: argparse.Namespace) -> None:
     if not (run / "cost.json").is_file():
         before = resource.getrusage(resource.RUSAGE_CHILDREN)
         for command in commands(ROWS[key], seed, run, options):
-            line = [sys.executable, "-m", "zoo", *command]
-            environment = os.environ | {"OMP_NUM_THREADS": str(options.threads)}
-            done = subprocess.run(line, env=environment, capture_output=True, text=True)
-            if done.returncode:
-                raise RuntimeError(f"{' '.join(line)}\n{done.stderr[-3000:]}")
+            zoo(*command, threads=options.threads)
         after = resource.getrusage(resource.RUSAGE_CHILDREN)
         seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
         # the peak is that of the largest child so far: rows are run in a process each (see main)

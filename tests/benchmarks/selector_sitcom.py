@@ -51,6 +51,7 @@ SIZES = {"train": 1400, "dev": 100, "test": 350}
 
 
 def zoo(*arguments: object, threads: int = 1) -> None:
+    """Run a command of the zoo; RuntimeError with the end of what it said if it fails."""
     command = [sys.executable, "-m", "zoo", *map(str, arguments), "--trainer.enable_progress_bar=false"]
     done = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": str(threads)}, capture_output=True, text=True)
     if done.returncode:
@@ -231,13 +232,13 @@ def table(options: argparse.Namespace, cell: str, data: Synthetic) -> None:
         runs = [f[name][0] for f in found]
         acc, f1 = (mean_over_seeds(runs, labels, metric) for metric in ("accuracy", "weighted_f1"))
         cells = [
-            f"{100 * acc['mean']:.1f} {_interval(acc['ci95'])}",
+            f"{100 * acc['mean']:.1f} {interval(acc['ci95'])}",
             " ".join(f"{100 * v:.1f}" for v in acc["values"]),
-            f"{100 * f1['mean']:.1f} {_interval(f1['ci95'])}",
+            f"{100 * f1['mean']:.1f} {interval(f1['ci95'])}",
         ]
         for other in ("always", "never"):
             d = paired_difference(runs, [f[other][0] for f in found], labels, "accuracy")
-            cells.append("" if name == other else f"{100 * d['difference']:+.1f} {_interval(d['ci95'], '+')}")
+            cells.append("" if name == other else f"{100 * d['difference']:+.1f} {interval(d['ci95'], '+')}")
         kept, unparsed = (np.mean([f[name][i] for f in found]) for i in (1, 2))
         print(f"| {name} | {' | '.join(cells)} | {kept:.2f} | {unparsed:.3f} |")
 
@@ -266,13 +267,14 @@ def sweep(options: argparse.Namespace, data: Synthetic) -> None:
         a, b = (mean_over_seeds(runs, labels) for runs in (uniform, selective))
         gap = paired_difference(selective, uniform, labels)
         print(
-            f"| {window} | {100 * a['mean']:.1f} {_interval(a['ci95'])} | "
-            f"{100 * b['mean']:.1f} {_interval(b['ci95'])} | {100 * gap['difference']:+.1f} "
-            f"{_interval(gap['ci95'], '+')} | {np.mean(kept):.2f} |"
+            f"| {window} | {100 * a['mean']:.1f} {interval(a['ci95'])} | "
+            f"{100 * b['mean']:.1f} {interval(b['ci95'])} | {100 * gap['difference']:+.1f} "
+            f"{interval(gap['ci95'], '+')} | {np.mean(kept):.2f} |"
         )
 
 
-def _interval(ci95: Sequence[float], sign: str = "") -> str:
+def interval(ci95: Sequence[float], sign: str = "") -> str:
+    """Write an interval of shares in percent."""
     return f"[{100 * ci95[0]:{sign}.1f}, {100 * ci95[1]:{sign}.1f}]"
 
 

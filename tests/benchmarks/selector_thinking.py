@@ -14,18 +14,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import re
-import subprocess
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
-from tests.benchmarks.selector_sitcom import choose, honest
+from tests.benchmarks.selector_sitcom import choose, honest, interval, zoo
 from zoo.data import Synthetic
 from zoo.metrics import mean_over_seeds, paired_difference
 from zoo.models.selector.parts import read_decisions, read_rows
@@ -35,15 +32,10 @@ SIZES = {"train": 160, "dev": 20, "test": 120}  # dialogues, as the configs have
 THOUGHT = re.compile(r"<think>\s*(.*?)\s*</think>", re.DOTALL)
 
 
-def zoo(options: argparse.Namespace, command: str, *arguments: str) -> None:
-    """Run a command of the zoo."""
-    line = [sys.executable, "-m", "zoo", command, *arguments, "--trainer.enable_progress_bar=false"]
-    line += [f"--data.{split}_dialogues={max(4, n // options.shrink)}" for split, n in SIZES.items()]
-    done = subprocess.run(
-        line, env=os.environ | {"OMP_NUM_THREADS": str(options.threads)}, capture_output=True, text=True
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(line)}\n{done.stderr[-3000:]}")
+def run_zoo(options: argparse.Namespace, *arguments: str) -> None:
+    """Run a command of the zoo on a corpus of the chosen size."""
+    sizes = [f"--data.{split}_dialogues={max(4, n // options.shrink)}" for split, n in SIZES.items()]
+    zoo(*arguments, *sizes, threads=options.threads)
 
 
 def fit(options: argparse.Namespace, root: Path, config: str, *arguments: str, frozen: bool = True) -> Path:
@@ -51,7 +43,7 @@ def fit(options: argparse.Namespace, root: Path, config: str, *arguments: str, f
     run = root / "lightning_logs" / "version_0"
     if not (run / "trained").is_file():
         dtype = ["--model.dtype=bfloat16"] if frozen and options.precision == "bf16-mixed" else []
-        zoo(
+        run_zoo(
             options, "fit", f"--config={CONFIGS / config}", f"--model.llm={options.llm}", *arguments, *dtype,
             f"--trainer.precision={options.precision}", f"--trainer.default_root_dir={root}",
         )  # fmt: skip
@@ -63,7 +55,7 @@ def fit(options: argparse.Namespace, root: Path, config: str, *arguments: str, f
 def predict(options: argparse.Namespace, run: Path, file: str, *arguments: str) -> None:
     """Let a run write its predictions, unless it has."""
     if not (run / file).is_file():
-        zoo(options, "predict", f"--ckpt_path={run}/checkpoints/last.ckpt", *arguments)
+        run_zoo(options, "predict", f"--ckpt_path={run}/checkpoints/last.ckpt", *arguments)
         print(f"predicted: {run}", file=sys.stderr, flush=True)
 
 
@@ -83,19 +75,14 @@ def policy(options: argparse.Namespace, seed: int, judge: Path) -> Path:
     return run
 
 
-def interval(ci95: Sequence[float], sign: str = "") -> str:
-    """Write an interval of shares in percent."""
-    return f"[{100 * ci95[0]:{sign}.1f}, {100 * ci95[1]:{sign}.1f}]"
-
-
 def thoughts(run: Path, ids: set[str]) -> list[str]:
     """Return what stands between the tags of thoughts in the answers about these samples; nothing where they lack."""
-    found = []
+    texts = []
     for row in read_rows(run, "decisions.jsonl"):
         if row["id"] in ids:
             match = THOUGHT.search(row["text"] or "")
-            found.append(match[1] if match else "")
-    return found
+            texts.append(match[1] if match else "")
+    return texts
 
 
 def cells(
@@ -138,12 +125,12 @@ def main() -> None:
     runs = [policy(options, seed, judge) for seed in options.seeds]
     kept, unparsed, thinking, rates, chosen = [], [], [], [], []
     for run in runs:
-        decided = read_decisions(run)
-        said = [decided[row["id"]] for row in rows]
-        keep = [decision is not False for decision in said]
+        by_sample = read_decisions(run)
+        decisions = [by_sample[row["id"]] for row in rows]
+        keep = [decision is not False for decision in decisions]
         chosen.append(choose(rows, keep))
         kept.append(float(np.mean(keep)))
-        unparsed.append(said.count(None) / len(said))
+        unparsed.append(decisions.count(None) / len(decisions))
         thinking.append(float(np.mean([bool(t) for t in thoughts(run, {row["id"] for row in rows})])))
         reward = pd.read_csv(run / "metrics.csv")["train/reward"].dropna()
         rates.append(f"{reward.head(10).mean():.2f} to {reward.tail(10).mean():.2f}")
