@@ -418,6 +418,8 @@ BROKEN: dict[str, Callable[[dict], Any]] = {
     "no class": _contract(**{"class": ...}),
     "pristine a number": _contract(pristine=3),
     "adapters a list": _contract(adapters=[1]),
+    "start a text": _contract(start="earlier"),
+    "start without fingerprint": _contract(start={"path": "earlier"}),
     "adapter of other settings": _contract(adapters={"llm": {"rank": 3}}),
     "state a list": lambda c: c | {"state_dict": [1, 2]},
     "tensor a text": lambda c: c | {"state_dict": {**c["state_dict"], next(iter(c["state_dict"])): "x"}},
@@ -427,6 +429,8 @@ BROKEN: dict[str, Callable[[dict], Any]] = {
     "a list": lambda c: [1],
     "a tensor": lambda c: torch.zeros(2),
     "sparse": lambda c: c | {"state_dict": {k: v.to_sparse() for k, v in c["state_dict"].items()}},
+    "meta": lambda c: c | {"state_dict": {k: v.to("meta") for k, v in c["state_dict"].items()}},
+    "conjugate": lambda c: c | {"state_dict": {k: torch.complex(v, v).conj() for k, v in c["state_dict"].items()}},
 }
 
 

@@ -115,7 +115,7 @@ def test_precedence(run, home, tmp_path):
 
 def test_a_checkpoint_never_sets_a_value(run, tmp_path):
     """Stock Lightning merges `hyper_parameters` of the file over flags and configs, the class included."""
-    content = checkpoint(run, "best")
+    content = checkpoint(run)
     content["hyper_parameters"] = {"_class_path": "zoo.models.dialoguellm.DialogueLLM", "lr": 0.9, "window": 5}
     for name in ("best", "last"):
         torch.save(content, run / "checkpoints" / f"{name}.ckpt")

@@ -17,6 +17,7 @@ from tests import runs_helper
 from tests.builders import make_corpus, make_llm, untied
 from tests.runs_helper import checkpoint, newest
 from zoo.backbones.patch_vision import small_patch_vision
+from zoo.checkpoints import load
 from zoo.cli import main
 
 SCRIPT = Path(sys.executable).with_name("zoo")
@@ -88,24 +89,32 @@ def test_a_signal_to_the_first_of_two_processes_ends_both_after_the_same_step(tm
     assert checkpoint(run)["global_step"] == stopped + 1
 
 
-def test_divided_weights_train_and_resume_as_whole_ones(tmp_path):
-    """FSDP2: an epoch, and another in a resumed run, equal two epochs of processes that hold everything each. The
-    language model is frozen, so the checkpoints lack it."""
-    home = tmp_path
-    make_llm(home / "tied")
-    small_patch_vision(
-        home / "vision", depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16, full_attention=(1,)
-    )
-    make_corpus(home / "meld", (2, 1, 1), clips=True)
-    qwen = [
+DIVIDED = (
+    "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
+    "--trainer.strategy.data_parallel_size=2",
+    "--trainer.strategy.tensor_parallel_size=1",
+    "--trainer.strategy.save_distributed_checkpoint=false",
+)
+
+
+def qwen(home: Path, train: str) -> list[str]:
+    """Options of an Emotion-Qwen on two processes, with its models and its corpus, which are made if they are not."""
+    if not (home / "meld").exists():
+        make_llm(home / "tied")
+        untied(home / "tied", home / "llm")
+        small_patch_vision(
+            home / "vision", depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16, full_attention=(1,)
+        )
+        make_corpus(home / "meld", (2, 1, 1), clips=True)
+    return [
         "--model=EmotionQwen",
-        f"--model.llm={untied(home / 'tied', home / 'llm')}",
+        f"--model.llm={home / 'llm'}",
         f"--model.vision={home / 'vision'}",
         "--model.template=plain",
         "--model.min_pixels=64",
         "--model.video_max_pixels=256",
         "--model.frames=1",
-        r"--model.train=['vision\..*', 'compressor\..*']",
+        f"--model.train={train}",
         "--model.lr=1e-3",
         "--model.schedule=constant",
         "--model.warmup=0",
@@ -115,18 +124,33 @@ def test_divided_weights_train_and_resume_as_whole_ones(tmp_path):
         "--trainer.gradient_clip_val=1.0",
         *TWO,
     ]
-    divided = [
-        "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
-        "--trainer.strategy.data_parallel_size=2",
-        "--trainer.strategy.tensor_parallel_size=1",
-        "--trainer.strategy.save_distributed_checkpoint=false",
-    ]
-    zoo("fit", *qwen, *divided, "--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path / 'a'}")
-    zoo("fit", f"--ckpt_path={newest(tmp_path / 'a')}", "--trainer.max_epochs=2")
-    zoo("fit", *qwen, "--trainer.max_epochs=2", f"--trainer.default_root_dir={tmp_path / 'b'}")
-    a, b = (checkpoint(newest(tmp_path / name)) for name in "ab")
+
+
+def divided_and_whole(root: Path, options: list[str]) -> tuple[Path, Path]:
+    """The runs of two epochs: with divided weights, the second of them in a resumed run; and with whole ones."""
+    zoo("fit", *options, *DIVIDED, "--trainer.max_epochs=1", f"--trainer.default_root_dir={root / 'a'}")
+    zoo("fit", f"--ckpt_path={newest(root / 'a')}", "--trainer.max_epochs=2")
+    zoo("fit", *options, "--trainer.max_epochs=2", f"--trainer.default_root_dir={root / 'b'}")
+    a, b = (checkpoint(newest(root / name)) for name in "ab")
     assert a["global_step"] == b["global_step"] > 4 and a["epoch"] == b["epoch"]
-    assert a["state_dict"].keys() == b["state_dict"].keys() and not any(k.startswith("llm.") for k in a["state_dict"])
+    assert a["state_dict"].keys() == b["state_dict"].keys()
     for name, value in b["state_dict"].items():
         assert torch.allclose(a["state_dict"][name], value, atol=1e-5), name
     assert len(a["optimizer_states"][0]["state"]) == len(b["optimizer_states"][0]["state"])
+    return newest(root / "a"), newest(root / "b")
+
+
+def test_divided_weights_train_and_resume_as_whole_ones(tmp_path):
+    """FSDP2: an epoch, and another in a resumed run, equal two epochs of processes that hold everything each. The
+    language model is frozen, so the checkpoints lack it. So for a run that starts from such a one and trains less:
+    its checkpoints lack what they have from there, and the resumed processes have it from there again."""
+    first, _ = divided_and_whole(tmp_path / "1", qwen(tmp_path, r"['vision\..*', 'compressor\..*']"))
+    before = checkpoint(first)["state_dict"]
+    assert not any(k.startswith("llm.") for k in before) and any(k.startswith("vision.") for k in before)
+    start = f"--model.start_from={first / 'checkpoints' / 'last.ckpt'}"
+    second, _ = divided_and_whole(tmp_path / "2", [*qwen(tmp_path, r"['compressor\..*']"), start])
+    content = checkpoint(second)
+    assert "start" in content["zoo"] and all(k.startswith("compressor.") for k in content["state_dict"])
+    whole = load(str(second / "checkpoints" / "last.ckpt")).state_dict()
+    for name, value in (before | content["state_dict"]).items():
+        assert torch.equal(whole[name], value), name

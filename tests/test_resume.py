@@ -25,6 +25,7 @@ RANDOM = {"model__dropout": 0.1, "model__word_dropout": 0.2}
 VARIANTS = {  # seven batches of four in each of the two epochs
     "lora": RANDOM | {"model__lora__r": 4, "model__lora__dropout": 0.1, "save_last_every": 3},
     "full": RANDOM | {"save_last_every": 7},
+    "from full": RANDOM | {"model__lora__r": 4, "save_last_every": 3},  # it starts from that run
     "accumulate": RANDOM | {"trainer__accumulate_grad_batches": 2, "save_last_every": 1},
     "grpo": {
         "model": "GRPO",
@@ -58,6 +59,8 @@ def options(home):
     def options(variant: str, **more: object) -> list[str]:
         data = {"data": "MELD", "data__root": home / "meld", "data__batch_size": 4}
         model = {"model": "CausalLM", "model__llm": home / "llm", "model__lr": 3e-3, "trainer__max_epochs": 2}
+        if variant == "from full":
+            model["model__start_from"] = home / "undisturbed" / "full" / "lightning_logs" / "version_0"
         return [TRACE, *flags(**model | data | VARIANTS[variant] | more)]
 
     return options
@@ -70,6 +73,8 @@ def undisturbed(home, options):
 
     def undisturbed(variant: str) -> Path:
         if variant not in made:
+            if variant == "from full":
+                undisturbed("full")
             made[variant] = fit(home / "undisturbed" / variant, *options(variant))
         return made[variant]
 
@@ -86,12 +91,14 @@ def assert_equal(run: Path, reference: Path) -> None:
     validated, expected = ([e["rows"] for e in trace(r, "validation")][-1:] for r in (run, reference))
     assert validated == expected
     assert logged(run) == logged(reference)  # each step once, each validation once
-    names = sorted(p.stem for p in (reference / "checkpoints").iterdir())
+    names = sorted(p.stem for p in (reference / "checkpoints").glob("*.ckpt"))
     assert "last" in names
     for name in names:
         a, b = checkpoint(run, name), checkpoint(reference, name)
-        for part in ("epoch", "global_step", "state_dict", "optimizer_states", "lr_schedulers"):
+        parts = {"epoch", "global_step", "state_dict", "zoo"} | ({"optimizer_states", "lr_schedulers"} & a.keys())
+        for part in parts:
             assert same(a[part], b[part]), (name, part)
+        assert ("optimizer_states" in parts) == (name != "best")  # of whom no run goes on
 
 
 KILLS = [  # variant, workers, where (event, epoch, batch), batch it goes on from
@@ -99,6 +106,7 @@ KILLS = [  # variant, workers, where (event, epoch, batch), batch it goes on fro
     ("lora", 2, ("batch_end", 1, 3), (1, 2)),
     ("lora", 0, ("val_start", 1, -1), (1, 5)),  # after the epoch's last batch, whose validation is then done
     ("lora", 0, ("epoch_start", 1, -1), (1, 0)),
+    ("from full", 0, ("batch_end", 1, 3), (1, 2)),
     ("full", 0, ("val_start", 1, -1), (1, 0)),  # a last.ckpt of the epoch's last batch would leave its validation out
     ("full", 2, ("epoch_start", 1, -1), (1, 0)),
     ("accumulate", 0, ("batch_end", 0, 2), (0, 2)),  # gradients of half a step are in no checkpoint
@@ -235,6 +243,10 @@ def test_resuming_changes_what_may_change_and_refuses_the_rest(options, undistur
     now = yaml.safe_load(max(run.glob("config.resume-*.yaml")).read_text())
     assert (kept["model"]["init_args"]["lr"], now["model"]["init_args"]["lr"]) == (3e-3, 0.5)
     assert (kept["trainer"]["max_epochs"], now["trainer"]["max_epochs"]) == (2, 3)
+
+
+def test_a_run_that_starts_from_another_lacks_what_is_that_ones(undisturbed):
+    assert all(".lora_" in name for name in checkpoint(undisturbed("from full"))["state_dict"])
 
 
 def test_a_run_that_was_moved_keeps_its_best(options, undisturbed, tmp_path):

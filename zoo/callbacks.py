@@ -7,6 +7,7 @@ parameters, lines of progress for runs without a progress bar, and checkpoints t
 from __future__ import annotations
 
 import contextlib
+import copy
 import hashlib
 import logging
 import os
@@ -35,6 +36,8 @@ from zoo.runs import run_folder
 from zoo.storage import read_jsonl, replacing, write_jsonl
 from zoo.training.checkpointing import read_checkpoint
 from zoo.training.module import EmotionModule
+from zoo.training.starts import keep
+from zoo.weights import load_mapped
 
 log = logging.getLogger(__name__)
 
@@ -44,7 +47,15 @@ class CheckpointFiles(TorchCheckpointIO):
 
     Lightning's own go through the system's temporary folder, and a move from another filesystem is a copy that a kill
     leaves half done. A published weights.safetensors is read as if it were a .ckpt at step 0.
+
+    Args:
+        weights_alone: no run goes on from what is read, so the tensors stay in the file until they are used; the
+            optimizer's never are.
     """
+
+    def __init__(self, weights_alone: bool = False) -> None:
+        super().__init__()
+        self.weights_alone = weights_alone
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None) -> None:
         with replacing(Path(path)) as temporary, temporary.open("wb") as file:
@@ -53,7 +64,11 @@ class CheckpointFiles(TorchCheckpointIO):
 
     def load_checkpoint(self, path: str | Path, *args: Any, **kwargs: Any) -> dict[str, Any]:
         if Path(path).suffix != ".safetensors":
-            return super().load_checkpoint(path, *args, **kwargs)
+            content: dict[str, Any] = load_mapped(Path(path))
+            if self.weights_alone:
+                return content
+            # the model takes copies, but the state of an optimizer becomes what is read here
+            return {k: v if k == "state_dict" else copy.deepcopy(v) for k, v in content.items()}
         beginning = {"pytorch-lightning_version": version("lightning"), "epoch": 0, "global_step": 0, "loops": None}
         return read_checkpoint(Path(path)) | beginning
 
@@ -157,6 +172,9 @@ class LastCheckpoint(Checkpoint):
         self._patience = {c: c.patience for c in callbacks if isinstance(c, EarlyStopping)}
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        start = cast(EmotionModule, pl_module).needed_start()
+        if start is not None and trainer.is_global_zero:  # now: until the first save it might be trained further
+            keep(start, self.file(trainer).parent)
         self.saved_at = trainer.global_step  # a run that has nothing left to do leaves its file alone
         self.saved_time = time.monotonic()
         # callbacks that look at the last validation at the end of the epoch find it; Lightning does not save it

@@ -56,18 +56,20 @@ from zoo.runs import (
 )
 from zoo.storage import locked, read_json, sha256_of
 from zoo.training.module import EmotionModule
-from zoo.weights import look_into, require_evaluable, require_resumable
+from zoo.training.starts import refuse_other_start
+from zoo.weights import look_into, read_checkpoint, require_evaluable, require_resumable
 
 know_short_names()
 
 EVALUATION = ("validate", "test", "predict")
+START = "model.init_args.start_from"
 # What a resumed run cannot change, because what was trained before depends on it. The data module itself refuses what
 # would change the order of training. Every other option is applied from the resumed step on.
 FIXED = (
     "model.class_path",
     "model.init_args.train",
     "model.init_args.lora",
-    "model.init_args.start_from",
+    START,
     "trainer.accumulate_grad_batches",
     "trainer.limit_train_batches",
     "trainer.overfit_batches",
@@ -101,6 +103,7 @@ class ZooCLI(LightningCLI):
                 "checkpoint.monitor": None,  # the system's own, see EmotionModule.monitor
                 "checkpoint.mode": "max",
                 "checkpoint.filename": "best",
+                "checkpoint.save_weights_only": True,  # a run goes on from last.ckpt
                 "checkpoint.auto_insert_metric_name": False,
                 "checkpoint.enable_version_counter": False,
                 "checkpoint.save_on_train_epoch_end": False,  # but after validation, before last.ckpt, which knows it
@@ -154,15 +157,15 @@ class ZooCLI(LightningCLI):
                 f"To begin a new run with these weights, give --model.start_from {file.parent.name}"
             )
         refuse_changed(file)
-        checkpoint = look_into(file)
+        checkpoint = look_into(file) if fit else read_checkpoint(file)  # what Lightning will read of it
         self.checkpoint_step = checkpoint.global_step
         self.validation_due = bool(_get(checkpoint.content, "callbacks.LastCheckpoint.validation_due"))
-        if not fit:
+        if fit:
+            require_resumable(checkpoint, config.data.class_path.rpartition(".")[2] if config.data else None)
+        else:
             require_evaluable(checkpoint)
-            return
-        require_resumable(checkpoint, config.data.class_path.rpartition(".")[2] if config.data else None)
         if (home := run_of(file)) is not None:
-            self._refuse_changes(home)
+            self._refuse_changes(home, file, checkpoint.contract)
 
     def _refuse_unused(self, config: Namespace) -> None:
         """ValueError for options of Lightning that would do nothing here, or something else than they say."""
@@ -193,15 +196,18 @@ class ZooCLI(LightningCLI):
                     f"--trainer.limit_{verb}_batches 0 leaves nothing to {verb}; give at least 1, or leave it out"
                 )
 
-    def _refuse_changes(self, home: Path) -> None:
-        """ValueError naming the options that a resumed run could not apply to what is trained already."""
-        before = read_run_config(newest_config(home))
-        after = self._plain_config()
-        changed = [
-            f"--{key} is {_get(after, key)!r}, was {_get(before, key)!r}"
-            for key in FIXED
-            if _get(before, key) != _get(after, key)
-        ]
+    def _refuse_changes(self, home: Path, file: Path, contract: Mapping[str, Any]) -> None:
+        """ValueError for what was trained on another start than the one that is given, which may lie at another place;
+        and naming the options that a resumed run could not apply to what is trained already."""
+        before, after = read_run_config(newest_config(home)), self._plain_config()
+        changed = [key for key in FIXED if _get(before, key) != _get(after, key)]
+        start, new_start = contract["start"], _get(after, START)
+        if START in changed and start is not None and new_start is not None:
+            refuse_other_start(new_start, start, file)
+            changed.remove(START)
+        if self.subcommand != "fit":
+            return
+        changed = [f"--{key} is {_get(after, key)!r}, was {_get(before, key)!r}" for key in changed]
         if changed:
             raise ValueError(
                 f"{home} cannot go on with other values of these options: {'; '.join(changed)}. Leave them as they "
@@ -221,7 +227,7 @@ class ZooCLI(LightningCLI):
         with library_options("--trainer"):
             trainer = super().instantiate_trainer(**kwargs | switches | {"logger": False})
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
-            trainer.strategy.checkpoint_io = CheckpointFiles()
+            trainer.strategy.checkpoint_io = CheckpointFiles(weights_alone=self.subcommand != "fit")
         trainer._signal_connector = _SignalConnector(trainer)
         if not trial:
             home = run_of(Path(checkpoint)) if checkpoint else None

@@ -5,6 +5,7 @@ Also the loggers of a run, paths as they may stand in a result, and the order in
 <run>/config.yaml             what was run (config.resume-1.yaml ... after a resume, config.test.yaml after a test)
 <run>/metrics.csv             every logged number
 <run>/checkpoints/best.ckpt   best validation weighted F1;  last.ckpt to resume from
+<run>/checkpoints/starts/     what these need of the run that it started from
 <run>/metrics.json            after a test, with predictions.jsonl (or decisions.jsonl) and confusion.png
 <run>/previous/K/             the results of an earlier test of the same run
 """

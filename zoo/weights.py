@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import re
+import warnings
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
@@ -23,6 +24,7 @@ from torch import Tensor
 from zoo.storage import parse_json
 
 FORMAT = 1  # of the contract inside a checkpoint
+FORMAT_WITH_START = 2  # of one that needs another checkpoint, which releases that read 1 alone do not look for
 BLOCK = 1 << 22
 LORA = {"r": (int,), "alpha": (int, float), "dropout": (int, float), "targets": (str,)}  # of an adapter
 
@@ -47,18 +49,30 @@ class Checkpoint:
 
 
 def look_into(path: Path) -> Checkpoint:
-    """A checkpoint whose tensors have shapes but no values. Takes no time, but for the checksums of a .ckpt.
+    """A checkpoint whose tensors are mapped into memory from the file; the checksums of everything in it are compared.
 
     Raises:
         ValueError: the file is damaged (truncated, or its bytes were changed), holds more than tensors and plain
             values, or is no checkpoint of the zoo; says which part of it is wrong.
     """
-    return _read(path, values=False)
+    if path.suffix == ".safetensors":
+        return _checked(path, _safetensors(path))
+    _check_bytes(path, tensors=True)
+    return _checked(path, load_mapped(path))
 
 
 def read_checkpoint(path: Path) -> Checkpoint:
-    """A checkpoint with its tensors in memory; see `look_into`."""
-    return _read(path, values=True)
+    """The same of a checkpoint whose weights alone are wanted.
+
+    Nothing else in the file is read: the optimizer's tensors, twice the size of the weights, cost neither memory nor
+    time. While the tensors are used the file must not be written in place; `zoo.storage.replacing` does not.
+    """
+    if path.suffix == ".safetensors":
+        return look_into(path)
+    sums = _check_bytes(path, tensors=False)
+    checkpoint = _checked(path, load_mapped(path))
+    _check_tensors(checkpoint, sums)
+    return checkpoint
 
 
 def refuse_not_finite(state: Mapping[str, Tensor], path: object) -> None:
@@ -70,27 +84,26 @@ def refuse_not_finite(state: Mapping[str, Tensor], path: object) -> None:
         )
 
 
-def _read(path: Path, values: bool) -> Checkpoint:
-    if path.suffix == ".safetensors":
-        content = _safetensors(path, values)
-    else:
-        _check_bytes(path)
+def load_mapped(path: Path) -> Any:
+    """The content of a .ckpt, whose tensors stay in the file until they are used. Where the file system maps no
+    files it is read whole, with a warning. ValueError: it is truncated, or holds more than tensors and plain values."""
+    try:
         try:
-            where: dict[str, Any] = {"map_location": "cpu"} if values else {"map_location": "meta", "mmap": True}
-            content = torch.load(path, weights_only=True, **where)
-        except Exception as error:  # torch raises many types; the cause stays chained
-            raise _unreadable(path, error) from error
-    return _checked(path, content)
+            return torch.load(path, map_location="cpu", mmap=True, weights_only=True)
+        except RuntimeError as error:
+            if "unable to mmap" not in str(error):
+                raise
+            warnings.warn(f"{path} is read whole, which takes memory: it cannot be mapped ({error})", stacklevel=2)
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # torch raises many types; the cause stays chained
+        raise _unreadable(path, error) from error
 
 
-def _safetensors(path: Path, values: bool) -> dict[str, Any]:
+def _safetensors(path: Path) -> dict[str, Any]:
     try:
         with safe_open(path, "pt") as file:
             names, metadata = list(file.keys()), file.metadata() or {}
-            state = {
-                k: file.get_tensor(k) if values else torch.empty(file.get_slice(k).get_shape(), device="meta")
-                for k in names
-            }
+            state = {k: file.get_tensor(k) for k in names}
     except Exception as error:  # safetensors raises types of its own, and OSError; the cause stays chained
         raise _unreadable(path, error) from error
     if "zoo" not in metadata:
@@ -110,22 +123,49 @@ def _unreadable(path: Path, error: Exception) -> ValueError:
     )
 
 
-def _check_bytes(path: Path) -> None:
-    """ValueError naming the part of a .ckpt whose bytes are not those that were written: torch does not compare the
-    checksums that it writes. A GB takes about a second."""
+def _check_bytes(path: Path, tensors: bool) -> set[tuple[int, int]]:
+    """Size and checksum of each part of a .ckpt. ValueError naming a part whose bytes are not those that were written:
+    torch does not compare the checksums that it writes.
+
+    Args:
+        path: of the file.
+        tensors: also read the parts that are tensors, of which a GB takes about a second.
+    """
     try:
         with zipfile.ZipFile(path) as archive:
-            for entry in archive.infolist():
+            entries = archive.infolist()
+            for entry in entries:
+                if not tensors and "/data/" in entry.filename:
+                    continue
                 with archive.open(entry) as part:
                     while part.read(BLOCK):  # compares the CRC at its end
                         pass
+            return {(entry.file_size, entry.CRC) for entry in entries}
     except (zipfile.BadZipFile, zlib.error, EOFError, OSError, ValueError, NotImplementedError, RuntimeError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise
-        raise ValueError(
-            f"{path} could not be read as weights ({type(error).__name__}: {error}); it is truncated, its bytes were "
-            "changed after it was written, or it is no checkpoint: copy or fetch it again"
-        ) from error
+        raise _changed(path, f"{type(error).__name__}: {error}") from error
+
+
+def _check_tensors(checkpoint: Checkpoint, sums: set[tuple[int, int]]) -> None:
+    """ValueError naming a tensor whose bytes are those of no part of its file, by the checksums of these."""
+    known: set[int] = set()  # tensors may share their bytes
+    for name, tensor in checkpoint.state.items():
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() in known:
+            continue
+        known.add(storage.data_ptr())
+        # while a model is made, Lightning lets new tensors be on the accelerator
+        values = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage).numpy()
+        if (storage.nbytes(), zlib.crc32(values.data)) not in sums:
+            raise _changed(checkpoint.path, f"bad checksum of {name!r}")
+
+
+def _changed(path: Path, what: str) -> ValueError:
+    return ValueError(
+        f"{path} could not be read as weights ({what}); it is truncated, its bytes were "
+        "changed after it was written, or it is no checkpoint: copy or fetch it again"
+    )
 
 
 def _checked(path: Path, content: Any) -> Checkpoint:
@@ -145,8 +185,14 @@ def _checked(path: Path, content: Any) -> Checkpoint:
     for name, value in state.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise wrong(f"{name!r} in its state_dict is a {type(value).__name__}, expected a tensor")
-        if value.layout != torch.strided or value.is_quantized:
-            raise wrong(f"{name!r} in its state_dict is a sparse or quantised tensor, expected a dense one")
+        kinds = {
+            "sparse": value.layout != torch.strided,
+            "quantised": value.is_quantized,
+            "conjugate": value.is_conj() or value.is_neg(),
+            "meta": value.is_meta,
+        }
+        if kind := next((kind for kind, is_one in kinds.items() if is_one), None):
+            raise wrong(f"{name!r} in its state_dict is a {kind} tensor, expected a dense one with its values")
     if not isinstance(step, int) or isinstance(step, bool) or step < 0:
         raise wrong(f"its global_step is {step!r}, expected a number of steps")
     contract = checked_contract(contract, path)
@@ -161,20 +207,18 @@ def checked_contract(contract: Any, path: object) -> dict[str, Any]:
 
     if not isinstance(contract, dict):
         raise wrong(f"its contract ('zoo') is a {type(contract).__name__}, expected a mapping")
-    if contract.get("format") != FORMAT:
+    if contract.get("format") not in (FORMAT, FORMAT_WITH_START):
         if "format" in contract:
-            raise ValueError(f"{path} has format {contract['format']!r:.40}, this version reads {FORMAT}")
+            raise ValueError(
+                f"{path} has format {contract['format']!r:.40}, this version reads {FORMAT} and {FORMAT_WITH_START}"
+            )
         raise wrong("its contract names no format")
     for key in ("class", "pristine"):
         if not isinstance(contract.get(key), str):
             raise wrong(f"the {key!r} of its contract is {contract.get(key)!r:.60}, expected a text")
     bases, adapters = contract.get("bases"), contract.get("adapters", {})
     if not isinstance(bases, dict) or not all(
-        isinstance(base, dict)
-        and isinstance(base.get("path"), str)
-        and isinstance(base.get("fingerprint"), str)
-        and isinstance(base.get("revision"), str | None)
-        for base in bases.values()
+        _is_identified(base) and isinstance(base.get("revision"), str | None) for base in bases.values()
     ):
         raise wrong("the 'bases' of its contract are no mapping of backbones with path, revision and fingerprint")
     if not isinstance(adapters, dict) or not all(
@@ -182,7 +226,16 @@ def checked_contract(contract: Any, path: object) -> dict[str, Any]:
         for one in adapters.values()
     ):
         raise wrong(f"the 'adapters' of its contract are no mapping of backbones to {', '.join(LORA)}")
-    return {**contract, "bases": {k: {"revision": None, **v} for k, v in bases.items()}, "adapters": adapters}
+    start = contract.get("start")
+    if start is not None and not _is_identified(start):
+        raise wrong("the 'start' of its contract is no mapping with path and fingerprint")
+    bases = {k: {"revision": None, **v} for k, v in bases.items()}
+    return {**contract, "bases": bases, "adapters": adapters, "start": start}
+
+
+def _is_identified(what: Any) -> bool:
+    """Whether a part of a contract says where something was, and by which fingerprint it is known."""
+    return isinstance(what, dict) and isinstance(what.get("path"), str) and isinstance(what.get("fingerprint"), str)
 
 
 # ------------------------------------------------------------------------------------------- what Lightning reads of it
@@ -198,13 +251,11 @@ def require_resumable(checkpoint: Checkpoint, corpus: str | None = None) -> None
     Args:
         corpus: class of the data module, whose place in the data must be there.
     """
-    content = checkpoint.content
+    path, content = checkpoint.path, checkpoint.content
     fields = itertools.chain(_wrong_in_evaluation(content), _wrong_in_training(content, corpus))
-    _refuse_fields(
-        checkpoint.path,
-        fields,
-        "it holds weights but not the whole state of a training run, so no run can go on from it",
-    )
+    so = "it holds weights but not the whole state of a training run, so no run can go on from it"
+    last = path.with_name("last.ckpt")
+    _refuse_fields(path, fields, f"{so} but from {last}" if path.name == "best.ckpt" and last.is_file() else so)
 
 
 def _refuse_fields(path: Path, wrong: Iterator[str], so: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import subprocess
 import sys
 import threading
 import zipfile
@@ -14,6 +15,7 @@ import huggingface_hub
 import pytest
 import torch
 import yaml
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from tests.builders import make_eyes
@@ -21,6 +23,7 @@ from tests.gguf_files import write_gguf
 from tests.runs_helper import refused, zoo
 from zoo import checkpoints
 from zoo.backbones import LLM
+from zoo.backbones.tiny import make_folder
 from zoo.checkpoints import listing, probes
 from zoo.models.emotion_qwen.weights import to_published
 from zoo.models.farcer import weights as farcer
@@ -373,6 +376,59 @@ def test_convert_reads_emotion_qwens_archive(entry, tmp_path):
     (tmp_path / "table.yaml").write_text("'gatenet\\.nosuch': null\n")
     said = refused(*args, "--out", tmp_path / "x", "--table", tmp_path / "table.yaml")
     assert "is the name of no tensor" in said and not (tmp_path / "x").exists()
+
+
+# `convert` in a process of its own; prints by how many bytes its private memory grew at most
+MEASURED = """
+import re, sys, threading
+from pathlib import Path
+from zoo.checkpoints import commands, system_export
+from zoo.models.emotion_qwen import weights
+
+def private():
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+index, source, out, config = map(Path, sys.argv[1:])
+system_export.INDEX = index
+before, most, done = private(), 0, threading.Event()
+
+def watch():
+    global most
+    while not done.wait(0.002):
+        most = max(most, private())
+
+watching = threading.Thread(target=watch)
+watching.start()
+commands.convert("emotion_qwen", source, out, config, None)
+done.set()
+watching.join()
+print("grown by", most - before)
+"""
+
+
+def test_convert_is_no_larger_than_the_file(tmp_path):
+    """The published dtype is kept, tensor by tensor, and no copy of all of them is made, least of all in float32."""
+    make_folder(tmp_path / "checkpoints" / "llm", ["a b c d"] * 20, "qwen2", 300, 640, 6, 4, 2, 1792)
+    options = {"llm": str(tmp_path / "checkpoints" / "llm"), "vision": "shape:tiny-patch-vision", "template": "plain"}
+    config = config_of(tmp_path, "emotion_qwen.EmotionQwen", **options)
+    made = checkpoints.loading.build_module(config, {"dtype": "bfloat16"})
+    made.will_load_checkpoint = True
+    made.configure_model()
+    theirs = {k: v + 0.01 for k, v in made.state_dict().items()}
+    kept = "llm.model.model.norm.weight"  # one of another dtype than its neighbours
+    theirs[kept] = theirs[kept].float()
+    (tmp_path / "archive").mkdir()
+    archive = tmp_path / "archive" / "model.safetensors"
+    save_file({k: v.clone() for k, v in to_published(theirs).items()}, archive)
+    args = [str(path) for path in (tmp_path / "checkpoints" / "index.yaml", archive.parent, tmp_path / "ours", config)]
+    done = subprocess.run([sys.executable, "-c", MEASURED, *args], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    size, grown = archive.stat().st_size, int(done.stdout.rpartition("grown by ")[2])
+    assert size > 50_000_000 and grown < 1.3 * size, f"{grown / size:.2f} of the file"
+    with safe_open(tmp_path / "ours" / "weights.safetensors", "pt") as file:
+        written = file.get_tensors()
+    assert {k: v.dtype for k, v in written.items()} == {k: v.dtype for k, v in theirs.items()}
+    assert all(torch.equal(written[k], v) for k, v in theirs.items())
 
 
 def test_convert_refuses(entry):

@@ -271,7 +271,7 @@ def test_checkpoints_hold_what_was_trained_and_nothing_of_the_backbone(run, syst
         assert all(".lora_" in k or k.startswith(system.beside) for k in state) and kept == set(system.beside)
         trained = sum(v.numel() for v in state.values())
         size = (run / "checkpoints" / "best.ckpt").stat().st_size
-        assert size < 3 * 4 * trained + 40_000  # weights, two moments, the rest
+        assert size < 1.1 * 4 * trained + 40_000  # the weights, and what else a run states about itself
     else:
         assert not any(".lora_" in k for k in state)
 

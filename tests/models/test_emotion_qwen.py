@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -346,9 +347,13 @@ def chain(home, tmp_path_factory):
 
 
 def test_the_chain_of_stages_restores_bit_for_bit(chain, home):
-    state = {k: checkpoint(run)["state_dict"] for k, run in chain.items()}
-    # stage 1 stores all but the language model's own tensors, which are its folder's
-    assert not any(k.startswith("llm.") for k in (*state[1], *state[2])) and any(k.startswith("llm.") for k in state[3])
+    stored = {k: checkpoint(run)["state_dict"] for k, run in chain.items()}
+    # stage 1 stores all but the language model's own tensors, which are its folder's; each later one what it learnt
+    assert {k.partition(".")[0] for k in stored[1]} == {"vision", "compressor"}
+    assert stored[2] and all(re.fullmatch(r"vision\..*|compressor\.(emotion|gate)\..*", k) for k in stored[2])
+    assert stored[3] and all(k.startswith("llm.") for k in stored[3])
+    assert all(".lora_" in k for name in ("meld", "other") for k in stored[name])
+    state = {k: load(str(run)).state_dict() for k, run in chain.items()}
     for earlier, later in ((1, 2), (2, 3), (3, "meld"), (3, "other")):
         trained = {2: r"vision\..*|compressor\.(emotion|gate)\..*", 3: r"llm\..*"}.get(later, r".*\.lora_.*")
         own = {k.replace("base_model.model.", "").replace(".base_layer", ""): v for k, v in state[later].items()}
@@ -356,9 +361,9 @@ def test_the_chain_of_stages_restores_bit_for_bit(chain, home):
         assert kept and all(same(own[k], state[earlier][k]) for k in kept)
         assert set(state[earlier]) <= set(own)
         changed = {k for k in own if k in state[earlier] and not same(own[k], state[earlier][k])}
-        assert all(re.fullmatch(trained, k) for k in changed) and bool(changed) == (later == 2)
+        assert all(re.fullmatch(trained, k) for k in changed) and bool(changed) == (later in (2, 3))
     whole = load(str(chain[3]))
-    assert all(same(whole.state_dict()[k], v) for k, v in state[3].items())
+    assert all(same(whole.state_dict()[k], v) for k, v in stored[3].items())
     for stage in (1, 2, 3):
         assert trace(chain[stage], "end")[0]["without_gradient"] == []
 
@@ -471,6 +476,27 @@ def test_switched_adapters_equal_the_single_runs(chain, home, tmp_path):
     zoo("test", joint(home, tmp_path), *switched(home, chain, "--model.without=base", one, names=("meld",)))
     zoo("test", f"--ckpt_path={chain[3]}", f"--data={__name__}.Other", f"--data.root={home / 'meld'}", one)
     assert [r for r in rows(newest(tmp_path)) if r["id"].startswith("other/")] == rows(chain[3])  # the adapter is off
+
+
+def test_adapters_of_runs_that_store_more_and_less_have_one_base(home, tmp_path):
+    """A file of an earlier release holds what its start changed; a later one names the start, which holds what it
+    trained, also where that stayed what the base model has."""
+    train, gate = trained_by("sitcom_stage1.yaml")
+    still = {"model__train": json.dumps(train), "model__force_gate": gate, "model__lr": 0, "trainer__max_steps": 1}
+    start = fit(tmp_path / "start", *options(home, **still))
+    run = fit(tmp_path / "run", *options(home, model__lora__r=2, model__start_from=start, trainer__max_steps=1))
+    earlier = shutil.copytree(run, tmp_path / "earlier")
+    content = checkpoint(run, "last")
+    del content["zoo"]["start"]
+    content["zoo"]["format"] = 1
+    whole = load(str(run)).state_dict()
+    assert any(name.startswith("vision.") for name in checkpoint(start)["state_dict"])
+    content["state_dict"] = {k: v for k, v in whole.items() if ".lora_" in k or k.startswith("compressor.")}
+    for name in ("best", "last"):
+        torch.save(content, earlier / "checkpoints" / f"{name}.ckpt")
+    for pair in ({"meld": run, "other": earlier}, {"meld": earlier, "other": run}):
+        zoo("test", joint(home, tmp_path), *switched(home, pair))
+        assert metrics(newest(tmp_path))["corpora"].keys() == {"meld", "other"}
 
 
 def test_one_of_several_adapters_is_merged_on_export(chain, home, tmp_path, capsys):

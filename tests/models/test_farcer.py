@@ -742,6 +742,13 @@ def test_the_authors_files_go_both_ways(make, tmp_path, layout):
     folder = weights.save(again, tmp_path / "out").parent
     held = set(load_file(folder / "weights.safetensors"))
     assert held == {n for n in ours if n in back} and "mp.0.weight" in held
+    files = [folder / "weights.safetensors", folder / "checkpoints" / "best.ckpt"]
+    linked = {tmp_path / file.name: file.read_bytes() for file in files}
+    for file in files:
+        (tmp_path / file.name).hardlink_to(file)  # as a run does that starts from it
+    weights.save(model, folder)
+    assert all(link.read_bytes() == content for link, content in linked.items())
+    assert not any(file.read_bytes() in linked.values() for file in files)
 
 
 def test_old_vit_names_mean_what_transformers_takes_them_for(make, home, tmp_path):

@@ -158,6 +158,9 @@ def convert(name: str, source: Path, out: Path, config: Path | None, table: Path
     Args:
         name: an entry with a ``converter``, or a paper's folder: then its ``weights.load``. Such a function takes the
             authors' file or folder and the built model, fills it, and refuses what does not fit; with ``table``, too.
+            What is written has the dtypes of the file. Beside it a function ``dtypes`` may stand, which takes the
+            authors' file or folder and returns the model options with which the built model has these dtypes, so that
+            it is no larger than the file.
 
     Raises:
         ValueError: nothing converts these weights, no config, or what the converter refuses.
@@ -176,7 +179,8 @@ def convert(name: str, source: Path, out: Path, config: Path | None, table: Path
     if out.exists() and any(out.iterdir()):
         raise FileExistsError(f"{out} is not empty; choose another folder")
     trust_words((), [config])  # which the user names himself
-    module = build_module(config)
+    dtypes = _function(f"{place.rpartition('.')[0]}.dtypes")
+    module = build_module(config, dtypes(source) if dtypes is not None else None)
     module.will_load_checkpoint = True  # an earlier stage's weights would be overwritten
     module.configure_model()
     layout = reader(source, module, **({"table": table} if table is not None else {}))
@@ -195,4 +199,4 @@ def _function(place: str) -> Callable[..., Any] | None:
         spec = importlib.util.find_spec(module)
     except ModuleNotFoundError:  # its parent does not exist
         return None
-    return None if spec is None else getattr(importlib.import_module(module), name)
+    return None if spec is None else getattr(importlib.import_module(module), name, None)

@@ -48,13 +48,13 @@ def load(path: str, probe: bool = True, model: Mapping[str, Any] | None = None) 
     if file.name == "model.safetensors":  # a backbone: its folder is the model, there is nothing more to load
         module.configure_model()
     else:
-        module.will_load_checkpoint = True
+        module.will_load_checkpoint, module.checkpoint_file = True, file
         module.configure_model()
         content = read_checkpoint(file)
         try:
             module.on_load_checkpoint(content)
         except ValueError as error:
-            raise ValueError(f"{file}: {error}") from error
+            raise (error if str(file) in str(error) else ValueError(f"{file}: {error}")) from error
         module.load_state_dict(content["state_dict"])
     if probe and not model and (home / PROBE).is_file():
         compare(module, home)

@@ -23,8 +23,8 @@ from zoo.imports import import_object
 from zoo.runs import find_checkpoint, newest_config
 from zoo.schema import Labels
 from zoo.storage import REPOSITORY, parse_yaml, read_json, whole_folder
-from zoo.training.checkpointing import read_checkpoint
 from zoo.training.module import EmotionModule
+from zoo.weights import read_checkpoint
 
 
 def export_system(
@@ -47,12 +47,12 @@ def export_system(
         raise ValueError(f"{file} is a backbone, not a system; it is published as it is")
     home = config_folder(file)
     run = read_run_config(newest_config(home), data=True)
-    content = read_checkpoint(file)
+    state, contract = _whole(file)
     with whole_folder(out) as part:
-        config = write_system(part, out.name, run, options, content["state_dict"], content["zoo"], dtype)
-        if options.keys() & content["zoo"]["bases"].keys():
-            contract = _rebased(part / "config.yaml", content["state_dict"])
-            write_system(part, out.name, run, options, content["state_dict"], contract, dtype)
+        config = write_system(part, out.name, run, options, state, contract, dtype)
+        if options.keys() & contract["bases"].keys():
+            contract = _rebased(part / "config.yaml", state)
+            write_system(part, out.name, run, options, state, contract, dtype)
         module = load(str(part), probe=False)
         data = build_corpus(run["data"])
         start = (run["model"].get("init_args") or {}).get("start_from")
@@ -60,14 +60,27 @@ def export_system(
         rights = {**terms, "trained_on": corpus_licences(data), "bases": base_licences(names)}
         probes.write(module, part, list(data.label_sets.values()), config["model"]["init_args"])
         probes.compare(load(str(part), probe=False), part)  # what another process will find
-        card = _system_card(out.name, module, content["state_dict"], rights)
+        card = _system_card(out.name, module, state, rights)
         (part / "README.md").write_text(card, encoding="utf-8")
     size = sum(p.stat().st_size for p in out.iterdir())
     print(
-        f"wrote {out}: {len(content['state_dict'])} tensors, {size / 1e6:.1f} MB. To publish it, complete this and "
-        f"add it to {INDEX}:"
+        f"wrote {out}: {len(state)} tensors, {size / 1e6:.1f} MB. To publish it, complete this and add it to {INDEX}:"
     )
     print(new_entry(out, {**rights, "reported": _scores(home)}), end="")
+
+
+def _whole(file: Path) -> tuple[Mapping[str, Tensor], Mapping[str, Any]]:
+    """Return the tensors and the contract of a checkpoint as it would be without another run beside it."""
+    checkpoint = read_checkpoint(file)
+    if checkpoint.contract["start"] is None:
+        return checkpoint.state, checkpoint.contract
+    module = load(str(file), probe=False)
+    module.store_whole()
+    pristine = module.pristine()
+    stored = checkpoint.state  # which may have another dtype than the module
+    return {
+        k: stored.get(k, v.detach()) for k, v in module.state_dict().items() if k not in pristine
+    }, module.contract()
 
 
 def _rebased(config: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -87,7 +100,7 @@ def _rebased(config: Path, state: Mapping[str, Tensor]) -> dict[str, Any]:
             f"the run stored all but {len(missing)} tensors of the model {missing[:3]}, which only its "
             "own backbones hold; publish those first, or leave --set of a backbone out"
         )
-    module.untouched_backbone_tensors = set()
+    module.untouched_tensors = set()
     return module.contract()
 
 
@@ -247,13 +260,16 @@ def base_licences(paths: Sequence[str]) -> dict[str, str]:
 
 
 def _convert(state: Mapping[str, Tensor], dtype: str | None) -> dict[str, Tensor]:
-    """Convert floating tensors to a dtype; tied ones stay tied. ValueError naming those that it cannot hold."""
+    """Convert floating tensors to a dtype; tied ones stay tied. ValueError naming those that it cannot hold.
+
+    A tensor that has the dtype already is not copied.
+    """
     target, converted = getattr(torch, dtype) if dtype else None, dict[tuple[Any, ...], Tensor]()
     out = {}
     for name, v in state.items():
         key = (v.data_ptr(), v.shape, v.stride()) if v.numel() else (name,)
         if key not in converted:
-            converted[key] = (v.to(target) if target and v.is_floating_point() else v).contiguous().clone()
+            converted[key] = (v.to(target) if target and v.is_floating_point() else v).contiguous()
         out[name] = converted[key]
     lost = [k for k, v in out.items() if v.is_floating_point() and not torch.isfinite(v).all()]
     if lost:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import re
 from abc import abstractmethod
@@ -15,6 +16,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from zoo import weights
 from zoo.backbones import LLM
@@ -22,6 +24,7 @@ from zoo.backbones.adapters import REFERENCE
 from zoo.backbones.frozen import FrozenEncoder
 from zoo.backbones.sentence import SentenceEncoder
 from zoo.runs import find_checkpoint, portable_path
+from zoo.training.starts import Start, files_of, fingerprint, place_of, read_chain, read_starts, state_of
 
 Backbone = LLM | FrozenEncoder | SentenceEncoder
 
@@ -68,8 +71,11 @@ class CheckpointedModule(LightningModule):
         self.train_patterns, self.start_from = train, start_from
         self._built = False
         self.will_load_checkpoint = False  # set by whoever loads a checkpoint later: `start_from` is not read then
-        # names of the tensors that hold exactly what a backbone's folder holds
-        self.untouched_backbone_tensors: set[str] = set()
+        # names of the tensors that hold exactly what a backbone's folder or the start holds
+        self.untouched_tensors: set[str] = set()
+        self.began_with: Start | None = None  # what the weights came from, if some of them are those of another run
+        self.checkpoint_file = Path("checkpoint")  # set by whoever loads one without a trainer
+        self._renamed: dict[str, str] = {}  # names before adapters were added -> now
         self.identities: dict[str, dict[str, str | None]] = {}  # of the backbones that something identifies
 
     # ---- what a system fills in
@@ -109,15 +115,15 @@ class CheckpointedModule(LightningModule):
         self._built = True
         self.build()
         self._identify_backbones()
-        # a run that is resumed or evaluated has the earlier stage's weights in its own checkpoint
-        start = None if self.start_from is None or self.will_load_checkpoint else find_checkpoint(self.start_from)
-        earlier = read_checkpoint(start) if start is not None else {"state_dict": {}}
-        has_adapters = any(".lora_" in name for name in earlier["state_dict"])  # then they are trained further
-        if start is not None and not has_adapters:
-            self._load_start(start, earlier)
+        # a run that is resumed or evaluated has its weights from its checkpoint, which says what else it needs
+        begins = self.start_from is not None and not self.will_load_checkpoint
+        chain = read_chain(find_checkpoint(str(self.start_from))) if begins else []
+        has_adapters = any(".lora_" in name for earlier in chain for name in earlier.state)  # they are trained further
+        if chain and not has_adapters:
+            self._load_start(chain)
         self._add_adapters()
-        if start is not None and has_adapters:
-            self._load_start(start, earlier)
+        if chain and has_adapters:
+            self._load_start(chain)
         self.on_model_complete()
         self._choose_trained()
         if self.device_mesh is not None:  # Lightning's ModelParallelStrategy
@@ -145,18 +151,21 @@ class CheckpointedModule(LightningModule):
             for name, backbone in self.backbones().items()
             if fingerprints[name] is not None
         }
-        self.untouched_backbone_tensors = {
+        self.untouched_tensors = {
             f"{name}.{key}" for name in self.identities for key in self.backbones()[name].state_dict()
         }
 
     def _add_adapters(self) -> None:
         """Add adapters and follow the names of the backbones' tensors, which peft changes."""
-        before = self._parameter_names()
+        before = self._tensor_names()
         self.add_adapters()
-        after = self._parameter_names()
-        renamed = {old: new for key, names in before.items() for old, new in zip(names, after[key], strict=True)}
-        names = {renamed.get(name, name) for name in self.untouched_backbone_tensors}
-        self.untouched_backbone_tensors = names & set(self.state_dict())
+        after = self._tensor_names()
+        self._renamed = {old: new for key, names in before.items() for old, new in zip(names, after[key], strict=True)}
+        names = {self._renamed.get(name, name) for name in self.untouched_tensors}
+        self.untouched_tensors = names & set(self.state_dict())
+        if self.began_with is not None:
+            names = {self._renamed.get(name, name) for name in self.began_with.names}
+            self.began_with = dataclasses.replace(self.began_with, names=frozenset(names))
 
     def _choose_trained(self) -> None:
         if self.train_patterns is None:
@@ -179,35 +188,43 @@ class CheckpointedModule(LightningModule):
         self.strict_loading = False  # `on_load_checkpoint` is stricter: a checkpoint leaves out what never changed
         self.shard(mesh["data_parallel"])
 
-    def _parameter_names(self) -> dict[int, list[str]]:
-        """Return the names of every parameter by its identity; tied weights have several."""
-        names: dict[int, list[str]] = {}
-        for name, parameter in self.named_parameters(remove_duplicate=False):
-            names.setdefault(id(parameter), []).append(name)
+    def _tensor_names(self) -> dict[Tensor, list[str]]:
+        """Return the names of every parameter and buffer; tied ones have several."""
+        names: dict[Tensor, list[str]] = {}
+        parameters, buffers = (find(remove_duplicate=False) for find in (self.named_parameters, self.named_buffers))
+        for name, tensor in (*parameters, *buffers):
+            names.setdefault(tensor, []).append(name)
         return names
 
-    def _load_start(self, path: Path, content: dict[str, Any]) -> None:
-        """Load every tensor of an earlier stage; each must have a place of the same shape here."""
+    def _earlier_state(self, chain: Sequence[weights.Checkpoint]) -> dict[str, Tensor]:
+        """Return the tensors of an earlier stage, its own starts included, by the names that they have here."""
         # the earlier stage's own reference is no part of what it learnt
-        state = {k: v for k, v in content["state_dict"].items() if f".{REFERENCE}." not in k}
+        state = state_of(chain).items()
+        return {self._renamed.get(k, k): v for k, v in state if f".{REFERENCE}." not in k}
+
+    def _load_start(self, chain: Sequence[weights.Checkpoint]) -> None:
+        """Load every tensor of an earlier stage; each must have a place of the same shape here."""
+        path, contract, state = chain[0].path, chain[0].contract, self._earlier_state(chain)
         model_state = self.state_dict()
         if any(".lora_" in k for k in state) and not self._adapters():
             raise ValueError(
                 f"{path} holds adapters, this model has none; train them further with the same --model.lora, or merge "
                 f"them first (zoo export --ckpt_path {path} --out FOLDER --merge) and start from --model.llm FOLDER"
             )
-        self.check_backbones(content["zoo"], path)
-        self._check_adapters(content["zoo"], path)
+        self.check_backbones(contract, path)
+        self._check_adapters(contract, path)
         _check_shapes(state, model_state, path)
         unknown = sorted(set(state) - set(model_state))
         if unknown:
             raise ValueError(f"{path} holds {len(unknown)} tensors that this model lacks: {unknown[:3]} ...")
         weights.refuse_not_finite(state, path)
-        # published weights may be stored in half precision
-        state = {k: v.to(model_state[k].dtype) for k, v in state.items()}
-        changed = {k for k, v in state.items() if not torch.equal(v, model_state[k].cpu())}  # `model_state` is alive
-        self.untouched_backbone_tensors -= changed
-        self.load_state_dict(model_state | state)
+        # tensor by tensor: published weights may be stored in half precision, and a copy of all of them be too large
+        changed = {k for k, v in state.items() if not torch.equal(v.to(model_state[k].dtype), model_state[k].cpu())}
+        of_start = frozenset(changed | (set(state) - self.untouched_tensors))
+        identity = fingerprint(chain[0])
+        self.began_with = Start(place_of(path), identity, of_start, files_of(chain, identity))
+        self.untouched_tensors |= of_start
+        _fill(model_state, state)
         rank_zero_info(f"started from {path}: {len(state)} tensors")
 
     # ---- the contract
@@ -217,22 +234,38 @@ class CheckpointedModule(LightningModule):
         return {name: asdict(settings) for name, settings in lora.items() if settings is not None}
 
     def pristine(self) -> set[str]:
-        """Return the tensors that still hold exactly what a backbone's folder holds, because nothing trains them."""
+        """Return the tensors that hold exactly what a backbone's folder or the start holds: nothing trains them."""
         frozen = {n for n, p in self.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        return self.untouched_backbone_tensors & frozen
+        return self.untouched_tensors & frozen
+
+    def needed_start(self) -> Start | None:
+        """Return the start if checkpoints leave out some of what it holds."""
+        start = self.began_with
+        return start if start is not None and self.pristine() & start.names else None
 
     def contract(self) -> dict[str, Any]:
-        """Return what a checkpoint states about itself: class, exact names, and the base models of what it leaves out.
+        """Return what a checkpoint states about itself: class, exact names, and where what it leaves out is found.
 
-        ``pristine`` is a digest of the names of the tensors that are left out.
+        ``pristine`` is a digest of the names of the tensors that are left out; ``start`` stands there if some of them
+        are those of the run that this one started from.
         """
-        return {
-            "format": weights.FORMAT,
+        start = self.needed_start()
+        contract = {
+            "format": weights.FORMAT if start is None else weights.FORMAT_WITH_START,
             "class": public_path(type(self)),
             "bases": self.identities,
             "adapters": self._adapters(),
             "pristine": _digest(self.pristine()),
         }
+        if start is not None:
+            contract["start"] = {"path": start.path, "fingerprint": start.fingerprint}
+        return contract
+
+    def store_whole(self) -> None:
+        """Let checkpoints hold what came from the start, too, so that they stand on the backbones alone."""
+        if self.began_with is not None:
+            self.untouched_tensors -= self.began_with.names
+            self.began_with = None
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out what never changed, and add the contract."""
@@ -241,23 +274,25 @@ class CheckpointedModule(LightningModule):
         checkpoint["zoo"] = self.contract()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Check the checkpoint against this model and add the backbones' own tensors, so that Lightning loads strictly.
+        """Check the checkpoint against this model and add what it leaves out, so that Lightning loads strictly.
 
-        Where weights are divided over processes, Lightning has loaded them already and does not show them.
+        That is the backbones' own tensors, and those of the run that it started from. Where weights are divided over
+        processes, Lightning has loaded the checkpoint's already and does not show them.
         """
-        path = self.trainer.ckpt_path if self._trainer is not None else "checkpoint"
+        path = Path(str(self.trainer.ckpt_path)) if self._trainer is not None else self.checkpoint_file
         if "zoo" not in checkpoint:
             raise ValueError(
                 f"{path} was not written by the zoo: it has no contract. Published weights are converted first"
             )
         contract = weights.checked_contract(checkpoint["zoo"], path)
         model_state, divided = self.state_dict(), self.device_mesh is not None
-        state = read_checkpoint(Path(str(path)))["state_dict"] if divided else checkpoint["state_dict"]
+        state = read_checkpoint(path)["state_dict"] if divided else checkpoint["state_dict"]
         if not is_named(type(self), contract["class"]):
             raise ValueError(f"{path} holds a {contract['class']}, but the config builds a {public_path(type(self))}")
         self.check_backbones(contract, path)
         self._check_adapters(contract, path)
         _check_shapes(state, model_state, path)
+        earlier = self._read_start(contract, path)
         absent, unknown = set(model_state) - set(state), sorted(set(state) - set(model_state))
         missing = sorted(absent - self.pristine())
         if missing or unknown or contract["pristine"] != _digest(absent):
@@ -266,9 +301,24 @@ class CheckpointedModule(LightningModule):
                 f"{missing[:3]}, {len(unknown)} are unknown {unknown[:3]}. Were LoRA, train or the base model changed?"
             )
         weights.refuse_not_finite(state, path)
-        self.untouched_backbone_tensors -= set(state)  # what was stored once is stored again
-        if not divided:
-            checkpoint["state_dict"] = {k: state.get(k, model_state[k]) for k in model_state}
+        self.untouched_tensors -= set(state)  # what was stored once is stored again
+        earlier = {k: v for k, v in earlier.items() if k in absent}
+        if divided:
+            _fill(model_state, earlier)
+        else:
+            checkpoint["state_dict"] = model_state | earlier | dict(state)
+
+    def _read_start(self, contract: Mapping[str, Any], path: Path) -> dict[str, Tensor]:
+        """Return what the run that a checkpoint started from holds; nothing if the checkpoint needs none."""
+        chain = read_starts(contract["start"], path, self.start_from, "--model.start_from RUN")
+        earlier = self._earlier_state(chain)
+        self.store_whole()
+        if chain:
+            _check_shapes(earlier, self.state_dict(), chain[0].path)
+            named, identity = contract["start"]["path"], contract["start"]["fingerprint"]
+            self.began_with = Start(named, identity, frozenset(earlier), files_of(chain, identity))
+            self.untouched_tensors |= set(earlier)
+        return earlier
 
     def check_backbones(self, contract: Mapping[str, Any], path: object) -> None:
         """Check that a checkpoint was trained on the same base models.
@@ -297,6 +347,18 @@ class CheckpointedModule(LightningModule):
                 raise ValueError(
                     f"{path} was trained with another LoRA on {name}: {difference}; give the same --model.lora"
                 )
+
+
+def _fill(model_state: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    """Write whole tensors into those of a model, in its dtype; each process its own part where they are divided."""
+    with torch.no_grad():
+        for name, value in values.items():
+            target = model_state[name]
+            if isinstance(target, DTensor):
+                whole = value.to(target.device, target.dtype)
+                target.copy_(distribute_tensor(whole, target.device_mesh, target.placements, src_data_rank=None))
+            else:
+                target.copy_(value)
 
 
 def is_named(kind: type, path: str) -> bool:

@@ -15,7 +15,8 @@ from zoo.models.emotion_qwen.model import EmotionQwen, answer_in_groups
 from zoo.runs import find_checkpoint
 from zoo.schema import Prediction, Sample
 from zoo.training.batch import SampleBatch
-from zoo.training.checkpointing import is_named, public_path, read_checkpoint
+from zoo.training.checkpointing import is_named, public_path
+from zoo.training.starts import read_chain, state_of
 
 State = Mapping[str, Tensor]
 
@@ -62,27 +63,29 @@ class EmotionQwenAdapters(EmotionQwen):
         """Load the weights that the runs share, and the adapters of each."""
         common: State = {}
         source: Path | None = None
+        identified = tuple(f"{name}." for name in self.identities)
+        base = {_without_peft(k): v for k, v in self.state_dict().items() if k.startswith(identified)}
         for name, run in self.runs.items():
             path = find_checkpoint(run)
             adapter, settings, frozen = self._read_run(path)
             if source is not None:
-                _check_equal(frozen, common, path, source)
-            common, source = frozen, path
+                _check_equal(frozen, common, base, path, source)
+            common, source = {**frozen, **common}, path
             self.llm.add_adapter(name, settings, adapter)
         self._load_common(common, source)
         self.requires_grad_(False)
 
     def _read_run(self, path: Path) -> tuple[dict[str, Tensor], LoRA, State]:
         """Return a run's adapter, its settings, and the other weights of the run."""
-        content = read_checkpoint(path)
-        contract = content["zoo"]
+        chain = read_chain(path)
+        contract = chain[0].contract
         if not is_named(EmotionQwen, contract["class"]) or "llm" not in contract["adapters"]:
             raise ValueError(
                 f"{path} holds a {contract['class']} with LoRA on {list(contract['adapters']) or 'nothing'}; "
                 f"expected a run of {public_path(EmotionQwen)} with LoRA on llm"
             )
         self.check_backbones(contract, path)
-        state = content["state_dict"]
+        state = state_of(chain)
         adapter = {k.removeprefix("llm."): v for k, v in state.items() if ".lora_" in k}
         frozen = {_without_peft(k): v for k, v in state.items() if ".lora_" not in k}
         return adapter, LoRA(**contract["adapters"]["llm"]), frozen
@@ -104,8 +107,8 @@ class EmotionQwenAdapters(EmotionQwen):
         with torch.no_grad():
             for n, v in common.items():
                 model_state[names[n]].copy_(v)
-        untouched = {_without_peft(n) for n in self.untouched_backbone_tensors} & set(names) - set(common)
-        self.untouched_backbone_tensors = {names[n] for n in untouched}
+        untouched = {_without_peft(n) for n in self.untouched_tensors} & set(names) - set(common)
+        self.untouched_tensors = {names[n] for n in untouched}
 
     def answer(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
         """Return the answers, each by the adapter of its sample's corpus."""
@@ -121,9 +124,14 @@ class EmotionQwenAdapters(EmotionQwen):
             return super().answer(prefix, samples)
 
 
-def _check_equal(state: State, other_state: State, path: Path, other: Path) -> None:
-    differ = set(state) ^ set(other_state)
-    differ |= {k for k in state.keys() & other_state.keys() if not torch.equal(state[k], other_state[k])}
+def _check_equal(state: State, other_state: State, base: State, path: Path, other: Path) -> None:
+    """Refuse two runs whose weights are not the same; what one of them leaves out is in ``base``."""
+
+    def same(name: str) -> bool:
+        a, b = state.get(name, base.get(name)), other_state.get(name, base.get(name))
+        return a is not None and b is not None and a.shape == b.shape and torch.equal(a.to(b), b)
+
+    differ = {name for name in state.keys() | other_state.keys() if not same(name)}
     if differ:
         raise ValueError(
             f"{path} and {other} differ in more than their LoRA: {len(differ)} tensors, {sorted(differ)[:3]}; "

@@ -26,7 +26,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import torch
 import yaml
@@ -34,6 +34,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
+from zoo.backbones.hub import Dtype
 from zoo.models.emotion_qwen.model import EmotionQwen
 from zoo.models.emotion_qwen.tensor_roles import (
     EXPERTS,
@@ -74,18 +75,34 @@ def read_published(
 
 
 def load(folder: str | Path, module: EmotionQwen, table: str | Path | Mapping[str, str | None] | None = None) -> None:
-    """Load a published folder into a built model (`configure_model`) without LoRA, all of it.
+    """Let a published folder be the weights of a built model (`configure_model`) without LoRA, all of them.
 
+    They have the dtype of the files, tensor by tensor, and stay in the files until they are used: no copy is made.
     What equals the base models' own weights stays theirs, so a checkpoint of this model leaves it out. See
     `read_published` for the rest.
     """
     model_state = module.state_dict()
     state = read_published(folder, table, model_state, module.vision.merge)
-    state = {name: tensor.to(model_state[name].dtype) for name, tensor in state.items()}
-    module.untouched_backbone_tensors -= {
-        name for name, tensor in state.items() if not torch.equal(tensor, model_state[name].cpu())
+    module.untouched_tensors -= {
+        name
+        for name, tensor in state.items()
+        if not torch.equal(tensor.to(model_state[name].dtype), model_state[name].cpu())
     }
-    module.load_state_dict(state)
+    module.load_state_dict(state, assign=True)
+
+
+def dtypes(folder: str | Path) -> dict[str, str]:
+    """Return the model options with which a model has the dtypes of a published folder.
+
+    Those of the language model and of the tower are those of their first tensors; a part without one is left as it is.
+    """
+    state = _read(Path(folder))
+    options = {}
+    for option, begin in (("dtype", "llm."), ("vision_dtype", "vpm.")):
+        kinds = [str(tensor.dtype).removeprefix("torch.") for name, tensor in state.items() if name.startswith(begin)]
+        if kinds and kinds[0] in get_args(Dtype):
+            options[option] = kinds[0]
+    return options
 
 
 def _read(folder: Path) -> dict[str, Tensor]:
@@ -257,4 +274,4 @@ def to_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return out
 
 
-__all__ = ["from_published", "load", "read_published", "to_published"]
+__all__ = ["dtypes", "from_published", "load", "read_published", "to_published"]

@@ -31,6 +31,7 @@ from torch import Tensor
 
 from zoo.configs import instantiated, read_run_config
 from zoo.models.farcer.model import FARCER
+from zoo.storage import replacing
 
 Layout = Literal["pruned", "full", "lora", "peft"]
 
@@ -190,17 +191,18 @@ def _check_options(module: FARCER) -> None:
 
 
 def load(path: str | Path, module: FARCER) -> Layout:
-    """Load the authors' weights into a built model (`configure_model`).
+    """Load the authors' weights into a built model (`configure_model`), in the dtype of the files, tensor by tensor.
 
     What equals the base models' own weights stays theirs, so a checkpoint of this model leaves it out.
     """
     layout, state = read(path, module)
     model_state = module.state_dict()
-    state = {name: tensor.to(model_state[name].dtype) for name, tensor in state.items()}
-    module.untouched_backbone_tensors -= {
-        name for name, tensor in state.items() if not torch.equal(tensor, model_state[name].cpu())
+    module.untouched_tensors -= {
+        name
+        for name, tensor in state.items()
+        if not torch.equal(tensor.to(model_state[name].dtype), model_state[name].cpu())
     }
-    module.load_state_dict(model_state | state)
+    module.load_state_dict(model_state | state, assign=True)
     return layout
 
 
@@ -260,7 +262,9 @@ def save(module: FARCER, folder: str | Path) -> Path:
     (folder / "checkpoints").mkdir(parents=True, exist_ok=True)
     pristine = module.pristine()
     state = {k: v.detach().cpu().contiguous().clone() for k, v in module.state_dict().items() if k not in pristine}
-    save_file(state, folder / "weights.safetensors", {"zoo": json.dumps(module.contract())})
+    # a run that started from an earlier content of the folder may have linked its files
+    with replacing(folder / "weights.safetensors") as temporary:
+        save_file(state, temporary, {"zoo": json.dumps(module.contract())})
     content = {
         "state_dict": state,
         "zoo": module.contract(),
@@ -268,7 +272,8 @@ def save(module: FARCER, folder: str | Path) -> Path:
         "epoch": 0,
         "global_step": 0,
     }
-    torch.save(content, folder / "checkpoints" / "best.ckpt")  # Lightning's own reader knows no safetensors
+    with replacing(folder / "checkpoints" / "best.ckpt") as temporary, temporary.open("wb") as file:
+        torch.save(content, file)  # Lightning's own reader knows no safetensors
     return folder / "weights.safetensors"
 
 
