@@ -67,6 +67,7 @@ LONGEST = (
     "test_attacks.py",
     "test_resume.py",
     "test_processes.py",
+    "test_broken_rows.py",
     "benchmark/test_run.py",
     "test_lightning_cli.py",
     "models/test_merit.py",

@@ -19,6 +19,7 @@ class FakeCorpus:
     protocol = "all_utterances"
     is_ad_hoc = False
     eval_batch_size = 1
+    max_unreadable = 0.05
 
     def __init__(self, samples: Sequence[Sample] = (), seed: int = 0) -> None:
         self.all, self.run_seed = list(samples), seed
@@ -39,6 +40,9 @@ class FakeCorpus:
 
     def population(self, split: Split) -> dict[str, Any]:
         return {"n_used": len(self.all), "notes": self.notes}
+
+    def rows_without_file(self, split: Split) -> dict[str, str]:
+        return {}
 
     def add_note(self, split: Split, what: str, count: int) -> None:
         self.notes[what] = count

@@ -1,4 +1,5 @@
 import csv
+import json
 import re
 import threading
 from concurrent.futures import ThreadPoolExecutor
@@ -14,6 +15,7 @@ from zoo.runs import (
     make_run_folder,
     newest_run,
     portable,
+    problems_of_fit,
     published,
     run_of,
     set_aside_results,
@@ -184,6 +186,17 @@ def test_results_of_an_earlier_test_are_set_aside(tmp_path):
         everything |= {f"previous/{k}/{name}": content for name, content in results.items()}
         assert contents(tmp_path) == everything
     assert set_aside_results(tmp_path) is None
+
+
+def test_what_the_training_could_not_read_stays_listed(tmp_path):
+    of_fit = {"problems": {"train": {"lost": 1}, "dev": {"lost": 2}}}
+    write(tmp_path / "metrics.json", json.dumps(of_fit))
+    assert set_aside_results(tmp_path) is None and problems_of_fit(tmp_path) == of_fit["problems"]
+    tested = {"n": 7, "problems": of_fit["problems"] | {"test": {"lost": 3}}}
+    write(tmp_path / "metrics.json", json.dumps(tested))
+    assert set_aside_results(tmp_path) == tmp_path / "previous" / "1"
+    assert json.loads((tmp_path / "previous/1/metrics.json").read_text()) == tested
+    assert json.loads((tmp_path / "metrics.json").read_text()) == of_fit
 
 
 def test_some_of_the_results_and_folders_of_other_names(tmp_path):

@@ -108,6 +108,7 @@ def test_without_a_single_readable_clip_nothing_is_scored(runs, home, system, tm
             *QUIET,
             f"--ckpt_path={runs[system]}/checkpoints/last.ckpt",
             f"--data.root={corpus}",
+            "--data.max_unreadable=1",
             f"--trainer.default_root_dir={tmp_path}",
         )
         assert "not one of the" in message and "could read" in message and "zoo prepare media" in message
@@ -125,6 +126,7 @@ def test_what_could_not_be_read_or_not_whole_is_listed(runs, home, workers, tmp_
         f"--ckpt_path={runs['voice']}/checkpoints/last.ckpt",
         f"--data.root={corpus}",
         f"--data.num_workers={workers}",
+        "--data.max_unreadable=1",
         f"--trainer.default_root_dir={tmp_path}",
     )
     (file,) = (
@@ -133,11 +135,15 @@ def test_what_could_not_be_read_or_not_whole_is_listed(runs, home, workers, tmp_
         else [runs["voice"] / "metrics.json"]
     )
     scores = json.loads(file.read_text())
-    assert {what: list(files) for what, files in scores["clips"].items()} == {
+    listed = scores["problems"]["test"]["listed"]
+    folder = CLIPS["test"].rpartition("/")[2]
+    assert {what: [name.rpartition(f"{folder}/")[2] for name in names] for what, names in listed.items()} == {
         "damaged": ["dia0_utt1.mp4"],
+        "missing": [f"meld/test/dia0_utt{i}" for i in range(3, scores["n"])],
         "unreadable": ["dia0_utt2.mp4"],
     }
-    assert "cut off after" in scores["clips"]["damaged"]["dia0_utt1.mp4"]
+    assert "cut off after" in next(iter(listed["damaged"].values()))
+    assert scores["problems"]["test"]["lost"] == scores["n"] - 2
     assert scores["population"]["listed"]["clips missing"] == [f"dia0_utt{i}" for i in range(3, scores["n"])]
     assert scores["events"]["no readable voice"] == scores["n"] - 2
 

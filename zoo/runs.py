@@ -6,7 +6,8 @@ Also the loggers of a run, paths as they may stand in a result, and the order in
 <run>/metrics.csv             every logged number
 <run>/checkpoints/best.ckpt   best validation weighted F1;  last.ckpt to resume from
 <run>/checkpoints/starts/     what these need of the run that it started from
-<run>/metrics.json            after a test, with predictions.jsonl (or decisions.jsonl) and confusion.png
+<run>/metrics.json            after a test, with predictions.jsonl (or decisions.jsonl) and confusion.png; after a
+                              training in which something could not be read: the list of it
 <run>/previous/K/             the results of an earlier test of the same run
 """
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import itertools
+import json
 import re
 import shutil
 import sys
@@ -25,16 +27,10 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from zoo.storage import REPOSITORY
+from zoo.storage import REPOSITORY, read_json, write_whole
 
-RESULTS = (
-    "metrics.json",
-    "predictions.jsonl",
-    "decisions.jsonl",
-    "confusion*.png",
-    "config.test.yaml",
-    "config.predict.yaml",
-)
+METRICS = "metrics.json"
+RESULTS = (METRICS, "predictions.jsonl", "decisions.jsonl", "confusion*.png", "config.test.yaml", "config.predict.yaml")
 
 
 EVENTS = "events.out.tfevents.*"
@@ -204,16 +200,41 @@ def newest_config(run: Path) -> Path:
 
 
 def set_aside_results(run: Path) -> Path | None:
-    """Move the results of an earlier test to ``previous/K`` and return that folder; None if there were none."""
-    old = [path for name in RESULTS for path in sorted(run.glob(name))]
+    """Move the results of an earlier test to ``previous/K`` and return that folder; None if there were none.
+
+    What the training of the run could not read stays listed in its metrics.json.
+    """
+    old = [path for name in RESULTS for path in sorted(run.glob(name)) if not _lists_problems_alone(path)]
     if not old:
         return None
+    of_fit = problems_of_fit(run)
     k = max((int(p.name) for p in (run / "previous").glob("*") if p.name.isdigit()), default=0) + 1
     target = run / "previous" / str(k)
     target.mkdir(parents=True)
     for path in old:
         shutil.move(path, target / path.name)
+    if of_fit and not (run / METRICS).exists():
+        write_whole(run / METRICS, json.dumps({"problems": of_fit}, indent=2) + "\n")
     return target
+
+
+def _lists_problems_alone(path: Path) -> bool:
+    return path.name == METRICS and read_record(path.parent).keys() == {"problems"}
+
+
+def read_record(run: Path) -> dict[str, Any]:
+    """Return what metrics.json of a run says; nothing if there is none, or if it is none of ours."""
+    try:
+        record = read_json(run / METRICS)
+    except (FileNotFoundError, ValueError):
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def problems_of_fit(run: Path) -> dict[str, Any]:
+    """Return what metrics.json lists of the training of a run: ``train`` and ``dev`` -> what could not be read."""
+    problems = read_record(run).get("problems", {})
+    return {split: problems[split] for split in ("train", "dev") if split in problems}
 
 
 def configs_first(args: list[str]) -> list[str]:

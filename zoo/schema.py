@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
 
 if TYPE_CHECKING:
     import numpy as np
@@ -165,6 +165,22 @@ class Prediction:
 Stage = Literal["fit", "validate", "test", "predict"]
 
 
+class Problem(TypedDict):
+    """What was wrong with the data of a batch: a file that could not be read, or a sample that is not shown whole.
+
+    Attributes:
+        problem: ``unreadable``, ``damaged`` (what decodes was used), or another kind in a few words.
+        name: path of the file, or id of the sample.
+        reason: what was wrong and what to do, in one line.
+        samples: ids of the samples of the batch that it is about.
+    """
+
+    problem: str
+    name: str
+    reason: str
+    samples: list[str]
+
+
 class Collator(Protocol):
     """What makes a batch of samples. It is picklable, because loader processes get a copy."""
 
@@ -180,6 +196,7 @@ class CorpusView(Protocol):
 
     protocol: str
     is_ad_hoc: bool
+    max_unreadable: float
     eval_batch_size: int
 
     @property
@@ -195,5 +212,7 @@ class CorpusView(Protocol):
     def to_predict(self) -> Sequence[Sample]: ...
 
     def population(self, split: Split) -> dict[str, Any]: ...
+
+    def rows_without_file(self, split: Split) -> Mapping[str, str]: ...
 
     def add_note(self, split: Split, what: str, count: int) -> None: ...

@@ -127,7 +127,7 @@ def test_a_face_model_learns_the_clips_and_counts_the_unreadable(tmp_path):
         model__cache=tmp_path / "cache",
         data__batch_size=8,
     )
-    zoo("test", f"--ckpt_path={run}")
+    zoo("test", f"--ckpt_path={run}", "--data.max_unreadable=0.2")
     said = metrics(run)
     assert said["eval_protocol"] == "fold_1_of_5" and said["n"] == 14 == len(rows(run))
     assert said["population"]["notes"]["clips missing"] == 1 and said["events"]["no readable face"] == 2

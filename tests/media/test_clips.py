@@ -76,6 +76,18 @@ def test_sound_is_cut_to_its_middle(media, film, tmp_path):
         utterance_sound(media, Turn("x", "", "hi", audio=tmp_path / "broken.mp4"))
 
 
+def test_a_film_whose_sound_ends_before_the_utterance_is_unreadable_there(media, tmp_path):
+    path = write_clip(
+        tmp_path / "film.mp4", [np.zeros((32, 32, 3), np.uint8)] * 50, sine(300, 0.5, 16_000), rate=16_000
+    )
+    media.new_problems()
+    assert len(utterance_sound(media, Turn("x", "", "hi", video=path, audio=path, start=0.1, end=0.3))) == 3200
+    with pytest.raises(Unreadable, match="s of sound, so none from 1.5 to 2 s"):
+        utterance_sound(media, Turn("x", "", "hi", video=path, audio=path, start=1.5, end=2.0))
+    (row,) = media.new_problems()
+    assert (row["problem"], row["path"]) == ("unreadable", str(path)) and "none from 1.5 to 2 s" in row["reason"]
+
+
 def test_what_is_not_there_is_not_read(media):
     with pytest.raises(ValueError, match="x has no clip"):
         utterance_frames(media, Turn("x", "", "hi"), 1)

@@ -204,8 +204,11 @@ def test_templates_and_places_that_do_not_fit_are_refused(home, tmp_path):
     blind.write_text("{{ target.text }}\nemotion:")
     with pytest.raises(ValueError, match=r"shows 0 of 1 clips of meld/test/a; write \{\{ vision \}\}"):
         collated(made(home, template=str(blind)), [sample("a", a)])
-    with pytest.raises(ValueError, match="leave no room for words within --model.max_length 20"):
-        collated(made(home, max_length=20), [sample("b", picture(tmp_path / "b.png", 64, 64))])
+    large = collated(made(home, max_length=20), [sample("b", picture(tmp_path / "b.png", 64, 64))])
+    (problem,) = large["problems"]
+    assert (problem["problem"], problem["samples"]) == ("all clips left out", ["meld/test/b"])
+    assert "leave no room for words within --model.max_length 20" in problem["reason"]
+    assert (large["no_clip"], large["patches"]) == (1, None) and not large["slots"].any()
     short = collated(made(home, max_length=20), [sample("a", a, text="word " * 50)])
     assert short["truncated"] == 1 and short["mask"].sum() == 20 and short["slots"].sum() == 4
     with pytest.raises(ValueError, match="force_gate emotion chooses an expert"):

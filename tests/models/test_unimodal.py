@@ -173,6 +173,7 @@ def test_missing_and_broken_clips_are_counted_and_never_guessed(home, tmp_path):
             "--data=MELD",
             "--zero_shot=true",
             f"--data.root={tmp_path / 'meld'}",
+            "--data.max_unreadable=0.3",
             f"--trainer.default_root_dir={tmp_path / name}",
         )
         run = tmp_path / name / "lightning_logs" / "version_0"

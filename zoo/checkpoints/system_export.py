@@ -163,9 +163,9 @@ def new_entry(folder: Path, facts: Mapping[str, Any]) -> str:
 
 def _scores(run: Path) -> list[dict[str, Any]]:
     """Return what the run's own test measured, as a row of the index."""
-    if not (run / "metrics.json").is_file():
+    record = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
+    if "split" not in record:  # never tested; a training alone lists what it could not read
         return []
-    record = read_json(run / "metrics.json")
     row = {"corpus": record["corpus"], "split": record["split"], "n": record["n"], "protocol": record["eval_protocol"]}
     metrics = [key for key in ("weighted_f1", "accuracy") if key in record]
     return [row | {"metric": key, "value": round(record[key], 4)} for key in metrics]

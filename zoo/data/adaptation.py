@@ -57,11 +57,11 @@ class Adaptation(WrappedCorpus):
         if split == "test":
             reported = adapt[1 - self.half]
             samples = [s for s in whole.samples if s.dialogue in reported]
-            return Reading(samples, whole.official, dict(whole.excluded), dict(whole.notes), whole.listed)
+            return replace(whole, samples=samples, excluded=dict(whole.excluded), notes=dict(whole.notes))
         samples = [s for s in whole.samples if s.dialogue in adapt[self.half]]
         self._truth |= {s.id: s.label for s in samples if s.label >= 0}
         bare = [without_labels(s) for s in samples]
-        return Reading(bare, whole.official, dict(whole.excluded), dict(whole.notes), whole.listed)
+        return replace(whole, samples=bare, excluded=dict(whole.excluded), notes=dict(whole.notes))
 
     @property
     def labelled(self) -> bool:

@@ -40,6 +40,7 @@ class Reading:
         excluded: utterance key -> reason it is not among the samples.
         notes: other counted facts, e.g. ``{"audio descriptions missing": 1}``; zero counts are left out.
         listed: names behind such a count, e.g. ``{"clips missing": ["dia0_utt3"]}``.
+        without_file: keys of those of ``excluded`` that name a picture or clip that is not there.
     """
 
     samples: list[Sample]
@@ -47,6 +48,7 @@ class Reading:
     excluded: dict[str, str] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
     listed: dict[str, list[str]] = field(default_factory=dict)
+    without_file: set[str] = field(default_factory=set)
 
     def report(self) -> dict[str, Any]:
         """Return what ``metrics.json`` says about the population."""
@@ -98,6 +100,9 @@ class EmotionData(LightningDataModule):
             computed once; a batch is less varied than one of single utterances.
         limit: use only the first so many dialogues of each split (for trying things out); None for all.
         predict_splits: what ``zoo predict`` predicts; None: the test split.
+        max_unreadable: the share of a split's samples whose clip or picture may be missing or unreadable, where the
+            system reads clips; with more a run is refused at its start, or stopped. Up to it they are counted and
+            listed in metrics.json.
         encoding: of the corpus' text files, e.g. ``gb18030``; None: UTF-8, else what the corpus is known to be in, else
             refused.
     """
@@ -123,6 +128,7 @@ class EmotionData(LightningDataModule):
         whole_dialogues: bool = False,
         limit: int | None = None,
         predict_splits: list[Split] | None = None,
+        max_unreadable: float = 0.05,
         encoding: str | None = None,
     ) -> None:
         super().__init__()
@@ -143,6 +149,8 @@ class EmotionData(LightningDataModule):
             or set(predict_splits) - {"train", "dev", "test"}
         ):
             raise ValueError(f"--data.predict_splits is some of train, dev and test, each once; got {predict_splits}")
+        if not 0 <= max_unreadable <= 1:
+            raise ValueError(f"--data.max_unreadable is a share from 0 to 1; got {max_unreadable}")
         self.root = Path(root) if root is not None else None
         self.batch_size = batch_size
         self.eval_batch_size = eval_batch_size or batch_size
@@ -151,6 +159,7 @@ class EmotionData(LightningDataModule):
         self.bucket, self.whole_dialogues = bucket, whole_dialogues
         self.limit = limit
         self.predict_splits: tuple[Split, ...] = tuple(predict_splits or ("test",))
+        self.max_unreadable = max_unreadable
         self.encoding = check_encoding("encoding", encoding)
         self.readings: dict[str, Reading] = {}
         self._resume_at = (0, 0)  # (epoch, batches of it already trained on) of the run that is resumed
@@ -261,6 +270,16 @@ class EmotionData(LightningDataModule):
     def population(self, split: Split) -> dict[str, Any]:
         """Return what metrics.json says about the samples of a split."""
         return self.reading(split).report()
+
+    def rows_without_file(self, split: Split) -> dict[str, str]:
+        """Return the rows that were left out because they name a file that is not there: key -> reason.
+
+        None with ``limit``, which takes no share of them.
+        """
+        reading = self.reading(split)
+        if self.limit is not None:
+            return {}
+        return {key: reading.excluded[key] for key in sorted(reading.without_file)}
 
     def add_note(self, split: Split, what: str, count: int) -> None:
         """Note a counted fact about a split for metrics.json."""

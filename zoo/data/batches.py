@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 from torch.utils.data import Dataset, SequentialSampler
 
-from zoo.schema import Collator, Sample
+from zoo.schema import Collator, Problem, Sample
 
 
 class Batches(Dataset[dict[str, Any]]):
@@ -85,7 +86,34 @@ class Batches(Dataset[dict[str, Any]]):
         samples = [self.samples[i] for i in self.order(epoch)[number]]
         batch: dict[str, Any] = self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
         media = getattr(self.collator, "media", None)  # of a collator that reads clips
-        return batch if media is None else batch | {"clip_problems": media.new_problems()}
+        of_files = [] if media is None else file_problems(samples, media.new_problems())
+        return batch | {"problems": [*batch.get("problems", ()), *of_files]}
+
+
+def file_problems(samples: Sequence[Sample], rows: Sequence[Mapping[str, str]]) -> list[Problem]:
+    """Return what was wrong with files that a batch read, with the samples that each belongs to.
+
+    A picture of an earlier turn is the sample's own only where a question is asked about it: a dialogue that lacks one
+    of its pictures is not lost with it.
+
+    Args:
+        samples: of the batch.
+        rows: of `zoo.media.Media.new_problems`.
+    """
+    readers: dict[str, list[str]] = {}  # path -> samples
+    for sample in samples:
+        turns = (sample.target, *(sample.history if sample.question is not None else ()))
+        for path in {os.fsdecode(p) for turn in turns for p in (turn.video, turn.audio) if p is not None}:
+            readers.setdefault(path, []).append(sample.id)
+    return [
+        {
+            "problem": row["problem"],
+            "name": row["path"],
+            "reason": row["reason"],
+            "samples": readers.get(row["path"], []),
+        }
+        for row in rows
+    ]
 
 
 class EvaluationOrder(SequentialSampler):

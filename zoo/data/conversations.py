@@ -118,11 +118,12 @@ class Conversations(EmotionData):
             raise ValueError(f"{self.mixture} has no {split} files; add them under {split}:")
         shared = split != "test" and "dev" not in self.parts()
         excluded: dict[str, str] = {}
+        without_file: set[str] = set()
         notes: Counter[str] = Counter()
         samples: list[Sample] = []
         for number, entry in enumerate(self.parts()["train" if shared else split]):
             name = Path(entry["path"]).stem
-            talks = self._talks(entry, split, excluded, notes)
+            talks = self._talks(entry, split, excluded, without_file, notes)
             rng = np.random.default_rng((self.mix_seed, number))
             if shared:
                 held = set(rng.permutation(len(talks))[: max(1, round(self.dev_share * len(talks)))].tolist())
@@ -141,10 +142,15 @@ class Conversations(EmotionData):
         notes["answers without a picture or video"] = sum(
             all(t.video is None for t in (s.target, *s.history)) for s in samples
         )
-        return Reading(samples, excluded=excluded, notes=dict(notes))
+        return Reading(
+            samples,
+            excluded=excluded,
+            notes=dict(notes),
+            without_file=set() if shared and split == "dev" else without_file,
+        )
 
     def _talks(
-        self, entry: dict[str, Any], split: Split, excluded: dict[str, str], noted: Counter[str]
+        self, entry: dict[str, Any], split: Split, excluded: dict[str, str], without_file: set[str], noted: Counter[str]
     ) -> list[list[Sample]]:
         """Return the samples of each conversation of a file."""
         path = self.mixture.parent / entry["path"]
@@ -174,7 +180,10 @@ class Conversations(EmotionData):
                 talks.append(self._talk(row, key, root, split, entry.get("template", "{question}")))
                 met.add(key)
             except _Malformed as reason:
-                excluded[key if key not in excluded else f"{key} (row {number})"] = str(reason)
+                key = key if key not in excluded else f"{key} (row {number})"
+                excluded[key] = str(reason)
+                if isinstance(reason, _FileMissing):
+                    without_file.add(key)
         return talks
 
     def _talk(self, row: Any, key: str, root: Path, split: Split, template: str) -> list[Sample]:
@@ -239,9 +248,13 @@ class Conversations(EmotionData):
             if pure.is_absolute() or ".." in pure.parts or re.match(r"[A-Za-z]:", path):
                 raise _Malformed(f"{kind} {path!r} leaves its root; expected a path below {root.name}")
             if not (root / path).is_file():
-                raise _Malformed(f"{kind} {path!r} is not there")
+                raise _FileMissing(f"{kind} {path!r} is not there")
         return [root / path for path in value]
 
 
 class _Malformed(ValueError):
     """A row that is left out, and why."""
+
+
+class _FileMissing(_Malformed):
+    """A row whose picture or video is not there."""

@@ -52,6 +52,7 @@ class Joint(EmotionData):
         excluded: dict[str, str] = {}
         notes: Counter[str] = Counter()
         listed: dict[str, list[str]] = {}
+        without_file: set[str] = set()
         for part in self.parts:
             name = "+".join(part.label_sets)
             if split not in part.splits():
@@ -64,6 +65,7 @@ class Joint(EmotionData):
             notes[f"{name}: used"] = len(reading.samples)
             notes |= {f"{name}: {what}": n for what, n in reading.notes.items()}
             listed |= {f"{name}: {what}": names for what, names in reading.listed.items()}
+            without_file |= {f"{name}/{key}" for key in reading.without_file}
         stated = [n for n in official if n is not None]
         total = sum(stated) if len(stated) == len(official) else None
-        return Reading(samples, total, excluded, dict(notes), listed)
+        return Reading(samples, total, excluded, dict(notes), listed, without_file)

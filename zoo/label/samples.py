@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from zoo.data.base import EmotionData, Reading
 from zoo.data.wrapped import WrappedCorpus
 from zoo.label.used_inputs import NOT_GIVEN, UsedInputs, ablations, batch_tensors, equal_inputs, unused_reason
-from zoo.schema import Prediction, Sample, Split
+from zoo.schema import Prediction, Problem, Sample, Split
 from zoo.training.module import EmotionModule
 
 
@@ -61,11 +61,14 @@ class RequestedSamples(WrappedCorpus):
 
         def system_input(one: Sample) -> list[Any]:
             batch = collator([one], np.random.default_rng(0))
+            problems[:] = batch.get("problems", ())
             return batch_tensors(batch) or [json.dumps(p.row(), sort_keys=True) for p in module.predict(batch)]
 
         used, unused, media = [], {}, getattr(collator, "media", None)
+        problems: list[Problem] = []  # of the batch that was made last
         try:
             whole = system_input(sample)
+            not_whole = [f"{sample.id}: {row['reason']}" for row in problems]
             media_notes = [] if media is None else media.new_problems()
             for part, ablated in ablations(sample).items():
                 if ablated is None:
@@ -77,10 +80,10 @@ class RequestedSamples(WrappedCorpus):
         except ValueError as error:  # its prompt cannot be written
             self.failed[sample.id] = str(error)
             return False
-        damaged = tuple(f"{row['file']}: {row['reason']}" for row in media_notes if row["problem"] == "damaged")
-        usage = self.used[sample.id] = UsedInputs(tuple(used), unused, damaged)
+        not_whole += [f"{row['file']}: {row['reason']}" for row in media_notes if row["problem"] == "damaged"]
+        usage = self.used[sample.id] = UsedInputs(tuple(used), unused, tuple(not_whole))
         if not used:
-            self.failed[sample.id] = f"nothing of it reached the system ({usage})"
+            self.failed[sample.id] = f"nothing of it reached the system ({'; '.join((str(usage), *not_whole))})"
         return bool(used)
 
 

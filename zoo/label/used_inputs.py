@@ -22,7 +22,7 @@ class UsedInputs:
     Attributes:
         used: names of the parts.
         unused: name of a part -> reason.
-        damaged: files of which only a part could be read and was used, each with what is wrong.
+        damaged: what was not used whole, each with what is wrong: files that were cut off, clips without room.
     """
 
     used: tuple[str, ...]

@@ -98,13 +98,22 @@ class Media:
         return self._rows("damaged")
 
     def new_problems(self) -> list[dict[str, str]]:
-        """Return rows {file, problem, reason} of what was asked for since the last call and was unreadable or damaged.
+        """Return rows {file, path, problem, reason} of what was asked for since the last call and was not whole.
 
-        Each row comes once, also where the array came from the cache. In a loader's worker: of that worker alone.
+        Each row comes once, also where the array came from the cache. In a loader's worker: of that worker alone. The
+        file is named as it may leave this machine, the path is the one that was asked for.
         """
-        rows = {tuple(row[key] for key in ("file", "problem", "reason")): None for row in self._new_problems}
+        keys = ("file", "path", "problem", "reason")
+        rows = {tuple(row[key] for key in keys): None for row in self._new_problems}
         self._new_problems = []
-        return [dict(zip(("file", "problem", "reason"), row, strict=True)) for row in rows]
+        return [dict(zip(keys, row, strict=True)) for row in rows]
+
+    def report(self, path: str | os.PathLike[str], reason: str) -> None:
+        """Note a file as unreadable for `new_problems`, for a reason that is not found in decoding it."""
+        self._add_new({"problem": "unreadable", "reason": reason}, path)
+
+    def _add_new(self, row: dict[str, Any], path: str | os.PathLike[str]) -> None:
+        self._new_problems.append(row | {"file": _portable_name(path), "path": os.fsdecode(path)})
 
     def _get(self, path: str | os.PathLike[str], request: str, rate: int | None, **arguments: Any) -> np.ndarray:
         """Return the array of a request from the cache, else decode it and note what is wrong."""
@@ -118,10 +127,10 @@ class Media:
         self._read_problems()
         if array is not None:
             if known := self._problems.get((sha256, request, "damaged", self._limits)):
-                self._new_problems.append(known | {"file": _portable_name(path)})
+                self._add_new(known, path)
             return array
         if known := self._problems.get((sha256, request, "unreadable", self._limits)):
-            self._new_problems.append(known | {"file": _portable_name(path)})
+            self._add_new(known, path)
             raise Unreadable(path, known["reason"])
         try:
             try:
@@ -169,7 +178,7 @@ class Media:
         """Remember a problem, in the cache where there is one."""
         row = {"file": _portable_name(path), "sha256": sha256, "request": request, "problem": problem, "reason": reason}
         row["limits"] = self._limits
-        self._new_problems.append(row)
+        self._add_new(row, path)
         if self.cache is None or sha256 is None:
             self._problems[self._key(row)] = row
         else:

@@ -17,6 +17,7 @@ import torch
 from torchvision.transforms.v2.functional import resize
 
 from zoo.media.cache import Media
+from zoo.media.container import Unreadable
 from zoo.schema import Turn
 
 RATE = 16_000  # Hz
@@ -101,7 +102,12 @@ def utterance_sound(media: Media, turn: Turn) -> np.ndarray:
         raise ValueError(f"{turn.id} has no sound; expected some, ask for it only where there is")
     sound = media.waveform(turn.audio, RATE)
     if turn.audio == turn.video and turn.start is not None and turn.end is not None:
-        return sound[round(turn.start * RATE) : round(turn.end * RATE)]
+        part = sound[round(turn.start * RATE) : round(turn.end * RATE)]
+        if not len(part):
+            reason = f"has {len(sound) / RATE:.2f} s of sound, so none from {turn.start:g} to {turn.end:g} s"
+            media.report(turn.audio, reason)
+            raise Unreadable(turn.audio, reason)
+        return part
     return sound
 
 

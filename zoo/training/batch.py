@@ -8,7 +8,7 @@ from typing import NotRequired, TypedDict
 from torch import Tensor
 
 from zoo.backbones.row_tree import RowTree
-from zoo.schema import Sample
+from zoo.schema import Problem, Sample
 
 IGNORE_INDEX = -100  # target id that carries no loss
 
@@ -43,12 +43,12 @@ class Batch(TypedDict):
     Attributes:
         samples: the B samples.
         truncated: number of prompts that lost something to ``max_length``.
-        clip_problems: files that could not be read, or not whole: ``problem``, ``file`` and ``reason`` of each.
+        problems: what of the batch could not be read, or not be shown whole; `zoo.data.batches` adds those of files.
     """
 
     samples: SampleBatch
     truncated: NotRequired[int]
-    clip_problems: NotRequired[Sequence[dict[str, str]]]
+    problems: NotRequired[Sequence[Problem]]
 
 
 class PromptBatch(Batch):

@@ -11,7 +11,7 @@ import torch
 
 from zoo.backbones.row_tree import share_rows
 from zoo.prompts import PromptTemplate, label_words, render
-from zoo.schema import Sample
+from zoo.schema import Problem, Sample
 from zoo.training.batch import IGNORE_INDEX, PromptBatch, SampleBatch
 from zoo.training.prompting import answer_ids, chat_text
 
@@ -27,6 +27,8 @@ class PromptCollator:
         descriptions: kinds of description shown.
         verbalizer: label -> word the model says, where it differs.
         max_length: a longer prompt loses old turns, then examples, then its beginning; counted as ``truncated``.
+        longest_answer: tokens that an answer may have beside a prompt of ``max_length``; in training a longer one loses
+            its end, and is told of in ``problems``. None: any number.
         training: batches hold the answers, too.
         shots: solved examples in the prompt.
         pool: labelled samples that they are drawn from.
@@ -45,6 +47,7 @@ class PromptCollator:
     descriptions: tuple[str, ...] = ()
     verbalizer: Mapping[str, str] | None = None
     max_length: int
+    longest_answer: int | None = None
     training: bool = False
     shots: int = 0
     pool: Sequence[Sample] = field(default_factory=tuple)
@@ -186,9 +189,10 @@ class PromptCollator:
             prompts: token ids of each prompt, and whether it was shortened.
         """
         answers: list[list[int]] = [[] for _ in samples]
+        problems: list[Problem] = []
         if self.training:
-            for s, answer in zip(samples, answers, strict=True):
-                answer += self.target_ids(s, rng)
+            for s, (prompt, _), answer in zip(samples, prompts, answers, strict=True):
+                answer += self._shortened(s, self.target_ids(s, rng), len(prompt), problems)
         length = max(len(p) + len(a) for (p, _), a in zip(prompts, answers, strict=True))
         ids = torch.full((len(samples), length), self.pad_id)
         mask = torch.zeros(len(samples), length, dtype=torch.bool)
@@ -202,6 +206,7 @@ class PromptCollator:
             "truncated": sum(shortened for _, shortened in prompts),
             "input_ids": ids,
             "mask": mask,
+            "problems": problems,
         }
         if self.share_beginnings:
             rows = [p + a for (p, _), a in zip(prompts, answers, strict=True)]
@@ -210,6 +215,22 @@ class PromptCollator:
         if self.training:
             batch |= {"target_ids": ids.masked_fill(~mask, IGNORE_INDEX), "answer": answer_mask}
         return batch
+
+    def _shortened(self, sample: Sample, answer: list[int], prompt: int, problems: list[Problem]) -> list[int]:
+        """Return the tokens of an answer that fit behind a prompt, without its end if it is too long.
+
+        Args:
+            prompt: length of the prompt in tokens.
+            problems: gets an entry for an answer that was cut.
+        """
+        room = len(answer) if self.longest_answer is None else self.max_length + self.longest_answer - prompt
+        if len(answer) > room:
+            reason = (
+                f"{len(answer)} tokens of the answer behind {prompt} of the prompt, cut to {room}; raise "
+                "--model.max_length or --model.max_new_tokens as far as the model's positions go"
+            )
+            problems.append({"problem": "answers cut", "name": sample.id, "reason": reason, "samples": [sample.id]})
+        return answer[:room]
 
     def target_ids(self, sample: Sample, rng: np.random.Generator) -> list[int]:
         """Return the tokens to be learnt after the prompt: label word and end token; none without a label."""

@@ -15,16 +15,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
-from zoo.runs import portable, portable_path, run_folder, set_aside_results
-from zoo.schema import UNPARSED, CorpusView, Prediction, Sample
+from zoo.runs import portable, portable_path, problems_of_fit, run_folder, set_aside_results
+from zoo.schema import UNPARSED, Prediction, Sample
 from zoo.storage import write_jsonl, write_whole
 from zoo.training.batch import Batch, SampleBatch
-from zoo.training.checkpointing import CheckpointedModule, public_path
+from zoo.training.checkpointing import public_path
 from zoo.training.provenance import provenance
+from zoo.training.reading import Problems, ReadingModule
 
 log = logging.getLogger(__name__)
 
@@ -38,18 +39,16 @@ SHORT_NAMES = {
 }  # score -> the name under which a validation logs it
 
 
-class EvaluatedModule(CheckpointedModule):
+class EvaluatedModule(ReadingModule):
     """A module that answers samples, and whose answers are scored and written down."""
 
     scores: tuple[str, ...] = ("weighted_f1", "accuracy", "macro_f1", "uar", "unparsed")  # of a test, logged by name
     monitor = "val/wf1"  # the larger, the better: which checkpoint becomes best.ckpt
     predictions_file = "predictions.jsonl"  # where the rows of a test or prediction go
-    data: CorpusView  # of the run, from `setup` on
 
     def __init__(self, train: list[str] | None = None, start_from: str | None = None) -> None:
         super().__init__(train, start_from)
         self.predictions: list[Prediction] = []
-        self.clip_problems: dict[str, dict[str, str]] = {}  # of a test: damaged or unreadable -> file -> reason
         self.earlier_rows: dict[str, dict[str, Any]] = {}  # id -> row, of an interrupted prediction that goes on
         self.events: Counter[str] = Counter()  # counted in a test, e.g. truncated prompts
 
@@ -71,18 +70,6 @@ class EvaluatedModule(CheckpointedModule):
         """
         return None
 
-    def required_files(self, stage: str) -> Mapping[str, str]:
-        """Return which files of an utterance are read (``video``, ``audio``), each with the option that does without.
-
-        A split in which no sample has such a file is refused before any work: its scores would be those of an empty
-        input.
-        """
-        return {}
-
-    def has_file(self, sample: Sample, part: str) -> bool:
-        """Return whether a sample has a file that is read as its ``video`` or ``audio``."""
-        return getattr(sample.target, part) is not None
-
     def check_split(self, samples: Sequence[Sample], split: str, stage: str) -> None:
         """Check that a split has what the system reads: clips, words, descriptions.
 
@@ -99,10 +86,12 @@ class EvaluatedModule(CheckpointedModule):
         self.data = self.trainer.datamodule  # type: ignore[attr-defined]  # set by one of its connectors
         self.on_new_data()
         self.val_metrics = {c: EmotionMetrics(labels) for c, labels in self.data.label_sets.items()}
+        self.problems = Problems()
         if self.data.is_ad_hoc:
             return
         for split in self.data.splits_of(stage):
             self._check_files(split, stage)
+        self.note_missing_files(stage)
         split = self.data.splits_of(stage)[0]
         self.check_split(self.data.samples(split), split, stage)
 
@@ -174,34 +163,17 @@ class EvaluatedModule(CheckpointedModule):
             )
         return None
 
-    def record_clip_problems(self, batch: Batch) -> None:
-        """Remember which files of a batch could not be read, or not whole."""
-        for row in batch.get("clip_problems", ()):
-            self.clip_problems.setdefault(row["problem"], {})[row["file"]] = row["reason"]
-
-    def _clip_report(self) -> dict[str, dict[str, str]]:
-        """Return the ``damaged`` (used as far as they decode) and ``unreadable`` files of all processes, with why."""
-        problems: dict[str, dict[str, str]] = {}
-        for part in self.gather_objects(self.clip_problems):
-            for problem, files in part.items():
-                problems.setdefault(problem, {}).update(files)
-        for problem, files in problems.items():
-            what = "cut off or damaged, what decodes of them was used" if problem == "damaged" else problem
-            examples = "; ".join(f"{name}: {why}" for name, why in list(files.items())[:5])
-            rank_zero_warn(f"{len(files)} clips were {what}: {examples}{' ...' if len(files) > 5 else ''}")
-        return {problem: dict(sorted(files.items())) for problem, files in sorted(problems.items())}
-
     # ---- test
     def on_test_start(self) -> None:
         """Begin a new list of answers."""
-        self.predictions, self.events, self.clip_problems = [], Counter(), {}
+        self.predictions, self.events = [], Counter()
         self._prompt_tokens = 0  # padding left out
         self._started = time.perf_counter()
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Answer a batch."""
         self.predictions += self.predict(batch)
-        self.record_clip_problems(batch)
+        self.note_problems(batch, "test")
         self.events["prompts cut to max_length"] += batch.get("truncated", 0)
         mask = dict(batch).get("mask")  # of prompts
         self._prompt_tokens += int(mask.sum()) if isinstance(mask, Tensor) else 0
@@ -211,14 +183,17 @@ class EvaluatedModule(CheckpointedModule):
         seconds = time.perf_counter() - self._started
         rows = [p.row() for p in self._gathered_predictions()]
         events: Counter[str] = sum(self.gather_objects(self.events), Counter())
-        clips = self._clip_report()
+        problems = self.report_problems("test")
         if problem := self._nothing_readable(len(rows), events):
             raise ValueError(problem)
         if not self.trainer.is_global_zero:
             return
         run = self._write_predictions(rows)
+        reports = problems_of_fit(run)
+        if "test" in problems.found:
+            reports["test"] = problems.report("test", self.split_size("test"))
         summary = self.summary(rows, run)
-        record = self._record(summary, rows, events, clips, seconds)
+        record = self._record(summary, rows, events, reports, seconds)
         text = json.dumps(portable(record), indent=2)
         text = re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text)  # a row of numbers on one line
         write_whole(run / "metrics.json", text + "\n")
@@ -233,7 +208,7 @@ class EvaluatedModule(CheckpointedModule):
         summary: Mapping[str, Any],
         rows: Sequence[Mapping[str, Any]],
         events: Mapping[str, int],
-        clips: Mapping[str, Any],
+        problems: Mapping[str, Any],
         seconds: float,
     ) -> dict[str, Any]:
         """Return what metrics.json says."""
@@ -245,7 +220,7 @@ class EvaluatedModule(CheckpointedModule):
             **summary,
             "population": self._population(len(rows)),
             "events": {k: v for k, v in events.items() if v},
-            **({"clips": clips} if clips else {}),
+            **({"problems": problems} if problems else {}),
             "seconds_per_sample": seconds / max(1, len(rows)),
             "tokens_per_sample": self._prompt_tokens / max(1, len(self.predictions)) or None,
             "batch_size": data.eval_batch_size,
@@ -290,12 +265,12 @@ class EvaluatedModule(CheckpointedModule):
     # ---- prediction
     def on_predict_start(self) -> None:
         """Begin a new list of answers."""
-        self.predictions, self.events, self.clip_problems = [], Counter(), {}
+        self.predictions, self.events = [], Counter()
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return (B,) label indices, -1 = unparsed; the full rows are written to predictions.jsonl of the run."""
         predictions = self.predict(batch)
-        self.record_clip_problems(batch)
+        self.note_problems(batch, "predict")
         self.predictions += predictions
         return torch.tensor([predicted_index(s, p) for s, p in zip(batch["samples"], predictions, strict=True)])
 
@@ -303,7 +278,7 @@ class EvaluatedModule(CheckpointedModule):
         """Write predictions.jsonl into the run folder."""
         predictions = self._gathered_predictions()
         events: Counter[str] = sum(self.gather_objects(self.events), Counter())
-        self._clip_report()
+        self.report_problems("predict")
         if not self.data.is_ad_hoc and (problem := self._nothing_readable(len(predictions), events)):
             raise ValueError(problem)
         rows = list((self.earlier_rows | {p.id: p.row() for p in predictions}).values())
@@ -325,25 +300,6 @@ class EvaluatedModule(CheckpointedModule):
     # ---- several processes
     def _gathered_predictions(self) -> list[Prediction]:
         return [p for part in self.gather_objects(self.predictions) for p in part]
-
-    def gather_objects(self, value: Any) -> list[Any]:
-        """Return this value of every process, in their order."""
-        if self.trainer.world_size == 1:
-            return [value]
-        parts: list[Any] = [None] * self.trainer.world_size
-        torch.distributed.all_gather_object(parts, value)
-        return parts
-
-    def sum_over_processes(self, value: Tensor) -> Tensor:
-        """Return the sum of a tensor over all processes, on its own device; one on the model's device is changed.
-
-        Numbers in float64 stay on the CPU until they travel: Apple's GPUs have no float64.
-        """
-        if self.trainer.world_size == 1:
-            return value
-        travelling = value.to(self.device)
-        torch.distributed.all_reduce(travelling)
-        return travelling.to(value.device)
 
 
 def predicted_index(sample: Sample, prediction: Prediction) -> int:

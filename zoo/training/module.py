@@ -8,6 +8,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
+from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_info
 from lightning.pytorch.utilities.types import OptimizerLRScheduler
 from torch import Tensor
@@ -55,6 +56,22 @@ class EmotionModule(EvaluatedModule):
     def collator(self, training: bool) -> Collator:
         """Return what makes a batch of samples, in training or in evaluation."""
         raise NotImplementedError(f"{type(self).__name__} has no collator")
+
+    # ---- a batch of which nothing is left
+    def backward(self, loss: Tensor, *args: Any, **kwargs: Any) -> None:
+        """Run the backward pass, in which every trained parameter takes part, if only with a gradient of zero.
+
+        Of a batch whose only picture cannot be read nothing trained may be left in the loss. That is no error but a
+        step without news; and of several processes (DDP) each waits for the gradient of every parameter of the others,
+        so one that met no picture must give it, too.
+        """
+        strategy = self.trainer.strategy
+        alone = isinstance(strategy, SingleDeviceStrategy) and not loss.requires_grad
+        # one that looks for unused parameters by itself has done so before this hook
+        together = isinstance(strategy, DDPStrategy) and not strategy._ddp_kwargs.get("find_unused_parameters", False)
+        if self.automatic_optimization and (alone or together):
+            loss = loss + sum(0.0 * p.sum() for p in self.parameters() if p.requires_grad)
+        super().backward(loss, *args, **kwargs)
 
     # ---- precision
     def setup(self, stage: str) -> None:

@@ -83,6 +83,7 @@ class SupervisedFineTuning(LanguageModelModule):
         return replace(
             super().collator(training),
             training=training,
+            longest_answer=self.longest_answer(),
             share_beginnings=self.shares_beginnings and not (training and drops_out),
             shots=self.shots,
             pool=self.data.samples("train") if self.shots else (),

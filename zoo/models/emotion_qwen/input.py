@@ -24,9 +24,10 @@ from zoo.backbones.mrope import Segment, mrope_positions
 from zoo.backbones.patch_vision import to_patches
 from zoo.media import Media, Unreadable
 from zoo.media.clips import utterance_frames
+from zoo.media.container import first_stream, open_container, open_file
 from zoo.models.emotion_qwen.faces import FaceCapture
 from zoo.prompts import escape
-from zoo.schema import Sample, Turn
+from zoo.schema import Problem, Sample, Turn
 from zoo.training.batch import IGNORE_INDEX
 from zoo.training.collator import PromptCollator
 from zoo.training.multimodal import drop_oldest
@@ -46,19 +47,14 @@ def seconds_of(path: Path) -> float:
     """Return how long a video is, as its header states; nothing is decoded.
 
     Raises:
-        Unreadable: the header does not state it.
+        Unreadable: there is no video, or the header does not state it.
     """
-    if not path.is_file():
-        raise Unreadable(path, "no such file")
-    try:
-        with av.open(str(path)) as container:
-            stream = container.streams.video[0]
-            if stream.duration and stream.time_base:
-                return float(stream.duration * stream.time_base)
-            if container.duration:
-                return container.duration / av.time_base
-    except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-        raise Unreadable(path, f"no video ({type(error).__name__})") from error
+    with open_file(path) as fd, open_container(fd) as container:
+        stream = first_stream(path, container, "video")
+        if stream.duration and stream.time_base:
+            return float(stream.duration * stream.time_base)
+        if container.duration:
+            return container.duration / av.time_base
     raise Unreadable(path, "its header states no length, so it has no frames per second; set --model.frames")
 
 
@@ -79,6 +75,25 @@ class ClipPatches:
     tokens: int
     seconds: float | None
     key: tuple[Hashable, ...]
+
+
+class NoRoom(ValueError):
+    """Raised for a prompt whose clips leave no room for words."""
+
+
+@dataclass
+class ShownClips:
+    """The clips of a sample as its prompt is written, oldest first; the faces of a clip come after it.
+
+    Attributes:
+        left_out: 0: all are shown; 1: no faces; from 2 on also not so many less one of the oldest.
+        met: how many there are.
+        inputs: those with positions.
+    """
+
+    left_out: int = 0
+    met: int = 0
+    inputs: list[ClipPatches] = field(default_factory=list)
 
 
 @dataclass(kw_only=True)
@@ -159,7 +174,8 @@ class QwenCollator(PromptCollator):
             return None, None
         try:
             frames, seconds = self.read(turn)
-        except Unreadable:
+        except Unreadable as error:
+            self.media.report(turn.video, error.reason)  # what is found without decoding `media` has not seen
             return None, None
         pixels = torch.from_numpy(np.ascontiguousarray(frames))
         key = (str(turn.video), turn.start, turn.end, turn.crop, len(pixels))
@@ -184,15 +200,13 @@ class QwenCollator(PromptCollator):
         inputs: list[ClipPatches] = []  # in the order of their slots
         rows: list[int] = []
         no_clip = no_faces = nothing = 0
+        problems: list[Problem] = []
         for row, sample in enumerate(samples):
-            clips: list[ClipPatches] = []
-            variables = self._variables(sample, clips)
-            has_clip = bool(variables.pop("has_clip"))
+            clips, variables, ids, shortened = self._write(sample, rng, problems)
+            has_clip = bool(variables["has_clip"])
             no_clip += not has_clip
             no_faces += self.capture is not None and has_clip and not variables["faces"]
             nothing += not clips and not variables["question"] and not (self.show_text and sample.target.text)
-            visible = sample if self.show_text else replace(sample, target=replace(sample.target, text=""))
-            ids, shortened = self.prompt_ids(visible, rng, variables)
             order = self._order_of_clips(sample, ids, clips)
             inputs += [clips[k] for k in order]
             rows += [row] * len(order)
@@ -207,6 +221,7 @@ class QwenCollator(PromptCollator):
         if self.training:
             batch["target_ids"] = batch["target_ids"].masked_fill(slots, IGNORE_INDEX)
         return batch | {
+            "problems": [*problems, *batch["problems"]],
             "slots": slots,
             "patches": torch.cat([x.patches for x in inputs]) if inputs else None,
             "grid": torch.cat([x.grid for x in inputs]) if inputs else None,
@@ -216,6 +231,37 @@ class QwenCollator(PromptCollator):
             "no_faces": int(no_faces),
             "nothing": int(nothing),
         }
+
+    def _write(
+        self, sample: Sample, rng: np.random.Generator, problems: list[Problem]
+    ) -> tuple[list[ClipPatches], dict[str, Any], list[int], bool]:
+        """Return the clips of a prompt, its variables, its token ids, and whether it was shortened.
+
+        Where clips leave no room for words, faces and then the oldest clips are left out until they do.
+
+        Args:
+            problems: gets an entry for a sample whose clips were left out.
+
+        Raises:
+            ValueError: there is no room without any clip either.
+        """
+        visible = sample if self.show_text else replace(sample, target=replace(sample.target, text=""))
+        reason, clips = "", ShownClips()
+        while True:
+            variables = self._variables(sample, clips)
+            template_variables = {name: value for name, value in variables.items() if name != "has_clip"}
+            try:
+                ids, shortened = self.prompt_ids(visible, rng, template_variables)
+                break
+            except NoRoom as error:
+                if not clips.inputs:
+                    raise
+                reason, clips = str(error), ShownClips(clips.left_out + 1)
+        if reason:
+            reason = f"{len(clips.inputs)} of its pictures, videos and streams of faces are shown: {reason}"
+            problem = "clips left out" if clips.inputs else "all clips left out"
+            problems.append({"problem": problem, "name": sample.id, "reason": reason, "samples": [sample.id]})
+        return clips.inputs, variables, ids, shortened
 
     @staticmethod
     def _order_of_clips(sample: Sample, ids: Sequence[int], clips: Sequence[ClipPatches]) -> list[int]:
@@ -228,11 +274,12 @@ class QwenCollator(PromptCollator):
             )
         return order
 
-    def _variables(self, sample: Sample, clips: list[ClipPatches]) -> dict[str, Any]:
+    def _variables(self, sample: Sample, clips: ShownClips) -> dict[str, Any]:
         """Return what the template shows beyond words, and ``has_clip``; ``clips`` gets the inputs."""
         earlier = "" if sample.question is None else self._earlier_turns(sample, clips)
-        clip, faces = self.read_clip(sample.target, sample.id, faces=True)
+        clip, faces = self.read_clip(sample.target, sample.id, faces=not clips.left_out)
         vision, masked = self._mark(clip, clips), self._mark(faces, clips)
+        has_clip = bool(vision)
         question = ""
         if sample.question is not None:
             pieces = PLACE.split(sample.question)
@@ -250,10 +297,10 @@ class QwenCollator(PromptCollator):
             "question": question,
             "earlier": earlier,
             "still": still,
-            "has_clip": clip is not None,
+            "has_clip": has_clip,
         }
 
-    def _earlier_turns(self, sample: Sample, clips: list[ClipPatches]) -> str:
+    def _earlier_turns(self, sample: Sample, clips: ShownClips) -> str:
         """Return the conversation before a question as text."""
         earlier = ""
         for turn in sample.history:
@@ -265,7 +312,7 @@ class QwenCollator(PromptCollator):
                 earlier += f"{'answer: ' if from_assistant else ''}{text}\n"
         return f"{earlier}<|turn:user|>" if earlier and self.chat else earlier
 
-    def _text_with_clip(self, text: str, turn: Turn, sample: Sample, clips: list[ClipPatches]) -> str:
+    def _text_with_clip(self, text: str, turn: Turn, sample: Sample, clips: ShownClips) -> str:
         """Return an earlier turn's words with its clip in its place."""
         pieces = PLACE.split(text)
         if len(pieces) > 2 or (len(pieces) == 2 and turn.video is None):
@@ -276,11 +323,14 @@ class QwenCollator(PromptCollator):
         mark = self._mark(self.read_clip(turn, sample.id, faces=False)[0], clips) if len(pieces) == 2 else ""
         return mark.join(map(escape, pieces))
 
-    def _mark(self, clip: ClipPatches | None, clips: list[ClipPatches]) -> str:
+    def _mark(self, clip: ClipPatches | None, clips: ShownClips) -> str:
         if clip is None:
             return ""
-        clips.append(clip)
-        mark = f"<|clip:{len(clips) - 1}:{clip.tokens}|>"
+        clips.met += 1
+        if clips.met < clips.left_out:  # the first to go are the faces
+            return ""
+        clips.inputs.append(clip)
+        mark = f"<|clip:{len(clips.inputs) - 1}:{clip.tokens}|>"
         return mark if self._special("<|vision_start|>") is None else f"<|vision_start|>{mark}<|vision_end|>"
 
     def _special(self, token: str) -> int | None:
@@ -320,7 +370,7 @@ class QwenCollator(PromptCollator):
         """Return a prompt without its oldest text tokens; clips and control tokens stay."""
         shorter = drop_oldest(ids, self.max_length, frozenset(self.tokenizer.all_special_ids))
         if shorter is None:
-            raise ValueError(
+            raise NoRoom(
                 f"{sum(x < 0 for x in ids)} positions of clips leave no room for words within --model.max_length "
                 f"{self.max_length}; raise it, or lower max_pixels, video_max_pixels or max_frames"
             )

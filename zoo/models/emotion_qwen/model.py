@@ -105,7 +105,9 @@ class EmotionQwen(SupervisedFineTuning):
         max_new_tokens: of written answers (C: 128, explanations 1024).
         gold_in_answer: also report the authors' gold-conditioned accuracy, as ``accuracy_gold_in_answer``: the true
             word occurs anywhere in the written answer, whatever else does.
-        max_length: longest prompt; longer ones lose old words, never a clip. C: 2048, 14336 and more with videos.
+        max_length: longest prompt; longer ones lose old words, and where clips leave no room for words, faces and the
+            oldest clips, which is listed. An answer of more than ``max_new_tokens`` may take what the prompt leaves of
+            it; beyond, it loses its end. C: 2048, 14336 and more with videos.
         cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
         max_clip_seconds: a longer clip or film is not read, and counted.
@@ -315,6 +317,10 @@ class EmotionQwen(SupervisedFineTuning):
     def has_file(self, sample: Sample, part: str) -> bool:
         """Return whether the sample or a turn of its conversation has a clip."""
         return any(getattr(turn, part) is not None for turn in (sample.target, *sample.history))
+
+    def lacks_file(self, sample: Sample, part: str) -> bool:
+        """Return whether the sample should have a clip and has none: a question may be asked without a picture."""
+        return sample.question is None and super().lacks_file(sample, part)
 
     def compress(self, batch: Mapping[str, Any]) -> Compressed | None:
         """Return tokens (n, H) and gates (2,) of the pictures, videos and streams of faces of a batch; None without."""

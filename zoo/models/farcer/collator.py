@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -366,7 +366,7 @@ class FarcerCollator:
         """Write the prompt of a sample, and read the images that are not among ``frames`` yet.
 
         Raises:
-            ValueError: the prompt is too long even without earlier turns.
+            ValueError: the prompt is too long even without earlier turns and words.
         """
         window, truncated = self.writer.window, False
         while True:
@@ -379,10 +379,17 @@ class FarcerCollator:
                 missing = len(keys) - len(images) if self.pictures else 0
                 return WrittenPrompt(fixed, variable, images, missing, truncated)
             if len(turns) == 1:
+                if sample.target.text:
+                    excess = len(fixed) + len(variable) - self.max_length
+                    # a token is a character at least, mostly: what is still too long loses more
+                    target = replace(sample.target, text=sample.target.text[excess:].lstrip())
+                    sample, truncated = replace(sample, target=target), True
+                    continue
                 raise ValueError(
-                    f"the prompt of {sample.id} has {len(fixed)} + {len(variable)} tokens without any earlier turn, "
-                    f"more than --model.max_length {self.max_length}; raise it as far as the model's positions go, or "
-                    "show fewer or shorter solved dialogues (--model.shots, --model.train_shots, --model.shot_window)"
+                    f"the prompt of {sample.id} has {len(fixed)} + {len(variable)} tokens without any earlier turn or "
+                    f"word, more than --model.max_length {self.max_length}; raise it as far as the model's positions "
+                    "go, or show fewer or shorter solved dialogues (--model.shots, --model.train_shots, "
+                    "--model.shot_window)"
                 )
             window, truncated = len(turns) - 2, True
 

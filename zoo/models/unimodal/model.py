@@ -143,20 +143,17 @@ class Unimodal(EmotionModule):
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         used = batch["present"] & (batch["label"] >= 0)
-        if not used.any():
-            raise ValueError(
-                f"no sample of this batch has a readable clip and a label: {batch['samples'].ids()[:3]}; are the clips "
-                "where the corpus' reader looks? `zoo prepare media --root DIR` lists what cannot be read"
+        loss = torch.zeros((), device=self.device)  # of a batch without a readable clip and a label
+        if used.any():
+            loss = cross_entropy(
+                self.logits(batch)[used].float(),
+                batch["label"][used],
+                torch.tensor(self.class_weights, device=self.device) if self.class_weights else None,
+                label_smoothing=self.label_smoothing,
             )
-        loss = cross_entropy(
-            self.logits(batch)[used].float(),
-            batch["label"][used],
-            torch.tensor(self.class_weights, device=self.device) if self.class_weights else None,
-            label_smoothing=self.label_smoothing,
-        )
-        loss = loss + self.extra_loss(batch)
-        self.check_finite(loss, batch)
-        self.log("train/loss", loss, prog_bar=True)
+            loss = loss + self.extra_loss(batch)
+            self.check_finite(loss, batch)
+            self.log("train/loss", loss, prog_bar=True)
         self.log("train/missing", (~batch["present"]).float().sum(), reduce_fx="sum", on_step=False, on_epoch=True)
         return loss
 
