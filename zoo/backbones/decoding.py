@@ -108,9 +108,9 @@ def _draw(p: Tensor, generator: torch.Generator | None) -> Tensor:
 
 
 def _decoder_of(llm: LLM) -> type[_SharedStep | _SeparateStep]:
-    """Return how a model decodes: with shared prompts if it can and all its weights are on this device."""
+    """Return how a model decodes: with shared prompts if it can and all its weights are plain ones on this device."""
     sharded = any(isinstance(parameter, DTensor) for parameter in llm.parameters())
-    return _SeparateStep if sharded or llm.prefix_sharing_unsupported_reason else _SharedStep
+    return _SeparateStep if sharded or llm.quantize or llm.prefix_sharing_unsupported_reason else _SharedStep
 
 
 class _SharedStep:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
-from zoo.backbones import decoding, gguf, shared_prefix
+from zoo.backbones import decoding, gguf, quantization, shared_prefix
 from zoo.backbones.adapters import AdaptedModel, LoRA
 from zoo.backbones.decoding import Completions, evaluation_mode, token_logprobs
 from zoo.backbones.folders import check_folder, check_tokenizer_files, check_vocabulary, reads_folder
@@ -39,8 +39,9 @@ from zoo.backbones.hub import (
     refuse_misfits,
     refuse_missing_attention,
 )
-from zoo.backbones.mrope import SectionedRotary
+from zoo.backbones.mrope import SectionedRotary, checked_positions
 from zoo.backbones.prefix import KeyValues, Prefix, StaticPrefix, cached_key_values, positions_from_mask
+from zoo.backbones.quantization import Quantization
 from zoo.backbones.row_tree import RowTree, TreePlan
 from zoo.backbones.shapes import SHAPES, shape_named
 from zoo.backbones.shared_prefix import PackedPlan
@@ -83,10 +84,12 @@ class LLM(AdaptedModel):
         merge_adapters: sample with adapters added to copies of their layers' weights: a quarter fewer kernel launches,
             for the memory of these copies. In bfloat16 small adapters are rounded to the weights' precision.
         cuda_graph: record the operations of a sampled token once and replay them; on a GPU only.
+        quantize: freeze the model, its linear layers in 4 or 8 bits (`zoo.backbones.quantization`).
 
     Raises:
         FileNotFoundError: nothing at ``path``, or no safetensors weights there.
-        ValueError: weights that do not fit the config, or that are not finite; ``mrope`` does not fit the model.
+        ValueError: weights that do not fit the config, or that are not finite; ``mrope`` does not fit the model; see
+            `quantization.check`.
     """
 
     @reads_folder
@@ -101,9 +104,12 @@ class LLM(AdaptedModel):
         mrope: tuple[int, int, int] | None = None,
         merge_adapters: bool = False,
         cuda_graph: bool = False,
+        quantize: Quantization | None = None,
     ) -> None:
         super().__init__()
         refuse_missing_attention(attention)
+        quantization.check(quantize, merge_adapters)
+        self.quantize = quantize
         self.merge_adapters, self.cuda_graph = merge_adapters, cuda_graph
         self.path, self.revision, self.mrope = path, revision, mrope
         self._file_sha256: str | None = None  # of a GGUF file
@@ -142,6 +148,8 @@ class LLM(AdaptedModel):
         if mrope is not None:
             decoder = self.causal_lm.get_decoder()
             decoder.rotary_emb = SectionedRotary(getattr(decoder, "rotary_emb", None), mrope)
+        if quantize is not None:
+            quantization.quantize(self.model, quantize)
         self.train()  # transformers loads in eval mode, in which dropout would silently do nothing
         if gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -262,7 +270,7 @@ class LLM(AdaptedModel):
         if not mask[:, -1].all():
             raise ValueError("prompts must be padded on the left and hold at least one token")
         if positions is not None:
-            positions = self._validated_positions(positions, mask)
+            positions = checked_positions(positions, mask, self.mrope)
         if static_prefix is not None:
             static_mask = mask.new_ones(len(mask), len(static_prefix.ids))
             mask = torch.cat([static_mask, mask], 1)
@@ -273,20 +281,6 @@ class LLM(AdaptedModel):
             raise ValueError("a tree of prompts stands neither behind a fixed beginning nor at given positions")
         embeddings = prompt if prompt.is_floating_point() else self.embed(prompt)
         return Prefix(embeddings, mask, static_prefix, positions=positions, tree=tree)
-
-    def _validated_positions(self, positions: Tensor, mask: Tensor) -> Tensor:
-        """Return (3, B, P) positions, 0 at padding. ValueError if they are none."""
-        if self.mrope is None:
-            raise ValueError("three positions per token need LLM(..., mrope=(time, height, width)); this one has none")
-        if positions.shape != (3, *mask.shape) or positions.dtype != torch.int64:
-            raise ValueError(
-                f"positions must be int64 of shape {(3, *mask.shape)} (time, height, width; prompts; tokens), got "
-                f"{positions.dtype} of shape {tuple(positions.shape)}"
-            )
-        positions = positions.masked_fill(~mask, 0)
-        if positions.min() < 0:
-            raise ValueError(f"positions must be 0 or more, got {int(positions.min())}")
-        return positions
 
     def _weights_state(self) -> tuple[str, int, torch.device]:
         """Return a value that changes whenever a weight, the adapters in use or the device do."""

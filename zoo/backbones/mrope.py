@@ -56,6 +56,30 @@ def mrope_positions(segments: Sequence[Segment], tokens_per_second: float = 2.0)
     return torch.cat(parts, 1) if parts else torch.zeros(3, 0, dtype=torch.int64)
 
 
+def checked_positions(positions: Tensor, mask: Tensor, sections: tuple[int, int, int] | None) -> Tensor:
+    """Return positions (3, B, P) of prompts, 0 at padding.
+
+    Args:
+        positions: (3, B, P) int64; what padding holds does not matter.
+        mask: (B, P) bool, True on real tokens.
+        sections: those of the model that is to take them; None: it takes one position per token.
+
+    Raises:
+        ValueError: the model takes none such, or they have another shape or dtype, or are below 0.
+    """
+    if sections is None:
+        raise ValueError("three positions per token need LLM(..., mrope=(time, height, width)); this one has none")
+    if positions.shape != (3, *mask.shape) or positions.dtype != torch.int64:
+        raise ValueError(
+            f"positions must be int64 of shape {(3, *mask.shape)} (time, height, width; prompts; tokens), got "
+            f"{positions.dtype} of shape {tuple(positions.shape)}"
+        )
+    positions = positions.masked_fill(~mask, 0)
+    if positions.min() < 0:
+        raise ValueError(f"positions must be 0 or more, got {int(positions.min())}")
+    return positions
+
+
 class SectionedRotary(nn.Module):
     """A decoder's rotary module that also takes three positions per token.
 

@@ -52,6 +52,11 @@ def _export_llm(module: Any, out: Path, dtype: str | None, merge: bool, adapter:
     base, name = display_name(llm.path), _adapter_name(llm, adapter)
     kind = "A language model whose every weight was trained" if name is None else "A LoRA adapter"
     difference = None
+    if llm.quantize and (merge or name is None):
+        raise ValueError(
+            f"the language model of this run was quantised ({llm.quantize}), and rounded weights are not exported; export "
+            "the adapter alone, without --merge"
+        )
     if merge:
         difference = _merge_adapter(llm, name)
         kind, name = "A language model into which a LoRA adapter was merged", None

@@ -150,6 +150,8 @@ def possible_changes(options: Options, prediction: Prediction) -> dict[str, Call
         with_adapters = {"lora": {"r": 8}} if fully_trained else {}  # what is trained stays float32
         label = f"--model.dtype {dtype}" + (" with --model.lora.r 8" if fully_trained else "")
         changes[label] = of_model(dtype=dtype, **with_adapters)
+    if model.get("lora") is not None and model.get("quantize", ...) is None:
+        changes["--model.quantize nf4 (4-bit weights; needs bitsandbytes)"] = of_model(quantize="nf4")
     if model.get("gradient_checkpointing") is False:
         changes["--model.gradient_checkpointing true"] = of_model(gradient_checkpointing=True)
     if step.batch_size > 1:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from zoo.backbones import LLM, Audio, Vision
 from zoo.backbones.decoding import LOGITS_AT_ONCE
 from zoo.backbones.frozen import FrozenEncoder
+from zoo.backbones.quantization import quantized_bytes, quantized_linears
 from zoo.backbones.shapes import HUB_SHAPES, SHAPES
 from zoo.memory import formula
 from zoo.memory.formula import FLOAT32, SITES, Decoder, Layer, Linear, Rows
@@ -155,6 +156,11 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
     encoders = [part for part in built.modules() if isinstance(part, FrozenEncoder)]
     trained = [p for p in built.parameters() if p.requires_grad]
     parts = _weights_and_state(built, encoders, trained)
+    llm = getattr(built, "llm", None)
+    if isinstance(llm, LLM) and llm.quantize is not None:
+        linears = quantized_linears(llm.causal_lm)
+        parts["frozen weights"] -= _bytes(linear.weight for linear in linears)
+        parts["frozen weights"] += sum(quantized_bytes(linear, llm.quantize) for linear in linears)
     rest = _without_gradients(parts)
     with_gradients = rest + parts["gradients"]  # Lightning frees those of a step behind the next forward pass
     # torch takes the square roots of all second moments at once on a GPU, of one parameter after the other on a CPU
@@ -220,7 +226,8 @@ def _add_language_model(
     forward_loss, loss, head_gradient = _loss(built, model, rows, step)
     activations, again = formula.activations(model, rows)
     parts["activations"] = built.prompts_per_sample * activations + _autocast_copies(built.llm, step)
-    parts["working memory"] = max(again + formula.backward_work(model, rows) + head_gradient, loss)
+    whole_again = _largest_dequantized(built.llm)
+    parts["working memory"] = max(again + formula.backward_work(model, rows) + head_gradient + whole_again, loss)
     held = with_gradients if step.accumulate > 1 else rest
     moments["backward pass"] = held + parts["activations"] + parts["working memory"]
     if not samples:  # GRPO frees gradients before its forward pass
@@ -228,7 +235,7 @@ def _add_language_model(
     if samples or (rows.answers and not getattr(built, "teacher_forcing", True)):
         answers = getattr(built, "num_generations", 1)
         window = Rows(step.batch_size * (step.accumulate if samples else 1), tokens, answers, built.max_new_tokens)
-        shares = built.llm.prefix_sharing_unsupported_reason is None
+        shares = built.llm.prefix_sharing_unsupported_reason is None and built.llm.quantize is None
         sampling = formula.sampling(model, window, shares) + _merged_adapters(built)
         moments["sampling answers"] = with_gradients + sampling
 
@@ -319,12 +326,23 @@ def _autocast_copies(llm: LLM, step: Step) -> int:
     if not step.precision.endswith("mixed"):
         return 0
     layers: list[Any] = list(llm.causal_lm.get_decoder().layers)
-    matrices = [[p for p in layer.parameters() if p.ndim == 2 and p.dtype == torch.float32] for layer in layers]
+    quantized = set() if llm.quantize is None else {id(linear.weight) for linear in quantized_linears(llm.causal_lm)}
+    matrices = [
+        [p for p in layer.parameters() if p.ndim == 2 and p.dtype == torch.float32 and id(p) not in quantized]
+        for layer in layers
+    ]
     trained = sum(p.numel() for layer in matrices for p in layer if p.requires_grad)
     frozen = [sum(p.numel() for p in layer if not p.requires_grad) for layer in matrices]
     checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in llm.modules())
     copied: int = trained + (max(frozen) if checkpointing else sum(frozen))
     return 2 * copied
+
+
+def _largest_dequantized(llm: LLM) -> int:
+    """Return the bytes of the largest quantised weight in the dtype in which it is multiplied; 0: none is quantised."""
+    if llm.quantize is None:
+        return 0
+    return max(linear.weight.numel() * linear.weight.element_size() for linear in quantized_linears(llm.causal_lm))
 
 
 def _merged_adapters(system: LanguageModelModule) -> int:

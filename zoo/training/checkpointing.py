@@ -147,6 +147,7 @@ class CheckpointedModule(LightningModule):
                 "path": portable_path(backbone.path),
                 "revision": backbone.revision,
                 "fingerprint": fingerprints[name],
+                **({"quantize": quantize} if (quantize := getattr(backbone, "quantize", None)) else {}),
             }
             for name, backbone in self.backbones().items()
             if fingerprints[name] is not None
@@ -177,7 +178,10 @@ class CheckpointedModule(LightningModule):
                     f"train pattern {pattern!r} matches no parameter; names are like {list(parameters)[:3]}"
                 )
         for name, parameter in parameters.items():
-            parameter.requires_grad_(any(re.fullmatch(p, name) for p in self.train_patterns))
+            trained = any(re.fullmatch(p, name) for p in self.train_patterns)
+            if trained and not parameter.is_floating_point():
+                raise ValueError(f"train names {name}, which is quantised; train adapters, or leave quantize out")
+            parameter.requires_grad_(trained)
 
     def _divide(self, mesh: DeviceMesh) -> None:
         if mesh["tensor_parallel"].size() > 1:
@@ -328,6 +332,12 @@ class CheckpointedModule(LightningModule):
         """
         for name, present in self.identities.items():
             trained_on = contract["bases"].get(name)
+            if trained_on and trained_on.get("quantize") != present.get("quantize"):
+                raise ValueError(
+                    f"{path} was trained on the base model {trained_on['path']!r} with quantize "
+                    f"{trained_on.get('quantize')}, but here it is {present.get('quantize')}; give --model.quantize "
+                    f"{trained_on.get('quantize') or 'null'}"
+                )
             if trained_on and trained_on["fingerprint"] != present["fingerprint"]:
                 raise ValueError(
                     f"{path} was trained on the base model {trained_on['path']!r} (revision {trained_on['revision']}), "

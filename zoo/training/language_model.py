@@ -15,6 +15,7 @@ from torch import Tensor
 
 from zoo.backbones import LLM, LoRA, Prefix
 from zoo.backbones.llm import Attention, Dtype
+from zoo.backbones.quantization import Quantization
 from zoo.prompts import label_words, load_template, parse_label
 from zoo.renaming import Renamed
 from zoo.schema import Labels, Prediction, Sample
@@ -54,6 +55,8 @@ class LanguageModelModule(EmotionModule):
         merge_adapters: write answers with the adapters added to copies of their layers' weights: faster on a GPU, for
             the memory of the copies; in bfloat16 small adapters are rounded to the weights' precision.
         cuda_graph: record the operations of a written token once and replay them: faster on a GPU, refused elsewhere.
+        quantize: the language model frozen, its linear layers in 4 bits (``nf4``) or 8 (``int8``), which needs the
+            package bitsandbytes; `lora` is trained on top.
         lora: adapters on the frozen language model; None trains all of it.
         template: prompt template, a name from the paper's ``templates/`` or a file.
         window: earlier turns shown.
@@ -88,6 +91,7 @@ class LanguageModelModule(EmotionModule):
         gradient_checkpointing: bool = False,
         merge_adapters: bool = False,
         cuda_graph: bool = False,
+        quantize: Quantization | None = None,
         lora: LoRA | None = None,
         template: str = "default",
         window: int | None = 0,
@@ -119,6 +123,7 @@ class LanguageModelModule(EmotionModule):
             gradient_checkpointing=gradient_checkpointing,
             merge_adapters=merge_adapters,
             cuda_graph=cuda_graph,
+            quantize=quantize,
         )
         self.lora = lora
         self.template = load_template(template, self.templates)
