@@ -79,11 +79,12 @@ def test_layers_multiply_by_rounded_weights(kind, home):
         else:
             stored, scale = linears(quantised)[name].weight.data, linears(quantised)[name].weight.SCB
             rounded = rounded_to_bytes(layer.weight.detach())
-            torch.testing.assert_close(stored * scale[:, None] / 127, rounded, rtol=0, atol=1e-3)  # through half precision
+            # rounded after it passed through half precision
+            torch.testing.assert_close(stored * scale[:, None] / 127, rounded, rtol=0, atol=1e-3)
             expected, tolerance = rounded_to_bytes(x) @ rounded.T, 0.01
         made, exact = linears(quantised)[name](x), x @ layer.weight.T
         assert (made - expected).norm() < tolerance * expected.norm(), name
-        assert (made - exact).norm() > (made - expected).norm()  # and not by the weights themselves
+        assert kind == "int8" or (made - exact).norm() > 2 * (made - expected).norm()  # not by the weights themselves
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -127,8 +128,7 @@ def test_sampled_answers_are_scored_as_they_were_sampled(kind, home):
         prompts = llm.encode(IDS, torch.ones_like(IDS, dtype=torch.bool))
         answers = llm.sample(prompts, 2, max_new_tokens=5, temperature=1.0)
         again = llm.logprobs(prompts, answers.ids, answers.mask)
-    # a byte of an activation may be rounded the other way in a longer row
-    torch.testing.assert_close(again[answers.mask], answers.logprobs[answers.mask], rtol=0, atol=1e-4 if kind == "nf4" else 0.2)
+    torch.testing.assert_close(again[answers.mask], answers.logprobs[answers.mask], rtol=0, atol=1e-4)
 
 
 # ---- runs
@@ -197,7 +197,7 @@ def test_the_package_must_be_there_and_fetch_no_code(package, there, message, ho
 
 
 def test_rows_without_whole_blocks_are_not_rounded_to_four_bits(tmp_path):
-    with pytest.raises(ValueError, match="nf4 needs layers whose inputs are a multiple of 64, and q_proj .* has 32; use"):
+    with pytest.raises(ValueError, match="are a multiple of 64, and q_proj in .* has 32; use quantize int8"):
         LLM(str(make_llm(tmp_path / "llm")), quantize="nf4")
     LLM(str(tmp_path / "llm"), quantize="int8")
 
@@ -218,10 +218,8 @@ def test_other_weights_are_not_loaded_over_quantised_ones(home):
 @pytest.mark.parametrize("kind, per_number", [("nf4", 0.516), ("int8", 1.001)])
 def test_predicted_memory_of_a_large_model(kind, per_number):
     """6.5 of LLaMA-2-7B's 6.7 billion numbers are in the linear layers of its decoder."""
-    made = {
-        quantize: predict(DialogueLLM(llm="shape:llama-2-7b", dtype="bfloat16", lora=LoRA(), quantize=quantize), Step(1))
-        for quantize in (None, kind)
-    }
+    options = {"llm": "shape:llama-2-7b", "dtype": "bfloat16", "lora": LoRA()}
+    made = {q: predict(DialogueLLM(**options, quantize=q), Step(1)) for q in (None, kind)}
     numbers = 32 * (4 * 4096**2 + 3 * 4096 * 11008)
     saved = made[None].parts["frozen weights"] - made[kind].parts["frozen weights"]
     assert saved == pytest.approx((2 - per_number) * numbers, rel=1e-3)

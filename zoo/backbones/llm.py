@@ -149,7 +149,7 @@ class LLM(AdaptedModel):
             decoder = self.causal_lm.get_decoder()
             decoder.rotary_emb = SectionedRotary(getattr(decoder, "rotary_emb", None), mrope)
         if quantize is not None:
-            quantization.quantize(self.model, quantize)
+            quantization.quantize(self.causal_lm, quantize)
         self.train()  # transformers loads in eval mode, in which dropout would silently do nothing
         if gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})

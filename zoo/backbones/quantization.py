@@ -1,10 +1,10 @@
-"""Frozen linear layers in 4 or 8 bits, by bitsandbytes: a language model in a quarter or half of the memory of bfloat16.
+"""Frozen linear layers in 4 or 8 bits, by bitsandbytes: a quarter or half of the memory of bfloat16.
 
 ``nf4`` are the 4-bit normal floats of QLoRA (Dettmers et al. 2023, section 3), with the scales of blocks of 64 numbers
-quantised, too ("double quantisation"); ``int8`` keeps a scale per row of a matrix, and rounds what it is multiplied with
-in the same way (Dettmers et al. 2022, section 2.1, without its treatment of outliers). Layers compute in the dtype in
-which the model was read. Embeddings, norms and the head stay as they are. Nothing of a quantised layer enters a
-checkpoint: it follows from the backbone's folder.
+quantised, too ("double quantisation"); ``int8`` keeps a scale per row of a matrix, and rounds what it multiplies in the
+same way (Dettmers et al. 2022, section 2.1, without its treatment of outliers). Layers compute in the dtype in which
+the model was read. Embeddings, norms and the head stay as they are. Nothing of a quantised layer enters a checkpoint:
+it follows from the backbone's folder.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def check(kind: Quantization | None, merge_adapters: bool) -> None:
         raise ValueError(f"quantize {kind} needs the package bitsandbytes: pip install 'zoo[quantize]'")
     if importlib.util.find_spec("kernels") is not None:
         raise ValueError(
-            f"quantize {kind}: the package kernels is installed, with which bitsandbytes downloads compiled code from a "
-            "model hub and runs it; uninstall it (pip uninstall kernels)"
+            f"quantize {kind}: the package kernels is installed, with which bitsandbytes downloads compiled code from "
+            "a model hub and runs it; uninstall it (pip uninstall kernels)"
         )
 
 
@@ -54,8 +54,8 @@ def quantize(model: PreTrainedModel, kind: Quantization) -> None:
     for parent, name, linear in _linears(model):
         if kind == "nf4" and linear.in_features % NF4_BLOCK:  # bitsandbytes rounds such rows wrongly on a CPU
             raise ValueError(
-                f"nf4 needs layers whose inputs are a multiple of {NF4_BLOCK}, and {name} in {type(parent).__name__} has "
-                f"{linear.in_features}; use quantize int8"
+                f"nf4 needs layers whose inputs are a multiple of {NF4_BLOCK}, and {name} in {type(parent).__name__} "
+                f"has {linear.in_features}; use quantize int8"
             )
     model.requires_grad_(False)
     if model.device.type == "meta":
@@ -92,14 +92,14 @@ def _linears(model: PreTrainedModel) -> Iterator[tuple[nn.Module, str, nn.Linear
 
 def _quantized(linear: nn.Linear, kind: Quantization) -> nn.Module:
     """Return a quantised layer with the weight and the bias of another one."""
-    from bitsandbytes.nn import Int8Params, Params4bit
+    from bitsandbytes.nn.modules import Int8Params, Params4bit
 
     weight, bias = linear.weight.detach(), linear.bias
     sizes = (linear.in_features, linear.out_features, bias is not None)
     made: Any
     if kind == "nf4":
         made = _layer_kinds()[0](*sizes, compute_dtype=weight.dtype, quant_type="nf4", device="meta")
-        # it would pack the weights anew in an evaluation, for a kernel that comes from a model hub and rounds to bfloat16
+        # it would pack the weights anew in an evaluation, for a kernel of a model hub that rounds to bfloat16
         made.support_avx512bf16_for_cpu = False
         made.weight = Params4bit(weight, requires_grad=False, quant_type="nf4", blocksize=NF4_BLOCK, module=made)
     else:
@@ -112,7 +112,7 @@ def _quantized(linear: nn.Linear, kind: Quantization) -> nn.Module:
 @functools.cache
 def _layer_kinds() -> tuple[type[nn.Module], type[nn.Module]]:
     """Return bitsandbytes' layers of 4 and of 8 bits, without their weights in the state of a model."""
-    from bitsandbytes.nn import Linear4bit, Linear8bitLt
+    from bitsandbytes.nn.modules import Linear4bit, Linear8bitLt
 
     class Frozen4bit(_NotStored, Linear4bit):
         pass
@@ -126,11 +126,9 @@ def _layer_kinds() -> tuple[type[nn.Module], type[nn.Module]]:
 class _NotStored(nn.Module):
     """A layer whose weight is no part of its state; its bias is."""
 
-    bias: Tensor | None
-
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        if self.bias is not None:
-            destination[prefix + "bias"] = self.bias if keep_vars else self.bias.detach()
+        for name, bias in self._biases():
+            destination[prefix + name] = bias if keep_vars else bias.detach()
 
     def _load_from_state_dict(
         self,
@@ -144,8 +142,12 @@ class _NotStored(nn.Module):
     ) -> None:
         if prefix + "weight" in state_dict:
             error_msgs.append(f"{prefix}weight is quantised here and cannot be replaced; leave --model.quantize out")
-        if self.bias is not None and prefix + "bias" in state_dict:
+        for name, bias in self._biases():
+            if prefix + name not in state_dict:
+                missing_keys.append(prefix + name)
+                continue
             with torch.no_grad():
-                self.bias.copy_(state_dict[prefix + "bias"])
-        elif self.bias is not None:
-            missing_keys.append(prefix + "bias")
+                bias.copy_(state_dict[prefix + name])
+
+    def _biases(self) -> list[tuple[str, Tensor]]:
+        return [(name, p) for name, p in self.named_parameters(recurse=False) if name == "bias"]

@@ -54,8 +54,8 @@ def _export_llm(module: Any, out: Path, dtype: str | None, merge: bool, adapter:
     difference = None
     if llm.quantize and (merge or name is None):
         raise ValueError(
-            f"the language model of this run was quantised ({llm.quantize}), and rounded weights are not exported; export "
-            "the adapter alone, without --merge"
+            f"the language model of this run was quantised ({llm.quantize}), and rounded weights are not exported; "
+            "export the adapter alone, without --merge"
         )
     if merge:
         difference = _merge_adapter(llm, name)
