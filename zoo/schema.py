@@ -6,10 +6,11 @@ paper runs on any corpus that has the modalities it needs.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypedDict, overload
 
 if TYPE_CHECKING:
     import numpy as np
@@ -99,6 +100,7 @@ class Sample:
         history: all earlier turns of the dialogue, oldest first; a paper takes the window it wants.
         question: what is asked about the target; None: which emotion it expresses. The label is then the right choice.
         answer: what is to be written, where that is not the label word, e.g. an explanation; None: the label word.
+        learn_history: what the assistant says in ``history`` is learnt, too, beside ``answer``.
     """
 
     id: str
@@ -108,6 +110,7 @@ class Sample:
     history: tuple[Turn, ...] = ()
     question: str | None = None
     answer: str | None = None
+    learn_history: bool = False
 
     @property
     def label(self) -> int:
@@ -117,6 +120,43 @@ class Sample:
     def context(self, window: int | None) -> tuple[Turn, ...]:
         """Return the last ``window`` turns before the target, oldest first; all of them for None."""
         return self.history if window is None else self.history[max(0, len(self.history) - window) :]
+
+
+class LazySamples(Sequence[Sample], ABC):
+    """Samples of which only arrays are in memory; each is made when it is asked for.
+
+    Whoever derives from it has seen to it that their ids differ: nobody makes all of them to look.
+    """
+
+    @abstractmethod
+    def make(self, number: int) -> Sample:
+        """Return a sample; ``number`` is from 0 to below ``len``."""
+
+    @abstractmethod
+    def lengths(self) -> np.ndarray:
+        """Return how long each sample is beside the others, (N,) in any unit."""
+
+    @abstractmethod
+    def dialogue_numbers(self) -> np.ndarray:
+        """Return the number of each sample's dialogue, (N,) int64, in the order in which they come."""
+
+    @abstractmethod
+    def select(self, numbers: Sequence[int] | np.ndarray) -> Self:
+        """Return some of the samples, in this order."""
+
+    @overload
+    def __getitem__(self, index: int) -> Sample: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Sample]: ...
+
+    def __getitem__(self, index: int | slice) -> Sample | Sequence[Sample]:
+        if isinstance(index, slice):
+            return self.select(range(len(self))[index])
+        number = index + len(self) if index < 0 else index
+        if not 0 <= number < len(self):
+            raise IndexError(f"no sample {index} of {len(self)}")
+        return self.make(int(number))
 
 
 @dataclass(frozen=True)

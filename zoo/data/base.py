@@ -22,8 +22,9 @@ from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Sampler
 
 from zoo.data.batches import Batches, BatchOrder, EvaluationOrder
+from zoo.data.lazy import dialogue_numbers, select
 from zoo.data.text import check_encoding, whole_number
-from zoo.schema import Collator, Labels, Sample, Split, Turn
+from zoo.schema import Collator, Labels, LazySamples, Sample, Split, Turn
 
 log = logging.getLogger(__name__)
 
@@ -43,7 +44,7 @@ class Reading:
         without_file: keys of those of ``excluded`` that name a picture or clip that is not there.
     """
 
-    samples: list[Sample]
+    samples: Sequence[Sample]
     official: int | None = None
     excluded: dict[str, str] = field(default_factory=dict)
     notes: dict[str, int] = field(default_factory=dict)
@@ -219,8 +220,7 @@ class EmotionData(LightningDataModule):
             reading = self.read(split)
             self._check_reading(reading, split)
             if self.limit is not None:
-                dialogues = set(list(dict.fromkeys(s.dialogue for s in reading.samples))[: self.limit])
-                samples = [s for s in reading.samples if s.dialogue in dialogues]
+                samples = select(reading.samples, np.flatnonzero(dialogue_numbers(reading.samples) < self.limit))
                 reading.notes["left out by --data.limit"] = len(reading.samples) - len(samples)
                 reading.samples = samples
             if not reading.samples:
@@ -245,7 +245,7 @@ class EmotionData(LightningDataModule):
         corpus = type(self).__name__
         if not isinstance(reading, Reading):
             raise ValueError(f"{corpus}.read returned a {type(reading).__name__}; expected a Reading of the samples")
-        if self.is_ad_hoc:
+        if self.is_ad_hoc or isinstance(reading.samples, LazySamples):
             return
         ids: set[str] = set()
         for sample in reading.samples:
@@ -263,7 +263,7 @@ class EmotionData(LightningDataModule):
                 known = ", ".join(sample.labels.names)
                 raise ValueError(f"{sample.id} has the label {sample.target.label!r}; expected one of {known}")
 
-    def samples(self, split: Split) -> list[Sample]:
+    def samples(self, split: Split) -> Sequence[Sample]:
         """Return the samples of a split, in the corpus' own order."""
         return self.reading(split).samples
 
@@ -341,10 +341,12 @@ class EmotionData(LightningDataModule):
             len(samples),
             self.run_seed,
         )
-        return [samples[i] for i in sorted(chosen)]
+        return select(samples, np.sort(chosen))
 
-    def to_predict(self) -> list[Sample]:
+    def to_predict(self) -> Sequence[Sample]:
         """Return the samples of ``zoo predict``."""
+        if len(self.predict_splits) == 1:
+            return self.samples(self.predict_splits[0])
         return [sample for split in self.predict_splits for sample in self.samples(split)]
 
     def _loader(
@@ -374,7 +376,9 @@ class EmotionData(LightningDataModule):
             overfit_batches = self.trainer.overfit_batches  # type: ignore[attr-defined]  # set by one of its connectors
             order = BatchOrder(batches, self._resume_at, repeat=overfit_batches > 0)
         else:
-            left = [i for i, batch in enumerate(batches.order(0)) if any(samples[j].id not in answered for j in batch)]
+            left: Sequence[int] = range(len(batches))
+            if answered:
+                left = [i for i in left if any(samples[j].id not in answered for j in batches.indices(0, i))]
             # Lightning has no use for an empty loader
             order = EvaluationOrder(batches, left or list(range(len(batches)))[-1:])
         return DataLoader(batches, batch_size=None, sampler=order, num_workers=self.num_workers, collate_fn=_as_it_is)

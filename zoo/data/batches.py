@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch.utils.data import Dataset, SequentialSampler
 
+from zoo.data.lazy import dialogue_numbers, lengths
 from zoo.schema import Collator, Problem, Sample
 
 
@@ -31,11 +32,9 @@ class Batches(Dataset[dict[str, Any]]):
         self.shuffle, self.bucket, self.seed = shuffle, bucket, seed
         self.rank, self.world_size = rank, world_size
         by_length = bucket and not whole_dialogues
-        self.lengths = np.array([collator.length(s) for s in samples]) if by_length else None
-        numbers: dict[str, int] = {}  # of dialogues, in the order in which they come
-        of_samples = [numbers.setdefault(s.dialogue, len(numbers)) for s in samples]
-        self.dialogues = np.array(of_samples, dtype=np.int64) if whole_dialogues else None
-        self._cached: tuple[int, list[np.ndarray]] | None = None
+        self.lengths = lengths(samples, collator) if by_length else None
+        self.dialogues = dialogue_numbers(samples) if whole_dialogues else None
+        self._cached: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def __len__(self) -> int:
         if self.shuffle:  # every rank the same number of steps: the last incomplete round is padded with repeats
@@ -50,13 +49,34 @@ class Batches(Dataset[dict[str, Any]]):
 
     def order(self, epoch: int) -> list[np.ndarray]:
         """Sample indices of each batch of this rank."""
+        return [self.indices(epoch, number) for number in range(len(self))]
+
+    def indices(self, epoch: int, number: int) -> np.ndarray:
+        """Sample indices of one batch of this rank."""
+        samples, rounds = self._arrange(epoch)
+        if not self.shuffle:
+            return samples[number * self.batch_size : (number + 1) * self.batch_size]
+        step = self.batch_size * self.world_size
+        batch = samples[rounds[number] * step : (rounds[number] + 1) * step]
+        if self.world_size > 1 and len(batch) < step:
+            batch = np.resize(batch, step)
+        # a rank takes every so-manieth sample, or a stretch of them where dialogues stay together
+        whole = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
+        return batch[slice(self.rank, None, self.world_size) if self.dialogues is None else whole]
+
+    def _arrange(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Return the samples of an epoch in order, and in training the order of the rounds that they are cut into.
+
+        A round is one batch of every rank. Two arrays, not a list of batches: of single samples that would take more
+        memory than they.
+        """
         if self._cached is not None and self._cached[0] == epoch:
-            return self._cached[1]
+            return self._cached[1:]
+        rounds = np.empty(0, np.int64)
         if not self.shuffle:
             indices = self._own()
             if self.lengths is not None:
                 indices = indices[np.argsort(self.lengths[indices], kind="stable")]
-            chunks = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
         else:
             rng = np.random.default_rng((self.seed, epoch))
             indices = rng.permutation(len(self.samples))
@@ -71,19 +91,13 @@ class Batches(Dataset[dict[str, Any]]):
                     for p in (indices[i : i + group] for i in range(0, len(indices), group))
                 ]
                 indices = np.concatenate(parts)
-            rounds = [indices[i : i + step] for i in range(0, len(indices), step)]
-            if self.world_size > 1 and len(rounds[-1]) < step:
-                rounds[-1] = np.resize(rounds[-1], step)
-            # a rank takes every so-manieth sample, or a stretch of them where dialogues stay together
-            whole = slice(self.rank * self.batch_size, (self.rank + 1) * self.batch_size)
-            part = slice(self.rank, None, self.world_size) if self.dialogues is None else whole
-            chunks = [rounds[i][part] for i in rng.permutation(len(rounds))]
-        self._cached = (epoch, chunks)
-        return chunks
+            rounds = rng.permutation(-(-len(indices) // step))
+        self._cached = (epoch, indices, rounds)
+        return indices, rounds
 
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, number = key
-        samples = [self.samples[i] for i in self.order(epoch)[number]]
+        samples = [self.samples[i] for i in self.indices(epoch, number).tolist()]
         batch: dict[str, Any] = self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
         media = getattr(self.collator, "media", None)  # of a collator that reads clips
         of_files = [] if media is None else file_problems(samples, media.new_problems())
@@ -127,7 +141,7 @@ class EvaluationOrder(SequentialSampler):
         return len(self.numbers)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]  # what `Batches` takes for an index
-        return iter([(0, number) for number in self.numbers])
+        return ((0, number) for number in self.numbers)
 
 
 class BatchOrder(SequentialSampler):
@@ -153,4 +167,5 @@ class BatchOrder(SequentialSampler):
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]  # what `Batches` takes for an index
         start = self.resume[1] if self.epoch == self.resume[0] else 0
-        return iter([(0 if self.repeat else self.epoch, i) for i in range(start, len(self.batches))])
+        epoch = 0 if self.repeat else self.epoch
+        return ((epoch, number) for number in range(start, len(self.batches)))

@@ -6,12 +6,15 @@ Imported by the decoding process, which must start fast: no torch, and nothing o
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import re
 import stat
 import struct
+import tempfile
 from collections.abc import Iterator
 from fractions import Fraction
+from pathlib import Path
 from typing import Any, Literal
 
 import av
@@ -21,6 +24,7 @@ from PIL import Image
 MAX_SECONDS = 600.0
 MAX_PIXELS = 4096 * 4096  # of one picture, before resizing
 BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"styp", b"pnot")  # an MP4 or MOV begins with one
+MEMBER = re.compile(r"(.+)/@([0-9]+)\+([0-9]+)/[^/]+", re.DOTALL)  # see `member_path`
 UNKNOWN_LENGTH = 0x7FFF_FF00  # bytes: lengths from here on mean that the writer did not know
 
 
@@ -57,12 +61,45 @@ PARSER_ERRORS = (
 )
 
 
+def member_path(archive: Path, offset: int, size: int, name: str) -> Path:
+    """Return what some bytes of a file, as of a picture in a tar, are named by: ``shard.tar/@1536+20480/0001.jpg``.
+
+    `open_file`, and with it all of `zoo.media`, opens such a path like that of a file.
+    """
+    return archive / f"@{offset}+{size}" / name
+
+
+def _open_member(path: str | os.PathLike[str]) -> int:
+    """Return the descriptor of a temporary file with the bytes that `member_path` names."""
+    match = MEMBER.fullmatch(os.fsdecode(path))
+    if match is None:
+        raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+    left = int(match[3])
+    with open(match[1], "rb") as archive, tempfile.TemporaryFile() as copy:
+        if not stat.S_ISREG(os.fstat(archive.fileno()).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        archive.seek(int(match[2]))
+        while left and (part := archive.read(min(left, 2**20))):
+            copy.write(part)
+            left -= len(part)
+        if left:
+            raise Unreadable(path, f"lies {left} bytes beyond the end of {os.path.basename(match[1])}; copy that again")
+        copy.seek(0)  # writes what is left in the buffer, too
+        return os.dup(copy.fileno())
+
+
 @contextlib.contextmanager
 def open_file(path: str | os.PathLike[str]) -> Iterator[int]:
-    """Open a regular, non-empty file and yield its descriptor; whatever its bytes cause is raised as Unreadable."""
+    """Open a regular, non-empty file and yield its descriptor; whatever its bytes cause is raised as Unreadable.
+
+    Also what `member_path` names: bytes of a file.
+    """
     try:
-        # O_NONBLOCK: opening a pipe nobody writes to would wait for ever
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            # O_NONBLOCK: opening a pipe nobody writes to would wait for ever
+            fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        except NotADirectoryError:
+            fd = _open_member(path)
     except FileNotFoundError:
         raise Unreadable(path, "no such file; check the folder given as root") from None
     except (OSError, ValueError) as e:

@@ -11,7 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.backbones import LLM
 from zoo.prompts import PromptTemplate, count_control_tokens, render
-from zoo.schema import CorpusView, Labels, Sample, Split, Turn
+from zoo.schema import CorpusView, Labels, LazySamples, Sample, Split, Turn
 
 log = logging.getLogger(__name__)
 
@@ -53,6 +53,8 @@ def parts_shown(
 def report_control_tokens(data: CorpusView, split: Split) -> None:
     """Warn, and note for metrics.json, how many utterances of a split hold chat-template tokens."""
     samples = data.samples(split)
+    if isinstance(samples, LazySamples):
+        return  # to look at them would make every one
     affected = count_control_tokens(samples)
     if affected:
         log.warning(

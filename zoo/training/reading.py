@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from zoo.runs import METRICS, portable, portable_path, problems_of_fit, read_record, run_folder, set_aside_results
-from zoo.schema import CorpusView, Problem, Sample, Split
+from zoo.schema import CorpusView, LazySamples, Problem, Sample, Split
 from zoo.storage import write_whole
 from zoo.training.batch import Batch
 from zoo.training.checkpointing import CheckpointedModule
@@ -135,7 +135,8 @@ class ReadingModule(CheckpointedModule):
             split = "predict" if stage == "predict" else name
             samples = self.data.samples(name)
             missing = dict(self.data.rows_without_file(name))
-            for part in parts:
+            # what samples that are made when they are asked for lack shows when they are read
+            for part in () if isinstance(samples, LazySamples) else parts:
                 corpora = {s.labels.corpus for s in samples if self.has_file(s, part)}
                 for s in samples:
                     if s.labels.corpus in corpora and self.lacks_file(s, part):

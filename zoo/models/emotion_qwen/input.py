@@ -31,14 +31,16 @@ from zoo.schema import Problem, Sample, Turn
 from zoo.training.batch import IGNORE_INDEX
 from zoo.training.collator import PromptCollator
 from zoo.training.multimodal import drop_oldest
-from zoo.training.prompting import answer_ids
+from zoo.training.prompting import answer_ids, chat_text
 
 # Marks of ours, which are written apart where a corpus' text holds them (`zoo.prompts.escape`).
-CLIP = re.compile(r"(<\|clip:\d+:\d+\|>)")  # which of a sample's inputs, and how many tokens
-TURN = re.compile(r"<\|turn:(user|assistant)\|>")  # what follows was said by this one
+LEARNT = ("<|learnt:begin|>", "<|learnt:end|>")  # an earlier answer that is learnt, too
+MARK = re.compile(r"(<\|clip:\d+:\d+\|>|<\|learnt:(?:begin|end)\|>)")  # of a clip: which input, how many tokens
+TURN = re.compile(r"<\|turn:(user|assistant|system)\|>")  # what follows was said by this one
 PLACE = re.compile(r"<(?:image|video)>")  # in a question: here goes the clip
 STILL = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LARGEST = 8192 * 8192  # pixels of a picture; beyond, it counts as unreadable
+IS_LEARNT = 2**32  # added to the ids of tokens of a prompt that are learnt, until they are a batch
 LONGEST = 200  # times longer than wide: the tower's size rule takes no more
 
 
@@ -49,7 +51,7 @@ def seconds_of(path: Path) -> float:
     Raises:
         Unreadable: there is no video, or the header does not state it.
     """
-    with open_file(path) as fd, open_container(fd) as container:
+    with open_file(path) as handle, open_container(handle) as container:
         stream = first_stream(path, container, "video")
         if stream.duration and stream.time_base:
             return float(stream.duration * stream.time_base)
@@ -213,13 +215,15 @@ class QwenCollator(PromptCollator):
             clips_of_row.append(clips)
             prompts.append((ids, shortened))
         batch: dict[str, Any] = {**self.batch(samples, prompts, rng)}
-        ids = batch["input_ids"]
+        learnt = batch["input_ids"] >= IS_LEARNT
+        ids = batch["input_ids"].where(~learnt, batch["input_ids"] - IS_LEARNT)
         slots = ids < 0
         if self.mrope:
             batch["positions"] = self._positions(ids, batch["mask"], clips_of_row)
         batch["input_ids"] = self._filled(ids, clips_of_row)
         if self.training:
-            batch["target_ids"] = batch["target_ids"].masked_fill(slots, IGNORE_INDEX)
+            batch["target_ids"] = ids.masked_fill(~batch["mask"] | slots, IGNORE_INDEX)
+            batch["answer"] |= learnt
         return batch | {
             "problems": [*problems, *batch["problems"]],
             "slots": slots,
@@ -306,10 +310,14 @@ class QwenCollator(PromptCollator):
         for turn in sample.history:
             text = self._text_with_clip(turn.text, turn, sample, clips)
             from_assistant = turn.speaker == "assistant"
+            learnt = from_assistant and sample.learn_history
+            if learnt:
+                text = f"{LEARNT[0]}{text}{LEARNT[1]}"
             if self.chat:
-                earlier += f"<|turn:{'assistant' if from_assistant else 'user'}|>{text}"
+                earlier += f"<|turn:{turn.speaker if turn.speaker in ('assistant', 'system') else 'user'}|>{text}"
             else:
-                earlier += f"{'answer: ' if from_assistant else ''}{text}\n"
+                begin = "answer:" if learnt else "answer: "  # the space is one of the tokens that are learnt
+                earlier += f"{begin if from_assistant else ''}{text}\n"
         return f"{earlier}<|turn:user|>" if earlier and self.chat else earlier
 
     def _text_with_clip(self, text: str, turn: Turn, sample: Sample, clips: ShownClips) -> str:
@@ -347,28 +355,43 @@ class QwenCollator(PromptCollator):
                 messages.append({"role": role, "content": content})
         return messages
 
+    def render_chat(self, text: str) -> str:
+        """Return the chat of a rendered prompt; a conversation's own system message replaces the system prompt."""
+        messages = self.messages(text)
+        has_own = bool(messages) and messages[0]["role"] == "system"
+        return chat_text(self.tokenizer, messages, None if has_own else self.system_prompt)
+
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a rendered prompt; the positions of clip k are -(k + 1).
 
-        The text between two clips is tokenized by itself.
+        The text between two clips is tokenized by itself; so is an earlier answer that is learnt, whose ids, and that
+        of the end token behind it, are `IS_LEARNT` higher.
         """
         if self.chat:
             text = self.render_chat(text)
         ids: list[int] = []
-        for i, piece in enumerate(CLIP.split(text)):
-            if i % 2:
+        mark = ""
+        for i, piece in enumerate(MARK.split(text)):
+            if piece in LEARNT:
+                mark = piece
+            elif mark == LEARNT[0]:
+                ids += [IS_LEARNT + x for x in answer_ids(self.tokenizer, piece, self.chat)]
+            elif i % 2:
                 number, tokens = map(int, re.findall(r"\d+", piece))
                 ids += [-number - 1] * tokens
             elif piece or i == 0:
                 begins_text = i == 0 and not self.chat
                 piece_ids = self.tokenizer(piece, add_special_tokens=begins_text)["input_ids"]
                 closed = begins_text and piece_ids and piece_ids[-1] == self.tokenizer.eos_token_id
-                ids += piece_ids[:-1] if closed else piece_ids
+                ends = mark == LEARNT[1] and piece_ids[:1] == [self.tokenizer.eos_token_id]
+                ids += [IS_LEARNT + piece_ids[0], *piece_ids[1:]] if ends else piece_ids[:-1] if closed else piece_ids
+                mark = ""
         return ids
 
     def truncate(self, text: str, ids: list[int]) -> list[int]:
         """Return a prompt without its oldest text tokens; clips and control tokens stay."""
-        shorter = drop_oldest(ids, self.max_length, frozenset(self.tokenizer.all_special_ids))
+        special = self.tokenizer.all_special_ids
+        shorter = drop_oldest(ids, self.max_length, frozenset([*special, *(IS_LEARNT + x for x in special)]))
         if shorter is None:
             raise NoRoom(
                 f"{sum(x < 0 for x in ids)} positions of clips leave no room for words within --model.max_length "
@@ -380,6 +403,8 @@ class QwenCollator(PromptCollator):
         """Return the tokens to be learnt: written answer or label word, and end token; none without either."""
         if sample.answer is None:
             return super().target_ids(sample, rng)
+        if not sample.answer:
+            return []  # of a row that cannot be read: nothing is learnt
         ids = answer_ids(self.tokenizer, escape(sample.answer), self.chat)
         return ids + [self.tokenizer.eos_token_id]
 

@@ -25,8 +25,8 @@ Differs from the paper (P) and its published code (C, which lacks the model, sta
 - Frames: ours are the middles of equal parts of a video, 1 to 64 of them, each of at least 56 * 56 pixels; C takes an
   even number of at least 4, from the first to the last, of at least 128 * 28 * 28 pixels. Published weights are
   therefore asked about smaller pictures here.
-- A conversation of several answers is one sample per answer, each with the picture and all earlier turns; C has all
-  answers in one sample, so steps and epochs count differently.
+- A conversation of several answers is one sample per answer, each with the picture and all earlier turns, so steps and
+  epochs count differently from C, which has all answers in one sample. ``--data.answers together`` is C's way.
 - Chat text: ours is the tokenizer's own format; C puts a newline before the end token of an answer, and hides padding
   by masking token id 0, which is a word.
 - Prompts are worded by us. Answers are read strictly: the first line must name exactly one label. C counts a hit where
