@@ -72,7 +72,7 @@ class Facts(NamedTuple):
 
 
 class Omission(NamedTuple):
-    """A row that is left out: its id if it has one, where it stands, why, and whether a file that it names is missing."""
+    """A row that is left out: its id if any, where it stands, why, and whether a file that it names is missing."""
 
     id: str | None
     place: str
