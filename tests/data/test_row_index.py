@@ -66,14 +66,14 @@ def test_what_is_no_row_is_left_out_by_its_line(tmp_path, monkeypatch):
     path = lines(tmp_path / "a.jsonl", {"id": 1}, b"{\n", long, b'{"id": "\xff"}\n', {"no": 1}, {"id": 1}, {"id": 9})
     rows = rows_of(path)
     assert [rows.read(int(i)).content["id"] for i in np.flatnonzero(rows.table["answers"])] == [1, 9]
-    assert [(id_, place) for id_, place, _ in rows.omitted] == [
+    assert [(id_, place) for id_, place, *_ in rows.omitted] == [
         (None, "line2"),
         (None, "line3"),
         (None, "line4"),
         (None, "line5"),
         ("1", "byte245"),
     ]
-    reasons = " ".join(reason for *_, reason in rows.omitted)
+    reasons = " ".join(row.reason for row in rows.omitted)
     for part in (
         "not JSON",
         "more than 40 bytes",
@@ -222,7 +222,7 @@ def test_members_that_are_refused(tmp_path):
     )
     rows = rows_of(path)
     assert [rows.read(int(i)).content["id"] for i in np.flatnonzero(rows.table["answers"])] == ["good"]
-    reasons = [reason for *_, reason in rows.omitted]
+    reasons = [row.reason for row in rows.omitted]
     expected = [
         "'../1.json' leaves the shard",
         "'/2.json' leaves the shard",
