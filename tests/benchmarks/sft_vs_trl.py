@@ -3,7 +3,7 @@
     python tests/benchmarks/sft_vs_trl.py --llm smollm2-135m --data-root ../shared/data/meld --json sft.json
 
 Cells of the first table, each on the same rows of MELD's training split (tokens and answers from the zoo's collator, in
-the model's chat format), in batches of 32, LoRA of rank 16 on all linear layers, float32, one thread:
+the model's chat format), an optimizer step per 32 rows, LoRA of rank 16 on all linear layers, float32, one thread:
 
 * short: DialogueLLM's ``short`` template, no earlier turns
 * instructed: its ``default`` template with two earlier turns
@@ -11,18 +11,22 @@ the model's chat format), in batches of 32, LoRA of rank 16 on all linear layers
 * long: its ``default`` template with 20 earlier turns
 
 and arms: ``zoo``; ``rows``, the zoo with every row computed by itself; ``trl``, SFTTrainer with completion-only loss
-and ``train_sampling_strategy="group_by_length"``. A number is CPU seconds (user and system) per row over the steps
-after one warm-up; each arm runs in a process of its own, the arms in turn.
+and ``train_sampling_strategy="group_by_length"``. Gradients are accumulated over passes of as many rows as about 10 GiB
+hold, which are more where rows share what they begin with. A number is CPU seconds (user and system) per row over
+the steps after one warm-up; each arm runs in a process of its own, the arms in turn.
 
-The second table is about prompts that show the whole conversation (``window: null``): ``tree``, where an utterance is a
-branch of its dialogue; ``kept``, where only what all rows begin with is computed once; ``rows``. Training steps, and
-scoring the test split's label words; beside the CPU seconds the peak of the resident set.
+The second table is about prompts that show the whole conversation (``window: null``), with the template
+``causal_lm/instruction``, which asks first, and with ``default``, which asks and repeats the utterance behind it:
+``tree``, where an utterance is a branch of its dialogue; ``kept``, where only what all rows begin with is computed
+once. Training steps, and scoring the label words of the test split; beside the CPU seconds the peak of the resident
+set.
 """
 
 from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import json
 import os
 import subprocess
@@ -50,12 +54,16 @@ from zoo.training.collator import PromptCollator
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 BATCH = 32
 CELLS: dict[str, dict[str, Any]] = {
-    "short": {"template": "short", "window": 0},
-    "instructed": {"template": "default", "window": 2},
-    "solved examples": {"template": "default", "window": 2, "shots": 7},
-    "long": {"template": "default", "window": 20},
+    "short": {"template": "short", "window": 0, "pass": 8, "shared_pass": 32},
+    "instructed": {"template": "default", "window": 2, "pass": 8, "shared_pass": 32},
+    "solved examples": {"template": "default", "window": 2, "shots": 7, "pass": 4, "shared_pass": 8},
+    "long": {"template": "default", "window": 20, "pass": 4, "shared_pass": 8},
 }
-DIALOGUES: dict[str, Any] = {"template": "default", "window": None}
+DIALOGUES: dict[str, dict[str, Any]] = {
+    "asked first": {"template": "causal_lm/instruction", "window": None},
+    "asked behind": {"template": "default", "window": None},
+}
+WHOLE = [f"{name}, {part}" for name in DIALOGUES for part in ("training", "test")]
 
 
 def language_model(path: str) -> LLM:
@@ -109,27 +117,43 @@ def meld(root: Path) -> MELD:
     return data
 
 
-def train(llm: LLM, batches: list[Any]) -> dict[str, float]:
-    """Take a step per batch and return CPU seconds and rows, without those of the first."""
+def train(llm: LLM, steps: list[list[Any]]) -> dict[str, float]:
+    """Take a step per list of batches; return CPU seconds and rows without those of the first, and its loss."""
     optimizer = torch.optim.AdamW([p for p in llm.parameters() if p.requires_grad], lr=1e-4)
     seconds, losses = [], []
-    for batch in batches:
+    for batches in steps:
         start = time.process_time()
-        loss = loss_of(llm, batch)
-        loss.backward()
+        losses.append(0.0)
+        tokens = [int(batch["answer"][:, 1:].sum()) for batch in batches]
+        for batch, count in zip(batches, tokens, strict=True):
+            loss = loss_of(llm, batch) * count / sum(tokens)
+            loss.backward()
+            losses[-1] += loss.item()
         optimizer.step()
         optimizer.zero_grad()
         seconds.append(time.process_time() - start)
-        losses.append(loss.item())
-    rows = sum(len(batch["samples"]) for batch in batches[1:])
+    rows = sum(len(batch["samples"]) for batches in steps[1:] for batch in batches)
     return {"seconds": sum(seconds[1:]), "rows": rows, "loss": losses[0], "peak": peak_mib()}
+
+
+def steps_of(
+    samples: list[Any], collator: PromptCollator, size: int, training: bool, whole_dialogues: bool
+) -> list[list[Any]]:
+    """Return the batches of each step: 32 rows in passes of ``size``."""
+    order = Batches(samples, collator, BATCH, training, True, whole_dialogues, 0).order(0)
+    steps = []
+    for number, indices in enumerate(order):
+        rng = np.random.default_rng((0, 0, number, 0))  # one for a step, so that all arms draw the same
+        rows = [samples[i] for i in indices]
+        steps.append([collator(rows[i : i + size], rng) for i in range(0, len(rows), size)])
+    return steps
 
 
 def zoo_arm(options: argparse.Namespace, cell: dict[str, Any], share: bool) -> dict[str, float]:
     llm, data = language_model(options.llm), meld(options.data_root)
     samples = list(data.samples("train"))[: options.steps * BATCH]
-    batches = Batches(samples, collator_of(llm, cell, data, True, share), BATCH, True, True, False, 0)
-    return train(llm, [batches[(0, i)] for i in range(len(batches))])
+    collator = collator_of(llm, cell, data, True, share)
+    return train(llm, steps_of(samples, collator, cell["shared_pass" if share else "pass"], True, False))
 
 
 def trl_arm(options: argparse.Namespace, cell: dict[str, Any]) -> dict[str, float]:
@@ -164,7 +188,8 @@ def trl_arm(options: argparse.Namespace, cell: dict[str, Any]) -> dict[str, floa
         train_dataset=Dataset.from_dict(rows),
         peft_config=LoraConfig(r=16, lora_alpha=32, lora_dropout=0.0, target_modules=LINEARS, task_type="CAUSAL_LM"),
         args=SFTConfig(
-            output_dir=folder, per_device_train_batch_size=BATCH, num_train_epochs=1, use_cpu=True, bf16=False,
+            output_dir=folder, per_device_train_batch_size=cell["pass"], num_train_epochs=1, use_cpu=True, bf16=False,
+            gradient_accumulation_steps=BATCH // cell["pass"],
             gradient_checkpointing=False, completion_only_loss=True, train_sampling_strategy="group_by_length",
             max_length=None, learning_rate=1e-4, save_strategy="no", report_to="none", logging_steps=1000,
             disable_tqdm=True, dataloader_pin_memory=False,
@@ -172,22 +197,24 @@ def trl_arm(options: argparse.Namespace, cell: dict[str, Any]) -> dict[str, floa
     )  # fmt: skip
     trainer.train()
     end = time.process_time()
-    return {"seconds": end - seconds[1], "rows": len(samples) - BATCH, "loss": float("nan"), "peak": peak_mib()}
+    return {
+        "seconds": end - seconds[BATCH // cell["pass"]],
+        "rows": len(samples) - BATCH,
+        "loss": float("nan"),
+        "peak": peak_mib(),
+    }
 
 
-def dialogue_arm(options: argparse.Namespace, part: str, share: bool) -> dict[str, float]:
+def dialogue_arm(options: argparse.Namespace, cell: dict[str, Any], training: bool) -> dict[str, float]:
     llm, data = language_model(options.llm), meld(options.data_root)
-    training = part == "training"
     samples = list(data.samples("train" if training else "test"))[: options.steps * BATCH]
-    collator = collator_of(llm, DIALOGUES, data, training, share)
-    batches = Batches(samples, collator, BATCH, training, True, True, 0)
-    made = [batches[(0, i)] for i in range(len(batches))]
+    steps = steps_of(samples, collator_of(llm, cell, data, training, True), BATCH, training, True)
     if training:
-        return train(llm, made)
+        return train(llm, steps)
     llm.eval()
     words = [llm.tokenizer(name, add_special_tokens=False)["input_ids"] for name in data.labels.names]
     start, scores = time.process_time(), []
-    for batch in made:
+    for batch in itertools.chain(*steps):
         scores.append(llm.score(llm.encode(batch["input_ids"], batch["mask"], tree=batch.get("tree")), words))
     seconds = time.process_time() - start
     return {"seconds": seconds, "rows": len(samples), "loss": torch.cat(scores).mean().item(), "peak": peak_mib()}
@@ -206,9 +233,10 @@ def in_process(options: argparse.Namespace, cell: str, arm: str) -> dict[str, fl
 
 
 def one_arm(options: argparse.Namespace) -> dict[str, float]:
-    if options.cell in ("training", "test"):
+    name, _, part = options.cell.partition(", ")
+    if name in DIALOGUES:
         use_sharing(options.arm)
-        return dialogue_arm(options, options.cell, options.arm != "rows")
+        return dialogue_arm(options, DIALOGUES[name], part == "training")
     if options.arm == "trl":
         return trl_arm(options, CELLS[options.cell])
     return zoo_arm(options, CELLS[options.cell], options.arm == "zoo")
@@ -219,7 +247,7 @@ def main() -> None:
     parser.add_argument("--llm", required=True, help="model folder or published name")
     parser.add_argument("--data-root", type=Path, required=True, help="MELD's folder")
     parser.add_argument("--steps", type=int, default=12)
-    parser.add_argument("--cells", nargs="*", default=[*CELLS, "training", "test"])
+    parser.add_argument("--cells", nargs="*", default=[*CELLS, *WHOLE])
     parser.add_argument("--json", type=Path)
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
@@ -229,12 +257,12 @@ def main() -> None:
         return
     results: dict[str, dict[str, dict[str, float]]] = {}
     for cell in options.cells:
-        arms = ("tree", "kept", "rows") if cell in ("training", "test") else ("zoo", "rows", "trl")
+        arms = ("tree", "kept") if cell in WHOLE else ("zoo", "rows", "trl")
         results[cell] = {arm: in_process(options, cell, arm) for arm in arms}
         losses = [r["loss"] for r in results[cell].values() if r["loss"] == r["loss"]]
         if max(losses) - min(losses) > 1e-4 * abs(losses[0]):
             raise RuntimeError(f"{cell}: the arms do not compute the same: {losses}")
-    for title, chosen in (("fine-tuning", CELLS), ("whole conversations", ("training", "test"))):
+    for title, chosen in (("fine-tuning", CELLS), ("whole conversations", WHOLE)):
         print(f"\n{title}: CPU milliseconds per row ({options.steps} steps of {BATCH})")
         for cell in (c for c in options.cells if c in chosen):
             first, *others = results[cell].items()

@@ -29,6 +29,7 @@ from zoo.prompts import load_template, render
 from zoo.rl import Answer, Objective, Rollout
 from zoo.rl.rewards import Overlength
 from zoo.schema import Sample, Turn
+from zoo.training.grpo import GRPOModule
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "selector"
 YES, NO = "Yes, the captions should remain", "No, the captions should be removed"
@@ -527,22 +528,38 @@ def test_a_decision_without_thoughts_is_the_more_probable_phrase(tiny_llama, mel
         assert made.predicted is None and made.text is None
 
 
-def test_forced_decisions_behind_sampled_thoughts(tiny_llama, meld):
-    """Keep and discard take turns; an answer that never came to its decision stays as it was sampled."""
-    model = system(ModalitySelector, tiny_llama, meld, **FORCED | {"reasoning": "think"})
+def test_both_decisions_follow_each_sampled_thought(tiny_llama, meld):
+    """An answer that never came to its decision stays as it was sampled; one that is left out of the loss stays out."""
+    model = system(ModalitySelector, tiny_llama, meld, **FORCED | {"reasoning": "think", "num_generations": 4})
     tokenizer = model.llm.tokenizer
     thoughts = ("<think>\nhm\n</think>\n<answer>\n", "<think>\nwell , well\n</think>\n<answer>\n")
-    sampled = [f"{thoughts[0]}{YES}\n</answer>", f"{thoughts[1]}maybe</answer>", "hm", f"{thoughts[0]}{YES}"]
-    ids = [[*tokenizer(t, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for t in sampled]
+    answers = [f"{thoughts[0]}{YES}\n</answer>", f"{thoughts[1]}maybe</answer>", "hm", f"{thoughts[0]}{YES}"]
+    ids = [[*tokenizer(t, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id] for t in answers]
     longest = max(map(len, ids))
     rows = torch.tensor([i + [0] * (longest - len(i)) for i in ids]).view(2, 2, longest)
     mask = torch.tensor([[1] * len(i) + [0] * (longest - len(i)) for i in ids]).bool().view(2, 2, longest)
-    nothing = torch.zeros(rows.shape)
-    made = model.replace_decisions(Rollout(rows, mask, nothing, torch.ones(2, 2, dtype=torch.bool), nothing))
-    said = [tokenizer.decode(i[m]) for i, m in zip(made.ids.flatten(0, 1), made.loss_mask.flatten(0, 1), strict=True)]
-    ends = (f"{YES}\n</answer></s>".lower(), f"{NO}\n</answer></s>".lower())
-    assert said == [thoughts[0] + ends[0], thoughts[1] + ends[1], "hm</s>", thoughts[0] + ends[1]]
+    counted = mask.clone()
+    counted[1, 1] = False  # cut off, with mask_truncated_completions
+    nothing, finished = torch.zeros(rows.shape), torch.tensor([[True, True], [True, False]])
+    made = model.decide_both_ways(Rollout(rows, counted, nothing, finished, nothing, mask))
+    texts = [tokenizer.decode(i[m]) for i, m in zip(made.ids.flatten(0, 1), made.sampled.flatten(0, 1), strict=True)]
+    keep, discard = (f"{phrase}\n</answer></s>".lower() for phrase in (YES, NO))
+    assert texts == [t + end for t in thoughts for end in (keep, discard)] + [
+        *["hm</s>"] * 2, thoughts[0] + keep, thoughts[0] + discard,
+    ]  # fmt: skip
+    assert made.loss_mask.any(2).tolist() == [[True] * 4, [True, True, False, False]]
+    assert made.finished.tolist() == [[True] * 4, [True, True, False, False]]
     assert made.old_logprobs.shape == made.ids.shape == made.loss_mask.shape == made.entropy.shape
+
+
+def test_half_as_many_thoughts_are_sampled_as_answers_are_compared(tiny_llama, meld):
+    model = system(ModalitySelector, tiny_llama, meld, **FORCED | {"reasoning": "think", "num_generations": 4})
+    batch = model.collator(True)(meld.samples("train")[:3], np.random.default_rng(0))
+    torch.manual_seed(0)
+    thoughts = GRPOModule.sample(model, [batch], 2)
+    torch.manual_seed(0)
+    assert model.sample([batch]).ids.tolist() == model.decide_both_ways(thoughts).ids.tolist()
+    assert thoughts.ids.shape[:2] == (3, 2)
 
 
 # ---- paper size

@@ -163,14 +163,14 @@ class GRPOModule(LanguageModelModule):
             )
         return RewardBatch(total, parts, {})
 
-    def sample(self, window: Sequence[Any]) -> Rollout:
-        """Return sampled answers to all prompts of a window."""
+    def sample(self, window: Sequence[Any], answers: int | None = None) -> Rollout:
+        """Return sampled answers to all prompts of a window, ``num_generations`` to each unless another number is given."""
         with torch.no_grad():
             prompts = Prefix.join([self.encode(batch) for batch in window])
         return roll_out(
             self.llm,
             prompts,
-            self.num_generations,
+            answers or self.num_generations,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             mask_truncated=self.mask_truncated_completions,

@@ -63,7 +63,7 @@ class ModalitySelector(GRPOModule):
         descriptions: kinds shown; of earlier turns all but video (``decision``: of the target alone).
         reasoning: ``think``: the answer is sampled, thoughts first. ``none``: it is one of the two phrases.
         exploration: ``sampled``: groups are what the policy samples. ``forced``: half of each group keeps and half
-            discards, so that both are seen for every prompt; behind sampled thoughts the decision is replaced. Needs
+            discards, so that both are seen for every prompt; each sampled thought stands before both. Needs
             ``reinforce_group``, because such answers have no ratio to a sampler.
         format: first term, see `Format`.
         response: second term, see `Response`.
@@ -173,33 +173,35 @@ class ModalitySelector(GRPOModule):
         return [self.answer_ids(phrase) for phrase in (KEEP, DISCARD)]
 
     # ---- stage 1
-    def sample(self, window: Sequence[Any]) -> Rollout:
+    def sample(self, window: Sequence[Any], answers: int | None = None) -> Rollout:
         """Return answers to all prompts of a window: sampled, or with both decisions in every group."""
         if not self.forced:
-            return super().sample(window)
-        return self.replace_decisions(super().sample(window)) if self.tagged else self.both_decisions(window)
+            return super().sample(window, answers)
+        if not self.tagged:
+            return self.both_decisions(window)
+        return self.decide_both_ways(super().sample(window, self.num_generations // 2))
 
-    def replace_decisions(self, rollout: Rollout) -> Rollout:
-        """Replace the decision behind sampled thoughts: keep in even places of a group, discard in odd ones.
+    def decide_both_ways(self, rollout: Rollout) -> Rollout:
+        """Return two answers for each sampled one (P, n/2, T): its thoughts with keep, and the same thoughts with discard.
 
-        An answer that never came to <answer> stays as it is.
+        So the two differ in reward by the decision alone. An answer that never came to <answer> stands there twice.
         """
         tokenizer = self.llm.tokenizer
         answers: list[list[int]] = []
         for ids, real in zip(rollout.ids.flatten(0, 1), rollout.sampled.flatten(0, 1), strict=True):
             thoughts, tag, _ = tokenizer.decode(ids[real], skip_special_tokens=True).partition("<answer>\n")
-            text = f"{thoughts}{tag}{(KEEP, DISCARD)[len(answers) % 2]}\n</answer>"
-            answers.append(
-                [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
-                if tag
-                else ids[real].tolist()
-            )
-        shape = (*rollout.ids.shape[:2], max(map(len, answers)))
+            for phrase in (KEEP, DISCARD):
+                text = f"{thoughts}{tag}{phrase}\n</answer>"
+                decided = [*tokenizer(text, add_special_tokens=False)["input_ids"], tokenizer.eos_token_id]
+                answers.append(decided if tag else ids[real].tolist())
         ids, real = self._padded(answers)
+        shape = (len(rollout.ids), self.num_generations, ids.shape[1])
         zeros, sampled = torch.zeros(shape, device=ids.device), real.view(shape)
+        counted, finished = (x.repeat_interleave(2, 1) for x in (rollout.loss_mask.any(2), rollout.finished))
         return rollout._replace(
             ids=ids.view(shape),
-            loss_mask=sampled & rollout.loss_mask.any(2, keepdim=True),
+            loss_mask=sampled & counted[..., None],
+            finished=finished,
             old_logprobs=zeros,
             entropy=zeros,
             sampled_mask=sampled,
