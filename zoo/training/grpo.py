@@ -164,7 +164,7 @@ class GRPOModule(LanguageModelModule):
         return RewardBatch(total, parts, {})
 
     def sample(self, window: Sequence[Any], answers: int | None = None) -> Rollout:
-        """Return sampled answers to all prompts of a window, ``num_generations`` to each unless another number is given."""
+        """Return sampled answers to all prompts of a window; to each ``num_generations``, unless a number is given."""
         with torch.no_grad():
             prompts = Prefix.join([self.encode(batch) for batch in window])
         return roll_out(

@@ -182,7 +182,7 @@ class ModalitySelector(GRPOModule):
         return self.decide_both_ways(super().sample(window, self.num_generations // 2))
 
     def decide_both_ways(self, rollout: Rollout) -> Rollout:
-        """Return two answers for each sampled one (P, n/2, T): its thoughts with keep, and the same thoughts with discard.
+        """Return two answers for each sampled one (P, n/2, T): its thoughts with keep, then the same with discard.
 
         So the two differ in reward by the decision alone. An answer that never came to <answer> stands there twice.
         """
