@@ -33,6 +33,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ from zoo.backbones.row_tree import share_rows
 from zoo.data import MELD
 from zoo.data.batches import Batches
 from zoo.prompts import load_template
+from zoo.schema import Sample
 from zoo.training.collator import PromptCollator
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -205,9 +207,18 @@ def trl_arm(options: argparse.Namespace, cell: dict[str, Any]) -> dict[str, floa
     }
 
 
+def drawn_dialogues(samples: Sequence[Sample], count: int) -> list[Sample]:
+    """Return the first samples of the dialogues in random order, the same in every arm."""
+    dialogues: dict[str, list[Sample]] = {}
+    for sample in samples:
+        dialogues.setdefault(sample.dialogue, []).append(sample)
+    order = np.random.default_rng(0).permutation(list(dialogues))
+    return [sample for dialogue in order for sample in dialogues[dialogue]][:count]
+
+
 def dialogue_arm(options: argparse.Namespace, cell: dict[str, Any], training: bool) -> dict[str, float]:
     llm, data = language_model(options.llm), meld(options.data_root)
-    samples = list(data.samples("train" if training else "test"))[: options.steps * BATCH]
+    samples = drawn_dialogues(data.samples("train" if training else "test"), options.steps * BATCH)
     steps = steps_of(samples, collator_of(llm, cell, data, training, True), BATCH, training, True)
     if training:
         return train(llm, steps)
