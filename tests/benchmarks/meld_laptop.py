@@ -104,12 +104,12 @@ def store(key: str, seed: int, run: Path) -> None:
     names = MELD.labels.names
     with (STORED / f"{key}-{seed}.csv").open("w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file, lineterminator="\n")
-        writer.writerow(["sample", *names])
+        writer.writerow(["sample", "predicted", *names])  # the scores of two labels may be equal as they are rounded
         for row in read_rows(run):
-            scores = [row["scores"][name] for name in names]
-            if names[int(np.argmax(scores))] != row["predicted"]:
+            if row["scores"][row["predicted"]] < max(row["scores"].values()):
                 raise ValueError(f"{run}: the answer about {row['id']} is not the label with the highest score")
-            writer.writerow([row["id"].removeprefix("meld/test/"), *(f"{score:.6f}" for score in scores)])
+            scores = (f"{row['scores'][name]:.6f}" for name in names)
+            writer.writerow([row["id"].removeprefix("meld/test/"), row["predicted"], *scores])
     cost = json.loads((run / "cost.json").read_text())
     dev = best_dev(run) if (run / "metrics.csv").is_file() and ROWS[key].trained else None
     file_of_facts = STORED / "runs.json"
@@ -125,9 +125,9 @@ def stored(key: str, seed: int, gold: dict[str, tuple[str, str]]) -> list[dict[s
         for line in csv.DictReader(file):
             name = f"meld/test/{line.pop('sample')}"
             dialogue, label = gold[name]
-            scores = {label: float(score) for label, score in line.items()}
-            best = max(scores, key=lambda word: scores[word])
-            rows.append({"id": name, "dialogue": dialogue, "label": label, "predicted": best, "scores": scores})
+            predicted = line.pop("predicted")
+            scores = {word: float(score) for word, score in line.items()}
+            rows.append({"id": name, "dialogue": dialogue, "label": label, "predicted": predicted, "scores": scores})
     if len(rows) != len(gold):
         raise ValueError(f"{key}-{seed}.csv answers {len(rows)} of {len(gold)} utterances; run the row again")
     return rows
