@@ -24,24 +24,35 @@ SCRIPT = Path(sys.executable).with_name("zoo")
 TWO = ("--trainer.accelerator=cpu", "--trainer.devices=2", "--trainer.enable_progress_bar=false")
 
 
-def _rank(rank: int, port: int, args: list[str]) -> None:
+def _rank(rank: int, port: int, processes: int, args: list[str]) -> None:
     torch.set_num_threads(1)
     os.environ |= {
         "MASTER_ADDR": "127.0.0.1",
         "MASTER_PORT": f"{port}",
-        "WORLD_SIZE": "2",
+        "WORLD_SIZE": f"{processes}",
         "LOCAL_RANK": f"{rank}",
         "NODE_RANK": "0",
     }
     main(args)
 
 
-def zoo(*args: object) -> None:
-    """The command in two processes that somebody else starts, as torchrun does; these need not import all again."""
+def zoo(*args: object, processes: int = 2) -> None:
+    """The command in processes that somebody else starts, as torchrun does; these need not import all again."""
+    started, end = start(*args, processes=processes), time.monotonic() + 120
+    while not started.join(1):
+        if time.monotonic() > end:
+            for process in started.processes:
+                process.kill()
+            raise AssertionError(f"the processes of {args} wait for each other")
+
+
+def start(*args: object, processes: int = 2) -> torch.multiprocessing.ProcessContext:
+    """The processes, which run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    torch.multiprocessing.start_processes(_rank, (port, [str(a) for a in args]), nprocs=2, start_method="fork")
+    given = (port, processes, [str(a) for a in args])
+    return torch.multiprocessing.start_processes(_rank, given, nprocs=processes, start_method="fork", join=False)
 
 
 def fit_command(root: Path, *more: str) -> list[object]:

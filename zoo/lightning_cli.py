@@ -57,6 +57,7 @@ from zoo.runs import (
 from zoo.storage import locked, read_json, sha256_of
 from zoo.training.module import EmotionModule
 from zoo.training.starts import refuse_other_start
+from zoo.training.together import EndTogether
 from zoo.weights import look_into, read_checkpoint, require_evaluable, require_resumable
 
 know_short_names()
@@ -223,7 +224,13 @@ class ZooCLI(LightningCLI):
         # a trial run leaves nothing behind
         folder = RunFolder(Path(LOCKS.enter_context(tempfile.TemporaryDirectory())) if trial else root)
         display, switches = self._display(options)
-        self.trainer_defaults["callbacks"] = [folder, MemoryCheck(), *display, *self._file_callbacks(config)]
+        self.trainer_defaults["callbacks"] = [
+            folder,
+            EndTogether(),
+            MemoryCheck(),
+            *display,
+            *self._file_callbacks(config),
+        ]
         with library_options("--trainer"):
             trainer = super().instantiate_trainer(**kwargs | switches | {"logger": False})
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:

@@ -67,6 +67,7 @@ class Audio(FrozenEncoder):
     """
 
     WHAT, OPTION = "audio encoder", "--model.audio"
+    passes = ("hidden", "logits", "classify")
 
     def __init__(
         self,
@@ -283,6 +284,11 @@ class Audio(FrozenEncoder):
                     x = layer(x, mask)[0]
             states.append(x)
         return states, frames
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the layers that may be divided; none if training skips some at random, in each process others."""
+        transformer = self.hubert.encoder.transformer
+        return [] if transformer.layer_drop else list(transformer.layers)
 
     # ---- verbs
     def hidden(self, waves: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
 from torch.utils.checkpoint import checkpoint
 
+from zoo.backbones.divided import is_divided
 from zoo.backbones.prefix import KeyValues, Prefix, cached_key_values
 from zoo.backbones.row_tree import TreePlan
 from zoo.backbones.shared_prefix import PackedPlan
@@ -47,6 +47,19 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
     finally:
         for module, training in modes.items():
             module.training = training
+
+
+@contextlib.contextmanager
+def no_checkpointing(model: nn.Module) -> Iterator[None]:
+    """Keep activations: where they are recomputed in training mode, transformers silently drops the cache."""
+    layers: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
+    for layer in layers:
+        layer.gradient_checkpointing = False
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.gradient_checkpointing = True
 
 
 # ---- sampling
@@ -109,8 +122,8 @@ def _draw(p: Tensor, generator: torch.Generator | None) -> Tensor:
 
 def _decoder_of(llm: LLM) -> type[_SharedStep | _SeparateStep]:
     """Return how a model decodes: with shared prompts if it can and all its weights are plain ones on this device."""
-    sharded = any(isinstance(parameter, DTensor) for parameter in llm.parameters())
-    return _SeparateStep if sharded or llm.quantize or llm.prefix_sharing_unsupported_reason else _SharedStep
+    apart = is_divided(llm) or llm.quantize or llm.prefix_sharing_unsupported_reason
+    return _SeparateStep if apart else _SharedStep
 
 
 class _SharedStep:
@@ -179,7 +192,7 @@ def token_logprobs(llm: LLM, hidden: Tensor, ids: Tensor, temperature: float) ->
     """
 
     def some_rows(hidden: Tensor, ids: Tensor) -> Tensor:
-        logits = llm.head(hidden) / temperature
+        logits = type(llm).head(llm, hidden) / temperature  # gathered already where weights are divided
         return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
 
     size = max(1, logits_at_once(hidden.device) // llm.causal_lm.config.vocab_size)

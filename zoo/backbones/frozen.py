@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from zoo.backbones import hub
+from zoo.backbones.divided import blocks_of
 from zoo.backbones.folders import reads_folder
 from zoo.backbones.hub import Attention, Dtype, refuse_missing_attention
 
@@ -40,6 +41,7 @@ class FrozenEncoder(nn.Module):
     NOT_FILES: ClassVar[tuple[str, ...]] = ("shape:",)  # beginnings of paths that name no file
     WHAT: ClassVar[str]  # kind of encoder, for messages
     OPTION: ClassVar[str]  # the option that sets the path
+    passes: ClassVar[tuple[str, ...]] = ("hidden",)  # methods that use the weights
 
     @reads_folder
     def __init__(
@@ -76,6 +78,10 @@ class FrozenEncoder(nn.Module):
 
     def enable_checkpointing(self) -> None:
         """Recompute activations in the backward pass, where the modules have a switch for it."""
+
+    def blocks(self) -> list[nn.Module]:
+        """Return the layers that may be divided over processes one by one, in the order in which they compute."""
+        return blocks_of(self)
 
     @property
     def dtype(self) -> torch.dtype:

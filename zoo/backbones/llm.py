@@ -15,17 +15,18 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoConfig, AutoModelForCausalLM, DynamicCache, PreTrainedModel
 
 from zoo.backbones import decoding, gguf, quantization, shared_prefix
 from zoo.backbones.adapters import AdaptedModel, LoRA
-from zoo.backbones.decoding import Completions, evaluation_mode, token_logprobs
+from zoo.backbones.decoding import Completions, evaluation_mode, no_checkpointing
+from zoo.backbones.divided import PASSES, Turns, is_divided
 from zoo.backbones.folders import check_folder, check_tokenizer_files, check_vocabulary, reads_folder
 from zoo.backbones.hub import (
     Attention,
@@ -91,6 +92,9 @@ class LLM(AdaptedModel):
         ValueError: weights that do not fit the config, or that are not finite; ``mrope`` does not fit the model; see
             `quantization.check`.
     """
+
+    passes = tuple(PASSES)  # what uses the weights
+    turns: Turns | None = None  # where they are divided over processes
 
     @reads_folder
     def __init__(
@@ -209,7 +213,7 @@ class LLM(AdaptedModel):
             (B, T, D).
         """
         positions = (positions_from_mask(mask) if positions is None else positions)[..., -embeddings.shape[1] :]
-        with contextlib.nullcontext() if cache is None else _no_checkpointing(self.causal_lm):
+        with contextlib.nullcontext() if cache is None else no_checkpointing(self.causal_lm):
             return self.causal_lm.get_decoder()(
                 inputs_embeds=embeddings,
                 attention_mask=mask.long(),
@@ -290,7 +294,7 @@ class LLM(AdaptedModel):
     def static_key_values(self, prefix: StaticPrefix) -> KeyValues:
         """Return the keys and values of a static prefix, (1, Hkv, S, hd) per layer, computed if weights changed."""
         state = self._weights_state()
-        if prefix.weights_state != state:
+        if prefix.weights_state != state or is_divided(self):  # then all processes compute them, or none
             with torch.inference_mode(False), torch.no_grad(), evaluation_mode(self):
                 ids = prefix.ids.to(state[-1])[None].clone()
                 cache = DynamicCache(config=self.causal_lm.config)
@@ -370,8 +374,12 @@ class LLM(AdaptedModel):
         else:
             before = self._states_before_separate_answers(prefix, answers, mask)
         targets = answers if targets is None else targets
-        logprobs = token_logprobs(self, before[mask], targets[mask], temperature)
+        logprobs = self.token_logprobs(before[mask], targets[mask], temperature)
         return logprobs.new_zeros(answers.shape).masked_scatter(mask, logprobs)
+
+    def token_logprobs(self, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
+        """Compute (N,) float32 log-probabilities of tokens (N,) from the states before them (N, D)."""
+        return decoding.token_logprobs(self, hidden, ids, temperature)
 
     def _states_before_answers(self, prefix: Prefix, answers: Tensor, mask: Tensor) -> Tensor:
         """Compute the states (B, n, T, D) that predict each answer token, the prompt once for all its answers."""
@@ -476,18 +484,6 @@ class LLM(AdaptedModel):
             repetition_penalty=repetition_penalty,
             eos_token_id=self.eos_ids,
             pad_token_id=self.pad_id,
+            synced_gpus=is_divided(self),
         )
         return self.tokenizer.batch_decode(out[:, prompt.shape[1] :], skip_special_tokens=True)
-
-
-@contextlib.contextmanager
-def _no_checkpointing(model: nn.Module) -> Iterator[None]:
-    """Keep activations: where they are recomputed in training mode, transformers silently drops the cache."""
-    layers: list[Any] = [m for m in model.modules() if getattr(m, "gradient_checkpointing", False)]
-    for layer in layers:
-        layer.gradient_checkpointing = False
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.gradient_checkpointing = True

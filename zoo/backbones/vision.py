@@ -69,6 +69,7 @@ class Vision(FrozenEncoder):
 
     NOT_FILES = ("shape:", "timm:")
     WHAT, OPTION = "image encoder", "--model.vision"
+    passes = ("hidden", "logits")
 
     # ---- loading
     def load(self, path: str, dtype: torch.dtype, attention: str, device: str | None) -> None:

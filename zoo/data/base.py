@@ -376,11 +376,7 @@ class EmotionData(LightningDataModule):
             overfit_batches = self.trainer.overfit_batches  # type: ignore[attr-defined]  # set by one of its connectors
             order = BatchOrder(batches, self._resume_at, repeat=overfit_batches > 0)
         else:
-            left: Sequence[int] = range(len(batches))
-            if answered:
-                left = [i for i in left if any(samples[j].id not in answered for j in batches.indices(0, i))]
-            # Lightning has no use for an empty loader
-            order = EvaluationOrder(batches, left or list(range(len(batches)))[-1:])
+            order = EvaluationOrder(batches, answered)
         return DataLoader(batches, batch_size=None, sampler=order, num_workers=self.num_workers, collate_fn=_as_it_is)
 
     # ---- exact resume

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,8 @@ from torch.utils.data import Dataset, SequentialSampler
 
 from zoo.data.lazy import dialogue_numbers, lengths
 from zoo.schema import Collator, Problem, Sample
+
+EXTRA = -1  # in place of an epoch: a batch that only keeps a rank in step
 
 
 class Batches(Dataset[dict[str, Any]]):
@@ -95,8 +98,23 @@ class Batches(Dataset[dict[str, Any]]):
         self._cached = (epoch, indices, rounds)
         return indices, rounds
 
+    def unanswered(self, answered: Collection[str]) -> Sequence[int]:
+        """Return the numbers of the batches of an evaluation in which not all samples have one of these ids."""
+        numbers = range(len(self))
+        if not answered:
+            return numbers
+        return [i for i in numbers if any(self.samples[j].id not in answered for j in self.indices(0, i).tolist())]
+
+    def of_rank(self, rank: int) -> Batches:
+        """Return the batches of another rank."""
+        other = copy.copy(self)
+        other.rank, other._cached = rank, None
+        return other
+
     def __getitem__(self, key: tuple[int, int]) -> dict[str, Any]:
         epoch, number = key
+        if epoch == EXTRA:  # the same sample for all, whose answer is dropped: see `EvaluationOrder`
+            return {**self.collator([self.samples[0]], np.random.default_rng(0)), "extra": True, "problems": []}
         samples = [self.samples[i] for i in self.indices(epoch, number).tolist()]
         batch: dict[str, Any] = self.collator(samples, np.random.default_rng((self.seed, epoch, number, self.rank)))
         media = getattr(self.collator, "media", None)  # of a collator that reads clips
@@ -131,17 +149,29 @@ def file_problems(samples: Sequence[Sample], rows: Sequence[Mapping[str, str]]) 
 
 
 class EvaluationOrder(SequentialSampler):
-    """Yields (0, batch number) for each of the given numbers. Calls itself sequential as `BatchOrder` does."""
+    """Yields (0, batch number), for each batch in which not all samples are answered already.
 
-    def __init__(self, batches: Batches, numbers: Sequence[int]) -> None:
+    Every rank has as many as the one with most: what it lacks are batches of (`EXTRA`, 0), whose answers nobody counts.
+    Processes that divide a model's weights, or sum up scores, would else wait for each other. Calls itself sequential
+    as `BatchOrder` does.
+
+    Args:
+        answered: ids of samples.
+    """
+
+    def __init__(self, batches: Batches, answered: Collection[str] = ()) -> None:
         super().__init__(batches)
-        self.numbers = numbers
+        ranks = range(batches.world_size)
+        numbers = [batches.of_rank(rank).unanswered(answered) for rank in ranks]
+        most = max(1, *map(len, numbers))  # Lightning has no use for an empty loader
+        self.keys = [(0, number) for number in numbers[batches.rank]]
+        self.keys += [(EXTRA, 0)] * (most - len(self.keys))
 
     def __len__(self) -> int:
-        return len(self.numbers)
+        return len(self.keys)
 
     def __iter__(self) -> Iterator[tuple[int, int]]:  # type: ignore[override]  # what `Batches` takes for an index
-        return ((0, number) for number in self.numbers)
+        return iter(self.keys)
 
 
 class BatchOrder(SequentialSampler):

@@ -104,6 +104,7 @@ def accumulate_gradients(
     temperature: float = 1.0,
     on_policy: bool = True,
     backward: Callable[[Tensor], None] = Tensor.backward,
+    every_pass: bool = False,
 ) -> Mapping[str, Tensor]:
     """Run the forward and backward passes of one optimiser step; gradients add up in the parameters.
 
@@ -118,6 +119,8 @@ def accumulate_gradients(
         weights: (B, n, T), see `token_weights`.
         on_policy: the first update after sampling: the sampler's log-probabilities are the policy's own, so they are
             taken from the same pass and the ratio is exactly 1. Else ``rollout.old_logprobs`` is used.
+        every_pass: compute groups without any gradient, too: where weights are divided, all processes make equally many
+            passes.
 
     Returns:
         sums over the step: ``loss`` and what `Objective.statistics` names.
@@ -126,6 +129,8 @@ def accumulate_gradients(
         ValueError: the passes do not hold as many prompts as the rollout.
     """
     skipped = objective.without_gradient(advantages) | ~rollout.loss_mask.flatten(1).any(1)
+    if every_pass:
+        skipped = torch.zeros_like(skipped)
     sums = {name: advantages.new_zeros(()) for name in ("loss", *objective.statistics)}
     start = 0
     for encode in encoders:

@@ -14,13 +14,14 @@ from typing import Any, ClassVar
 import torch
 from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from zoo import weights
 from zoo.backbones import LLM
 from zoo.backbones.adapters import REFERENCE
+from zoo.backbones.divided import blocks_of, divide, divide_language_model
 from zoo.backbones.frozen import FrozenEncoder
 from zoo.backbones.sentence import SentenceEncoder
 from zoo.runs import find_checkpoint, portable_path
@@ -98,14 +99,41 @@ class CheckpointedModule(LightningModule):
         return {}
 
     def shard(self, mesh: DeviceMesh) -> None:
-        """Divide the weights over processes (FSDP2).
+        """Divide the weights over processes (FSDP2): those of the language model, and of every part with trained ones.
+
+        Other frozen parts stay whole: what they make of a clip is kept, so processes ask for it at different times.
 
         Raises:
-            ValueError: the system cannot.
+            ValueError: weights that are trained belong to no part.
         """
-        raise ValueError(
-            f"{type(self).__name__} does not divide its weights over processes; use --trainer.strategy ddp"
-        )
+        precision = "32-true" if self._trainer is None else str(self.trainer.precision)
+        if precision == "16-mixed":
+            raise ValueError("divided weights are trained in bf16-mixed or 32-true, not in 16-mixed; use ddp for it")
+        for name, part in self.named_children():
+            if isinstance(part, LLM):
+                if part.quantize:
+                    raise ValueError(f"weights in {part.quantize} are not divided over processes; use ddp")
+                divide_language_model(part, mesh, precision)
+            elif any(p.requires_grad for p in part.parameters()):
+                divide(part, self.blocks(name), mesh, precision)
+        left = [name for name, p in self.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
+        if left:
+            raise ValueError(
+                f"{type(self).__name__} does not divide its weights over processes: {', '.join(left[:3])} belong to no "
+                "part; use --trainer.strategy ddp"
+            )
+
+    def blocks(self, name: str) -> Sequence[nn.Module]:
+        """Return the modules of a part that are divided and gathered one by one, in the order in which they compute."""
+        part = getattr(self, name)
+        return part.blocks() if isinstance(part, FrozenEncoder) else blocks_of(part)
+
+    def finish_passes(self) -> None:
+        """Where weights are divided: take part in the passes of other processes until all have come here."""
+        turns = [backbone.turns for backbone in self.backbones().values() if isinstance(backbone, LLM)]
+        for each in turns:
+            if each is not None:
+                each.finish()
 
     # ---- building
     def configure_model(self) -> None:

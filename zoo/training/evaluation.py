@@ -119,6 +119,8 @@ class EvaluatedModule(ReadingModule):
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Answer a batch and count the answers."""
+        if self.keeps_step(batch):
+            return
         self.update_validation_metrics(batch["samples"], self.predict(batch))
 
     def update_validation_metrics(self, samples: SampleBatch, predictions: Sequence[Prediction]) -> None:
@@ -172,6 +174,8 @@ class EvaluatedModule(ReadingModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         """Answer a batch."""
+        if self.keeps_step(batch):
+            return
         self.predictions += self.predict(batch)
         self.note_problems(batch, "test")
         self.events["prompts cut to max_length"] += batch.get("truncated", 0)
@@ -269,6 +273,8 @@ class EvaluatedModule(ReadingModule):
 
     def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return (B,) label indices, -1 = unparsed; the full rows are written to predictions.jsonl of the run."""
+        if self.keeps_step(batch):
+            return torch.empty(0, dtype=torch.int64)
         predictions = self.predict(batch)
         self.note_problems(batch, "predict")
         self.predictions += predictions
@@ -298,6 +304,28 @@ class EvaluatedModule(ReadingModule):
         return run
 
     # ---- several processes
+    def keeps_step(self, batch: Any) -> bool:
+        """Answer a batch that this process has only because others have one more; return whether it is such a one."""
+        if not batch.get("extra"):
+            return False
+        events = self.events.copy()
+        self.predict(batch)
+        self.events = events
+        return True
+
+    def on_validation_batch_end(self, *args: Any) -> None:
+        """Note what could not be read, and go on to the next batch together with the other processes."""
+        super().on_validation_batch_end(*args)
+        self.finish_passes()
+
+    def on_test_batch_end(self, *args: Any) -> None:
+        """Go on to the next batch together with the other processes."""
+        self.finish_passes()
+
+    def on_predict_batch_end(self, *args: Any) -> None:
+        """Go on to the next batch together with the other processes."""
+        self.finish_passes()
+
     def _gathered_predictions(self) -> list[Prediction]:
         return [p for part in self.gather_objects(self.predictions) for p in part]
 

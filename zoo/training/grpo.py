@@ -4,8 +4,8 @@ One optimiser step is one window of ``trainer.accumulate_grad_batches`` batches:
 decoding batch, then every batch is one forward and backward pass, and the loss is that of the window whatever its
 split. So `batch_size` is a matter of memory, and batch_size x accumulate_grad_batches x processes = prompts per step.
 
-Lightning's own ``accumulate_grad_batches``, ``gradient_clip_val``, ``precision``, ``fast_dev_run``, callbacks and DDP
-apply. Optimisation is manual and visible in `training_step`.
+Lightning's own ``accumulate_grad_batches``, ``gradient_clip_val``, ``precision``, ``fast_dev_run``, callbacks, DDP
+and FSDP2 apply. Optimisation is manual and visible in `training_step`.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 from torch.optim.lr_scheduler import LambdaLR
@@ -183,10 +183,11 @@ class GRPOModule(LanguageModelModule):
         self._check_label_words()
         if stage != "fit":
             return
-        if not isinstance(self.trainer.strategy, (SingleDeviceStrategy, DDPStrategy)):
+        if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
             raise ValueError(
-                f"reinforcement runs in one process or with --trainer.strategy ddp, not "
-                f"{type(self.trainer.strategy).__name__}: the loss of a step is summed over processes by hand"
+                f"reinforcement runs in one process, with --trainer.strategy ddp or with weights divided by FSDP2 "
+                f"(configs/trainer/fsdp2.yaml), not with {type(self.trainer.strategy).__name__}: the loss of a step is "
+                "summed over processes by hand"
             )
         # Lightning refuses its own accumulation and clipping in manual optimisation, which this loop carries out; it
         # asks before this hook
@@ -219,6 +220,7 @@ class GRPOModule(LanguageModelModule):
         window, self.window_batches = self.window_batches, []
 
         rollout = self.sample(window)
+        self.finish_passes()
         groups = self.decode_answers(window, rollout)
         rewards = self.rewards(groups)
         self.warn_if_rewards_equal(groups, rewards)
@@ -242,6 +244,7 @@ class GRPOModule(LanguageModelModule):
         encoders = [lambda batch=batch: self.encode(batch) for batch in window]
         # processes may skip different groups, so their numbers of passes differ: gradients are summed once, afterwards
         strategy, several = self.trainer.strategy, self.trainer.world_size > 1
+        divided = isinstance(strategy, ModelParallelStrategy)  # sums gradients in every pass, and divides by processes
         ddp = strategy.block_backward_sync() if several and isinstance(strategy, DDPStrategy) else None
         with ddp or contextlib.nullcontext():
             sums = accumulate_gradients(
@@ -253,14 +256,16 @@ class GRPOModule(LanguageModelModule):
                 self.objective,
                 temperature=self.temperature,
                 on_policy=on_policy,
-                backward=self.manual_backward,
+                backward=lambda loss: self.manual_backward(loss * (self.trainer.world_size if divided else 1)),
+                every_pass=divided,
             )
         sums = dict(zip(sums, self.sum_over_processes(torch.stack(list(sums.values()))), strict=True))
         self.check_finite(sums["loss"], {"samples": window[0]["samples"]})
         for p in trained:
             if p.grad is None:  # no group of the window had a gradient: the same step as with a gradient of zero
                 p.grad = torch.zeros_like(p)
-            self.sum_over_processes(p.grad)
+            if not divided:
+                self.sum_over_processes(p.grad)
         optimizer.step()
         cast(LambdaLR, self.lr_schedulers()).step()  # there is one
         return sums

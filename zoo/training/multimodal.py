@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.backbones import LLM, Audio, Vision
+from zoo.backbones.divided import is_divided
 from zoo.backbones.llm import Dtype
 from zoo.media import Media, Unreadable
 from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_key, utterance_sound
@@ -352,10 +353,23 @@ class ProjectedEncoders(nn.Module):
         if batch["frames"] is not None:
             features = self.encode_frames(batch["frame_keys"], batch["frames"])
             embedded = _put(embedded, batch["slots"] == MARKS[VISION], features, self.vision_projection)
+        elif self.make_vision is not None:
+            embedded = _put_nothing(embedded, self.vision_projection)
         if batch["waves"] is not None and batch["wave_lengths"] is not None:
             features = self.encode_waves(batch["wave_keys"], batch["waves"], batch["wave_lengths"])
             embedded = _put(embedded, batch["slots"] == MARKS[AUDIO], features, self.audio_projection)
+        elif self.make_audio is not None:
+            embedded = _put_nothing(embedded, self.audio_projection)
         return embedded
+
+
+def _put_nothing(embedded: Tensor, projection: nn.Linear) -> Tensor:
+    """Let a projection that is divided over processes compute in a batch without clips, as it does in the others."""
+    if not is_divided(projection):
+        return embedded
+    features = embedded.new_zeros(1, projection.in_features, dtype=projection.weight.dtype)
+    nothing: Tensor = projection(features)
+    return embedded + 0.0 * nothing.sum().to(embedded.dtype)
 
 
 def _put(embedded: Tensor, slots: Tensor, features: Tensor, projection: nn.Linear) -> Tensor:

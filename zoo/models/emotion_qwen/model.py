@@ -44,10 +44,9 @@ from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import fully_shard
 
 from zoo.backbones import LoRA, Prefix
+from zoo.backbones.divided import is_divided
 from zoo.backbones.llm import Dtype
 from zoo.backbones.patch_vision import PatchVision
 from zoo.media import MAX_SECONDS, Media
@@ -234,32 +233,9 @@ class EmotionQwen(SupervisedFineTuning):
         """Return the language model and the vision tower."""
         return {**super().backbones(), "vision": self.vision}
 
-    def shard(self, mesh: DeviceMesh) -> None:
-        """Divide the weights over processes (FSDP2).
-
-        Every process holds its share of each block's weights, gradients and moments, and gathers the whole of a block
-        while it computes.
-
-        Raises:
-            ValueError: the language model's input and output embeddings are one.
-        """
-        decoder, head = self.llm.causal_lm.get_decoder(), self.llm.causal_lm.get_output_embeddings()
-        if head.weight is decoder.embed_tokens.weight:
-            raise ValueError(
-                f"{self.llm.path} ties its embeddings, which two blocks cannot share; use --trainer.strategy ddp"
-            )
-        tower = self.vision.model
-        blocks = [
-            *decoder.layers,
-            decoder.embed_tokens,
-            decoder.norm,
-            head,
-            *tower.blocks,
-            tower.patch_embed,
-            *self.compressor.children(),
-        ]
-        for block in blocks:
-            fully_shard(block, mesh=mesh, reshard_after_forward=True)
+    def blocks(self, name: str) -> Sequence[nn.Module]:
+        """Return the layers of a part; the compressor's are its experts and its gate."""
+        return list(self.compressor.children()) if name == "compressor" else super().blocks(name)
 
     # ---- input
     def collator(self, training: bool) -> QwenCollator:
@@ -325,7 +301,7 @@ class EmotionQwen(SupervisedFineTuning):
     def compress(self, batch: Mapping[str, Any]) -> Compressed | None:
         """Return tokens (n, H) and gates (2,) of the pictures, videos and streams of faces of a batch; None without."""
         if batch["patches"] is None:
-            return None
+            return self._compress_nothing() if is_divided(self.vision) or is_divided(self.compressor) else None
         grid = batch["grid"]
         pieces = batch["patches"].split(grid.prod(1).tolist())
 
@@ -343,6 +319,15 @@ class EmotionQwen(SupervisedFineTuning):
 
         tokens, gates = zip(*self.compressed_clips.rows(batch["keys"], rows), strict=True)
         return Compressed(tokens, None if gates[0] is None else torch.stack(gates))
+
+    def _compress_nothing(self) -> Compressed:
+        """Return no tokens, of the smallest picture: what is divided computes in every process together."""
+        merge = self.vision.merge
+        grid = torch.tensor([[1, merge, merge]], device=self.device)
+        patches = torch.zeros(merge**2, 3 * self.vision.temporal * self.vision.patch**2, device=self.device)
+        features, order = self.vision.hidden(patches, grid)
+        tokens, gates = self.compressor(features, grid, order)
+        return Compressed((tokens[0][:0],), None if gates is None else gates[:0])
 
     def embed(self, batch: Any) -> Tensor:
         """Return (B, T, D) input embeddings of a batch, with compressed tokens in the slots."""
@@ -424,21 +409,26 @@ class EmotionQwen(SupervisedFineTuning):
     # ---- scores
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Count labels; of free answers log the mean log-probability per token, ``val/answer``."""
+        if self.keeps_step(batch):
+            return
         samples, predictions = batch["samples"], self.predict(batch)
         labelled = [(s, p) for s, p in zip(samples, predictions, strict=True) if s.answer is None]
         if labelled:
             self.update_validation_metrics(SampleBatch([s for s, _ in labelled]), [p for _, p in labelled])
         details: list[Mapping[str, Any]] = [p.details or {} for p in predictions]
-        logprobs = [float(row["answer_logprob"]) for row in details if "answer_logprob" in row]
-        if logprobs:
-            self.log(
-                "val/answer",
-                sum(logprobs) / len(logprobs),
-                on_step=False,
-                on_epoch=True,
-                batch_size=len(logprobs),
-                sync_dist=self.trainer.world_size > 1,
-            )
+        self.answer_logprobs += [float(row["answer_logprob"]) for row in details if "answer_logprob" in row]
+
+    def on_validation_epoch_start(self) -> None:
+        """Begin a new list of log-probabilities of reference answers."""
+        self.answer_logprobs: list[float] = []
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores of the labels, and of free answers ``val/answer``."""
+        super().on_validation_epoch_end()
+        sums = torch.tensor([sum(self.answer_logprobs), len(self.answer_logprobs)], dtype=torch.float64)
+        total, n = self.sum_over_processes(sums).tolist()
+        if n:
+            self.log("val/answer", total / n)
 
     def summary(self, rows: Sequence[Mapping[str, Any]], run: Path) -> dict[str, Any]:
         """Return what metrics.json says, with gates, explanations and the authors' way of counting."""

@@ -39,6 +39,7 @@ import torch
 from torch import Tensor, nn
 
 from zoo.backbones import Prefix, Vision
+from zoo.backbones.divided import is_divided
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media
 from zoo.models.farcer.collator import Faces, FarcerCollator, PictureReader, PromptWriter
@@ -188,6 +189,9 @@ class FARCER(LanguageModelModule):
         self.llm.requires_grad_(False)
         if self.faces == "none":
             return
+        embeddings = cast(nn.Embedding, self.llm.causal_lm.get_input_embeddings())
+        if self.embedding_scale is not None and not embeddings.weight.is_meta:  # else sizes alone are wanted
+            self.embedding_deviation = float(embeddings.weight.std())
         self.vision = self.make_vision().freeze()
         if self.vision_tokens == "cls" and not self.vision.has_cls:
             raise ValueError(f"{self.vision.path} has no CLS token; set --model.vision_tokens all")
@@ -311,8 +315,7 @@ class FARCER(LanguageModelModule):
             features = (features - self.feature_mean) / self.feature_deviation
         vectors = self.mp(features.to(next(self.mp.parameters()).dtype))
         if self.embedding_scale is not None:
-            embeddings = cast(nn.Embedding, self.llm.causal_lm.get_input_embeddings())
-            vectors = vectors * (self.embedding_scale * embeddings.weight.std())
+            vectors = vectors * (self.embedding_scale * self.embedding_deviation)
         return vectors
 
     @torch.no_grad()
@@ -345,6 +348,9 @@ class FARCER(LanguageModelModule):
             vectors = self.project(self.features(batch["keys"], batch["frames"]))  # (U, K, D)
             in_slots = vectors[batch["image"]].flatten(0, 1).to(embedded.dtype)  # (M K, D)
             embedded = embedded.index_put((batch["image_at"],), in_slots)
+        elif self.faces != "none" and is_divided(self.mp):  # which computes in every process together
+            nothing = self.project(torch.zeros(1, self.vision.width, device=embedded.device))
+            embedded = embedded + 0.0 * nothing.sum().to(embedded.dtype)
         fixed = batch["fixed"]
         if not len(fixed):
             return self.llm.encode(embedded, batch["mask"])
@@ -394,6 +400,7 @@ class FARCER(LanguageModelModule):
         The last token is never read. After its end an answer goes on with its end token.
         """
         answers = self.llm.sample(prefix, 1, max_new_tokens=label.shape[2] - 1, temperature=0.0)
+        self.finish_passes()
         length = answers.ids.shape[2]
         inputs = label.clone()
         inputs[..., :length] = answers.ids

@@ -34,6 +34,7 @@ import numpy as np
 from torch import Tensor
 
 from zoo.backbones import LoRA
+from zoo.backbones.divided import is_divided
 from zoo.metrics import EmotionMetrics
 from zoo.prompts import load_template
 from zoo.schema import Labels, Sample
@@ -101,6 +102,11 @@ class InstructERC(SupervisedFineTuning):
         """The emotion's and, in stage 2, that of its impact."""
         return 2 if self.task == "emotion" and self.impact else 1
 
+    @property
+    def impact_is_due(self) -> bool:
+        """Whether every batch has a second pass, even without a history: other processes may have one."""
+        return is_divided(self.llm) and self.task == "emotion" and self.other_template is not None
+
     # ---- stage 1: the speaker
     def setup(self, stage: str) -> None:
         """Count the speakers of the training split in stage 1, beside what every prompted system checks."""
@@ -133,7 +139,8 @@ class InstructERC(SupervisedFineTuning):
         """Return the loss of the emotions, plus that of the emotion impact in stage 2."""
         emotion = super().loss(batch)
         if batch.get("impact") is None:
-            return emotion
+            # divided weights are gathered as often as in processes that have a history in their batch
+            return emotion + 0.0 * super().loss(batch) if self.impact_is_due else emotion
         impact = super().loss(batch["impact"])
         self.log("train/impact_loss", impact, batch_size=len(batch["impact"]["samples"]))
         return emotion + self.impact * impact

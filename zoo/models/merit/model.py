@@ -414,15 +414,19 @@ class MeritTTRL(MeritRLVR):
 
     def validation_step(self, batch: Any, batch_idx: int) -> None:
         """Add the statistics of a batch; its labels are not looked at."""
+        if self.keeps_step(batch):
+            return
         predictions = score_labels(self.llm, self.encode(batch), batch["samples"], self.candidates)
         sums = statistics_sums(torch.tensor([list((p.scores or {}).values()) for p in predictions]))
         self.statistics_sums = sums if self.statistics_sums is None else self.statistics_sums + sums
 
     def on_validation_epoch_end(self) -> None:
         """Take the weights back and end, if the guard says so; else keep them."""
-        if self.statistics_sums is None:
-            raise RuntimeError("a validation without batches has no statistics of answers")
-        now = AnswerStatistics.from_sums(self.sum_over_processes(self.statistics_sums))
+        sums = self.statistics_sums
+        if sums is None:  # all samples are those of other processes
+            (labels,) = self.data.label_sets.values()
+            sums = statistics_sums(torch.zeros(0, len(labels)))
+        now = AnswerStatistics.from_sums(self.sum_over_processes(sums))
         if self.trainer.state.fn != "fit":
             return
         self.start = self.start or now

@@ -1,0 +1,247 @@
+"""FSDP2: two processes that divide a model's weights train and answer as one process does, whatever each of them has in
+its batches, and none waits for the other forever."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests import runs_helper
+from tests.builders import make_home, untied
+from tests.runs_helper import QUIET, checkpoint, logged, metrics, newest
+from tests.test_processes import DIVIDED, SCRIPT, start, zoo
+from zoo.data.meld import CLIPS
+from zoo.models.causal_lm import CausalLM
+
+pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
+
+TWO = ("--trainer.devices=2", *DIVIDED)
+LORA = ("--model.lora.r=4", "--model.lora.alpha=16")
+CALM = ("--model.schedule=constant", "--model.warmup=0", "--model.lr=1e-3", "--trainer.gradient_clip_val=1.0")
+SYSTEMS = {
+    "causal_lm": ("--model=CausalLM", "--model.decode=greedy", "--model.max_new_tokens=6"),
+    "causal_lm_untied": ("--model=CausalLM", "--model.llm=untied", "--model.gradient_checkpointing=true"),
+    "causal_lm_beam": ("--model=CausalLM", "--model.decode=beam", "--model.max_new_tokens=4", *LORA),
+    "dialoguellm": ("--model=DialogueLLM", "--model.template=short", "--model.window=1", *LORA),
+    "instructerc": ("--model=InstructERC", "--model.template=short", "--model.window=2"),
+    "selector_start": ("--model=SelectorStart", "--model.comparisons=comparisons.jsonl", *LORA),
+    "selected": ("--model=SelectedClassifier", "--model.descriptions=[audio]"),
+    "farcer": (
+        "--model=FARCER",
+        "--model.vision=vision",
+        "--model.template=plain",
+        "--model.train_shots=1",
+        "--model.shots=1",
+        "--model.shots_from=dev",
+        "--model.dropout=0",
+        "--model.embedding_scale=1",
+    ),
+    "merit": (
+        "--model=Merit",
+        "--model.vision=vision",
+        "--model.audio=audio",
+        "--model.template=plain",
+        "--model.frames=2",
+        *LORA,
+    ),
+    "emotion_qwen": (
+        "--model=EmotionQwen",
+        "--model.vision=shape:tiny-patch-vision",
+        "--model.template=plain",
+        "--model.frames=1",
+        "--model.min_pixels=256",
+        r"--model.train=['vision\..*','compressor\..*','llm\..*']",
+        "--model.decode=greedy",
+        "--model.max_new_tokens=6",
+    ),
+    "selector": (
+        "--model=ModalitySelector",
+        "--model.template=decision",
+        "--model.reasoning=none",
+        "--model.exploration=forced",
+        "--model.objective.kind=reinforce_group",
+        "--model.descriptions=[audio]",
+        *LORA,
+    ),
+    "grpo": (
+        "--model=GRPO",
+        "--model.reward_funcs+=tests.runs_helper.checksum",
+        "--model.max_new_tokens=4",
+        "--model.num_iterations=2",
+        "--model.objective.beta=0.04",
+        *LORA,
+    ),
+    "merit_rlvr": (
+        "--model=MeritRLVR",
+        "--model.reward_funcs+=tests.runs_helper.checksum",
+        "--model.vision=vision",
+        "--model.template=plain",
+        "--model.frames=2",
+        *LORA,
+    ),
+    "face": (
+        "--model=FaceClassifier",
+        "--model.vision=vision",
+        "--model.size=32",
+        "--model.shift=0",
+        "--model.light=0",
+    ),
+    "voice": ("--model=VoiceClassifier", "--model.audio=audio", "--model.gain=0"),
+    "merit_ttrl": ("--model=MeritTTRL", "--model.template=plain", "--model.guard=null", *LORA),
+}
+
+DRAW = (
+    "selector_start",
+    "face",
+    "farcer",
+    "grpo",
+    "merit_rlvr",
+    "merit_ttrl",
+)  # what is drawn differs from process to process: compared with two that hold all weights each
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory) -> Path:
+    """Two training samples, of which one has a clip; seven to validate and to test."""
+    home = make_home(tmp_path_factory.mktemp("divided"), (1, 1, 1), clips=True)
+    untied(home / "llm", home / "untied")
+    table = home / "meld" / "train_sent_emo.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:3]))
+    described = home / "meld" / "audio_description_train.json"
+    described.write_text(json.dumps(dict(list(json.loads(described.read_text()).items())[:2])))
+    shutil.copytree(home / "meld", home / "seen")
+    (home / "meld" / CLIPS["train"] / "dia0_utt1.mp4").unlink()
+    probabilities = {"without": {"joy": 0.2, "anger": 0.8}, "with": {"joy": 0.7, "anger": 0.3}}
+    with (home / "comparisons.jsonl").open("w") as file:
+        for split in ("train", "dev", "test"):
+            for i in range(7):
+                row = {"id": f"meld/{split}/dia0_utt{i}", "label": "joy", "details": probabilities}
+                file.write(json.dumps(row) + "\n")
+    return home
+
+
+def options(home: Path, system: str) -> list[str]:
+    """Of `zoo fit`, but for the processes."""
+    given = []
+    for option in (*SYSTEMS[system], *CALM):
+        name, _, value = option.partition("=")
+        given.append(f"{name}={home / value}" if (home / value).exists() and value else option)
+    corpus = "data"
+    data = ["--data=MELD"]
+    if system == "merit_ttrl":
+        corpus, data = "data.corpus", ["--data=Adaptation", "--data.corpus=MELD"]
+    folder = home / ("seen" if system in ("face", "voice") else "meld")
+    data += [f"--{corpus}.root={folder}", f"--{corpus}.descriptions=[{folder}]"]
+    if system not in ("face", "voice", "causal_lm_untied"):
+        given.append(f"--model.llm={home / 'llm'}")
+    data.append("--data.max_unreadable=1")  # one of the two clips is missing
+    return [*given, *data, "--data.batch_size=1", "--data.eval_batch_size=1", *QUIET]
+
+
+def answers(run: Path) -> list[dict]:
+    """The rows that a test wrote."""
+    (file,) = (path for name in ("predictions", "decisions") for path in run.glob(f"{name}.jsonl"))
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def agree(one: Path, other: Path) -> None:
+    """Weights and losses of two runs are the same."""
+    a, b = (checkpoint(run) for run in (one, other))
+    assert a["global_step"] == b["global_step"] and a["state_dict"].keys() == b["state_dict"].keys()
+    for name, value in a["state_dict"].items():
+        assert torch.allclose(b["state_dict"][name], value, atol=1e-5), name
+
+
+@pytest.mark.parametrize("system", SYSTEMS)
+def test_two_processes_train_and_answer_as_one(system, home, tmp_path):
+    """Three steps on a sample each are three steps on both; four samples to validate and three are seven."""
+    given = [*options(home, system), "--trainer.max_epochs=3"]
+    if system in DRAW:
+        zoo("fit", *given, "--trainer.devices=2", f"--trainer.default_root_dir={tmp_path / 'one'}")
+    else:
+        runs_helper.fit(tmp_path / "one", *given, "--trainer.accumulate_grad_batches=2")
+    one = newest(tmp_path / "one")
+    zoo("fit", *given, *TWO, f"--trainer.default_root_dir={tmp_path / 'two'}")
+    two = newest(tmp_path / "two")
+    agree(one, two)
+    before = checkpoint(one)["state_dict"]
+    assert before
+    runs_helper.zoo("test", f"--ckpt_path={one}", "--trainer.devices=1")
+    zoo("test", f"--ckpt_path={two}")
+    assert metrics(two)["n"] == metrics(one)["n"] == 7
+    for a, b in zip(answers(one), answers(two), strict=True):
+        assert a["id"] == b["id"] and a["predicted"] == b["predicted"] and a.get("text") == b.get("text")
+        for label, p in a.get("scores", {}).items():
+            assert abs(p - b["scores"][label]) < 1e-5
+    scores = [name for name in logged(one)[-1] if name.startswith("val/")]
+    assert scores
+    for name in scores:
+        assert logged(one, name) == pytest.approx(logged(two, name), abs=1e-5), name
+
+
+def test_four_processes_answer_as_one_though_two_have_no_sample_left(home, tmp_path):
+    """Written answers end at different tokens, and seven samples are two for some processes and one for another; of
+    two samples, two processes have none at all."""
+    given = [*options(home, "causal_lm"), "--zero_shot=true", "--model.max_new_tokens=40"]
+    given = [x for x in given if not x.startswith(("--model.lr", "--trainer.gradient", "--trainer.log"))]
+    four = ("--trainer.devices=4", *DIVIDED, "--trainer.strategy.data_parallel_size=4")
+    runs_helper.zoo("test", *given, f"--trainer.default_root_dir={tmp_path / 'one'}")
+    zoo("test", *given, *four, f"--trainer.default_root_dir={tmp_path / 'four'}", processes=4)
+    one, two = (answers(newest(tmp_path / name)) for name in ("one", "four"))
+    assert one == two and len(two) == 7
+    assert len({len(row["text"]) for row in one}) > 2, [r["text"] for r in one]
+    few = (*four, "--data.predict_splits=[train]")
+    zoo("predict", *given, *few, f"--trainer.default_root_dir={tmp_path / 'few'}", processes=4)
+    assert [row["id"] for row in answers(newest(tmp_path / "few"))] == ["meld/train/dia0_utt0", "meld/train/dia0_utt1"]
+
+
+class Failing(CausalLM):
+    """Fails in one of two processes, at its second step: by an error, or by SIGKILL."""
+
+    def training_step(self, batch, batch_idx):
+        rank, how = os.environ["FAIL"].split()
+        if self.global_step == 1 and self.global_rank == int(rank):
+            Path("failed").touch()
+            if how == "killed":
+                os.kill(os.getpid(), signal.SIGKILL)
+            self.check_finite(torch.tensor(float("nan")), batch)
+        return super().training_step(batch, batch_idx)
+
+
+@pytest.mark.parametrize(("rank", "strategy"), [(0, DIVIDED), (1, ("--trainer.strategy=ddp",))], ids=["fsdp2", "ddp"])
+def test_an_error_in_one_process_ends_all_with_its_message(rank, strategy, home, tmp_path):
+    """Lightning starts the second process. The other one waits for the first in its step."""
+    given = ["--model=tests.test_divided.Failing", *options(home, "causal_lm")[1:], "--trainer.max_epochs=3"]
+    fit = [SCRIPT, "fit", *given, "--trainer.devices=2", *strategy, "--data.num_workers=0"]
+    done = subprocess.run(fit, capture_output=True, text=True, check=False, env=os.environ | {"FAIL": f"{rank} error"})
+    seconds = time.time() - Path("failed").stat().st_mtime
+    assert done.returncode == 1 and seconds < 10
+    assert done.stderr.count("zoo fit: the loss is nan at step 1") == 1
+    assert f"process {rank} failed" in done.stderr and "Traceback" not in done.stderr, done.stderr
+
+
+@pytest.mark.parametrize("how", ["error", "killed"])
+def test_a_run_whose_second_process_fails_ends_and_goes_on(how, home, tmp_path, monkeypatch):
+    """Somebody else started the processes, as torchrun does: none is left, and the run goes on to the same weights."""
+    given = ["--model=tests.test_divided.Failing", *options(home, "causal_lm")[1:], "--save_last_every=1", *TWO]
+    monkeypatch.setenv("FAIL", "-1 not")
+    zoo("fit", *given, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'whole'}")
+    monkeypatch.setenv("FAIL", f"1 {how}")
+    started = start("fit", *given, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'cut'}")
+    for process in started.processes:
+        process.join(60)
+    assert time.time() - Path("failed").stat().st_mtime < 15
+    assert [p.exitcode for p in started.processes] == [1, -signal.SIGKILL if how == "killed" else 1]
+    run = newest(tmp_path / "cut")
+    assert checkpoint(run)["global_step"] == 1
+    monkeypatch.setenv("FAIL", "-1 not")
+    zoo("fit", f"--ckpt_path={run}")
+    agree(newest(tmp_path / "whole"), run)

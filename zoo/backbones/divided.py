@@ -1,0 +1,133 @@
+"""Weights divided over processes (FSDP2): each holds its share of every block, and gathers one block while it computes.
+
+A part that is divided is gathered by all processes together, so every process must ask for it equally often. With
+gradients that is up to whoever trains. Without them `Turns` sees to it for a language model: before each of its passes
+a process says which one it is about to make, and those that need another one make it along, with a single token. So
+answers may end at different tokens, and batches need not be answered by the same passes.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, distributed, nn
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+
+if TYPE_CHECKING:
+    from zoo.backbones.llm import LLM
+
+EMBED, DECODE, HEAD = range(3)  # what passes of a language model gather, in the order in which processes wait
+PASSES = {  # method -> what it gathers
+    "embed": EMBED,
+    "hidden": DECODE,
+    "forward_with_plan": DECODE,
+    "head": HEAD,
+    "token_logprobs": HEAD,
+    "beam": None,  # ends on all processes together by itself
+}
+
+
+def is_divided(module: nn.Module) -> bool:
+    """Return whether the weights of a module are divided over processes."""
+    return getattr(module, "divided", False)
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """Return the layers of a module: the members of its outermost lists of modules."""
+    blocks: list[nn.Module] = []
+    for child in module.children():
+        blocks += list(child) if isinstance(child, nn.ModuleList) else blocks_of(child)
+    return blocks
+
+
+def divide(part: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, precision: str) -> None:
+    """Divide a part: each block by itself, and together what is in none of them.
+
+    Weights, gradients and moments keep their dtypes. In ``bf16-mixed`` a block is gathered in bfloat16, half of what
+    travels, as autocast multiplies in it anyway; but blocks with adapters are gathered as they are, and so is what
+    stands between blocks: the residual stream has the dtype of the embeddings.
+
+    Args:
+        part: used through `forward`, or through the methods that its attribute ``passes`` names.
+        blocks: in the order in which they compute.
+        precision: of the trainer.
+    """
+    for block in blocks:
+        adapted = any(".lora_" in name for name, _ in block.named_parameters())
+        halved = torch.bfloat16 if precision == "bf16-mixed" and not adapted else None
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=_policy(halved))
+    fully_shard(part, mesh=mesh, mp_policy=_policy(None))
+    for name in getattr(part, "passes", ()):
+        register_fsdp_forward_method(part, name)
+    part.divided = True  # type: ignore[assignment]  # a module may hold any attribute
+
+
+def _policy(dtype: torch.dtype | None) -> MixedPrecisionPolicy:
+    return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
+
+
+def divide_language_model(llm: LLM, mesh: DeviceMesh, precision: str) -> None:
+    """Divide a language model. Embeddings that are input and output in one are gathered with the last norm."""
+    embeddings, head = llm.causal_lm.get_input_embeddings(), llm.causal_lm.get_output_embeddings()
+    apart = [] if embeddings.weight is head.weight else [embeddings]
+    divide(llm, [*apart, *blocks_of(llm.causal_lm)], mesh, precision)
+    llm.turns = Turns(llm, mesh)
+
+
+class Turns:
+    """Lets processes make unequal numbers of passes without gradients through one language model.
+
+    Args:
+        llm: divided.
+        mesh: of the processes that share it.
+    """
+
+    def __init__(self, llm: LLM, mesh: DeviceMesh) -> None:
+        self.llm, self.group = llm, mesh.get_group()
+        self._passes = (llm.embed, llm.hidden, llm.head)
+        for name, kind in PASSES.items():
+            if kind is not None:
+                setattr(llm, name, self._in_turn(getattr(llm, name), kind))
+
+    def _in_turn(self, method: Callable[..., Tensor], kind: int) -> Callable[..., Tensor]:
+        @functools.wraps(method)
+        def wrapped(*args: Any, **kwargs: Any) -> Tensor:
+            if not torch.is_grad_enabled():
+                self._take(kind)
+            return method(*args, **kwargs)
+
+        return wrapped
+
+    def _take(self, kind: int) -> None:
+        """Make the passes that other processes need along with them, until this kind is what all wait for."""
+        device = next(self.llm.parameters()).device
+        while True:
+            waiting = torch.zeros(len(self._passes) + 1, device=device)
+            waiting[kind] = 1
+            distributed.all_reduce(waiting, group=self.group)
+            turn = next(i for i, n in enumerate(waiting.tolist()) if n)
+            if turn == kind:
+                return
+            self._make_along(turn, device)
+
+    @torch.no_grad()
+    def _make_along(self, kind: int, device: torch.device) -> None:
+        token = torch.zeros(1, 1, dtype=torch.int64, device=device)
+        embed, decode, head = self._passes
+        if kind == EMBED:
+            embed(token)
+            return
+        state = torch.zeros(1, 1, self.llm.width, dtype=self.llm.causal_lm.dtype, device=device)
+        if kind == DECODE:
+            decode(state, torch.ones_like(token, dtype=torch.bool))
+        else:
+            head(state)
+
+    def finish(self) -> None:
+        """Go on until all processes have come here."""
+        self._take(len(self._passes))
+        self.llm.reshard()  # type: ignore[operator]  # of FSDP2: the embeddings, which stay gathered between passes
