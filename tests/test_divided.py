@@ -187,6 +187,29 @@ def test_two_processes_train_and_answer_as_one(system, home, tmp_path):
         assert logged(one, name) == pytest.approx(logged(two, name), abs=1e-5), name
 
 
+@pytest.mark.parametrize("system, dtype", [("dialoguellm", "bfloat16"), ("causal_lm_untied", "float32")])
+def test_in_bf16_mixed_what_is_trained_stays_float32(system, dtype, home, tmp_path):
+    """Frozen weights are gathered as they are, trained ones in bfloat16; losses are those of one process, rounded."""
+    given = [
+        *options(home, system),
+        "--trainer.max_epochs=3",
+        "--trainer.precision=bf16-mixed",
+        f"--model.dtype={dtype}",
+    ]
+    one = runs_helper.fit(tmp_path / "one", *given, "--trainer.accumulate_grad_batches=2")
+    zoo("fit", *given, *TWO, f"--trainer.default_root_dir={tmp_path / 'two'}")
+    two = newest(tmp_path / "two")
+    trained = checkpoint(two)["state_dict"]
+    assert trained.keys() == checkpoint(one)["state_dict"].keys()
+    assert {value.dtype for value in trained.values()} == {torch.float32}
+    for name in ("val/loss", "val/weighted_f1"):
+        if name in logged(one)[-1]:
+            assert logged(two, name) == pytest.approx(logged(one, name), abs=0.05)
+    before, after = (checkpoint(run)["state_dict"] for run in (one, two))
+    moved = torch.cat([(after[n] - before[n]).flatten() for n in after]).abs()
+    assert moved.mean() < 1e-3  # three steps of Adam at 1e-3: at most 3e-3 each, mostly in the same direction
+
+
 def test_four_processes_answer_as_one_though_two_have_no_sample_left(home, tmp_path):
     """Written answers end at different tokens, and seven samples are two for some processes and one for another; of
     two samples, two processes have none at all."""
@@ -223,7 +246,7 @@ def test_an_error_in_one_process_ends_all_with_its_message(rank, strategy, home,
     fit = [SCRIPT, "fit", *given, "--trainer.devices=2", *strategy, "--data.num_workers=0"]
     done = subprocess.run(fit, capture_output=True, text=True, check=False, env=os.environ | {"FAIL": f"{rank} error"})
     seconds = time.time() - Path("failed").stat().st_mtime
-    assert done.returncode == 1 and seconds < 10
+    assert done.returncode == 1 and seconds < 30
     assert done.stderr.count("zoo fit: the loss is nan at step 1") == 1
     assert f"process {rank} failed" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
@@ -238,7 +261,7 @@ def test_a_run_whose_second_process_fails_ends_and_goes_on(how, home, tmp_path, 
     started = start("fit", *given, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'cut'}")
     for process in started.processes:
         process.join(60)
-    assert time.time() - Path("failed").stat().st_mtime < 15
+    assert time.time() - Path("failed").stat().st_mtime < 30
     assert [p.exitcode for p in started.processes] == [1, -signal.SIGKILL if how == "killed" else 1]
     run = newest(tmp_path / "cut")
     assert checkpoint(run)["global_step"] == 1
