@@ -263,7 +263,7 @@ def test_a_refused_command_leaves_nothing_behind(options, tmp_path):
         (["--checkpoint.save_top_k=2"], "one file"),
         (["--checkpoint.save_top_k=-1"], "one file"),
         (["--checkpoint.dirpath=elsewhere"], "one file"),
-        (["--optimizer=SGD"], "trained by AdamW"),
+        (["--optimizer=torch.optim.SGD"], "trained by AdamW"),
         (["--lr_scheduler=ConstantLR"], "trained by AdamW"),
         (["--trainer.limit_val_batches=0.01"], "is none"),
         (["--trainer.callbacks+=StochasticWeightAveraging", "--trainer.callbacks.swa_lrs=0.1"], "leave it out"),

@@ -209,8 +209,9 @@ def test_what_a_batch_holds(meld, tokenizer):
         "mask": torch.bool,
         "target_ids": torch.int64,
         "answer": torch.bool,
+        "problems": "list",
     }
-    assert list(batch["samples"]) == samples and batch["truncated"] == 0
+    assert list(batch["samples"]) == samples and batch["truncated"] == 0 and batch["problems"] == []
     longest = 0
     for i, s in enumerate(samples):
         prompt, answer = ids_of(tokenizer, s, kinds=("video",))
@@ -227,7 +228,7 @@ def test_what_a_batch_holds(meld, tokenizer):
 def test_no_answer_outside_training(meld, tokenizer):
     samples = ragged(meld)
     batch = collator(tokenizer, training=False)(samples, np.random.default_rng(0))
-    assert set(batch) == {"samples", "truncated", "input_ids", "mask"}
+    assert set(batch) == {"samples", "truncated", "input_ids", "mask", "problems"}
     for i, s in enumerate(samples):
         assert batch["input_ids"][i][batch["mask"][i]].tolist() == ids_of(tokenizer, s)[0]
 

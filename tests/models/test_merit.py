@@ -847,7 +847,7 @@ def test_without_any_sense_there_is_nothing_to_read(options, labelled):
 
 def test_missing_clips_leave_no_trace_in_other_samples(sft, home):
     """One clip is missing, one cannot be read; with words hidden nothing is left to go by."""
-    args = (f"--ckpt_path={sft}", "--model.window=0")
+    args = (f"--ckpt_path={sft}", "--model.window=0", "--data.max_unreadable=0.2")
     zoo("test", *args)
     whole = rows(sft)
     for words, nothing in (("true", {}), ("false", {"samples with nothing to go by": 2})):
