@@ -428,12 +428,12 @@ def test_embeddings_as_prompts_equal_ids(llm, rows):
     assert (llm.score(louder, CANDIDATES) - llm.score(by_ids, CANDIDATES)).abs().max() > 0.1
 
 
-def test_all_verbs_in_float64(folder, rows):
+def test_all_verbs_in_float64(folder, rows, monkeypatch):
     """What is left at fp32 is rounding: in double precision the verbs agree with plain passes to 1e-10. `head` promises
     float32, and the norms and the eager attention of transformers go through float32, so these are replaced."""
     llm, plain = LLM(str(folder)).eval().double(), load_plain(folder).double()
     plain.set_attn_implementation("sdpa")
-    llm.head = lambda hidden: llm.causal_lm.get_output_embeddings()(hidden)
+    monkeypatch.setattr(LLM, "head", lambda llm, hidden: llm.causal_lm.get_output_embeddings()(hidden))
     for module in (*llm.modules(), *plain.modules()):
         if type(module).__name__.endswith("RMSNorm"):
             module.forward = functools.partial(rms_norm, normalized_shape=(32,), weight=module.weight, eps=1e-6)

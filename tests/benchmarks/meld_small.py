@@ -45,7 +45,7 @@ ROWS = {  # name -> overlays on meld_small.yaml
 def train_and_test(root: Path, configs: Sequence[Path], arguments: Sequence[str], threads: int) -> Path:
     """The run folder in ``root``, trained and tested unless it already is."""
     run = root / "lightning_logs" / "version_0"
-    if (run / "metrics.json").is_file():
+    if (run / "predictions.jsonl").is_file():
         return run
     zoo = [sys.executable, "-m", "zoo"]
     fit = [

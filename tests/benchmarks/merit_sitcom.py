@@ -191,7 +191,7 @@ def sft(options: argparse.Namespace, seed: int) -> Path:
 
 
 def train(options: argparse.Namespace, seed: int, data: Path) -> None:
-    if (sft(options, seed) / "metrics.json").is_file():
+    if (sft(options, seed) / "predictions.jsonl").is_file():
         return
     home = options.out / f"sft/{seed}"
     shutil.rmtree(home, ignore_errors=True)

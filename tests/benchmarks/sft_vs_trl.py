@@ -51,7 +51,7 @@ from zoo.backbones.row_tree import share_rows
 from zoo.data import MELD
 from zoo.data.batches import Batches
 from zoo.prompts import load_template
-from zoo.schema import Sample
+from zoo.schema import Sample, Split
 from zoo.training.collator import PromptCollator
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -89,9 +89,8 @@ def collator_of(llm: LLM, cell: dict[str, Any], data: MELD, training: bool, shar
 
 def use_sharing(arm: str) -> None:
     """Let rows share what the arm says."""
-    if arm == "kept":
-        kept = functools.partial(share_rows, joined=(0.0,))
-        setattr(zoo.training.collator, "share_rows", kept)  # noqa: B010  (mypy sees what the collator imports as its own)
+    how = functools.partial(share_rows, joined=(0.0,)) if arm == "kept" else share_rows
+    setattr(zoo.training.collator, "share_rows", how)  # noqa: B010  (mypy sees what the collator imports as its own)
 
 
 def loss_of(llm: LLM, batch: Any) -> torch.Tensor:
@@ -232,6 +231,22 @@ def dialogue_arm(options: argparse.Namespace, cell: dict[str, Any], training: bo
     return {"seconds": seconds, "rows": len(samples), "loss": torch.cat(scores).mean().item(), "peak": peak_mib()}
 
 
+def count_tokens(options: argparse.Namespace, cell: dict[str, Any], split: Split) -> list[float]:
+    """Return utterances of a split, and tokens for each: of trees, with the fixed beginning once, and of rows."""
+    llm, data = LLM(options.llm), meld(options.data_root)
+    samples = list(data.samples(split))
+    means: list[float] = [len(samples)]
+    for arm in ("tree", "kept", "rows"):
+        use_sharing(arm)
+        collator = collator_of(llm, cell, data, split == "train", arm != "rows")
+        tokens = 0
+        for batch in itertools.chain(*steps_of(samples, collator, BATCH, split == "train", True)):
+            tree = batch.get("tree")
+            tokens += int(batch["mask"].sum()) if tree is None else len(tree.tokens)
+        means.append(tokens / len(samples))
+    return means
+
+
 def in_process(options: argparse.Namespace, cell: str, arm: str) -> dict[str, float]:
     """Run one arm in a process of its own."""
     command = [sys.executable, __file__, "--llm", options.llm, "--data-root", str(options.data_root)]
@@ -261,11 +276,20 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--cells", nargs="*", default=[*CELLS, *WHOLE])
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--tokens", action="store_true", help="count the tokens of whole splits, and do nothing else")
     parser.add_argument("--cell", help=argparse.SUPPRESS)
     parser.add_argument("--arm", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.arm:
         print(json.dumps(one_arm(options)))
+        return
+    if options.tokens:
+        print("| question | split | n | dialogue trees | only the fixed beginning once | rows |")
+        print("|---|---|---|---|---|---|")
+        splits: tuple[Split, ...] = ("train", "test")
+        for name, split in itertools.product(DIALOGUES, splits):
+            n, *counts = count_tokens(options, DIALOGUES[name], split)
+            print(f"| {name} | {split} | {n} | {' | '.join(f'{tokens:.1f}' for tokens in counts)} |", flush=True)
         return
     results: dict[str, dict[str, dict[str, float]]] = {}
     for cell in options.cells:

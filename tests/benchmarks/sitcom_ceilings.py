@@ -254,7 +254,7 @@ def tested(options: argparse.Namespace, name: str, *args: object) -> Path:
     """The run folder of a test; run once."""
     root = options.out / "runs" / name
     folder = root / "lightning_logs" / "version_0"
-    if not (folder / "metrics.json").is_file():
+    if not (folder / "predictions.jsonl").is_file():
         run(
             "test",
             *args,

@@ -18,6 +18,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from torch.distributed.distributed_c10d import _get_default_store
 
 SECONDS_BETWEEN_LOOKS = 0.5
+SECONDS_TO_SPEAK = 2.0  # for the process that failed to say why, before another one has ended
 SECONDS_TO_LEAVE = 5.0  # for others to read a note, and for a process to end after the store has gone
 FAILED, GONE = "zoo/failed", "zoo/gone"  # keys: the rank of the first that failed; how many ended because of it
 
@@ -51,6 +52,7 @@ class EndTogether(Callback):
     def _leave_after(self, store: Any, failed: str) -> None:
         with contextlib.suppress(Exception):  # the one that failed may be gone, and the store with it
             store.add(GONE, 1)
+        time.sleep(SECONDS_TO_SPEAK)  # torchrun and schedulers kill all processes as soon as one has ended
         self._leave(f"process {failed} failed, its message is above or below")
 
     @staticmethod
