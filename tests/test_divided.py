@@ -189,7 +189,7 @@ def test_two_processes_train_and_answer_as_one(system, home, tmp_path):
 
 @pytest.mark.parametrize("system, dtype", [("dialoguellm", "bfloat16"), ("causal_lm_untied", "float32")])
 def test_in_bf16_mixed_what_is_trained_stays_float32(system, dtype, home, tmp_path):
-    """Frozen weights are gathered as they are, trained ones in bfloat16; losses are those of one process, rounded."""
+    """Frozen weights are gathered as they are, trained ones in bfloat16; the steps are those of one process, rounded."""
     given = [
         *options(home, system),
         "--trainer.max_epochs=3",
@@ -202,12 +202,9 @@ def test_in_bf16_mixed_what_is_trained_stays_float32(system, dtype, home, tmp_pa
     trained = checkpoint(two)["state_dict"]
     assert trained.keys() == checkpoint(one)["state_dict"].keys()
     assert {value.dtype for value in trained.values()} == {torch.float32}
-    for name in ("val/loss", "val/weighted_f1"):
-        if name in logged(one)[-1]:
-            assert logged(two, name) == pytest.approx(logged(one, name), abs=0.05)
     before, after = (checkpoint(run)["state_dict"] for run in (one, two))
     moved = torch.cat([(after[n] - before[n]).flatten() for n in after]).abs()
-    assert moved.mean() < 1e-3  # three steps of Adam at 1e-3: at most 3e-3 each, mostly in the same direction
+    assert moved.mean() < 1e-4  # of three steps of 1e-3
 
 
 def test_four_processes_answer_as_one_though_two_have_no_sample_left(home, tmp_path):
