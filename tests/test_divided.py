@@ -189,7 +189,7 @@ def test_two_processes_train_and_answer_as_one(system, home, tmp_path):
 
 @pytest.mark.parametrize("system, dtype", [("dialoguellm", "bfloat16"), ("causal_lm_untied", "float32")])
 def test_in_bf16_mixed_what_is_trained_stays_float32(system, dtype, home, tmp_path):
-    """Frozen weights are gathered as they are, trained ones in bfloat16; the steps are those of one process, rounded."""
+    """Frozen weights are gathered as they are, trained ones in bfloat16; steps are those of one process, rounded."""
     given = [
         *options(home, system),
         "--trainer.max_epochs=3",
