@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.data.miniature import LABELS, line, write_meld
+from zoo.backbones.patch_vision import small_patch_vision
 from zoo.backbones.tiny import make_folder, make_hubert_folder, make_vit_folder
 from zoo.data.meld import CLIPS
 from zoo.sitcom.clips import encode
@@ -78,6 +79,14 @@ def label_clip(label: str, text: str) -> bytes:
 def make_eyes(folder: Path) -> Path:
     """A ViT of 2 layers of 32 for pictures of 32 pixels."""
     return make_vit_folder(folder, LABELS, size=32, patch=8, width=32, layers=2, heads=2, intermediate_size=64)
+
+
+def make_patch_vision(folder: Path) -> Path:
+    """A vision tower of 2 layers of 32 for pictures of their own shape, patches of 4 pixels; the second sees all."""
+    small_patch_vision(
+        folder, depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16, full_attention=(1,)
+    )
+    return folder
 
 
 def make_ears(folder: Path) -> Path:

@@ -13,12 +13,11 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.builders import make_corpus, make_home
+from tests.builders import make_corpus, make_home, make_patch_vision
 from tests.media_files import clip, grey, write_clip
 from tests.runs_helper import TRACE, checkpoint, fit, flags, metrics, newest, refused, rows, trace, zoo
 from tests.test_processes import TWO
 from tests.test_processes import zoo as zoo_in_two
-from zoo.backbones.patch_vision import small_patch_vision
 from zoo.data.meld import CLIPS
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -88,9 +87,7 @@ def spoil(corpus: Path, split: str, **contents: bytes | None) -> Path:
 @pytest.fixture(scope="module")
 def home(tmp_path_factory) -> Path:
     home = make_home(tmp_path_factory.mktemp("broken"), (2, 1, 1), clips=True)
-    small_patch_vision(
-        home / "tower", depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16, full_attention=(1,)
-    )
+    make_patch_vision(home / "tower")
     whole = clip(home / "whole.mp4", count=5, seconds=0.3, options={"movflags": "faststart"}).read_bytes()
     mute = write_clip(home / "mute.mp4", [grey(i) for i in range(5)], np.zeros((1, 0), np.float32)).read_bytes()
     broken = {

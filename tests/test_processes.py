@@ -14,9 +14,8 @@ from pathlib import Path
 import torch
 
 from tests import runs_helper
-from tests.builders import make_corpus, make_llm, untied
+from tests.builders import make_corpus, make_llm, make_patch_vision, untied
 from tests.runs_helper import checkpoint, newest
-from zoo.backbones.patch_vision import small_patch_vision
 from zoo.checkpoints import load
 from zoo.cli import main
 
@@ -113,9 +112,7 @@ def qwen(home: Path, train: str) -> list[str]:
     if not (home / "meld").exists():
         make_llm(home / "tied")
         untied(home / "tied", home / "llm")
-        small_patch_vision(
-            home / "vision", depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16, full_attention=(1,)
-        )
+        make_patch_vision(home / "vision")
         make_corpus(home / "meld", (2, 1, 1), clips=True)
     return [
         "--model=EmotionQwen",

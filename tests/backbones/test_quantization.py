@@ -211,7 +211,7 @@ def test_other_weights_are_not_loaded_over_quantised_ones(home):
     llm = LLM(str(home / "llm"), quantize="nf4")
     state = LLM(str(home / "llm")).state_dict()
     with pytest.raises(RuntimeError, match="q_proj.weight is quantised here and cannot be replaced"):
-        llm.load_state_dict(state, strict=False)
+        llm.load_state_dict(state, strict=False)  # the layer itself refuses, where nobody asks for strictness
 
 
 # ---- memory

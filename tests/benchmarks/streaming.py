@@ -48,36 +48,36 @@ def rows(n: int) -> Any:
     rng = np.random.default_rng(0)
     for i in range(n):
         q1, a1, q2, a2 = (" ".join(WORDS[rng.integers(len(WORDS), size=k)]) for k in (8, 40, 10, 30))
-        said = [("human", f"<image>\n{q1}?"), ("gpt", f"{a1}."), ("human", f"{q2}?"), ("gpt", f"{a2}.")]
-        talk = [{"from": role, "value": words} for role, words in said]
+        turns = [("human", f"<image>\n{q1}?"), ("gpt", f"{a1}."), ("human", f"{q2}?"), ("gpt", f"{a2}.")]
+        talk = [{"from": role, "value": words} for role, words in turns]
         yield {"id": f"{i:09d}", "image": f"coco/{i % 1000:06d}.jpg", "conversations": talk}
 
 
 def write(folder: Path, kind: str, n: int) -> Path:
     """Write n rows and return the mixture that names them."""
-    own = folder / kind
-    own.mkdir(parents=True)
+    home = folder / kind
+    home.mkdir(parents=True)
     if kind == "jsonl":
-        with (own / "talk.jsonl").open("w") as file:
+        with (home / "talk.jsonl").open("w") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows(n))
     elif kind == "json":
-        (own / "coco").mkdir()
+        (home / "coco").mkdir()
         for i in range(1000):
-            (own / "coco" / f"{i:06d}.jpg").touch()
-        (own / "talk.json").write_text(json.dumps(list(rows(n))))
+            (home / "coco" / f"{i:06d}.jpg").touch()
+        (home / "talk.json").write_text(json.dumps(list(rows(n))))
     else:
         picture = io.BytesIO()
         Image.fromarray(np.random.default_rng(0).integers(0, 256, (16, 16, 3), np.uint8)).save(picture, "PNG")
         for shard in range(2):
-            with tarfile.open(own / f"{shard:05d}.tar", "w") as tar:
+            with tarfile.open(home / f"{shard:05d}.tar", "w") as tar:
                 for row in list(rows(n))[shard::2]:
                     for ending, data in (("png", picture.getvalue()), ("json", json.dumps(row).encode())):
                         member = tarfile.TarInfo(f"{row['id']}.{ending}")
                         member.size = len(data)
                         tar.addfile(member, io.BytesIO(data))
-    (own / "dev.json").write_text(json.dumps([{"id": 0, "conversations": [said("Why?", "user"), said("No.")]}]))
+    (home / "dev.json").write_text(json.dumps([{"id": 0, "conversations": [said("Why?", "user"), said("No.")]}]))
     names = {"jsonl": "talk.jsonl", "json": "talk.json", "tar": "*.tar"}
-    mixture = own / "mixture.yaml"
+    mixture = home / "mixture.yaml"
     mixture.write_text(yaml.safe_dump({"train": [{"path": names[kind]}], "dev": [{"path": "dev.json"}]}))
     return mixture
 

@@ -415,8 +415,8 @@ def test_convert_is_no_larger_than_the_file(tmp_path):
     made.will_load_checkpoint = True
     made.configure_model()
     theirs = {k: v + 0.01 for k, v in made.state_dict().items()}
-    kept = "llm.model.model.norm.weight"  # one of another dtype than its neighbours
-    theirs[kept] = theirs[kept].float()
+    full_precision = "llm.model.model.norm.weight"  # one of another dtype than its neighbours
+    theirs[full_precision] = theirs[full_precision].float()
     (tmp_path / "archive").mkdir()
     archive = tmp_path / "archive" / "model.safetensors"
     save_file({k: v.clone() for k, v in to_published(theirs).items()}, archive)

@@ -234,12 +234,12 @@ def test_all_answers_of_a_conversation_together(home):
     assert len(rest) == 3 and first.learn_history and first.answer == "Red." and first.id.endswith("talk_a_1")
     assert [t.speaker for t in first.history] == ["user", "assistant"] and first.history[1].text == "A bus."
     assert len(data.samples("test")) == 5 and not any(s.learn_history for s in data.samples("test"))
-    told = made(
+    data = made(
         home,
         mixture={"train": [{"path": "talk.json", "root": "files", "template": "{question} Briefly."}]},
         answers="together",
     )
-    assert told.samples("train")[0].history[0].text == "<image>\nWhat is it? Briefly."
+    assert data.samples("train")[0].history[0].text == "<image>\nWhat is it? Briefly."
     with pytest.raises(ValueError, match="answers is apart or together, got 'all'"):
         made(home, answers="all")
 

@@ -167,7 +167,7 @@ def test_an_index_that_may_not_be_written(tmp_path, monkeypatch):
 
 def test_another_process_maps_the_index_itself(tmp_path):
     rows = rows_of(lines(tmp_path / "a.jsonl", *({"id": i} for i in range(1000))))
-    sent = pickle.dumps(rows)
+    sent = pickle.dumps(rows)  # as the workers of a DataLoader get it; the bytes are the test's own
     assert len(sent) < 1000 and pickle.loads(sent).read(7).content == {"id": 7}
     (tmp_path / "a.jsonl.index").unlink()
     with pytest.raises(ValueError, match="is gone or was changed"):

@@ -16,12 +16,11 @@ from PIL import Image
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
 
-from tests.builders import make_corpus, make_llm, untied
+from tests.builders import make_corpus, make_llm, make_patch_vision, untied
 from tests.fake_corpus import attach
 from tests.runs_helper import TRACE, checkpoint, fit, flags, metrics, newest, refused, rows, same, trace, zoo
 from zoo.backbones import LLM
 from zoo.backbones.mrope import mrope_positions
-from zoo.backbones.patch_vision import small_patch_vision
 from zoo.checkpoints import load
 from zoo.data import MELD
 from zoo.models.causal_lm import CausalLM
@@ -47,9 +46,7 @@ class Other(MELD):
 def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("emotion_qwen")
     make_llm(home / "llm")
-    small_patch_vision(
-        home / "vision", depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16, full_attention=(1,)
-    )
+    make_patch_vision(home / "vision")
     make_corpus(home / "meld", (1, 1, 1), clips=True)
     return home
 

@@ -15,10 +15,9 @@ import torch
 import yaml
 from PIL import Image
 
-from tests.builders import make_llm
+from tests.builders import make_llm, make_patch_vision
 from tests.fake_corpus import attach
 from tests.runs_helper import fit, flags, metrics, rows, zoo
-from zoo.backbones.patch_vision import small_patch_vision
 from zoo.data import Conversations
 from zoo.media.container import member_path
 from zoo.models.emotion_qwen import EmotionQwen
@@ -37,9 +36,7 @@ pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 def home(tmp_path_factory) -> Path:
     home = tmp_path_factory.mktemp("conversations")
     make_llm(home / "llm")
-    small_patch_vision(
-        home / "vision", depth=2, width=32, heads=2, intermediate_size=48, patch=4, window=16, full_attention=(1,)
-    )
+    make_patch_vision(home / "vision")
     return home
 
 
@@ -65,8 +62,8 @@ def png(seed: int, height: int = 16, width: int = 24) -> bytes:
 
 
 def row(i: int, system: bool = False) -> dict:
-    said = ["<image>\nWhat is there?", "calm joy", "Sure?", "yes it is", "Why?", "no"]
-    turns = [{"from": ("human", "gpt")[k % 2], "value": words} for k, words in enumerate(said)]
+    contents = ["<image>\nWhat is there?", "calm joy", "Sure?", "yes it is", "Why?", "no"]
+    turns = [{"from": ("human", "gpt")[k % 2], "value": words} for k, words in enumerate(contents)]
     return {"id": i, "conversations": [{"from": "system", "value": "Be kind."}] * system + turns}
 
 

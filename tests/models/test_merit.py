@@ -538,7 +538,7 @@ def test_adaptation_trains_lora_alone(adapted, sft, home):
 def test_the_adapted_file_loads_strictly_onto_the_supervised_model(adapted, sft, options, labelled, tmp_path):
     onto = checkpoints.load(str(sft))
     state = starts.state_of(starts.read_chain(adapted / "checkpoints" / "best.ckpt"))
-    fits = onto.load_state_dict(state, strict=False)  # the file lacks what is frozen, see below
+    fits = onto.load_state_dict(state, strict=False)  # the chain lacks what is frozen: asserted below
     every = (*onto.named_parameters(remove_duplicate=False), *onto.named_buffers())
     frozen = {n for n, p in every if not p.requires_grad}
     assert fits.unexpected_keys == [] and set(fits.missing_keys) <= frozen

@@ -18,6 +18,7 @@ import os
 import re
 import struct
 import tarfile
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from pathlib import Path, PurePosixPath
@@ -99,16 +100,16 @@ def row_id(content: Any) -> str | None:
     return str(value) if isinstance(value, str | int) and not isinstance(value, bool) else None
 
 
-class Rows:
+class Rows(ABC):
     """The rows of a file by number: a table of `ENTRY` and what was left out of it."""
 
     path: Path
     table: np.ndarray
     omitted: list[Omission]
 
+    @abstractmethod
     def read(self, number: int) -> Row:
         """Return a row. RowError where it cannot be read."""
-        raise NotImplementedError
 
 
 class ListedRows(Rows):

@@ -156,11 +156,6 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
     encoders = [part for part in built.modules() if isinstance(part, FrozenEncoder)]
     trained = [p for p in built.parameters() if p.requires_grad]
     parts = _weights_and_state(built, encoders, trained)
-    llm = getattr(built, "llm", None)
-    if isinstance(llm, LLM) and llm.quantize is not None:
-        linears = quantized_linears(llm.causal_lm)
-        parts["frozen weights"] -= _bytes(linear.weight for linear in linears)
-        parts["frozen weights"] += sum(quantized_bytes(linear, llm.quantize) for linear in linears)
     rest = _without_gradients(parts)
     with_gradients = rest + parts["gradients"]  # Lightning frees those of a step behind the next forward pass
     # torch takes the square roots of all second moments at once on a GPU, of one parameter after the other on a CPU
@@ -183,9 +178,12 @@ def _weights_and_state(
 ) -> dict[str, int]:
     """Return the bytes of weights, gradients and moments by name; those of activations are still 0."""
     in_encoders = {id(p) for encoder in encoders for p in _tensors(encoder)}
+    quantized = _quantized(built)
+    rounded = {id(weight) for weight, _ in quantized}
     frozen = {id(t): t for t in _tensors(built) if not t.requires_grad}
     return {
-        "frozen weights": _bytes(t for place, t in frozen.items() if place not in in_encoders),
+        "frozen weights": _bytes(t for place, t in frozen.items() if place not in in_encoders | rounded)
+        + sum(size for _, size in quantized),
         "frozen encoders": _bytes(t for place, t in frozen.items() if place in in_encoders),
         "trained weights": _bytes(trained),
         "gradients": _bytes(trained),
@@ -225,8 +223,9 @@ def _add_language_model(
     model, rows, samples = decoder_of(built, step), rows_of(built, step, tokens), isinstance(built, GRPOModule)
     forward_loss, loss, head_gradient = _loss(built, model, rows, step)
     activations, again = formula.activations(model, rows)
-    parts["activations"] = built.prompts_per_sample * activations + _autocast_copies(built.llm, step)
-    whole_again = _largest_dequantized(built.llm)
+    parts["activations"] = built.prompts_per_sample * activations + _autocast_copies(built, step)
+    # of quantised weights one at a time is whole again, in the dtype in which it is multiplied
+    whole_again = max((_bytes([weight]) for weight, _ in _quantized(built)), default=0)
     parts["working memory"] = max(again + formula.backward_work(model, rows) + head_gradient + whole_again, loss)
     held = with_gradients if step.accumulate > 1 else rest
     moments["backward pass"] = held + parts["activations"] + parts["working memory"]
@@ -317,7 +316,7 @@ def _loss(system: LanguageModelModule, model: Decoder, rows: Rows, step: Step) -
     return forward, backward + head_gradient, head_gradient
 
 
-def _autocast_copies(llm: LLM, step: Step) -> int:
+def _autocast_copies(built: LanguageModelModule, step: Step) -> int:
     """Return the bytes of 16-bit copies that autocast keeps of float32 matrices.
 
     Those of trained ones stay until the backward pass is over; those of frozen ones too, or for one layer at a time
@@ -325,24 +324,25 @@ def _autocast_copies(llm: LLM, step: Step) -> int:
     """
     if not step.precision.endswith("mixed"):
         return 0
-    layers: list[Any] = list(llm.causal_lm.get_decoder().layers)
-    quantized = set() if llm.quantize is None else {id(linear.weight) for linear in quantized_linears(llm.causal_lm)}
+    layers: list[Any] = list(built.llm.causal_lm.get_decoder().layers)
+    quantized = {id(weight) for weight, _ in _quantized(built)}
     matrices = [
         [p for p in layer.parameters() if p.ndim == 2 and p.dtype == torch.float32 and id(p) not in quantized]
         for layer in layers
     ]
     trained = sum(p.numel() for layer in matrices for p in layer if p.requires_grad)
     frozen = [sum(p.numel() for p in layer if not p.requires_grad) for layer in matrices]
-    checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in llm.modules())
+    checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in built.llm.modules())
     copied: int = trained + (max(frozen) if checkpointing else sum(frozen))
     return 2 * copied
 
 
-def _largest_dequantized(llm: LLM) -> int:
-    """Return the bytes of the largest quantised weight in the dtype in which it is multiplied; 0: none is quantised."""
-    if llm.quantize is None:
-        return 0
-    return max(linear.weight.numel() * linear.weight.element_size() for linear in quantized_linears(llm.causal_lm))
+def _quantized(built: EmotionModule) -> list[tuple[Tensor, int]]:
+    """Return the weights that will be in 4 or 8 bits, here still in the model's dtype, with their bytes then."""
+    llm = getattr(built, "llm", None)
+    if not isinstance(llm, LLM) or llm.quantize is None:
+        return []
+    return [(linear.weight, quantized_bytes(linear, llm.quantize)) for linear in quantized_linears(llm.causal_lm)]
 
 
 def _merged_adapters(system: LanguageModelModule) -> int:
