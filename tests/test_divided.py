@@ -241,7 +241,10 @@ def test_an_error_in_one_process_ends_all_with_its_message(rank, strategy, home,
     """Lightning starts the second process. The other one waits for the first in its step."""
     given = ["--model=tests.test_divided.Failing", *options(home, "causal_lm")[1:], "--trainer.max_epochs=3"]
     fit = [SCRIPT, "fit", *given, "--trainer.devices=2", *strategy, "--data.num_workers=0"]
-    done = subprocess.run(fit, capture_output=True, text=True, check=False, env=os.environ | {"FAIL": f"{rank} error"})
+    # The script's process imports `Failing` from this repository.
+    environment = os.environ | {"FAIL": f"{rank} error", "PYTHONPATH": str(Path(__file__).parents[1])}
+    done = subprocess.run(fit, capture_output=True, text=True, check=False, env=environment)
+    assert Path("failed").exists(), done.stderr
     seconds = time.time() - Path("failed").stat().st_mtime
     assert done.returncode == 1 and seconds < 30
     assert done.stderr.count("zoo fit: the loss is nan at step 1") == 1
