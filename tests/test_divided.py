@@ -246,7 +246,8 @@ def test_an_error_in_one_process_ends_all_with_its_message(rank, strategy, home,
     done = subprocess.run(fit, capture_output=True, text=True, check=False, env=environment)
     assert Path("failed").exists(), done.stderr
     seconds = time.time() - Path("failed").stat().st_mtime
-    assert done.returncode == 1 and seconds < 30
+    # Lightning's launcher looks every five seconds, and kills the first process if it finds the second one ended
+    assert done.returncode in (1, -signal.SIGKILL) and seconds < 30
     assert done.stderr.count("zoo fit: the loss is nan at step 1") == 1
     assert f"process {rank} failed" in done.stderr and "Traceback" not in done.stderr, done.stderr
 

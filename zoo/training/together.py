@@ -44,21 +44,23 @@ class EndTogether(Callback):
                 failed = store.check([FAILED]) and store.get(FAILED).decode()
             except Exception:  # torch raises several types when the process that holds the store is gone
                 if not self._over.wait(SECONDS_TO_LEAVE):
-                    self._leave("another process is gone")
+                    self._announce("another process is gone")
+                    os._exit(1)
                 return
             if failed:
                 self._leave_after(store, failed)
 
     def _leave_after(self, store: Any, failed: str) -> None:
+        # before anything else: the launcher of Lightning kills this process soon after another one has ended
+        self._announce(f"process {failed} failed, its message is above or below")
         with contextlib.suppress(Exception):  # the one that failed may be gone, and the store with it
             store.add(GONE, 1)
         time.sleep(SECONDS_TO_SPEAK)  # torchrun and schedulers kill all processes as soon as one has ended
-        self._leave(f"process {failed} failed, its message is above or below")
+        os._exit(1)  # the main thread waits in a collective operation, from which nothing wakes it
 
     @staticmethod
-    def _leave(why: str) -> None:
+    def _announce(why: str) -> None:
         print(f"zoo: {why}; this process ends, too", file=sys.stderr, flush=True)
-        os._exit(1)  # the main thread waits in a collective operation, from which nothing wakes it
 
     def on_exception(self, trainer: Trainer, pl_module: LightningModule, exception: BaseException) -> None:
         """Leave a note, and give the others time to read it; but leave quietly if another failed before."""
