@@ -13,13 +13,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from lightning.pytorch import Callback
 
 from tests import runs_helper
 from tests.builders import make_home, untied
 from tests.runs_helper import QUIET, checkpoint, logged, metrics, newest
 from tests.test_processes import DIVIDED, SCRIPT, start, zoo
 from zoo.data.meld import CLIPS
-from zoo.models.causal_lm import CausalLM
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
@@ -160,9 +160,24 @@ def agree(one: Path, other: Path) -> None:
         assert torch.allclose(b["state_dict"][name], value, atol=1e-5), name
 
 
+def killed_and_resumed(root: Path, monkeypatch: pytest.MonkeyPatch, *given: str) -> Path:
+    """A run of two processes one of which was killed in its second step, gone on with from its last checkpoint."""
+    monkeypatch.setenv("FAIL", "1 killed")
+    started = start("fit", *given, *TWO, FAILURE, "--save_last_every=1", f"--trainer.default_root_dir={root}")
+    for process in started.processes:
+        process.join(60)
+    assert started.processes[1].exitcode == -signal.SIGKILL
+    run = newest(root)
+    assert checkpoint(run)["epoch"] == 0
+    monkeypatch.setenv("FAIL", "-1 not")
+    zoo("fit", f"--ckpt_path={run}")
+    return run
+
+
 @pytest.mark.parametrize("system", SYSTEMS)
-def test_two_processes_train_and_answer_as_one(system, home, tmp_path):
-    """Three steps on a sample each are three steps on both; four samples to validate and three are seven."""
+def test_two_processes_train_and_answer_as_one(system, home, tmp_path, monkeypatch):
+    """Three steps on a sample each are three steps on both; four samples to validate and three are seven. So are three
+    of which one process was killed in the second."""
     given = [*options(home, system), "--trainer.max_epochs=3"]
     if system in DRAW:
         zoo("fit", *given, "--trainer.devices=2", f"--trainer.default_root_dir={tmp_path / 'one'}")
@@ -172,6 +187,8 @@ def test_two_processes_train_and_answer_as_one(system, home, tmp_path):
     zoo("fit", *given, *TWO, f"--trainer.default_root_dir={tmp_path / 'two'}")
     two = newest(tmp_path / "two")
     agree(one, two)
+    resumed = killed_and_resumed(tmp_path / "cut", monkeypatch, *given)
+    agree(two, resumed)
     before = checkpoint(one)["state_dict"]
     assert before
     runs_helper.zoo("test", f"--ckpt_path={one}", "--trainer.devices=1")
@@ -223,25 +240,27 @@ def test_four_processes_answer_as_one_though_two_have_no_sample_left(home, tmp_p
     assert [row["id"] for row in answers(newest(tmp_path / "few"))] == ["meld/train/dia0_utt0", "meld/train/dia0_utt1"]
 
 
-class Failing(CausalLM):
-    """Fails in one of two processes, at its second step: by an error, or by SIGKILL."""
+class Failure(Callback):
+    """One of two processes fails in its second epoch, which is its second step: by an error, or by SIGKILL."""
 
-    def training_step(self, batch, batch_idx):
+    def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         rank, how = os.environ["FAIL"].split()
-        if self.global_step == 1 and self.global_rank == int(rank):
+        if trainer.current_epoch == 1 and batch_idx == 0 and trainer.global_rank == int(rank):
             Path("failed").touch()
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
-            self.check_finite(torch.tensor(float("nan")), batch)
-        return super().training_step(batch, batch_idx)
+            pl_module.check_finite(torch.tensor(float("nan")), batch)
+
+
+FAILURE = "--trainer.callbacks+=tests.test_divided.Failure"
 
 
 @pytest.mark.parametrize(("rank", "strategy"), [(0, DIVIDED), (1, ("--trainer.strategy=ddp",))], ids=["fsdp2", "ddp"])
 def test_an_error_in_one_process_ends_all_with_its_message(rank, strategy, home, tmp_path):
     """Lightning starts the second process. The other one waits for the first in its step."""
-    given = ["--model=tests.test_divided.Failing", *options(home, "causal_lm")[1:], "--trainer.max_epochs=3"]
+    given = [*options(home, "causal_lm"), FAILURE, "--trainer.max_epochs=3"]
     fit = [SCRIPT, "fit", *given, "--trainer.devices=2", *strategy, "--data.num_workers=0"]
-    # The script's process imports `Failing` from this repository.
+    # The script's process imports `Failure` from this repository.
     environment = os.environ | {"FAIL": f"{rank} error", "PYTHONPATH": str(Path(__file__).parents[1])}
     done = subprocess.run(fit, capture_output=True, text=True, check=False, env=environment)
     assert Path("failed").exists(), done.stderr
@@ -253,19 +272,13 @@ def test_an_error_in_one_process_ends_all_with_its_message(rank, strategy, home,
 
 
 @pytest.mark.parametrize("how", ["error", "killed"])
-def test_a_run_whose_second_process_fails_ends_and_goes_on(how, home, tmp_path, monkeypatch):
-    """Somebody else started the processes, as torchrun does: none is left, and the run goes on to the same weights."""
-    given = ["--model=tests.test_divided.Failing", *options(home, "causal_lm")[1:], "--save_last_every=1", *TWO]
-    monkeypatch.setenv("FAIL", "-1 not")
-    zoo("fit", *given, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'whole'}")
+def test_a_run_whose_second_process_fails_ends_in_seconds(how, home, tmp_path, monkeypatch):
+    """Somebody else started the processes, as torchrun does: none is left."""
     monkeypatch.setenv("FAIL", f"1 {how}")
-    started = start("fit", *given, "--trainer.max_epochs=3", f"--trainer.default_root_dir={tmp_path / 'cut'}")
+    given = [*options(home, "causal_lm"), FAILURE, "--save_last_every=1", *TWO, "--trainer.max_epochs=3"]
+    started = start("fit", *given, f"--trainer.default_root_dir={tmp_path}")
     for process in started.processes:
         process.join(60)
     assert time.time() - Path("failed").stat().st_mtime < 30
     assert [p.exitcode for p in started.processes] == [1, -signal.SIGKILL if how == "killed" else 1]
-    run = newest(tmp_path / "cut")
-    assert checkpoint(run)["global_step"] == 1
-    monkeypatch.setenv("FAIL", "-1 not")
-    zoo("fit", f"--ckpt_path={run}")
-    agree(newest(tmp_path / "whole"), run)
+    assert checkpoint(newest(tmp_path))["global_step"] == 1

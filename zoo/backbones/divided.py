@@ -8,14 +8,16 @@ answers may end at different tokens, and batches need not be answered by the sam
 
 from __future__ import annotations
 
+import contextlib
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor
 
 if TYPE_CHECKING:
     from zoo.backbones.llm import LLM
@@ -44,7 +46,9 @@ def blocks_of(module: nn.Module) -> list[nn.Module]:
     return blocks
 
 
-def divide(part: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, precision: str) -> None:
+def divide(
+    part: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, precision: str, dtype: torch.dtype | None = None
+) -> None:
     """Divide a part: each block by itself, and together what is in none of them.
 
     Weights, gradients and moments keep their dtypes. In ``bf16-mixed`` a block is gathered in bfloat16, half of what
@@ -55,15 +59,31 @@ def divide(part: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, preci
         part: used through `forward`, or through the methods that its attribute ``passes`` names.
         blocks: in the order in which they compute.
         precision: of the trainer.
+        dtype: of the weights but for adapters, if it is not the one that they have: they are converted block by block,
+            so that no process holds more than one block beside its share of those before.
     """
     for block in blocks:
         adapted = any(".lora_" in name for name, _ in block.named_parameters())
         halved = torch.bfloat16 if precision == "bf16-mixed" and not adapted else None
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=_policy(halved))
-    fully_shard(part, mesh=mesh, mp_policy=_policy(None))
+        with _converted(block, dtype):
+            fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=_policy(halved))
+    with _converted(part, dtype):
+        fully_shard(part, mesh=mesh, mp_policy=_policy(None))
     for name in getattr(part, "passes", ()):
         register_fsdp_forward_method(part, name)
     part.divided = True  # type: ignore[assignment]  # a module may hold any attribute
+
+
+@contextlib.contextmanager
+def _converted(part: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
+    """Inside, what is not divided yet has a dtype; what still holds it afterwards holds no memory."""
+    whole = [(name, p) for name, p in part.named_parameters() if not isinstance(p, DTensor)]
+    for name, parameter in whole:
+        if dtype is not None and parameter.is_floating_point() and ".lora_" not in name:
+            parameter.data = parameter.data.to(dtype)
+    yield
+    for _, parameter in whole:
+        parameter.data = parameter.data.new_empty(0)
 
 
 def _policy(dtype: torch.dtype | None) -> MixedPrecisionPolicy:
@@ -74,7 +94,7 @@ def divide_language_model(llm: LLM, mesh: DeviceMesh, precision: str) -> None:
     """Divide a language model. Embeddings that are input and output in one are gathered with the last norm."""
     embeddings, head = llm.causal_lm.get_input_embeddings(), llm.causal_lm.get_output_embeddings()
     apart = [] if embeddings.weight is head.weight else [embeddings]
-    divide(llm, [*apart, *blocks_of(llm.causal_lm)], mesh, precision)
+    divide(llm, [*apart, *blocks_of(llm.causal_lm)], mesh, precision, llm.dtype)
     llm.turns = Turns(llm, mesh)
 
 

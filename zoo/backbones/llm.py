@@ -86,6 +86,8 @@ class LLM(AdaptedModel):
             for the memory of these copies. In bfloat16 small adapters are rounded to the weights' precision.
         cuda_graph: record the operations of a sampled token once and replay them; on a GPU only.
         quantize: freeze the model, its linear layers in 4 or 8 bits (`zoo.backbones.quantization`).
+        mapped: leave the weights in their files and in the dtype that they have there, mapped into memory, for
+            `zoo.backbones.divided` to bring each process its share of them in ``dtype``.
 
     Raises:
         FileNotFoundError: nothing at ``path``, or no safetensors weights there.
@@ -109,16 +111,17 @@ class LLM(AdaptedModel):
         merge_adapters: bool = False,
         cuda_graph: bool = False,
         quantize: Quantization | None = None,
+        mapped: bool = False,
     ) -> None:
         super().__init__()
         refuse_missing_attention(attention)
         quantization.check(quantize, merge_adapters)
-        self.quantize = quantize
+        self.quantize, self.mapped = quantize, mapped
         self.merge_adapters, self.cuda_graph = merge_adapters, cuda_graph
         self.path, self.revision, self.mrope = path, revision, mrope
         self._file_sha256: str | None = None  # of a GGUF file
         self.tokenizer: Any = None  # of transformers, which has no types for them; None for a ``shape:``
-        torch_dtype = getattr(torch, dtype)
+        self.dtype: torch.dtype = getattr(torch, dtype)
         if path.startswith("shape:"):
             kind, values = shape_named(path, SHAPES)
             config = AutoConfig.for_model(kind, **values)
@@ -144,10 +147,10 @@ class LLM(AdaptedModel):
         if device == "meta" or self.tokenizer is None:
             with torch.device(device or "cpu"):
                 self.model = AutoModelForCausalLM.from_config(
-                    config, dtype=torch_dtype, attn_implementation=implementation
+                    config, dtype=self.dtype, attn_implementation=implementation
                 )
         else:
-            self.model = self._load(path, torch_dtype, implementation)
+            self.model = self._load(path, "auto" if mapped else self.dtype, implementation)
         self.causal_lm.generation_config.pad_token_id = self.pad_id
         if mrope is not None:
             decoder = self.causal_lm.get_decoder()
@@ -158,7 +161,7 @@ class LLM(AdaptedModel):
         if gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def _load(self, path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    def _load(self, path: str, dtype: torch.dtype | str, attention: str) -> PreTrainedModel:
         """Read the weights, strictly and checked."""
         model, info = read_weights(
             AutoModelForCausalLM, path, dtype=dtype, revision=self.revision, attn_implementation=attention

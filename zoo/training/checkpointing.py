@@ -251,13 +251,27 @@ class CheckpointedModule(LightningModule):
             raise ValueError(f"{path} holds {len(unknown)} tensors that this model lacks: {unknown[:3]} ...")
         weights.refuse_not_finite(state, path)
         # tensor by tensor: published weights may be stored in half precision, and a copy of all of them be too large
-        changed = {k for k, v in state.items() if not torch.equal(v.to(model_state[k].dtype), model_state[k].cpu())}
+        changed = {k for k, v in state.items() if self._differ(k, v, model_state[k].cpu())}
         of_start = frozenset(changed | (set(state) - self.untouched_tensors))
         identity = fingerprint(chain[0])
         self.began_with = Start(place_of(path), identity, of_start, files_of(chain, identity))
         self.untouched_tensors |= of_start
-        _fill(model_state, state)
+        mapped = {k: v for k, v in state.items() if self._dtype_to_come(k) is not None}
+        for name, value in mapped.items():
+            self.get_parameter(name).data = value  # stays in its file, too
+        _fill(model_state, {k: v for k, v in state.items() if k not in mapped})
         rank_zero_info(f"started from {path}: {len(state)} tensors")
+
+    def _dtype_to_come(self, name: str) -> torch.dtype | None:
+        """Return the dtype that a weight will have once it is divided; None if it has it already."""
+        backbone = self.backbones().get(name.partition(".")[0])
+        mapped = isinstance(backbone, LLM) and backbone.mapped and ".lora_" not in name
+        return backbone.dtype if mapped else None  # a language model has no other tensors in its state
+
+    def _differ(self, name: str, earlier: Tensor, present: Tensor) -> bool:
+        """Return whether a tensor of an earlier stage is another one than the model has, in the model's dtype."""
+        dtype = self._dtype_to_come(name) or present.dtype
+        return not torch.equal(earlier.to(dtype), present.to(dtype))
 
     # ---- the contract
     def _adapters(self) -> dict[str, dict[str, Any]]:

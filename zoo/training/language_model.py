@@ -143,7 +143,7 @@ class LanguageModelModule(EmotionModule):
 
     def build(self) -> None:
         """Make the language model, and the encoders if there are any."""
-        self.llm = self.make_llm()
+        self.llm = self.make_llm(mapped=self.device_mesh is not None)
         self.max_length = usable_prompt_length(self.llm, self.max_length, self.longest_answer())
         if self.encoders is not None:
             self.encoders.build(self.llm)

@@ -1,0 +1,145 @@
+"""What loading a language model takes in memory where two processes divide its weights.
+
+    python -m tests.benchmarks.sharded_loading             # some minutes of two cores, 3 GB of disk
+    python -m tests.benchmarks.sharded_loading --layers 2  # as the test suite does
+
+A LLaMA of random weights is made, 1.2 GB of them in float32, and ``zoo fit`` with it is begun in two processes on CPUs.
+Printed is by how much the memory of a process grew from before the model is made to the moment at which training
+begins, at the end and at most in between, as a share of the model's bytes: what is its own (RssAnon, which no file
+holds). Each kind of file and training is begun with DDP, where each process has all weights, and with FSDP2.
+
+The command ends with exit code 1 where a process that has half of the weights grew by more than .7 of all of them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors.torch import load_file, save_file
+
+from tests.builders import make_corpus
+from tests.runs_helper import QUIET
+from tests.test_processes import DIVIDED, SCRIPT
+from zoo.backbones.tiny import make_folder
+
+MOST = 0.7  # of the bytes of all weights
+LORA = ("--model.lora.r=8", "--model.lora.alpha=16")
+CELLS = {  # name -> dtype of the file, options
+    "float32 file, all weights trained": ("float32", ()),
+    "bfloat16 file, all weights trained in float32": ("bfloat16", ()),
+    "float32 file, LoRA on bfloat16": ("float32", (*LORA, "--model.dtype=bfloat16")),
+    "bfloat16 file, LoRA on bfloat16": ("bfloat16", (*LORA, "--model.dtype=bfloat16")),
+    "float32 file, all weights of an earlier run, trained on": ("float32", ("--model.start_from=start",)),
+}
+STRATEGIES = {"DDP": ("--trainer.strategy=ddp",), "FSDP2": DIVIDED}
+
+
+def anonymous() -> int:
+    """Bytes of this process that no file holds."""
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+
+
+class Growth(Callback):
+    """Measures from before the model is made to the beginning of training, in each process."""
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Begin."""
+        self.before, self.most, self.over = anonymous(), 0, threading.Event()
+        self.watch = threading.Thread(target=self._watch)
+        self.watch.start()
+
+    def _watch(self) -> None:
+        while not self.over.wait(0.01):
+            self.most = max(self.most, anonymous())
+
+    def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """End, and write what was measured."""
+        self.over.set()
+        self.watch.join()
+        values = {
+            "end": anonymous() - self.before,
+            "most": self.most - self.before,
+            "whole": sum(p.numel() * p.element_size() for p in pl_module.parameters()),  # divided or not
+        }
+        Path(os.environ["GROWTH"], f"{trainer.global_rank}.json").write_text(json.dumps(values))
+
+
+def make_model(home: Path, layers: int) -> None:
+    """Write the model in both dtypes."""
+    texts = [f"{word} emotion: joy" for word in ("well", "no", "yes")]
+    make_folder(
+        home / "float32",
+        texts,
+        vocab_size=420,
+        hidden_size=1024,
+        layers=layers,
+        heads=16,
+        intermediate_size=2816,
+        seed=0,
+    )
+    weights = load_file(home / "float32" / "model.safetensors")
+    subprocess.run(["cp", "-r", home / "float32", home / "bfloat16"], check=True)
+    halved = {name: value.to(torch.bfloat16) for name, value in weights.items()}
+    save_file(halved, home / "bfloat16" / "model.safetensors", {"format": "pt"})
+    config = json.loads((home / "bfloat16" / "config.json").read_text()) | {"dtype": "bfloat16"}
+    (home / "bfloat16" / "config.json").write_text(json.dumps(config))
+
+
+def begin(home: Path, dtype: str, options: tuple[str, ...], strategy: tuple[str, ...], steps: int = 0) -> Path:
+    """Run ``zoo fit`` in two processes; of no steps it ends after all has been loaded."""
+    out = Path(tempfile.mkdtemp(dir=home))
+    system = ["--model=CausalLM", f"--model.llm={home / dtype}", *options, "--model.schedule=constant"]
+    data = ["--data=MELD", f"--data.root={home / 'meld'}", "--data.batch_size=1", "--data.num_workers=0"]
+    trainer = ["--trainer.devices=2", *strategy, f"--trainer.max_steps={steps}", *QUIET]
+    callback = "--trainer.callbacks+=tests.benchmarks.sharded_loading.Growth"
+    environment = os.environ | {"GROWTH": str(out), "PYTHONPATH": str(Path(__file__).parents[2])}
+    # what a matrix of less than 32 MB leaves is else kept by the C library; those of larger models go back at once
+    environment["MALLOC_MMAP_THRESHOLD_"] = str(2**20)
+    command = [SCRIPT, "fit", *system, *data, *trainer, callback, f"--trainer.default_root_dir={out}"]
+    subprocess.run(command, check=True, env=environment, cwd=home, stdout=subprocess.DEVNULL)
+    return out
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--layers", type=int, default=23)
+    parser.add_argument("--cells", nargs="+", choices=CELLS, default=list(CELLS))
+    parser.add_argument("--out", type=Path, help="folder for the models; a temporary one")
+    options = parser.parse_args()
+    rows, wrong = [], []
+    with tempfile.TemporaryDirectory(dir=options.out) as folder:
+        home = Path(folder)
+        make_corpus(home / "meld", (1, 1, 1))
+        make_model(home, options.layers)
+        if any("start" in "".join(CELLS[cell][1]) for cell in options.cells):
+            run = begin(home, "float32", ("--model.lr=1e-3",), DIVIDED, steps=1) / "lightning_logs" / "version_0"
+            (home / "start").symlink_to(run)
+        for cell in options.cells:
+            for name, strategy in STRATEGIES.items():
+                out = begin(home, CELLS[cell][0], CELLS[cell][1], strategy)
+                measured = [json.loads((out / f"{rank}.json").read_text()) for rank in range(2)]
+                shares = {key: max(m[key] / m["whole"] for m in measured) for key in ("end", "most")}
+                rows.append(
+                    [cell, name, f"{measured[0]['whole'] / 1e9:.2f}", f"{shares['end']:.2f}", f"{shares['most']:.2f}"]
+                )
+                print(rows[-1], file=sys.stderr, flush=True)
+                if name == "FSDP2" and shares["most"] > MOST:
+                    wrong.append(cell)
+    print("| | strategy | weights [GB] | at the end | at most |\n|---|---|---|---|---|")
+    print("\n".join(f"| {' | '.join(row)} |" for row in rows))
+    if wrong:
+        sys.exit(f"more than {MOST} of all weights: {', '.join(wrong)}")
+
+
+if __name__ == "__main__":
+    main()
