@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from lightning.pytorch import Callback
+from safetensors.torch import load_file, save_file
 
 from tests import runs_helper
 from tests.builders import make_home, untied
@@ -222,6 +223,26 @@ def test_in_bf16_mixed_what_is_trained_stays_float32(system, dtype, home, tmp_pa
     before, after = (checkpoint(run)["state_dict"] for run in (one, two))
     moved = torch.cat([(after[n] - before[n]).flatten() for n in after]).abs()
     assert moved.mean() < 1e-4  # of three steps of 1e-3
+
+
+def test_weights_in_another_dtype_than_their_file_are_the_same(home, tmp_path):
+    """Stored in bfloat16, trained in float32; a second stage starts from all that the first one has trained."""
+    llm = tmp_path / "llm"
+    shutil.copytree(home / "llm", llm)
+    weights = {name: value.to(torch.bfloat16) for name, value in load_file(llm / "model.safetensors").items()}
+    save_file(weights, llm / "model.safetensors", {"format": "pt"})
+    (llm / "config.json").write_text(json.dumps(json.loads((llm / "config.json").read_text()) | {"dtype": "bfloat16"}))
+    given = [x for x in options(home, "causal_lm") if not x.startswith("--model.llm")]
+    given += [f"--model.llm={llm}", "--trainer.max_epochs=2"]
+    start_from: list[str] = []
+    for stage in ("first", "second"):
+        roots = [f"--trainer.default_root_dir={tmp_path / stage / name}" for name in ("one", "two")]
+        runs_helper.zoo("fit", *given, *start_from, "--trainer.accumulate_grad_batches=2", roots[0])
+        zoo("fit", *given, *start_from, *TWO, roots[1])
+        one, two = (newest(tmp_path / stage / name) for name in ("one", "two"))
+        agree(one, two)
+        assert {value.dtype for value in checkpoint(two)["state_dict"].values()} == {torch.float32}
+        start_from = [f"--model.start_from={one}"]
 
 
 def test_four_processes_answer_as_one_though_two_have_no_sample_left(home, tmp_path):

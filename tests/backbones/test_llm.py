@@ -6,6 +6,8 @@ import functools
 import json
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -18,6 +20,7 @@ from tests.conftest import make_tiny
 from zoo.backbones import LLM, LoRA
 from zoo.backbones.llm import Prefix
 from zoo.backbones.shared_prefix import PackedPlan
+from zoo.backbones.tiny import make_folder
 
 RAGGED = (1, 4, 9, 6)  # prompt lengths
 # a trie: 1 to 3 tokens, some with the same first or first two tokens
@@ -686,3 +689,38 @@ def test_a_second_model_has_other_weights(tmp_path, tiny_llama):
     a, b = (load_file(f / "model.safetensors")["model.norm.weight"] for f in (tiny_llama, other))
     assert not torch.equal(a, b)
     assert isinstance(LLM(str(other)).model, nn.Module)
+
+
+# loads a language model in a process of its own; prints by how much its private memory grew, and the weights' dtypes
+MEASURED = """
+import re, sys
+from pathlib import Path
+from zoo.backbones import LLM
+
+def private():
+    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+LLM(sys.argv[1])  # imports what a model needs
+before = private()
+llm = LLM(sys.argv[2], dtype=sys.argv[3], mapped=sys.argv[4] == "mapped")
+print(private() - before, *{str(p.dtype) for p in llm.parameters()})
+"""
+
+
+def test_mapped_weights_stay_in_their_file_until_they_are_divided(tiny_llama, tmp_path):
+    """100 MB of them are no memory of the process, whatever dtype is wanted."""
+    large = make_folder(tmp_path / "large", ["joy"], hidden_size=512, layers=8, heads=8, intermediate_size=1500)
+    size = (large / "model.safetensors").stat().st_size
+    assert size > 100_000_000
+
+    def grown(dtype: str, mapped: str) -> tuple[int, str]:
+        command = [sys.executable, "-c", MEASURED, tiny_llama, large, dtype, mapped]
+        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        number, kind = done.stdout.split()
+        return int(number), kind
+
+    for dtype in ("float32", "bfloat16"):
+        number, kind = grown(dtype, "mapped")
+        assert number < 0.2 * size and kind == "torch.float32"
+    number, kind = grown("bfloat16", "converted")
+    assert number > 0.4 * size and kind == "torch.bfloat16"

@@ -46,7 +46,7 @@ STRATEGIES = {"DDP": ("--trainer.strategy=ddp",), "FSDP2": DIVIDED}
 
 def anonymous() -> int:
     """Bytes of this process that no file holds."""
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])  # type: ignore[index]
+    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
 
 
 class Growth(Callback):

@@ -265,8 +265,9 @@ class CheckpointedModule(LightningModule):
     def _dtype_to_come(self, name: str) -> torch.dtype | None:
         """Return the dtype that a weight will have once it is divided; None if it has it already."""
         backbone = self.backbones().get(name.partition(".")[0])
-        mapped = isinstance(backbone, LLM) and backbone.mapped and ".lora_" not in name
-        return backbone.dtype if mapped else None  # a language model has no other tensors in its state
+        if not isinstance(backbone, LLM) or not backbone.mapped or ".lora_" in name:
+            return None
+        return backbone.dtype  # a language model has no other tensors in its state
 
     def _differ(self, name: str, earlier: Tensor, present: Tensor) -> bool:
         """Return whether a tensor of an earlier stage is another one than the model has, in the model's dtype."""
