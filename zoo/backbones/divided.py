@@ -57,24 +57,34 @@ def divide(part: nn.Module, blocks: Sequence[nn.Module], mesh: DeviceMesh, preci
         precision: of the trainer.
     """
     for block in blocks:
-        adapted = any(".lora_" in name for name, _ in block.named_parameters())
-        halved = torch.bfloat16 if precision == "bf16-mixed" and not adapted else None
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=_policy(halved))
+        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=_policy(gathered_dtype(block, precision)))
     fully_shard(part, mesh=mesh, mp_policy=_policy(None))
     for name in getattr(part, "passes", ()):
         register_fsdp_forward_method(part, name)
     part.divided = True  # type: ignore[assignment]  # a module may hold any attribute
 
 
+def gathered_dtype(block: nn.Module, precision: str) -> torch.dtype | None:
+    """Return the dtype in which a block is gathered (see `divide`); None: each of its weights in its own."""
+    adapted = any(".lora_" in name for name, _ in block.named_parameters())
+    return torch.bfloat16 if precision == "bf16-mixed" and not adapted else None
+
+
 def _policy(dtype: torch.dtype | None) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
-def divide_language_model(llm: LLM, mesh: DeviceMesh, precision: str) -> None:
-    """Divide a language model. Embeddings that are input and output in one are gathered with the last norm."""
+def blocks_of_language_model(llm: LLM) -> list[nn.Module]:
+    """Return what of a language model is gathered one by one. Embeddings that are input and output in one are not:
+    they are gathered with the last norm."""
     embeddings, head = llm.causal_lm.get_input_embeddings(), llm.causal_lm.get_output_embeddings()
     apart = [] if embeddings.weight is head.weight else [embeddings]
-    divide(llm, [*apart, *blocks_of(llm.causal_lm)], mesh, precision)
+    return [*apart, *blocks_of(llm.causal_lm)]
+
+
+def divide_language_model(llm: LLM, mesh: DeviceMesh, precision: str) -> None:
+    """Divide a language model."""
+    divide(llm, blocks_of_language_model(llm), mesh, precision)
     llm.turns = Turns(llm, mesh)
 
 
