@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, distributed
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.tensor import DTensor
+from torch.multiprocessing.spawn import start_processes
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -118,9 +119,7 @@ def measured(names: Sequence[str]) -> dict[str, int]:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     with tempfile.TemporaryDirectory() as folder:
-        torch.multiprocessing.start_processes(
-            process, (port, folder, names), nprocs=PROCESSES, start_method="fork", join=True
-        )
+        start_processes(process, (port, folder, names), nprocs=PROCESSES, start_method="fork", join=True)
         return {name: int((Path(folder) / str(i)).read_text()) for i, name in enumerate(names)}
 
 
