@@ -128,15 +128,15 @@ def write_jobs(
 
 def _without(args: Sequence[str], options: Sequence[str]) -> list[str]:
     """Return arguments without some options, whose values may be words of their own."""
-    kept, is_value = [], False
+    passed, is_value = [], False
     for arg in args:
         if is_value:
             is_value = False
         elif arg.partition("=")[0].partition(".")[0] in options:
             is_value = "=" not in arg
         else:
-            kept.append(arg)
-    return kept
+            passed.append(arg)
+    return passed
 
 
 def _write(path: Path, text: str) -> None:
@@ -184,8 +184,8 @@ def _card(job: Job, slurm: Slurm, asked: Request | None) -> str:
 
 
 def _directives(name: str, slurm: Slurm, more: Sequence[str]) -> str:
-    given = {"--time": slurm.time, "--mem": slurm.memory}
-    lines = [f"--job-name={name}", *more, *(f"{flag}={value}" for flag, value in given.items() if value is not None)]
+    limits = {"--time": slurm.time, "--mem": slurm.memory}
+    lines = [f"--job-name={name}", *more, *(f"{flag}={value}" for flag, value in limits.items() if value is not None)]
     return "".join(f"#SBATCH {line}\n" for line in [*lines, *slurm.directives])
 
 

@@ -114,16 +114,16 @@ class Division:
 
     def _of(self, part: nn.Module, blocks: Iterable[nn.Module]) -> Gathered:
         embeddings = part.causal_lm.get_input_embeddings() if isinstance(part, LLM) else None
-        seen: set[int] = set()
+        counted: set[int] = set()
         largest, apart = Group(), Group()
         for block in blocks:
-            group = self._group((p for p in block.parameters() if id(p) not in seen), self.halves(block))
-            seen |= {id(p) for p in block.parameters()}
+            group = self._group((p for p in block.parameters() if id(p) not in counted), self.halves(block))
+            counted |= {id(p) for p in block.parameters()}
             if block is embeddings:
                 apart = group
             else:
                 largest = max(largest, group, key=lambda g: (g.weights, g.reduced))
-        root = self._group((p for p in part.parameters() if id(p) not in seen), False)
+        root = self._group((p for p in part.parameters() if id(p) not in counted), False)
         return Gathered(root, largest, apart)
 
     @staticmethod
