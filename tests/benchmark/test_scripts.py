@@ -181,7 +181,7 @@ def test_a_row_that_is_stopped_before_its_time_is_over_goes_on_to_the_same_end(m
         assert process.poll() is None, log.read_text()
         time.sleep(0.05)
     process.send_signal(signal.SIGUSR1)  # to the batch script alone
-    assert process.wait(120) == STOPPED, log.read_text()
+    assert process.wait(300) == STOPPED, log.read_text()
     assert cluster.asked()[-1] == ["scontrol", "requeue", str(1000 + os.getpid() % 9000)]
     printed = (home / "log.txt").read_text()
     assert "interrupted at step" in printed and not (home / "fit.json").exists(), printed
