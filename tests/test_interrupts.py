@@ -1,5 +1,5 @@
-"""Every command answers SIGINT and SIGTERM: it keeps what is done, says how to go on, and ends with 130 or 143. (What
-`fit` does is in test_resume.py, the benchmark in benchmark/test_run.py.)"""
+"""Every command answers SIGINT, SIGTERM and SIGUSR1: it keeps what is done, says how to go on, and ends with 128 and
+the number of the signal. (What `fit` does is in test_resume.py, the benchmark in benchmark/test_run.py.)"""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from zoo.storage import read_jsonl
 from zoo.training.module import EmotionModule
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
-SIGNALS = [signal.SIGINT, signal.SIGTERM]
+SIGNALS = [signal.SIGINT, signal.SIGTERM, signal.SIGUSR1]
 
 
 @pytest.fixture(scope="module")

@@ -99,6 +99,31 @@ def test_a_signal_to_the_first_of_two_processes_ends_both_after_the_same_step(tm
     assert checkpoint(run)["global_step"] == stopped + 1
 
 
+def test_a_run_of_torchrun_of_which_a_process_is_killed_goes_on_to_the_same_end(tmp_path):
+    options = ("--trainer.max_epochs=4", "--save_last_every=1")
+    fit, root = fit_command(tmp_path, *options), f"--trainer.default_root_dir={tmp_path}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    torchrun = [SCRIPT.with_name("torchrun"), "--nproc_per_node", "2", "--master_port", f"{port}", "--no-python"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    process = subprocess.Popen([*torchrun, *fit], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    run = tmp_path / "lightning_logs" / "version_0"
+    while not (run / "checkpoints" / "last.ckpt").is_file():
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.01)
+    os.kill(int(Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()[-1]), signal.SIGKILL)
+    printed = process.communicate(timeout=60)[0].decode()
+    assert process.returncode == 1, printed
+    assert 0 < checkpoint(run)["global_step"] < 24
+    subprocess.run([*torchrun, SCRIPT, "fit", f"--ckpt_path={run}"], check=True, env=environment)
+    zoo(*[word for word in fit[1:] if word != root], f"{root}/whole")
+    whole = checkpoint(tmp_path / "whole" / "lightning_logs" / "version_0")
+    assert checkpoint(run)["global_step"] == whole["global_step"] == 24
+    for name, value in whole["state_dict"].items():
+        assert torch.equal(checkpoint(run)["state_dict"][name], value), name
+
+
 DIVIDED = (
     "--trainer.strategy=lightning.pytorch.strategies.ModelParallelStrategy",
     "--trainer.strategy.data_parallel_size=2",

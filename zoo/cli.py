@@ -13,13 +13,16 @@ import os
 import re
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import TYPE_CHECKING, NoReturn
 
 from zoo import interrupts
 from zoo.errors import is_refusal, raised_by
 from zoo.renaming import underscore_flags
+
+if TYPE_CHECKING:
+    from zoo.memory import Request
 
 LIGHTNING_VERBS = {
     "fit": "train a system: zoo fit --config configs/dialoguellm/demo.yaml",
@@ -237,6 +240,13 @@ def _whose(error: BaseException) -> str:
     return "this is a fault of the zoo; please report it with the command and the traceback that follows"
 
 
+def _request(args: Sequence[str]) -> Request:
+    """Return what ``zoo fit ARGS`` asks of a cluster; only who asks waits for the import."""
+    from zoo.memory import request
+
+    return request(args)
+
+
 def _run(verb: str, args: list[str]) -> None:
     args = underscore_flags(args)
     if verb in LIGHTNING_VERBS:
@@ -250,7 +260,10 @@ def _run(verb: str, args: list[str]) -> None:
 
         if "--help" not in args and "-h" not in args:
             start_server()
-        from zoo.benchmark.command import main as command
+        from zoo.benchmark.command import main as bench
+
+        bench(args, _request)
+        return
     elif verb == "prepare":
         from zoo.prepare.command import main as command
     elif verb == "label":

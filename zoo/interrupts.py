@@ -1,4 +1,5 @@
-"""SIGINT (Ctrl-C) and SIGTERM (every scheduler's signal) stop a command so that nothing done is lost.
+"""SIGINT (Ctrl-C), SIGTERM (every scheduler's signal) and SIGUSR1 (which srun passes on to its tasks, where SIGTERM to
+srun would kill them) stop a command so that nothing done is lost.
 
 A command that can stop anywhere is left by `Interrupted` at the first signal. Training cannot: inside `deferred` the
 first signal is noted, `requested` tells it, and the loop ends by itself at the next place where it can be saved; the
@@ -16,10 +17,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import FrameType
 
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -32,7 +33,7 @@ _deferred: str | None = None  # what is said at the first signal while the comma
 
 
 def listen() -> None:
-    """Take over both signals in this process, forgetting what an earlier command received.
+    """Take over these signals in this process, forgetting what an earlier command received.
 
     In another thread than the main one, where Python allows no handlers, nothing happens.
     """
@@ -62,7 +63,7 @@ def passed_on(number: int) -> None:
 
 
 def exit_code() -> int | None:
-    """Return what the process ends with after a signal (130 or 143); None if there was none."""
+    """Return what the process ends with after a signal (130, 143 or 138); None if there was none."""
     return 128 + _received[0] if _received else None
 
 
@@ -98,12 +99,17 @@ def _write(line: str) -> None:
         os.write(1, f"{line}\n".encode())
 
 
-def exit_with_parent(parent: int) -> None:
-    """End this process as soon as the process ``parent`` is gone: a killed run must not go on writing."""
+def exit_with_parent(parent: int, before: Callable[[], None] = lambda: None) -> None:
+    """End this process as soon as the process ``parent`` is gone: a killed run must not go on writing.
+
+    Args:
+        before: is done first.
+    """
 
     def watch() -> None:
         while os.getppid() == parent:
             time.sleep(0.2)
+        before()
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
@@ -113,6 +119,7 @@ def _in_forked_child() -> None:
     """Let a loader's worker go on until its parent, which got the signal as well, has no more use for it."""
     if _process and _process != os.getpid():
         signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 

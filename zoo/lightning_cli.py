@@ -8,6 +8,7 @@ import contextlib
 import hashlib
 import json
 import logging
+import os
 import sys
 import tempfile
 import warnings
@@ -434,6 +435,7 @@ def library_options(flags: str) -> Iterator[None]:
 def run(verb: str, args: list[str]) -> None:
     """One LightningCLI verb, with --ckpt_path resolved first."""
     _quiet()
+    _notice_batch_scripts()
     args = prepared(verb, take_imports(args), verb in EVALUATION)
     configs = flag_values(args, "--config", "-c")
     refuse_unreadable(configs)
@@ -457,6 +459,16 @@ def run(verb: str, args: list[str]) -> None:
         )
 
 
+def _notice_batch_scripts() -> None:
+    """Let Lightning start the processes itself in a batch script of Slurm.
+
+    Slurm sets the number of tasks there, too, from which Lightning concludes that srun started so many processes, and
+    waits for them; only srun sets the number of the step. By this name of a job Lightning can be told.
+    """
+    if "SLURM_NTASKS" in os.environ and "SLURM_STEP_ID" not in os.environ:
+        os.environ["SLURM_JOB_NAME"] = "interactive"
+
+
 def _get(config: Any, key: str) -> Any:
     """The value at a dotted key of nested mappings; None where there is none."""
     for name in key.split("."):
@@ -470,6 +482,7 @@ def _quiet() -> None:
     logging.getLogger("zoo").setLevel(logging.INFO)
     for message in (
         r".*does not have many workers.*",
+        r".*The `srun` command is available on your system but is not used.*",  # where srun started none, none is meant
         r".*litlogger.*",
         r".*litmodels.*",
         r".*`isinstance\(treespec, LeafSpec\)`.*",

@@ -233,10 +233,11 @@ LONG = {"llm": "shape:small", "max_length": 208}
 LORA, LORA_ALL = LoRA(targets=QV), LoRA(r=16, dropout=0.1, targets=ALL)
 
 
-def dialogue(precision: str = "32-true", **options: Any) -> Case:
-    """Return a case of supervised fine-tuning: 6 rows of 192 tokens and an answer of 16."""
+def dialogue(precision: str = "32-true", rows: int = 6, tokens: int = 192, **options: Any) -> Case:
+    """Return a case of supervised fine-tuning: rows of some tokens and an answer of 16."""
     passes = supervised if precision == "32-true" else mixed(supervised)
-    return Case(DialogueLLM, LONG | options, 192, 6, passes, lambda: prompts(6, 208, 16), precision=precision)
+    batch = functools.partial(prompts, rows, tokens + 16, 16)
+    return Case(DialogueLLM, LONG | options, tokens, rows, passes, batch, precision=precision)
 
 
 def grpo(accumulate: int = 1, **options: Any) -> Case:
@@ -282,10 +283,9 @@ CASES: dict[str, Case] = {
 }
 
 
-def prediction_of(name: str) -> Prediction:
-    """Return the prediction of a case."""
-    case = CASES[name]
-    step = Step(case.rows, case.accumulate, case.precision, case.tokens, device_type="cpu")
+def prediction_of(case: Case, processes: int = 1) -> Prediction:
+    """Return the prediction of a case, whose weights some processes divide."""
+    step = Step(case.rows, case.accumulate, case.precision, case.tokens, device_type="cpu", processes=processes)
     with small_shapes():
         return predict(case.kind(**case.options), step)
 
@@ -301,7 +301,7 @@ def compare(name: str) -> tuple[Prediction, int]:
         system.register_buffer("token_weight", torch.ones(SIZES["vocab_size"]), persistent=False)
     system.train()
     batch = case.make_batch()
-    return prediction_of(name), measured_peak(system, lambda: case.passes(system, batch))
+    return prediction_of(case), measured_peak(system, lambda: case.passes(system, batch))
 
 
 def main() -> None:

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from pathlib import Path
 
 import pytest
 import torch
 
-from tests.benchmarks import memory_paper, memory_small
+from tests.benchmarks import memory_divided, memory_paper, memory_small
 from tests.benchmarks.memory_small import CASES, LiveBytes, compare
+from tests.benchmarks.result_files import load
 from zoo.backbones import AUDIO_SHAPES, SHAPES, VISION_SHAPES, LoRA
 from zoo.backbones.patch_vision import PATCH_SHAPES
 from zoo.backbones.shapes import HUB_SHAPES
 from zoo.memory import formula, predict
+from zoo.memory.divided import Division
 from zoo.memory.formula import Rows
 from zoo.memory.prediction import Step, Unpredictable, decoder_of, on_meta
 from zoo.models.baselines import Majority
@@ -118,7 +119,7 @@ def test_adapters_on_some_layers_cost_in_these_alone():
     def layers(targets: str) -> list[int]:
         step = Step(2, tokens=64)
         system = on_meta(DialogueLLM(llm="shape:llama-2-7b", lora=LoRA(targets=targets), dtype="bfloat16"))
-        model = decoder_of(system, step)
+        model = decoder_of(system, step, Division(system, 1, step.precision))
         return [formula.saved_by_layer(model, layer, Rows(2, 64)) for layer in model.layers]
 
     saved = layers(r"model\.layers\.(30|31)\.mlp\.down_proj")
@@ -159,11 +160,20 @@ def test_small_shapes_are_known_inside_alone():
 DOCUMENT = Path(__file__).parents[2] / "docs" / "gpu.md"
 
 
-def test_the_table_of_small_steps_is_what_is_predicted():
-    rows = re.findall(r"^\| (.+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|$", DOCUMENT.read_text(), re.M)
-    predicted = {name: f"{memory_small.prediction_of(name).peak / 2**20:.1f}" for name in CASES}
-    assert {name: value for name, value, _, _ in rows} == predicted
-    assert all(abs(float(ratio) - float(a) / float(b)) < 0.02 for _, a, b, ratio in rows)
+def test_the_tables_of_small_steps_are_what_is_predicted():
+    stored = load("results/memory.json")
+    for name, cases, processes in (("small", CASES, 1), ("divided", memory_divided.COMPARED, memory_divided.PROCESSES)):
+        rows = {row[0]: row[1:] for row in stored[name]["rows"]}
+        peaks = {key: memory_small.prediction_of(case, processes).peak for key, case in cases.items()}
+        assert {key: row[0] for key, row in rows.items()} == {key: f"{peak / 2**20:.1f}" for key, peak in peaks.items()}
+        assert all(abs(float(ratio) - float(a) / float(b)) < 0.02 for a, b, ratio in rows.values())
+
+
+@pytest.mark.parametrize("config", ["merit/mosei", "emotion_qwen/stage3"])
+def test_the_table_of_what_fits_is_what_is_predicted(config):
+    (tuning, *_) = (t for t in memory_paper.TUNINGS if t.config == config)
+    rows = memory_paper.fits(tuning)
+    assert rows and set(rows) <= set(DOCUMENT.read_text().splitlines())
 
 
 @pytest.mark.parametrize("config", ["dialoguellm/meld", "farcer/meld", "selector/meld", "emotion_qwen/stage1"])

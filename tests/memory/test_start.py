@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import SingleDeviceStrategy
+from lightning.pytorch.strategies import ModelParallelStrategy, SingleDeviceStrategy
 
 from tests.builders import make_home
 from tests.runs_helper import QUIET, fit, flags, refused
@@ -68,6 +69,16 @@ def test_weights_that_do_not_fit_are_refused(card):
         check_fit(system(dtype="float32"), trainer(), 1)
     card.total_memory = int(39.4 * GIB)
     assert check_fit(system(dtype="float32"), trainer(), 1)
+
+
+def test_processes_that_divide_the_weights_hold_their_share(card):
+    """25.1 GiB of weights are no reason to refuse four cards of 24 GB."""
+    four = trainer()
+    four.strategy, four.world_size = ModelParallelStrategy(data_parallel_size=4, tensor_parallel_size=1), 4
+    four.strategy.parallel_devices = [torch.device("cuda", i) for i in range(4)]
+    four.strategy.cluster_environment = SimpleNamespace(local_rank=lambda: 0)
+    said = check_fit(system(dtype="float32", gradient_checkpointing=True, max_length=512), four, 1)
+    assert said is not None and 8 < float(re.search(r"expected peak ([\d.]+) GiB of 23\.5 GiB on Card", said)[1]) < 14
 
 
 def test_nothing_is_said_on_a_cpu(card):

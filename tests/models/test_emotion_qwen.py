@@ -389,7 +389,7 @@ def _rank(rank: int, home: Path, folder: Path, samples: list[Sample]) -> None:
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=2)
     model = made(home, [".*"], llm=str(folder / "llm"))
-    model.shard(init_device_mesh("cpu", (2,)))
+    model.shard(init_device_mesh("cpu", (2,)), "32-true")
     part = sum(p.to_local().numel() for p in model.parameters() if isinstance(p, DTensor))
     _two_steps(model, [collated(model, samples[rank : rank + 1], training=True)])
     state = {k: v.full_tensor() if isinstance(v, DTensor) else v for k, v in model.state_dict().items()}

@@ -52,8 +52,8 @@ def divide(
     """Divide a part: each block by itself, and together what is in none of them.
 
     Weights, gradients and moments keep their dtypes. In ``bf16-mixed`` a block is gathered in bfloat16, half of what
-    travels, as autocast multiplies in it anyway; but blocks with adapters are gathered as they are, and so is what
-    stands between blocks: the residual stream has the dtype of the embeddings.
+    travels, as autocast multiplies in it anyway; but blocks with adapters are gathered as they are, and so are
+    embeddings and what stands between blocks: the residual stream has the dtype of the embeddings.
 
     Args:
         part: used through `forward`, or through the methods that its attribute ``passes`` names.
@@ -63,10 +63,9 @@ def divide(
             so that no process holds more than one block beside its share of those before.
     """
     for block in blocks:
-        adapted = any(".lora_" in name for name, _ in block.named_parameters())
-        halved = torch.bfloat16 if precision == "bf16-mixed" and not adapted else None
         with _converted(block, dtype):
-            fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=_policy(halved))
+            policy = _policy(gathered_dtype(block, precision))
+            fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
     with _converted(part, dtype):
         fully_shard(part, mesh=mesh, mp_policy=_policy(None))
     for name in getattr(part, "passes", ()):
@@ -86,15 +85,28 @@ def _converted(part: nn.Module, dtype: torch.dtype | None) -> Iterator[None]:
         parameter.data = parameter.data.new_empty(0)
 
 
+def gathered_dtype(block: nn.Module, precision: str) -> torch.dtype | None:
+    """Return the dtype in which a block is gathered (see `divide`); None: each of its weights in its own."""
+    adapted = any(".lora_" in name for name, _ in block.named_parameters())
+    halved = precision == "bf16-mixed" and not adapted and not isinstance(block, nn.Embedding)
+    return torch.bfloat16 if halved else None
+
+
 def _policy(dtype: torch.dtype | None) -> MixedPrecisionPolicy:
     return MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
 
-def divide_language_model(llm: LLM, mesh: DeviceMesh, precision: str) -> None:
-    """Divide a language model. Embeddings that are input and output in one are gathered with the last norm."""
+def blocks_of_language_model(llm: LLM) -> list[nn.Module]:
+    """Return what of a language model is gathered one by one. Embeddings that are input and output in one are not:
+    they are gathered with the last norm."""
     embeddings, head = llm.causal_lm.get_input_embeddings(), llm.causal_lm.get_output_embeddings()
     apart = [] if embeddings.weight is head.weight else [embeddings]
-    divide(llm, [*apart, *blocks_of(llm.causal_lm)], mesh, precision, llm.dtype)
+    return [*apart, *blocks_of(llm.causal_lm)]
+
+
+def divide_language_model(llm: LLM, mesh: DeviceMesh, precision: str) -> None:
+    """Divide a language model."""
+    divide(llm, blocks_of_language_model(llm), mesh, precision, llm.dtype)
     llm.turns = Turns(llm, mesh)
 
 

@@ -8,7 +8,7 @@ import shlex
 import shutil
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ig
 from zoo.arguments import SentenceParser
 from zoo.benchmark.plan import Bench, Row
 from zoo.benchmark.run import Job, Outcome, jobs, run
+from zoo.benchmark.scripts import Request, Slurm, write_jobs
 from zoo.configs import refuse_unreadable
 from zoo.imports import take_imports, trust_words
 from zoo.runs import configs_first
@@ -64,17 +65,33 @@ def parser() -> ArgumentParser:
         default=None,
         help="run nothing; write a shell script per row and seed into this folder, for a scheduler",
     )
+    command_line.add_argument(
+        "--slurm",
+        type=Slurm | None,
+        default=None,
+        help="with --write_jobs: scripts for sbatch, with requests and dependencies; {} leaves all to the cluster",
+    )
+    command_line.add_argument(
+        "--launch",
+        type=list[str] | None,
+        default=None,
+        help="words in front of each row's commands that start them in several processes: [srun]",
+    )
     return command_line
 
 
-def main(args: list[str]) -> None:
-    """Run ``zoo bench``; leave with exit code 1 if a row failed."""
+def main(args: list[str], request: Callable[[Sequence[str]], Request]) -> None:
+    """Run ``zoo bench``; leave with exit code 1 if a row failed.
+
+    Args:
+        request: what ``zoo fit`` with some arguments asks of a cluster.
+    """
     args = configs_first(args)
     given_args, args = args, take_imports(args)
     bench, options, todo = _parse(args)
     _check_options(bench, options)
     if options.write_jobs is not None:
-        _write_jobs(todo, options.write_jobs, given_args, options.out)
+        write_jobs(todo, options.write_jobs, given_args, options.out, options.slurm, request)
         return
     for job in todo:
         if job.name in (options.redo or ()):
@@ -112,6 +129,8 @@ def _check_options(bench: Bench, options: Namespace) -> None:
     _check_row_names(bench, "redo", options.redo)
     if options.jobs < 1:
         raise ValueError(f"--jobs {options.jobs}: expected at least one row at a time")
+    if options.slurm is not None and options.write_jobs is None:
+        raise ValueError("--slurm says how scripts are written; give --write_jobs FOLDER, too")
     for flag in ("report_only", "write_jobs"):
         if options.redo and options[flag]:
             raise ValueError(
@@ -180,7 +199,7 @@ def _run(bench: Bench, todo: Sequence[Job], options: Namespace) -> Outcome:
     ready = sum(job.done for job in chosen)
     print(f"{len(chosen)} jobs, {ready} done before, {options.jobs} at a time; results in {options.out}", flush=True)
     started = time.perf_counter()
-    outcome = run(chosen, options.jobs, threads, lambda line: print(line, flush=True))
+    outcome = run(chosen, options.jobs, threads, lambda line: print(line, flush=True), options.launch or ())
     done = len(chosen) - len(outcome.failed) - len(outcome.stopped)
     print(f"{done} of {len(chosen)} jobs done, {time.perf_counter() - started:.0f} s", flush=True)
     return outcome
@@ -199,28 +218,3 @@ def _report(bench: Bench, todo: Sequence[Job], failed: Mapping[Path, str], out: 
     if missing:
         print(f"not in the report, not done: {', '.join(missing)}")
     print(f"report: {out / 'report.html'}")
-
-
-def _write_jobs(todo: Sequence[Job], folder: Path, args: Sequence[str], out: Path) -> None:
-    """Write one script per job, numbered so that each comes after those it needs; ``jobs.tsv`` says which."""
-    folder.mkdir(parents=True, exist_ok=True)
-    passed = [a for a in args if not a.startswith(("--write_jobs", "--out"))]
-    for flag in ("--write_jobs", "--out"):  # in two words
-        if flag in args:
-            passed.remove(args[list(args).index(flag) + 1])
-    names = {job.home: f"{i:03d}-{job.name}-seed-{job.seed}" for i, job in enumerate(todo)}
-    lines = ["script\tafter"]
-    for job in todo:
-        selection = [f"--only=[{job.name}]", f"--seed={job.seed}", "--report=false"]
-        command = ["zoo", "bench", *passed, f"--out={out}", *selection]
-        script = folder / f"{names[job.home]}.sh"
-        # schedulers start a job where it was submitted, but for PBS, which names that folder
-        script.write_text(f'#!/bin/sh\ncd "${{PBS_O_WORKDIR:-.}}" || exit 1\nexec {shlex.join(command)}\n')
-        script.chmod(0o755)
-        lines.append(f"{script.name}\t{' '.join(names[j.home] + '.sh' for j in job.needed.values())}")
-    (folder / "jobs.tsv").write_text("\n".join(lines) + "\n")
-    report = shlex.join(["zoo", "bench", *passed, f"--out={out}", "--report_only=true"])
-    print(
-        f"wrote {len(todo)} scripts into {folder}; submit them from the folder that you are in, jobs.tsv says which "
-        f"need which. When all are done:\n{report}"
-    )

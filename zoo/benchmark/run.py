@@ -23,14 +23,10 @@ import json
 import multiprocessing
 import os
 import re
-import resource
-import runpy
 import shutil
 import signal
-import sys
 import threading
-import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,6 +35,7 @@ from typing import Any
 import yaml
 
 from zoo import interrupts
+from zoo.benchmark.child import RUNNING, run_command
 from zoo.benchmark.plan import REFERENCE, Bench, Row, flags
 from zoo.benchmark.server import server_context
 from zoo.imports import import_flags
@@ -46,8 +43,6 @@ from zoo.runs import find_checkpoint
 from zoo.storage import InUse, locked, read_json, sha256_of
 
 PACKAGE = Path(__file__).parents[1]
-HEARTBEAT = 2.0  # seconds between two notes of how long a part has been running
-RUNNING = ".running"  # lock of the process that runs a job's command
 QUIET = {"trainer.enable_progress_bar": False, "trainer.enable_model_summary": False}
 INTERRUPTED = [128 + number for number in interrupts.SIGNALS]  # exit codes of a command that was asked to stop
 RESULTS = {"test": "predictions.jsonl", "predict": "*.jsonl"}
@@ -62,9 +57,15 @@ class Stopped(RuntimeError):
 
 
 class Commands:
-    """The processes that run at present, for whoever has to stop them. Safe to use from several threads."""
+    """The processes that run at present, for whoever has to stop them. Safe to use from several threads.
 
-    def __init__(self) -> None:
+    Args:
+        launch: words in front of a command, which start it in several processes (``srun``); none: it runs in one, and
+            Lightning starts others.
+    """
+
+    def __init__(self, launch: Sequence[str] = ()) -> None:
+        self.launch = tuple(launch)
         self._lock = threading.Lock()
         self._processes: set[multiprocessing.process.BaseProcess] = set()
         self._signal: signal.Signals | None = None
@@ -137,6 +138,21 @@ class Job:
 
     def options(self, kind: Mapping[str, Any]) -> list[str]:
         return flags({key: self.filled(value) for key, value in kind.items()})
+
+    def fit_arguments(self, data: Path) -> list[str]:
+        """Return the arguments of ``zoo fit`` that begin the training.
+
+        Args:
+            data: a config with the corpus of the training.
+        """
+        return [
+            *(f"--config={file}" for file in self.row.config or ()),
+            f"--config={data}",
+            f"--seed_everything={self.seed}",
+            f"--trainer.default_root_dir={self.home}",
+            *flags(QUIET),
+            *self.options(self.row.options),
+        ]
 
     def spec(self) -> dict[str, Any]:
         """Return what the job is, in files and words that do not depend on where it runs."""
@@ -240,14 +256,7 @@ def _fit(job: Job, commands: Commands, threads: int, code: str) -> None:
     else:
         shutil.rmtree(job.home / "lightning_logs", ignore_errors=True)
         (job.home / "data.yaml").write_text(yaml.safe_dump({"data": job.data["train"]}, sort_keys=False))
-        args = [f"--config={file}" for file in job.row.config or ()]
-        args += [
-            f"--config={job.home / 'data.yaml'}",
-            f"--seed_everything={job.seed}",
-            f"--trainer.default_root_dir={job.home}",
-            *flags(QUIET),
-            *job.options(job.row.options),
-        ]
+        args = job.fit_arguments(job.home / "data.yaml")
     _command(job, commands, "fit", args, job.home / "fit.json", threads, code)
 
 
@@ -286,7 +295,8 @@ def _command(job: Job, commands: Commands, verb: str, args: list[str], cost: Pat
     before = _cost(note) | {"interrupted": _cost(note).get("interrupted", 0) + 1} if note.is_file() else {}
     start = job.log.stat().st_size if job.log.is_file() else 0
     context = server_context()
-    process = context.Process(target=_child, args=(verb, args, os.getcwd(), str(job.log), str(note), before, threads))
+    words = (commands.launch, verb, args)
+    process = context.Process(target=run_command, args=(*words, os.getcwd(), str(job.log), str(note), before, threads))
     exit_code = commands.run(process)
     if exit_code in INTERRUPTED:
         raise Stopped(f"zoo {verb} was interrupted")
@@ -315,52 +325,6 @@ def source() -> str:
     return hashlib.sha256(repr([(str(f), f.stat().st_mtime_ns, f.stat().st_size) for f in files]).encode()).hexdigest()
 
 
-def _child(verb: str, args: list[str], cwd: str, log: str, note: str, before: dict[str, Any], threads: int) -> None:
-    """Run a command as ``python -m zoo VERB ARGS`` would, in this process, with its output in a file."""
-    interrupts.exit_with_parent(os.getppid())
-    os.chdir(cwd)  # the server's may be another
-    with locked(Path(log).with_name(RUNNING), "the job", wait=True), open(log, "a") as file:
-        os.dup2(file.fileno(), 1)
-        os.dup2(file.fileno(), 2)
-        _zoo(verb, args, note, before, threads)
-
-
-def _zoo(verb: str, args: list[str], note: str, before: dict[str, Any], threads: int) -> None:
-    print(f"$ zoo {verb} {' '.join(args)}", flush=True)
-    os.environ["OMP_NUM_THREADS"] = str(threads)
-    import torch
-
-    torch.set_num_threads(threads)
-    started, earlier_seconds = time.perf_counter(), before.get("seconds", 0.0)
-
-    def write() -> None:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (1 if sys.platform != "darwin" else 1024)
-        cost = {
-            "seconds": earlier_seconds + time.perf_counter() - started,
-            "interrupted": before.get("interrupted", 0),
-            "peak_mib": max(before.get("peak_mib", 0.0), peak / 1024),
-        }
-        part = f"{note}.part"
-        Path(part).write_text(json.dumps(cost))
-        os.replace(part, note)
-
-    stop = threading.Event()
-
-    def beat() -> None:
-        while True:
-            write()  # at once: a command that is stopped in its first seconds was interrupted, too
-            if stop.wait(HEARTBEAT):
-                return
-
-    beating = threading.Thread(target=beat, daemon=True)
-    beating.start()
-    sys.argv = ["zoo", verb, *args]
-    runpy.run_module("zoo", run_name="__main__", alter_sys=True)
-    stop.set()
-    beating.join()
-    write()
-
-
 def _result(job: Job) -> str:
     """Return one line about a finished job."""
     seconds = _cost(job.home / "test.json")["seconds"]
@@ -384,15 +348,20 @@ class Outcome:
     stopped: dict[Path, str] = field(default_factory=dict)
 
 
-def run(todo: list[Job], parallel: int, threads: int, say: Callable[[str], None] = print) -> Outcome:
+def run(
+    todo: list[Job], parallel: int, threads: int, say: Callable[[str], None] = print, launch: Sequence[str] = ()
+) -> Outcome:
     """Do all jobs, several at a time. A failed or interrupted job stops no other.
 
     A signal is passed on to the commands that run, which save what they have done; the same signal again kills them.
 
+    Args:
+        launch: see `Commands`.
+
     Raises:
         KeyboardInterrupt: after a signal, once all commands have ended.
     """
-    outcome, commands, code = Outcome(), Commands(), source()
+    outcome, commands, code = Outcome(), Commands(launch), source()
     with ThreadPoolExecutor(parallel) as pool:
         try:
             _work_off(todo, parallel, outcome, lambda job: pool.submit(work, job, commands, threads, code, say), say)

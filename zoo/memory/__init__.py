@@ -2,6 +2,7 @@
 
 from zoo.memory.command import main
 from zoo.memory.prediction import Prediction, predict
+from zoo.memory.request import Request, request
 from zoo.memory.start import check_fit
 
-__all__ = ["Prediction", "check_fit", "main", "predict"]
+__all__ = ["Prediction", "Request", "check_fit", "main", "predict", "request"]

@@ -25,28 +25,40 @@ DESCRIPTION = (
     "neither weights nor data are read."
 )
 PRECISIONS = {"None": "32-true", "32": "32-true", "16": "16-mixed", "bf16": "bf16-mixed"}  # short forms of Lightning's
+DATA_PARALLEL, TENSOR_PARALLEL = "data_parallel_size", "tensor_parallel_size"
 Options = dict[str, Any]  # a config as plain values
 
 
 def main(args: list[str]) -> None:
     """Run ``zoo memory --config FILE ... [--card GB] [--tokens N]``."""
+    args = take_imports(args)
+    sys.argv = [*sys.argv[:1], "memory", *args]  # where the parser's errors look
+    options = options_of(args)
+    card = None if options["card"] is None else card_of(options["card"])
+    prediction = prediction_of(options)
+    print(report(options, prediction))
+    if card is not None:
+        print(verdict(options, prediction, card))
+
+
+def options_of(args: list[str]) -> Options:
+    """Return the options of a fit, and those of this command, as plain values; ``config`` is the last file.
+
+    Raises:
+        ValueError: a number that means nothing.
+    """
     know_short_names()
-    args = prepared("memory", take_imports(args), False)
+    args = prepared("memory", args, False)
     configs = flag_values(args, "--config", "-c")
     refuse_unreadable(configs)
     trust_words(args, configs)
-    sys.argv = [*sys.argv[:1], "memory", *args]  # where the parser's errors look
     parser = make_parser()
     parsed = parser.parse_args(args)
-    card = None if parsed.card is None else card_of(parsed.card)
     if parsed.tokens is not None and parsed.tokens < 1:
         raise ValueError(f"--tokens {parsed.tokens}: expected the length of a prompt, at least 1")
     options: Options = yaml.safe_load(parser.dump(parsed, skip_validation=True, skip_none=False))
     options["config"] = configs[-1] if configs else None
-    prediction = of_options(options)
-    print(report(options, prediction))
-    if card is not None:
-        print(verdict(options, prediction, card))
+    return options
 
 
 def make_parser() -> ZooParser:
@@ -65,7 +77,7 @@ def make_parser() -> ZooParser:
     return parser
 
 
-def of_options(options: Options) -> Prediction:
+def prediction_of(options: Options) -> Prediction:
     """Return the prediction for a config."""
     file = Path(options["config"]) if options.get("config") else None
     return predict(instantiated("model", EmotionModule, copy.deepcopy(options["model"]), file), step_of(options))
@@ -79,7 +91,26 @@ def step_of(options: Options) -> Step:
         accumulate=trainer.get("accumulate_grad_batches") or 1,
         precision=PRECISIONS.get(str(trainer.get("precision")), str(trainer.get("precision"))),
         tokens=options.get("tokens"),
+        processes=processes_of(trainer),
     )
+
+
+def processes_of(trainer: Mapping[str, Any]) -> int:
+    """Return how many processes divide the weights by FSDP2, as the options of a trainer say; 1 where none does.
+
+    Raises:
+        ValueError: tensor parallelism, which the zoo lacks, or a number that depends on the machine.
+    """
+    strategy = trainer.get("strategy")
+    if not isinstance(strategy, Mapping) or not str(strategy.get("class_path")).endswith("ModelParallelStrategy"):
+        return 1
+    sizes = {name: strategy.get("init_args", {}).get(name, "auto") for name in (DATA_PARALLEL, TENSOR_PARALLEL)}
+    if not isinstance(sizes[DATA_PARALLEL], int) or sizes[TENSOR_PARALLEL] != 1:
+        raise ValueError(
+            f"{DATA_PARALLEL} {sizes[DATA_PARALLEL]} and {TENSOR_PARALLEL} {sizes[TENSOR_PARALLEL]}: expected the "
+            "number of all processes, and 1, since weights are divided by FSDP2 alone"
+        )
+    return int(sizes[DATA_PARALLEL])
 
 
 # ---- tables
@@ -88,9 +119,10 @@ def report(options: Options, prediction: Prediction) -> str:
     step = step_of(options)
     name = options["model"]["class_path"].rpartition(".")[2]
     prompts = f", prompts of {prediction.tokens} tokens" if prediction.tokens else ""
+    divided = f", in each of {step.processes} processes that divide the weights" if step.processes > 1 else ""
     lines = [
         f"{name}: {prediction.parameters:,} parameters, {prediction.trained:,} of them trained",
-        f"a step: {step.accumulate} x {step.batch_size} samples{prompts}, {step.precision}",
+        f"a step: {step.accumulate} x {step.batch_size} samples{prompts}, {step.precision}{divided}",
         "",
         *_table("GiB", prediction.parts),
         "",
@@ -130,7 +162,7 @@ def verdict(options: Options, prediction: Prediction, card: Card) -> str:
 
 
 def _peak_with(label: str, options: Options, card: Card) -> str:
-    peak = of_options(options).peak
+    peak = prediction_of(options).peak
     return f"  {peak / GIB:>8.2f} GiB  {'fits' if peak <= card.usable else '':<5} {label}"
 
 

@@ -18,6 +18,7 @@ from zoo.backbones.frozen import FrozenEncoder
 from zoo.backbones.quantization import quantized_bytes, quantized_linears
 from zoo.backbones.shapes import HUB_SHAPES, SHAPES
 from zoo.memory import formula
+from zoo.memory.divided import Division
 from zoo.memory.formula import FLOAT32, SITES, Decoder, Layer, Linear, Rows
 from zoo.training.feature_cache import CLIPS_AT_ONCE
 from zoo.training.grpo import GRPOModule
@@ -37,7 +38,7 @@ class Unpredictable(ValueError):
 
 @dataclass(frozen=True)
 class Prediction:
-    """Bytes of a training step.
+    """Bytes of a training step; where processes divide the weights, those of each process.
 
     Attributes:
         parts: what is kept, by name, in the order of a table.
@@ -75,6 +76,7 @@ class Step:
         precision: of the trainer.
         tokens: of a prompt; None: the longest that the system allows.
         device_type: ``cuda``, or ``cpu``, whose kernels keep other things.
+        processes: that divide the weights by FSDP2, each with a batch of its own; 1: nothing is divided.
     """
 
     batch_size: int
@@ -82,6 +84,7 @@ class Step:
     precision: str = "32-true"
     tokens: int | None = None
     device_type: str = "cuda"
+    processes: int = 1
 
 
 def on_meta(system: EmotionModule) -> EmotionModule:
@@ -150,23 +153,27 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
 
     Raises:
         FileNotFoundError: a backbone whose sizes are not known here.
-        Unpredictable: no backbone, or a language model that the formula does not know.
+        Unpredictable: no backbone, a language model that the formula does not know, or one that is not divided.
     """
     built = on_meta(system)
+    try:
+        division = Division(built, step.processes, step.precision)
+    except ValueError as error:
+        raise Unpredictable(str(error)) from error
     encoders = [part for part in built.modules() if isinstance(part, FrozenEncoder)]
     trained = [p for p in built.parameters() if p.requires_grad]
-    parts = _weights_and_state(built, encoders, trained)
+    parts = _weights_and_state(built, encoders, trained, division)
     rest = _without_gradients(parts)
     with_gradients = rest + parts["gradients"]  # Lightning frees those of a step behind the next forward pass
     # torch takes the square roots of all second moments at once on a GPU, of one parameter after the other on a CPU
-    largest = max((p.numel() * p.element_size() for p in trained), default=0)
-    roots = 2 * largest if step.device_type == "cpu" else _bytes(trained)
+    largest = max((division.held([p]) for p in trained), default=0)
+    roots = 2 * largest if step.device_type == "cpu" else division.held(trained)
     moments = {"optimizer step": with_gradients + roots}
     notes = _add_encoders(built, encoders, step, with_gradients, moments)
     tokens = 0
     if isinstance(built, LanguageModelModule):
         tokens = step.tokens or built.max_length
-        _add_language_model(built, step, tokens, parts, moments)
+        _add_language_model(built, step, tokens, division, parts, moments)
     elif trained:
         notes.append(f"activations of {type(built).__name__}, which asks no language model")
     count = sum(p.numel() for p in built.parameters())
@@ -174,7 +181,7 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
 
 
 def _weights_and_state(
-    built: EmotionModule, encoders: Sequence[FrozenEncoder], trained: Sequence[Tensor]
+    built: EmotionModule, encoders: Sequence[FrozenEncoder], trained: Sequence[Tensor], division: Division
 ) -> dict[str, int]:
     """Return the bytes of weights, gradients and moments by name; those of activations are still 0."""
     in_encoders = {id(p) for encoder in encoders for p in _tensors(encoder)}
@@ -182,12 +189,13 @@ def _weights_and_state(
     rounded = {id(weight) for weight, _ in quantized}
     frozen = {id(t): t for t in _tensors(built) if not t.requires_grad}
     return {
-        "frozen weights": _bytes(t for place, t in frozen.items() if place not in in_encoders | rounded)
+        "frozen weights": division.held(t for place, t in frozen.items() if place not in in_encoders | rounded)
         + sum(size for _, size in quantized),
-        "frozen encoders": _bytes(t for place, t in frozen.items() if place in in_encoders),
-        "trained weights": _bytes(trained),
-        "gradients": _bytes(trained),
-        "Adam's moments": 2 * _bytes(trained),
+        "frozen encoders": division.held(t for place, t in frozen.items() if place in in_encoders),
+        "trained weights": division.held(trained),
+        "gradients": division.held(trained),
+        "Adam's moments": 2 * division.held(trained),
+        **({"gathered": division.gathered().backward} if division.parts else {}),
         "activations": 0,
         "working memory": 0,
     }
@@ -215,28 +223,45 @@ def _add_encoders(
 
 
 def _add_language_model(
-    built: LanguageModelModule, step: Step, tokens: int, parts: dict[str, int], moments: dict[str, int]
+    built: LanguageModelModule,
+    step: Step,
+    tokens: int,
+    division: Division,
+    parts: dict[str, int],
+    moments: dict[str, int],
 ) -> None:
     """Add to `parts` and `moments` what the passes of a language model take."""
     rest = _without_gradients(parts)
     with_gradients = rest + parts["gradients"]
-    model, rows, samples = decoder_of(built, step), rows_of(built, step, tokens), isinstance(built, GRPOModule)
+    model, rows, samples = (
+        decoder_of(built, step, division),
+        rows_of(built, step, tokens),
+        isinstance(built, GRPOModule),
+    )
     forward_loss, loss, head_gradient = _loss(built, model, rows, step)
     activations, again = formula.activations(model, rows)
-    parts["activations"] = built.prompts_per_sample * activations + _autocast_copies(built, step)
+    gathered = division.gathered()
+    parts["activations"] = built.prompts_per_sample * activations + _autocast_copies(built, step, division)
     # of quantised weights one at a time is whole again, in the dtype in which it is multiplied
     whole_again = max((_bytes([weight]) for weight, _ in _quantized(built)), default=0)
-    parts["working memory"] = max(again + formula.backward_work(model, rows) + head_gradient + whole_again, loss)
+    of_a_layer = again + formula.backward_work(model, rows) + head_gradient + whole_again
+    parts["working memory"] = max(of_a_layer, loss)
     held = with_gradients if step.accumulate > 1 else rest
-    moments["backward pass"] = held + parts["activations"] + parts["working memory"]
+    moments["backward pass"] = (
+        held + parts["activations"] + max(of_a_layer + gathered.backward, loss + gathered.behind_the_blocks)
+    )
     if not samples:  # GRPO frees gradients before its forward pass
-        moments["forward pass"] = with_gradients + parts["activations"] + forward_loss
+        moments["forward pass"] = (
+            with_gradients + parts["activations"] + max(forward_loss + gathered.root.weights, gathered.forward)
+        )
+    if gathered.embedding:
+        moments["gathering embeddings"] = with_gradients + gathered.embedding
     if samples or (rows.answers and not getattr(built, "teacher_forcing", True)):
         answers = getattr(built, "num_generations", 1)
         window = Rows(step.batch_size * (step.accumulate if samples else 1), tokens, answers, built.max_new_tokens)
-        shares = built.llm.prefix_sharing_unsupported_reason is None and built.llm.quantize is None
-        sampling = formula.sampling(model, window, shares) + _merged_adapters(built)
-        moments["sampling answers"] = with_gradients + sampling
+        apart = bool(division.parts or built.llm.quantize or built.llm.prefix_sharing_unsupported_reason)
+        sampling = formula.sampling(model, window, not apart) + _merged_adapters(built)
+        moments["sampling answers"] = with_gradients + sampling + gathered.forward
 
 
 def rows_of(system: LanguageModelModule, step: Step, tokens: int) -> Rows:
@@ -250,8 +275,8 @@ def rows_of(system: LanguageModelModule, step: Step, tokens: int) -> Rows:
     return Rows(step.batch_size, tokens, answers, system.max_new_tokens)
 
 
-def decoder_of(system: LanguageModelModule, step: Step) -> Decoder:
-    """Return the sizes of a system's language model.
+def decoder_of(system: LanguageModelModule, step: Step, division: Division) -> Decoder:
+    """Return the sizes of a system's language model, as a process has it.
 
     Raises:
         Unpredictable: it is built otherwise than the formula knows.
@@ -316,7 +341,7 @@ def _loss(system: LanguageModelModule, model: Decoder, rows: Rows, step: Step) -
     return forward, backward + head_gradient, head_gradient
 
 
-def _autocast_copies(built: LanguageModelModule, step: Step) -> int:
+def _autocast_copies(built: LanguageModelModule, step: Step, division: Division) -> int:
     """Return the bytes of 16-bit copies that autocast keeps of float32 matrices.
 
     Those of trained ones stay until the backward pass is over; those of frozen ones too, or for one layer at a time
@@ -324,7 +349,7 @@ def _autocast_copies(built: LanguageModelModule, step: Step) -> int:
     """
     if not step.precision.endswith("mixed"):
         return 0
-    layers: list[Any] = list(built.llm.causal_lm.get_decoder().layers)
+    layers: list[Any] = [x for x in built.llm.causal_lm.get_decoder().layers if not division.halves(x)]
     quantized = {id(weight) for weight, _ in _quantized(built)}
     matrices = [
         [p for p in layer.parameters() if p.ndim == 2 and p.dtype == torch.float32 and id(p) not in quantized]
@@ -333,7 +358,7 @@ def _autocast_copies(built: LanguageModelModule, step: Step) -> int:
     trained = sum(p.numel() for layer in matrices for p in layer if p.requires_grad)
     frozen = [sum(p.numel() for p in layer if not p.requires_grad) for layer in matrices]
     checkpointing = any(getattr(m, "gradient_checkpointing", False) for m in built.llm.modules())
-    copied: int = trained + (max(frozen) if checkpointing else sum(frozen))
+    copied: int = trained + (max(frozen, default=0) if checkpointing else sum(frozen))
     return 2 * copied
 
 

@@ -6,7 +6,7 @@ from typing import Any, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
-from lightning.pytorch.strategies import DDPStrategy, SingleDeviceStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 
 from zoo.memory.cards import GIB, usable
 from zoo.memory.prediction import Prediction, Step, Unpredictable, backbone_makers, predict
@@ -37,7 +37,7 @@ def check_fit(system: EmotionModule, trainer: Trainer, batch_size: int) -> str |
 
     Returns:
         one line for the user: the expected peak beside the card's memory; None elsewhere than on a CUDA card, and for
-        strategies that divide a model, of which a card holds a part.
+        strategies other than one device, DDP and FSDP2.
 
     Raises:
         ValueError: the card lacks a dtype that is asked for, or its memory is too small for the weights alone.
@@ -48,11 +48,13 @@ def check_fit(system: EmotionModule, trainer: Trainer, batch_size: int) -> str |
     card = torch.cuda.get_device_properties(device)
     precision = str(trainer.precision)
     refuse_dtype(system, precision, card.name, (card.major, card.minor))
-    if not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
+    divided = isinstance(trainer.strategy, ModelParallelStrategy)
+    if not divided and not isinstance(trainer.strategy, SingleDeviceStrategy | DDPStrategy):
         return None
+    step = Step(batch_size, trainer.accumulate_grad_batches, precision, processes=trainer.world_size if divided else 1)
     try:
         with torch.random.fork_rng(devices=[]):  # the fit begins with the weights that it would have without a look
-            prediction = predict(system, Step(batch_size, trainer.accumulate_grad_batches, precision))
+            prediction = predict(system, step)
     except Unpredictable as error:
         return f"memory: no prediction ({error})"
     return line(prediction, card.name, card.total_memory)

@@ -21,7 +21,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from zoo import weights
 from zoo.backbones import LLM
 from zoo.backbones.adapters import REFERENCE
-from zoo.backbones.divided import blocks_of, divide, divide_language_model
+from zoo.backbones.divided import blocks_of, blocks_of_language_model, divide, divide_language_model
 from zoo.backbones.frozen import FrozenEncoder
 from zoo.backbones.sentence import SentenceEncoder
 from zoo.runs import find_checkpoint, portable_path
@@ -98,7 +98,7 @@ class CheckpointedModule(LightningModule):
         """
         return {}
 
-    def shard(self, mesh: DeviceMesh) -> None:
+    def shard(self, mesh: DeviceMesh, precision: str) -> None:
         """Divide the weights over processes (FSDP2): those of the language model, and of every part with trained ones.
 
         Other frozen parts stay whole: what they make of a clip is kept, so processes ask for it at different times.
@@ -106,22 +106,35 @@ class CheckpointedModule(LightningModule):
         Raises:
             ValueError: weights that are trained belong to no part.
         """
-        precision = "32-true" if self._trainer is None else str(self.trainer.precision)
         if precision == "16-mixed":
             raise ValueError("divided weights are trained in bf16-mixed or 32-true, not in 16-mixed; use ddp for it")
-        for name, part in self.named_children():
+        for part, blocks in self.divisible_parts():
             if isinstance(part, LLM):
-                if part.quantize:
-                    raise ValueError(f"weights in {part.quantize} are not divided over processes; use ddp")
                 divide_language_model(part, mesh, precision)
-            elif any(p.requires_grad for p in part.parameters()):
-                divide(part, self.blocks(name), mesh, precision)
+            else:
+                divide(part, blocks, mesh, precision)
         left = [name for name, p in self.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
         if left:
             raise ValueError(
                 f"{type(self).__name__} does not divide its weights over processes: {', '.join(left[:3])} belong to no "
                 "part; use --trainer.strategy ddp"
             )
+
+    def divisible_parts(self) -> list[tuple[nn.Module, Sequence[nn.Module]]]:
+        """Return the parts whose weights `shard` divides, with the blocks of each that are gathered one by one.
+
+        Raises:
+            ValueError: the language model is quantised.
+        """
+        parts: list[tuple[nn.Module, Sequence[nn.Module]]] = []
+        for name, part in self.named_children():
+            if isinstance(part, LLM):
+                if part.quantize:
+                    raise ValueError(f"weights in {part.quantize} are not divided over processes; use ddp")
+                parts.append((part, blocks_of_language_model(part)))
+            elif any(p.requires_grad for p in part.parameters()):
+                parts.append((part, self.blocks(name)))
+        return parts
 
     def blocks(self, name: str) -> Sequence[nn.Module]:
         """Return the modules of a part that are divided and gathered one by one, in the order in which they compute."""
@@ -218,7 +231,8 @@ class CheckpointedModule(LightningModule):
                 "--trainer.strategy.data_parallel_size to the number of processes, and tensor_parallel_size to 1"
             )
         self.strict_loading = False  # `on_load_checkpoint` is stricter: a checkpoint leaves out what never changed
-        self.shard(mesh["data_parallel"])
+        precision = "32-true" if self._trainer is None else str(self.trainer.precision)
+        self.shard(mesh["data_parallel"], precision)
 
     def _tensor_names(self) -> dict[Tensor, list[str]]:
         """Return the names of every parameter and buffer; tied ones have several."""
