@@ -85,7 +85,7 @@ def test_a_layer_keeps_what_autograd_saves(name, keys):
                 system = DialogueLLM(llm="shape:small", **options)
             system.configure_model()
         step = Step(rows.count, precision="bf16-mixed" if autocast else "32-true", device_type="cpu")
-        model = decoder_of(system, step, Division(system, 1, step.precision))
+        model = decoder_of(system, step)
         saved.append(saved_bytes(system.llm, rows, autocast))
         layer = system.llm.causal_lm.get_decoder().layers[1]
         matrices = [p for p in layer.parameters() if p.requires_grad and p.ndim == 2]

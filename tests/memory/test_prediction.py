@@ -119,7 +119,7 @@ def test_adapters_on_some_layers_cost_in_these_alone():
     def layers(targets: str) -> list[int]:
         step = Step(2, tokens=64)
         system = on_meta(DialogueLLM(llm="shape:llama-2-7b", lora=LoRA(targets=targets), dtype="bfloat16"))
-        model = decoder_of(system, step, Division(system, 1, step.precision))
+        model = decoder_of(system, step)
         return [formula.saved_by_layer(model, layer, Rows(2, 64)) for layer in model.layers]
 
     saved = layers(r"model\.layers\.(30|31)\.mlp\.down_proj")

@@ -234,7 +234,7 @@ def _add_language_model(
     rest = _without_gradients(parts)
     with_gradients = rest + parts["gradients"]
     model, rows, samples = (
-        decoder_of(built, step, division),
+        decoder_of(built, step),
         rows_of(built, step, tokens),
         isinstance(built, GRPOModule),
     )
@@ -275,8 +275,8 @@ def rows_of(system: LanguageModelModule, step: Step, tokens: int) -> Rows:
     return Rows(step.batch_size, tokens, answers, system.max_new_tokens)
 
 
-def decoder_of(system: LanguageModelModule, step: Step, division: Division) -> Decoder:
-    """Return the sizes of a system's language model, as a process has it.
+def decoder_of(system: LanguageModelModule, step: Step) -> Decoder:
+    """Return the sizes of a system's language model, as the formula needs them.
 
     Raises:
         Unpredictable: it is built otherwise than the formula knows.
