@@ -9,7 +9,6 @@ import json
 import math
 import os
 import struct
-import tempfile
 import time
 import zlib
 from collections.abc import Mapping
@@ -23,6 +22,7 @@ from zoo.media import worker
 from zoo.media.container import MAX_PIXELS, MAX_SECONDS, Unreadable, open_file
 from zoo.media.frames import Position, Size, normalize_request
 from zoo.media.sound import resample
+from zoo.storage import write_unsynced
 
 VERSION = 2  # of what comes out: raise it whenever a change here changes an array or what is said of it, and every
 # cache is made again
@@ -108,9 +108,14 @@ class Media:
         self._new_problems = []
         return [dict(zip(keys, row, strict=True)) for row in rows]
 
-    def report(self, path: str | os.PathLike[str], reason: str) -> None:
-        """Note a file as unreadable for `new_problems`, for a reason that is not found in decoding it."""
-        self._add_new({"problem": "unreadable", "reason": reason}, path)
+    def report(self, path: str | os.PathLike[str], reason: str, problem: str = "unreadable") -> None:
+        """Note a problem of a file for `new_problems` that is not found in decoding it, at least not now."""
+        self._add_new({"problem": problem, "reason": reason}, path)
+
+    def damage(self, path: str | os.PathLike[str]) -> str | None:
+        """Return what was wrong with a file of which a part was read since `new_problems` was last called."""
+        rows = (row for row in self._new_problems if row["problem"] == "damaged" and row["path"] == os.fsdecode(path))
+        return next((row["reason"] for row in rows), None)
 
     def _add_new(self, row: dict[str, Any], path: str | os.PathLike[str]) -> None:
         self._new_problems.append(row | {"file": _portable_name(path), "path": os.fsdecode(path)})
@@ -170,7 +175,7 @@ class Media:
                     return sha256  # still being written, perhaps: a change within the clock's tick would go unseen
                 if memo:
                     with contextlib.suppress(OSError):  # a cache one may only read: only slower
-                        _write_atomically(memo, [f"{identity} {sha256}".encode()])
+                        write_unsynced(memo, [f"{identity} {sha256}".encode()])
             self._hashes[absolute] = (identity, sha256)
             return sha256
 
@@ -240,7 +245,7 @@ def _save_entry(entry: Path, array: np.ndarray) -> None:
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     data = np.ascontiguousarray(array).data.cast("B") if array.size else b""
     checksum = zlib.crc32(data, zlib.crc32(header.getvalue()))
-    _write_atomically(entry, [header.getvalue(), data, struct.pack("<I", checksum)])
+    write_unsynced(entry, [header.getvalue(), data, struct.pack("<I", checksum)])
 
 
 def _load_entry(entry: Path) -> np.ndarray | None:
@@ -258,18 +263,3 @@ def _load_entry(entry: Path) -> np.ndarray | None:
     start = 10 + struct.unpack("<H", view[8:10])[0]
     shape, _, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(text[8:start]))
     return np.frombuffer(text, dtype, count=math.prod(shape), offset=start).reshape(shape)
-
-
-def _write_atomically(path: Path, parts: list[Any]) -> None:
-    """Write a file whole or not at all, whatever other processes write it; without `storage.write_whole`'s fsync."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with open(fd, "wb") as file:
-            file.writelines(parts)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a cache may be shared
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise

@@ -28,6 +28,19 @@ def utterance_key(turn: Turn, path: Path) -> tuple[Hashable, ...]:
     return str(path), turn.start, turn.end, turn.crop
 
 
+def content_key(media: Media, turn: Turn, path: Path) -> tuple[Hashable, ...]:
+    """Return the identity of `utterance_key` by the bytes of the file, wherever it lies: (sha256, start, end, crop).
+
+    Raises:
+        Unreadable: there is no such file.
+    """
+    try:
+        return media.sha256_of(path), turn.start, turn.end, turn.crop
+    except Unreadable as error:
+        media.report(path, error.reason)
+        raise
+
+
 def utterance_frames(
     media: Media,
     turn: Turn,
