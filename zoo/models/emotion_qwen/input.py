@@ -61,6 +61,49 @@ def seconds_of(path: Path) -> float:
 
 
 @dataclass(frozen=True)
+class FrameSampling:
+    """Which frames of a video are shown.
+
+    Args:
+        frames: evenly spaced; None: by ``fps``.
+        fps: frames per second, up to ``max_frames``.
+    """
+
+    frames: int | None = None
+    fps: float = 2.0
+    max_frames: int = 64
+
+    def read(self, media: Media, turn: Turn) -> tuple[np.ndarray, float | None]:
+        """Return the frames of an utterance's picture or video, and the seconds between two of them (None: a picture).
+
+        Returns:
+            uint8 (F, 3, H, W), RGB.
+
+        Raises:
+            Unreadable: nothing to be had, or over 200 times longer than wide.
+        """
+        path = turn.video
+        if path is None:
+            raise ValueError(f"{turn.id} has no picture or video to read")
+        if path.suffix.lower() in STILL:
+            n, seconds, turn = 1, None, replace(turn, start=None, end=None)
+        elif turn.start is not None and turn.end is not None:
+            n, seconds = self._spread(turn.end - turn.start)
+        else:
+            n, seconds = self._spread(seconds_of(path))
+        frames = utterance_frames(media, turn, n)
+        height, width = frames.shape[2:]
+        if max(height, width) > LONGEST * min(height, width):
+            raise Unreadable(path, f"{height} x {width} pixels: over {LONGEST} times longer than wide; crop it")
+        return frames, seconds
+
+    def _spread(self, length: float) -> tuple[int, float]:
+        """Return the number of frames of a video, and the seconds between two of them."""
+        n = self.frames or min(self.max_frames, max(1, round(length * self.fps)))
+        return n, max(0.0, length) / n
+
+
+@dataclass(frozen=True)
 class ClipPatches:
     """A picture, a video or a stream of faces, as the tower reads it.
 
@@ -116,8 +159,7 @@ class QwenCollator(PromptCollator):
 
     Args:
         show_text: whether the utterance's words are shown.
-        frames: of a video, evenly spaced; None: by ``fps``.
-        fps: frames per second, up to ``max_frames``.
+        sampling: which frames of a video are shown.
         min_pixels, max_pixels: budget of a picture (see `to_patches`).
         video_max_pixels: budget of each frame of a video.
         patch, merge, temporal: the tower's.
@@ -127,9 +169,7 @@ class QwenCollator(PromptCollator):
 
     media: Media = field(default_factory=Media)
     show_text: bool = True
-    frames: int | None = None
-    fps: float = 2.0
-    max_frames: int = 64
+    sampling: FrameSampling = FrameSampling()
     min_pixels: int = 56 * 56
     max_pixels: int = 1280 * 28 * 28
     video_max_pixels: int = 448 * 448
@@ -140,32 +180,6 @@ class QwenCollator(PromptCollator):
     mrope: bool = False
 
     # ---- reading
-    def read(self, turn: Turn) -> tuple[np.ndarray, float | None]:
-        """uint8 (F, 3, H, W) of an utterance's picture or video, and the seconds between two frames (None: a picture).
-
-        Raises:
-            Unreadable: nothing to be had, or over 200 times longer than wide.
-        """
-        path = turn.video
-        if path is None:
-            raise ValueError(f"{turn.id} has no picture or video to read")
-        if path.suffix.lower() in STILL:
-            n, seconds, turn = 1, None, replace(turn, start=None, end=None)
-        elif turn.start is not None and turn.end is not None:
-            n, seconds = self._spread(turn.end - turn.start)
-        else:
-            n, seconds = self._spread(seconds_of(path))
-        frames = utterance_frames(self.media, turn, n)
-        height, width = frames.shape[2:]
-        if max(height, width) > LONGEST * min(height, width):
-            raise Unreadable(path, f"{height} x {width} pixels: over {LONGEST} times longer than wide; crop it")
-        return frames, seconds
-
-    def _spread(self, length: float) -> tuple[int, float]:
-        """Return the number of frames of a video, and the seconds between two of them."""
-        n = self.frames or min(self.max_frames, max(1, round(length * self.fps)))
-        return n, max(0.0, length) / n
-
     def read_clip(self, turn: Turn, sample_id: str, faces: bool) -> tuple[ClipPatches | None, ClipPatches | None]:
         """Return an utterance's clip and its stream of expressive faces; None where there is none.
 
@@ -175,7 +189,7 @@ class QwenCollator(PromptCollator):
         if turn.video is None:
             return None, None
         try:
-            frames, seconds = self.read(turn)
+            frames, seconds = self.sampling.read(self.media, turn)
         except Unreadable as error:
             self.media.report(turn.video, error.reason)  # what is found without decoding `media` has not seen
             return None, None
