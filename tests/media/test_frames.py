@@ -173,7 +173,7 @@ def test_a_budget_reduces_what_is_twice_as_large_and_leaves_the_rest(tmp_path, m
     media = Media(tmp_path / "cache")
     for budget, size in (
         (PixelBudget(14, 28 * 28, 64 * 64), (42, 70)),
-        (PixelBudget(14, 28 * 28, 115 * 115), (120, 200)),
+        (PixelBudget(14, 28 * 28, 128 * 128), (120, 200)),
     ):
         own = media.frames(large, 2, size=budget)
         assert own.shape == (2, 3, *size) and np.array_equal(own, read_frames(large, 2, size=size))
