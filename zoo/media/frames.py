@@ -93,8 +93,8 @@ def read_frames(
             than n repeats them. None: every frame; one that cannot be decoded is replaced by the one before it.
         position: "uniform" as above; "middle": the one frame shown at half time; or a time in seconds: the one frame
             shown then (the first before the clip starts, the last after it ends).
-        size: (height, width), or the length of the shorter side with the aspect kept, or a budget of pixels, to which a
-            picture of twice as many or more is reduced; None: as in the file.
+        size: (height, width), or the length of the shorter side with the aspect kept; None: as in the file. With a
+            budget of pixels only frames of more than `MAX_BYTES` are reduced; `zoo.media.Media` reduces the others.
         max_seconds: a longer clip is refused.
         max_pixels: a larger picture is refused before it is decoded.
 
@@ -331,8 +331,9 @@ def _resize(path: str | os.PathLike[str], picture: np.ndarray, size: Size, pixel
     if isinstance(size, int):  # as torchvision's Resize
         short = min(height, width)
         height, width = height * size // short, width * size // short
-    elif size is not None and len(size) == 3:  # as it comes out of JSON
-        height, width = PixelBudget(*size).reduced(height, width)
+    elif size is not None and len(size) == 3:  # a budget, as it comes out of JSON
+        if count * 3 * height * width > MAX_BYTES:
+            height, width = PixelBudget(*size).reduced(height, width)
     elif size is not None:
         height, width = size
     if count * 3 * height * width > MAX_BYTES:
