@@ -157,6 +157,8 @@ def pictured(rows: int, tokens: int, pictures: int) -> dict[str, Any]:
         "image": torch.arange(rows * pictures),
         "image_at": spots,
         "keys": [("picture", i) for i in range(rows * pictures)],
+        "frames_known": [False] * rows * pictures,
+        "frame_features": None,
         "frames": torch.randint(0, 255, (rows * pictures, 3, 64, 64), dtype=torch.uint8),
         "fixed": torch.zeros(0, dtype=torch.int64),
         "answer": torch.randint(3, SIZES["vocab_size"], (rows, 4)),

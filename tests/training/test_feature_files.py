@@ -182,7 +182,11 @@ def test_a_damaged_file_is_computed_again_and_told(home, make, samples, once, da
     again, batch = embedded(make(), samples)
     assert torch.equal(again, once[0]) and (load_file(files[0])["features"] == before).all()
     (row,) = batch["problems"]
-    assert row["problem"] == "damaged features" and row["reason"].endswith("computed again") and row["samples"]
+    assert (
+        row["problem"] == "damaged features"
+        and row["reason"].endswith("computed again")
+        and row["name"] == files[0].name
+    )
     assert embedded(make(), samples)[1]["problems"] == []
 
 

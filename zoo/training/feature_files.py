@@ -14,7 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import zlib
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -25,6 +25,9 @@ from safetensors.torch import save
 from torch import Tensor
 
 from zoo.backbones.frozen import FrozenEncoder
+from zoo.media import Media, Unreadable
+from zoo.media.clips import content_key, utterance_key
+from zoo.schema import Problem, Turn
 from zoo.storage import write_unsynced, write_whole
 
 FORMAT = 1  # raise it whenever a change of the code changes features of equal names
@@ -149,6 +152,45 @@ class FeatureFiles:
         return {"encoder": self.encoder, "clip": name, "crc32": f"{checksum:08x}"}
 
 
+def read_clip(
+    media: Media,
+    turn: Turn,
+    path: Path,
+    decode: Callable[[], tuple[np.ndarray, bool]],
+    files: FeatureFiles | None,
+    problems: list[Problem],
+) -> ReadClip | None:
+    """Return the frames or the sound of an utterance, or their features if there are any; None if it cannot be read.
+
+    Args:
+        media: decodes, and is told of what is wrong with a clip whose features are known.
+        turn: the utterance.
+        path: its file that is read.
+        decode: returns the array, and whether it was shortened; raises `Unreadable`.
+        files: features on disk; None: none.
+        problems: gets an entry for a damaged file of features.
+    """
+    try:
+        if files is None:
+            array, shortened = decode()
+            return ReadClip(utterance_key(turn, path), array, None, ClipFacts(shortened))
+        key = content_key(media, turn, path)
+        try:
+            stored = files.read(key)
+        except DamagedFeatures as error:
+            stored, name = None, files.path(key).name
+            reason = f"{error}; computed again"
+            problems.append({"problem": "damaged features", "name": name, "reason": reason, "samples": []})
+        if stored is not None:
+            if stored.facts.damage is not None:
+                media.report(path, stored.facts.damage, "damaged")
+            return ReadClip(key, None, *stored)
+        array, shortened = decode()
+        return ReadClip(key, array, None, ClipFacts(shortened, media.damage(path)))
+    except Unreadable:
+        return None
+
+
 def stacked_features(clips: Sequence[ReadClip]) -> Tensor | None:
     """Return the features of those clips whose features are known, (K, T, W); None if there are none."""
     features = [clip.features for clip in clips if clip.features is not None]
@@ -174,5 +216,6 @@ __all__ = [
     "ReadClip",
     "StoredFeatures",
     "known_and_new",
+    "read_clip",
     "stacked_features",
 ]

@@ -22,21 +22,14 @@ from torch import Tensor, nn
 from zoo.backbones import LLM, Audio, Vision
 from zoo.backbones.divided import is_divided
 from zoo.backbones.llm import Dtype
-from zoo.media import Media, Unreadable
+from zoo.media import Media
 from zoo.media.cache import VERSION as MEDIA_VERSION
-from zoo.media.clips import RATE, content_key, middle_of_sound, utterance_frames, utterance_key, utterance_sound
+from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_sound
 from zoo.schema import Problem, Sample
 from zoo.training.batch import IGNORE_INDEX, MultimodalBatch
 from zoo.training.collator import PromptCollator
 from zoo.training.feature_cache import FeatureCache
-from zoo.training.feature_files import (
-    ClipFacts,
-    DamagedFeatures,
-    FeatureFiles,
-    ReadClip,
-    known_and_new,
-    stacked_features,
-)
+from zoo.training.feature_files import FeatureFiles, ReadClip, known_and_new, read_clip, stacked_features
 
 # Marks of a template. In a corpus' own texts both are written apart (`zoo.prompts.escape`): no corpus can say them.
 VISION, AUDIO = "<|vision|>", "<|audio|>"
@@ -164,50 +157,14 @@ class MultimodalCollator(PromptCollator):
             return utterance_frames(self.media, sample.target, self.frames, side=self.size, square=True), False
 
         path = sample.target.video if self.frames else None
-        return None if path is None else self._read(sample, path, decode, self.vision_files, problems)
+        return None if path is None else read_clip(self.media, sample.target, path, decode, self.vision_files, problems)
 
     def _read_wave(self, sample: Sample, problems: list[Problem]) -> ReadClip | None:
         def decode() -> tuple[np.ndarray, bool]:
             return middle_of_sound(utterance_sound(self.media, sample.target), round(self.max_seconds * RATE))
 
         path = sample.target.audio if self.audio_tokens else None
-        return None if path is None else self._read(sample, path, decode, self.audio_files, problems)
-
-    def _read(
-        self,
-        sample: Sample,
-        path: Path,
-        decode: Callable[[], tuple[np.ndarray, bool]],
-        files: FeatureFiles | None,
-        problems: list[Problem],
-    ) -> ReadClip | None:
-        """Return a sample's frames or sound, or their features if there are any; None if it cannot be read.
-
-        Args:
-            path: of the file that is read.
-            decode: returns the array, and whether it was shortened.
-            files: features on disk.
-            problems: gets an entry for a damaged file of features.
-        """
-        try:
-            if files is None:
-                array, shortened = decode()
-                return ReadClip(utterance_key(sample.target, path), array, None, ClipFacts(shortened))
-            key = content_key(self.media, sample.target, path)
-            try:
-                stored = files.read(key)
-            except DamagedFeatures as error:
-                row: Problem = {"problem": "damaged features", "name": sample.id, "reason": "", "samples": [sample.id]}
-                problems.append(row | {"reason": f"{files.path(key).name} {error}; computed again"})
-                stored = None
-            if stored is not None:
-                if stored.facts.damage is not None:
-                    self.media.report(path, stored.facts.damage, "damaged")
-                return ReadClip(key, None, *stored)
-            array, shortened = decode()
-            return ReadClip(key, array, None, ClipFacts(shortened, self.media.damage(path)))
-        except Unreadable:
-            return None
+        return None if path is None else read_clip(self.media, sample.target, path, decode, self.audio_files, problems)
 
 
 def drop_oldest(ids: list[int], max_length: int, protected: frozenset[int] = frozenset()) -> list[int] | None:
