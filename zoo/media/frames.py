@@ -69,8 +69,8 @@ class PixelBudget(NamedTuple):
         if max(height, width) > LONGEST * min(height, width):
             return height, width
         smaller = self.size(height, width)
-        worth = 2 * math.prod(smaller) <= height * width and self.size(*smaller) == smaller
-        return smaller if worth else (height, width)
+        halved = 2 * math.prod(smaller) <= height * width and self.size(*smaller) == smaller
+        return smaller if halved else (height, width)
 
 
 Position = Literal["uniform", "middle"] | float

@@ -82,41 +82,54 @@ def main(args: list[str]) -> None:
     """Run ``zoo prepare faces``."""
     parser = _parser()
     options = parser.parse_args(args)
-    if min(options.workers, options.max_frames, 1 if options.frames is None else options.frames) < 1:
-        raise ValueError("--workers, --frames and --max_frames are 1 or more")
-    if not options.fps > 0:
-        raise ValueError(f"--fps is a number over 0, got {options.fps}")
+    _check_numbers(options)
     objects = parser.instantiate(options)
-    samples = {f"{split}": objects.data.samples(split) for split in objects.data.splits()}
-    shown = {s.id: s.target for split in samples.values() for s in split if s.target.video is not None}
-    if not shown:
+    samples = [s for split in objects.data.splits() for s in objects.data.samples(split)]
+    turns = {s.id: s.target for s in samples if s.target.video is not None}
+    if not turns:
         raise ValueError(
             f"no sample of {type(objects.data).__name__} has a clip; expected clips where the corpus' reader looks for "
             "them (--data.help NAME says where). Correct --data.root"
         )
-    sampling = FrameSampling(options.frames, options.fps, options.max_frames)
     settings = _settings(options, objects.analyzer)
     out: Path = options.out
     keep_settings(out / "settings.json", settings, [out / "answers.jsonl", out / "faces.jsonl"])
     media = Media(options.cache, options.timeout, options.max_clip_seconds, LARGEST)
-    left_out = {s.id: "has no clip" for split in samples.values() for s in split if s.target.video is None}
+    left_out = {s.id: "has no clip" for s in samples if s.target.video is None}
     with AnswerStore(out / "answers.jsonl") as store:
-        keys = _keys(shown, media, left_out)
-        new = {key: shown[name] for name, key in keys.items() if store.get(key) is None}
+        keys = _keys(turns, media, left_out)
+        new = {key: turns[name] for name, key in keys.items() if store.get(key) is None}
+        sampling = FrameSampling(options.frames, options.fps, options.max_frames)
         analysed = _Analysed(list(new.values()), objects.analyzer, media, sampling)
-        loader = DataLoader(
-            analysed, batch_size=None, num_workers=options.workers * (options.workers > 1), collate_fn=_as_it_is
-        )
-        unreadable: dict[str, str] = {}
-        names = list(new)
-        for number, lines, reason in reported(loader, len(new), "looked at", "clips"):
-            if reason is None:
-                store.add(names[number], settings["analyzer"], json.dumps(lines))
-            else:
-                unreadable[names[number]] = reason  # tried again by the next run
+        unreadable = _analyse(analysed, list(new), store, settings["analyzer"], options.workers)
         left_out |= {name: unreadable[key] for name, key in keys.items() if key in unreadable}
-        found = {name: json.loads(store.get(key) or "[]") for name, key in keys.items() if key not in unreadable}
-    _write(out, found, left_out)
+        findings = {name: json.loads(store.get(key) or "[]") for name, key in keys.items() if key not in unreadable}
+    _write(out, findings, left_out)
+
+
+def _check_numbers(options: Namespace) -> None:
+    """Raise ValueError for numbers that make no sense."""
+    if min(options.workers, options.max_frames, 1 if options.frames is None else options.frames) < 1:
+        raise ValueError("--workers, --frames and --max_frames are 1 or more")
+    if not options.fps > 0:
+        raise ValueError(f"--fps is a number over 0, got {options.fps}")
+
+
+def _analyse(analysed: _Analysed, keys: list[str], store: AnswerStore, analyzer: str, workers: int) -> dict[str, str]:
+    """Note the faces of every clip in the store; return key -> why a clip gave nothing, which the next run tries again.
+
+    Args:
+        keys: of the clips, in their order.
+    """
+    processes = workers if workers > 1 else 0
+    loader = DataLoader(analysed, batch_size=None, num_workers=processes, collate_fn=_as_it_is)
+    unreadable: dict[str, str] = {}
+    for number, lines, reason in reported(loader, len(keys), "looked at", "clips"):
+        if reason is None:
+            store.add(keys[number], analyzer, json.dumps(lines))
+        else:
+            unreadable[keys[number]] = reason
+    return unreadable
 
 
 def _settings(options: Namespace, analyzer: Any) -> dict[str, Any]:
@@ -136,10 +149,10 @@ def _settings(options: Namespace, analyzer: Any) -> dict[str, Any]:
     }
 
 
-def _keys(shown: dict[str, Turn], media: Media, left_out: dict[str, str]) -> dict[str, str]:
+def _keys(turns: dict[str, Turn], media: Media, left_out: dict[str, str]) -> dict[str, str]:
     """Return sample id -> what identifies its clip by content; a missing file is added to ``left_out``."""
     keys = {}
-    for name, turn in shown.items():
+    for name, turn in turns.items():
         try:
             clip = content_key(media, turn, turn.video or Path())
         except Unreadable as error:
@@ -149,14 +162,14 @@ def _keys(shown: dict[str, Turn], media: Media, left_out: dict[str, str]) -> dic
     return keys
 
 
-def _write(out: Path, found: dict[str, list[str]], left_out: dict[str, str]) -> None:
+def _write(out: Path, findings: dict[str, list[str]], left_out: dict[str, str]) -> None:
     """Write the file that systems read, and what was not found; print the counts."""
     counts: Counter[str] = Counter(
-        {"samples": len(found) + len(left_out), "without a readable clip": len(left_out), "frames": 0}
+        {"samples": len(findings) + len(left_out), "without a readable clip": len(left_out), "frames": 0}
     )
     faceless: list[str] = []
     lines: list[str] = []
-    for name, clip_lines in found.items():
+    for name, clip_lines in findings.items():
         rows = [json.loads(line) | {"clip": name} for line in clip_lines]
         lines += [json.dumps(row) for row in rows]
         counts["frames"] += len(rows)

@@ -104,16 +104,16 @@ class MultimodalCollator(PromptCollator):
         for sample in samples:
             clip, sound = self._read_frames(sample, problems), self._read_wave(sample, problems)
             nothing += clip is None and sound is None and not (self.show_text and sample.target.text)
-            clips += [] if clip is None else [clip]
-            sounds += [] if sound is None else [sound]
+            clips += filter(None, [clip])
+            sounds += filter(None, [sound])
             prompts.append(self._prompt(sample, rng, clip is not None, sound is not None))
         batch = self.batch(samples, prompts, rng)
         slots = (-batch["input_ids"]).clamp(min=0)
         batch["input_ids"] = batch["input_ids"].masked_fill(slots > 0, self.pad_id)
         if self.training:
             batch["target_ids"] = batch["target_ids"].masked_fill(slots > 0, IGNORE_INDEX)
-        frames = [clip.array for clip in clips if clip.array is not None]
-        padded, lengths = pad_waves([sound.array for sound in sounds if sound.array is not None])
+        frames, waves = ([clip.array for clip in part if clip.array is not None] for part in (clips, sounds))
+        padded, lengths = pad_waves(waves)
         return {
             **batch,
             "problems": [*batch.get("problems", ()), *problems],
@@ -353,8 +353,8 @@ class ProjectedEncoders(nn.Module):
         limits = [MEDIA_VERSION, self.media.max_seconds, self.media.max_pixels]
         shared = {"precision": precision, "media": limits}
         if hasattr(self, "vision"):
-            kept = {"frames": self.frames, "of a frame": "cls" if self.vision.has_cls else "mean"}
-            self.vision_files = FeatureFiles(self.feature_folder, self.vision, {**shared, **kept})
+            of_frames = {"frames": self.frames, "of a frame": "cls" if self.vision.has_cls else "mean"}
+            self.vision_files = FeatureFiles(self.feature_folder, self.vision, {**shared, **of_frames})
         if hasattr(self, "audio"):
             parts = {"means": self.audio_tokens, "seconds": self.max_seconds}
             self.audio_files = FeatureFiles(self.feature_folder, self.audio, {**shared, **parts})
