@@ -12,7 +12,7 @@ from zoo import cli
 
 ROOT = Path(__file__).parents[1]
 CARDS = [*sorted(ROOT.glob("zoo/models/*/README.md")), *sorted(ROOT.glob("checkpoints/*/README.md"))]
-DOCUMENTS = [ROOT / "README.md", ROOT / "docs" / "gpu.md", ROOT / "docs" / "clusters.md", *CARDS]
+DOCUMENTS = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md")), *CARDS]
 
 
 def commands(document: Path) -> list[list[str]]:

@@ -20,7 +20,7 @@ from zoo.data import MELD
 from zoo.runs import REPOSITORY
 
 CARDS = [*sorted(REPOSITORY.glob("zoo/models/*/README.md")), *sorted(REPOSITORY.glob("checkpoints/*/README.md"))]
-DOCUMENTS = [REPOSITORY / "README.md", REPOSITORY / "docs" / "gpu.md", *CARDS]
+DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md")), *CARDS]
 FILES = sorted(REPOSITORY.glob("results/*.json"))
 # tables with decimals that nobody measured: terms of a formula, licences
 EXPLAINING = {("term", "option", "value"), ("corpus", "`--data`", "what it is", "licence")}

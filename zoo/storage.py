@@ -288,6 +288,25 @@ def write_whole(path: Path, content: str | bytes) -> None:
         temporary.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
+def write_unsynced(path: Path, parts: Iterable[bytes | memoryview]) -> None:
+    """Write a file whole or not at all, whatever other processes write it; for caches, thousands of small files.
+
+    Unlike `write_whole` it does not wait for the disk: after a power cut the file may be there without its content, so
+    whoever reads it needs a checksum.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
+    try:
+        with open(fd, "wb") as file:
+            file.writelines(parts)
+        os.chmod(temporary, 0o644)  # mkstemp makes it private; a cache may be shared
+        os.replace(temporary, path)
+    except BaseException:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+        raise
+
+
 @contextlib.contextmanager
 def whole_folder(out: Path) -> Iterator[Path]:
     """Yield a folder beside ``out`` that becomes it if all goes well, and is gone otherwise."""

@@ -12,10 +12,12 @@ from safetensors.torch import load_file, save_file
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.models.qwen2_vl.video_processing_qwen2_vl import Qwen2VLVideoProcessor
 
 from tests.builders import spoil
 from zoo.backbones.patch_vision import PatchVision, small_patch_vision, to_patches
+from zoo.media.frames import PixelBudget
 
 SMALL = {"depth": 3, "width": 32, "heads": 2, "intermediate_size": 48, "full_attention": (1,)}
 GRIDS = torch.tensor([[1, 8, 14], [2, 4, 10], [1, 12, 2]])  # no square, one video; windows of 6 patches
@@ -315,6 +317,29 @@ def test_patches_stand_group_by_group():
                             expected = (seen / 255 - mean[channel]) / std[channel]
                             torch.testing.assert_close(cut[channel, frame], expected, atol=1e-6, rtol=0)
                     row += 1
+
+
+def test_pixels_may_be_normalised_by_the_tower(folder):
+    x = frames(2, 40, 70)
+    patches, grid = to_patches(x, 64, 4096, patch=8)
+    raw, same = to_patches(x, 64, 4096, patch=8, normalise=False)
+    assert raw.dtype == torch.uint8 and raw.nbytes * 4 == patches.nbytes and torch.equal(grid, same)
+    vision = PatchVision(str(folder)).eval()
+    with torch.no_grad():
+        assert torch.equal(vision.hidden(raw, grid)[0], vision.hidden(patches, grid)[0])
+
+
+@pytest.mark.parametrize("height, width", [*SIZES, (720, 1280), (2160, 3840), (50, 1000), (1000, 6), (333, 1)])
+def test_the_budget_of_the_decoder_is_the_image_processors(height, width):
+    for factor, least, most in ((28, 56 * 56, 448 * 448), (28, 28 * 28, 1280 * 28 * 28), (16, 96 * 96, 128 * 128)):
+        budget = PixelBudget(factor, least, most)
+        reduced = budget.reduced(height, width)
+        if max(height, width) > 200 * min(height, width):
+            assert reduced == (height, width)
+            continue
+        said = smart_resize(height, width, factor, least, most)
+        assert budget.size(height, width) == said
+        assert reduced in ((height, width), said) and smart_resize(*reduced, factor, least, most) == said
 
 
 def test_hostile_sizes():

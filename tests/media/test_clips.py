@@ -11,6 +11,7 @@ import pytest
 from tests.media_files import sine, write_clip
 from zoo.media import Media, Unreadable
 from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_key, utterance_sound
+from zoo.media.frames import PixelBudget
 from zoo.schema import Turn
 
 
@@ -133,3 +134,10 @@ def test_a_part_of_a_file():
     rows = utterance_frames(Ten(), turn, 2, side=(8, 8), rows=(0.25, 0.75))
     assert rows.shape == (2, 3, 8, 8) and rows[:, 0, 0, 0].tolist() == [51, 71]
     assert utterance_frames(Ten(), turn, 2).shape == (2, 3, 4, 3)  # as in the file
+
+
+def test_a_budget_leaves_what_is_cropped(media, film):
+    budget = PixelBudget(4, 16, 400)
+    assert utterance_frames(media, turn_of(film), 2, side=budget).shape == (2, 3, 12, 28)
+    assert utterance_frames(media, turn_of(film, start=0.8, end=1.6), 2, side=budget).shape == (2, 3, 12, 28)
+    assert utterance_frames(media, turn_of(film, crop="left"), 2, side=budget).shape == (2, 3, 40, 40)

@@ -11,6 +11,7 @@ from PIL import Image
 
 from tests.media_files import corners, grey, numbers, quarters, write_clip
 from zoo.media import Media, Unreadable, read_frames
+from zoo.media.frames import PixelBudget
 
 
 def test_uniform_frames_are_those_at_the_centres_of_equal_parts(usual):
@@ -164,3 +165,26 @@ def test_too_many_bytes_are_refused(usual):
         Media().frames(usual, size=4000)
     with pytest.raises(Unreadable, match="100000 frames of 96x96"):
         Media().frames(usual, n=100_000)
+
+
+def test_a_budget_reduces_what_is_twice_as_large_and_leaves_the_rest(tmp_path, monkeypatch):
+    large = write_clip(tmp_path / "large.mp4", [quarters(120, 200)] * 4)
+    small = write_clip(tmp_path / "small.mp4", [quarters(80, 96)] * 4)
+    media = Media(tmp_path / "cache")
+    budget = PixelBudget(14, 28 * 28, 64 * 64)
+    own = media.frames(large, 2, size=budget)
+    assert own.shape == (2, 3, 42, 70) and np.array_equal(own, Media().frames(large, 2, size=budget))
+    assert np.array_equal(own, media.frames(large, 2, size=budget)) and corners(own[0]) == "rgbw"
+    assert max(f.stat().st_size for f in (tmp_path / "cache").glob("??/*.npy")) < 2 * 3 * 42 * 70 + 500
+    assert media.frames(large, 2, size=PixelBudget(14, 28 * 28, 128 * 128)).shape == (2, 3, 120, 200)
+    assert media.frames(small, 2, size=PixelBudget(14, 90 * 90, 90 * 90)).shape == (2, 3, 80, 96)
+    Image.fromarray(quarters(300, 1)).save(tmp_path / "thin.png")  # no budget fits it
+    assert media.frames(tmp_path / "thin.png", size=PixelBudget(4, 16, 64)).shape == (1, 3, 300, 1)
+    for wrong in (PixelBudget(14, 0, 400), PixelBudget(14, 300, 200), PixelBudget(20, 100, 300)):
+        with pytest.raises(ValueError, match="a budget is a factor"):
+            media.frames(large, 2, size=wrong)
+    monkeypatch.setattr("zoo.media.frames.MAX_BYTES", 2 * 3 * 119 * 200)
+    with pytest.raises(Unreadable, match="2 frames of 200x120 are more"):
+        read_frames(large, 2)
+    late = read_frames(large, 2, size=budget)  # too many bytes at once, so the decoder reduces each
+    assert late.shape == own.shape and np.abs(late.astype(int) - own).max() <= 2

@@ -16,7 +16,7 @@ from zoo.models.dialoguellm import DialogueLLM
 from zoo.models.merit import Merit
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
-LARGEST_ERROR = 0.1  # of the peak
+LARGEST_ERROR = 0.12  # of the peak
 MEASURED = [name for name in COMPARED if name.startswith("one short row")] + [
     "SFT, full tuning, checkpointing, bf16-mixed",
     "GRPO, LoRA, checkpointing, 16384 words",

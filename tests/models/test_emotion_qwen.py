@@ -23,6 +23,7 @@ from zoo.backbones import LLM
 from zoo.backbones.mrope import mrope_positions
 from zoo.checkpoints import load
 from zoo.data import MELD
+from zoo.media import Media
 from zoo.models.causal_lm import CausalLM
 from zoo.models.emotion_qwen import EmotionQwen
 from zoo.models.emotion_qwen.faces import EMOTIONS, Face, FaceCapture
@@ -271,6 +272,26 @@ def test_face_capture_adds_a_masked_second_video(home, tmp_path, boxes):
         assert torch.equal(whole, alone["patches"])
         assert float((whole != masked).any(1).float().mean()) == (1.0 if boxes == 1 else 0.0) or boxes == 30
         assert own["rows"] == (0, 0) and own["keys"][0] != own["keys"][1]
+
+
+def test_large_frames_are_reduced_before_they_are_kept_unless_faces_are_looked_for(home, tmp_path, monkeypatch):
+    path, asked, read = tmp_path / "clip.mp4", [], Media.frames
+    shade = np.linspace(40, 200, 6 * 90 * 160 * 3).reshape(6, 90, 160, 3).astype(np.uint8)
+    path.write_bytes(encode(shade, np.zeros(8000, "f4")))
+
+    def frames(*args, **options):
+        asked.append(read(*args, **options))
+        return asked[-1]
+
+    monkeypatch.setattr(Media, "frames", frames)
+    sides = 8 * round(24 / 8), 8 * round(42 / 8)
+    alone, looking = (
+        collated(made(home, face_capture=capture), [sample("a", path)]) for capture in (None, FaceCapture(Boxes()))
+    )
+    assert [frames.shape[2:] for frames in asked] == [sides, (90, 160)]
+    assert alone["patches"].dtype == looking["patches"].dtype == torch.uint8
+    assert torch.equal(alone["grid"], looking["grid"]) and alone["slots"].sum() == looking["slots"].sum()
+    assert torch.equal(alone["patches"], looking["patches"])
 
 
 # ---- stages

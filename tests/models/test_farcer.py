@@ -22,7 +22,7 @@ from zoo.backbones import LoRA, Vision
 from zoo.data.meld import CLIPS, MELD
 from zoo.media import Media
 from zoo.models.farcer import FARCER, weights
-from zoo.models.farcer.collator import SLOT, PictureReader, PromptWriter
+from zoo.models.farcer.collator import SLOT, PictureReader, PromptWriter, image_batch
 from zoo.models.farcer.parts import balanced_token_weights, draw_shots
 from zoo.prompts import load_template
 from zoo.schema import Sample, Turn
@@ -492,16 +492,35 @@ def test_each_image_is_encoded_once_and_never_adapted(make, meld):
     samples = ragged(meld)
     batch = collate(model, samples)
     assert not model.vision.training and not any(p.requires_grad for p in model.vision.parameters())
-    first = model.features(batch["keys"], batch["frames"])
+    first = model.features(batch)
     with torch.inference_mode():
-        again = model.features(batch["keys"], batch["frames"])
+        again = model.features(batch)
     assert sum(seen) == len(batch["keys"]) == len(set(batch["keys"])) and torch.equal(first, again)
     alone = model.vision.hidden(batch["frames"][1:2], normed=False)[:, :1]
     torch.testing.assert_close(first[1:2], alone)
     with torch.inference_mode():  # what a validation remembers, training needs, too
         fresh = make()
-        fresh.features(batch["keys"], batch["frames"])
+        fresh.features(batch)
     fresh.training_step(batch, 0).backward()
+
+
+def test_features_on_disk_take_the_place_of_pictures(make, meld, tmp_path, monkeypatch):
+    samples = ragged(meld)
+    first, plain = make(feature_folder=tmp_path), make()
+    batch = collate(first, samples)
+    expected = first.features(batch)
+    assert not any(batch["frames_known"]) and torch.equal(expected, plain.features(collate(plain, samples)))
+    measured, same = make(feature_folder=tmp_path, standardise=True), make(standardise=True)  # some known, some not
+    torch.testing.assert_close(measured.feature_deviation, same.feature_deviation)
+    later = make(feature_folder=tmp_path)
+    later.vision.hidden = None
+    monkeypatch.setattr(Media, "frames", None)
+    batch = collate(later, samples)
+    assert all(batch["frames_known"]) and batch["frames"] is None and batch["missing"] == 0
+    assert torch.equal(later.features(batch), expected) and batch["problems"] == []
+    wider = make(feature_folder=tmp_path, vision_tokens="all")
+    with pytest.raises(TypeError):  # all tokens are other features, for which pictures are read
+        collate(wider, samples)
 
 
 def test_a_language_model_in_half_precision_trains_a_projection_in_full(make, meld):
@@ -517,8 +536,7 @@ def test_standardised_and_scaled_features(make, meld):
     plain, model = make(), make(standardise=True, embedding_scale=3.0)
     turns = {s.target.video: s.target for s in meld.samples("train")}
     pictures = model.picture_reader()
-    frames = torch.from_numpy(np.stack([pictures.read(t) for t in turns.values()]))
-    features = model.features(tuple(map(str, turns)), frames)[:, 0]
+    features = model.features(image_batch([pictures.read(t, []) for t in turns.values()]))[:, 0]
     torch.testing.assert_close(model.feature_mean, features.mean(0), rtol=1e-4, atol=1e-5)
     standard = (features - features.mean(0)) / features.std(0, unbiased=False)
     sd = model.llm.embed(torch.arange(model.llm.causal_lm.config.vocab_size)).std()
@@ -617,7 +635,7 @@ def test_a_film_gives_the_half_of_the_speaker_without_top_and_bottom(tmp_path):
     write_clip(tmp_path / "film.mp4", frames, fps=10)
     for crop, level in (("left", 100), ("right", 200)):
         turn = Turn("x", "", "hi", "joy", video=tmp_path / "film.mp4", start=0.5, end=1.0, crop=crop)
-        frame = PictureReader(Media(), 32).read(turn)
+        frame = PictureReader(Media(), 32).decode(turn)
         assert frame.shape == (3, 32, 32) and frame.dtype == np.uint8 and abs(frame[:, 2:-2, 2:-2].mean() - level) < 8
 
 

@@ -127,6 +127,17 @@ class FrozenEncoder(nn.Module):
                 digest.update(hashlib.file_digest(f, "sha256").digest())
         return digest.hexdigest()
 
+    def weights_hash(self) -> str:
+        """Return the sha256 of the weights and buffers as they are now, wherever they come from.
+
+        Unlike `fingerprint` it also tells random weights apart, and those that a checkpoint has replaced.
+        """
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.state_dict().items()):
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        return digest.hexdigest()
+
     def find_file(self, name: str) -> Path | None:
         """Return the path of one file of the model; None if it has no such file."""
         return hub.find_file(self.path, name, self.revision)

@@ -83,6 +83,7 @@ def to_patches(
     patch: int = 14,
     merge: int = 2,
     temporal: int = 2,
+    normalise: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Cut a picture or a video into patches, as the tower reads it.
 
@@ -101,10 +102,11 @@ def to_patches(
         patch: side of a patch, in pixels.
         merge: side of the group that becomes one token, in patches.
         temporal: frames per patch.
+        normalise: give normalised pixels; False: uint8, which `PatchVision.hidden` normalises on its device.
 
     Returns:
-        patches, float32 (t * h * w, 3 * temporal * patch^2), group after group, and the grid, int64 (1, 3): t, h, w in
-            patches. Concatenate several of both for one call of `PatchVision.hidden`.
+        patches, float32 or uint8 (t * h * w, 3 * temporal * patch^2), group after group, and the grid, int64 (1, 3): t,
+            h, w in patches. Concatenate several of both for one call of `PatchVision.hidden`.
 
     Raises:
         ValueError: frames of another type or shape, one side over 200 times the other, or an impossible budget.
@@ -130,12 +132,18 @@ def to_patches(
     x = frames.contiguous(memory_format=torch.channels_last)
     x = pictures.resize(x, list(size), InterpolationMode.BICUBIC, antialias=True)
     x = torch.cat([x, x[-1:].expand(-len(x) % temporal, -1, -1, -1)])
-    mean, std = (torch.tensor(v, device=x.device).view(3, 1, 1) for v in (MEAN, STD))
-    x = (x.float() / 255 - mean) / std
     t, h, w = len(x) // temporal, size[0] // patch, size[1] // patch
     x = x.reshape(t, temporal, 3, h // merge, merge, patch, w // merge, merge, patch)
     x = x.permute(0, 3, 6, 4, 7, 2, 1, 5, 8)  # t, row of groups, column, row within, column; channel, frame, y, x
-    return x.reshape(t * h * w, -1), torch.tensor([[t, h, w]])
+    x = x.reshape(t * h * w, -1)
+    return _normalised(x) if normalise else x, torch.tensor([[t, h, w]])
+
+
+def _normalised(patches: Tensor) -> Tensor:
+    """Normalise patches as CLIP's pictures are: uint8 (N, 3 * temporal * patch^2) -> float32, channel by channel."""
+    mean, std = (torch.tensor(v, device=patches.device).view(1, 3, 1) for v in (MEAN, STD))
+    channels = patches.view(len(patches), 3, -1).float()
+    return ((channels / 255 - mean) / std).flatten(1)
 
 
 # ---- the tower
@@ -281,7 +289,8 @@ class PatchVision(FrozenEncoder):
         own, as Qwen2.5-VL does).
 
         Args:
-            patches: float (N, 3 * temporal * patch^2), of all inputs one after another (`to_patches`).
+            patches: (N, 3 * temporal * patch^2), float, or uint8 not normalised, of all inputs one after another
+                (`to_patches`).
             grid: int64 (M, 3), the t, h, w of each input, in patches.
 
         Returns:
@@ -294,9 +303,11 @@ class PatchVision(FrozenEncoder):
         """
         self._check_input(patches, grid)
         device, grid = self.device, grid.cpu()  # lengths on the CPU: no waits per block
+        patches = patches.to(device)
+        patches = _normalised(patches) if patches.dtype == torch.uint8 else patches
         index, windows = get_vision_window_index(grid, self.merge, self.model.window_size, self.patch)
         out = self.model(
-            patches.to(device, self.dtype),
+            patches.to(self.dtype),
             grid_thw=grid,
             window_index=index.to(device),
             cu_window_seqlens=windows,
@@ -314,7 +325,7 @@ class PatchVision(FrozenEncoder):
         if (grid[:, 1:] % self.merge).any():
             raise ValueError(f"h and w of the grid must be multiples of merge {self.merge}, got {grid.tolist()}")
         expected = (int(grid.prod(1).sum()), 3 * self.temporal * self.patch**2)
-        if tuple(patches.shape) != expected or not patches.is_floating_point():
+        if tuple(patches.shape) != expected or not (patches.is_floating_point() or patches.dtype == torch.uint8):
             raise ValueError(
                 f"the grid {grid.tolist()} is of float patches {expected}, got {patches.dtype} {tuple(patches.shape)}; "
                 f"were they made with patch {self.patch}, merge {self.merge} and temporal {self.temporal}?"

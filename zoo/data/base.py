@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
 
 import numpy as np
+import torch
 from lightning.pytorch import LightningDataModule, Trainer
 from torch.utils.data import DataLoader, Sampler
 
@@ -93,7 +94,7 @@ class EmotionData(LightningDataModule):
         root: the corpus' own folder in its released layout; None for a corpus that is generated.
         batch_size: samples per training batch, per process.
         eval_batch_size: samples per validation/test batch; ``batch_size`` if None. Does not change predictions.
-        num_workers: loader processes; does not change what is trained on.
+        num_workers: loader processes, which live as long as a fit; does not change what is trained on.
         seed: seed of the training order and of every random choice a collator makes; None takes --seed_everything.
         bucket: put samples of similar length into one batch (order of batches stays random); saves padding.
         whole_dialogues: put utterances of a dialogue into one batch, until it is full, in place of ``bucket``. Prompts
@@ -377,7 +378,17 @@ class EmotionData(LightningDataModule):
             order = BatchOrder(batches, self._resume_at, repeat=overfit_batches > 0)
         else:
             order = EvaluationOrder(batches, answered)
-        return DataLoader(batches, batch_size=None, sampler=order, num_workers=self.num_workers, collate_fn=_as_it_is)
+        device = self.trainer.strategy.root_device
+        return DataLoader(
+            batches,
+            batch_size=None,
+            sampler=order,
+            num_workers=self.num_workers,
+            collate_fn=_as_it_is,
+            pin_memory=device.type == "cuda" and torch.cuda.is_available(),  # copied to the card while it computes
+            # a fit asks for many epochs, anything else for one; what a worker keeps changes no batch, see `Batches`
+            persistent_workers=self.num_workers > 0 and self.trainer.state.fn == "fit",
+        )
 
     # ---- exact resume
     def _order(self) -> dict[str, Any]:

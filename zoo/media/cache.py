@@ -9,10 +9,9 @@ import json
 import math
 import os
 import struct
-import tempfile
 import time
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +20,9 @@ import numpy as np
 
 from zoo.media import worker
 from zoo.media.container import MAX_PIXELS, MAX_SECONDS, Unreadable, open_file
-from zoo.media.frames import Position, Size, normalize_request
+from zoo.media.frames import PixelBudget, Position, Size, normalize_request
 from zoo.media.sound import resample
+from zoo.storage import write_unsynced
 
 VERSION = 2  # of what comes out: raise it whenever a change here changes an array or what is said of it, and every
 # cache is made again
@@ -72,16 +72,27 @@ class Media:
     def frames(
         self, path: str | os.PathLike[str], n: int | None = None, position: Position = "uniform", size: Size = None
     ) -> np.ndarray:
-        """Return frames as `read_frames` does: uint8 (T, 3, H, W)."""
+        """Return frames as `read_frames` does: uint8 (T, 3, H, W).
+
+        With a budget of pixels, frames of twice as many or more are reduced to it before they are kept.
+        """
         n, position, size = normalize_request(n, position, size)
         size_name = "x".join(map(str, size)) if isinstance(size, tuple) else size or "full"
         request = f"frames-{n or 'all'}-{position}-{size_name}"
         limits = {"max_seconds": self.max_seconds, "max_pixels": self.max_pixels}
-        return self._get(path, request, None, kind="frames", n=n, position=position, size=size, **limits)
+
+        def reduced(frames: np.ndarray, answer: Mapping[str, Any]) -> np.ndarray:
+            return _reduced(frames, size) if isinstance(size, PixelBudget) else frames
+
+        return self._get(path, request, reduced, kind="frames", n=n, position=position, size=size, **limits)
 
     def waveform(self, path: str | os.PathLike[str], rate: int = 16_000) -> np.ndarray:
         """Return sound as `read_waveform` does: float32 (N,)."""
-        return self._get(path, f"waveform-{rate}", rate, kind="waveform", max_seconds=self.max_seconds)
+
+        def resampled(sound: np.ndarray, answer: Mapping[str, Any]) -> np.ndarray:
+            return resample(sound, answer["rate"], rate)
+
+        return self._get(path, f"waveform-{rate}", resampled, kind="waveform", max_seconds=self.max_seconds)
 
     @property
     def unreadable(self) -> list[dict[str, Any]]:
@@ -108,15 +119,30 @@ class Media:
         self._new_problems = []
         return [dict(zip(keys, row, strict=True)) for row in rows]
 
-    def report(self, path: str | os.PathLike[str], reason: str) -> None:
-        """Note a file as unreadable for `new_problems`, for a reason that is not found in decoding it."""
-        self._add_new({"problem": "unreadable", "reason": reason}, path)
+    def report(self, path: str | os.PathLike[str], reason: str, problem: str = "unreadable") -> None:
+        """Note a problem of a file for `new_problems` that is not found in decoding it, at least not now."""
+        self._add_new({"problem": problem, "reason": reason}, path)
+
+    def damage(self, path: str | os.PathLike[str]) -> str | None:
+        """Return what was wrong with a file of which a part was read since `new_problems` was last called."""
+        rows = (row for row in self._new_problems if row["problem"] == "damaged" and row["path"] == os.fsdecode(path))
+        return next((row["reason"] for row in rows), None)
 
     def _add_new(self, row: dict[str, Any], path: str | os.PathLike[str]) -> None:
         self._new_problems.append(row | {"file": _portable_name(path), "path": os.fsdecode(path)})
 
-    def _get(self, path: str | os.PathLike[str], request: str, rate: int | None, **arguments: Any) -> np.ndarray:
-        """Return the array of a request from the cache, else decode it and note what is wrong."""
+    def _get(
+        self,
+        path: str | os.PathLike[str],
+        request: str,
+        finish: Callable[[np.ndarray, Mapping[str, Any]], np.ndarray],
+        **arguments: Any,
+    ) -> np.ndarray:
+        """Return the array of a request from the cache, else decode it and note what is wrong.
+
+        Args:
+            finish: makes of what the decoding process answers what is wanted and kept.
+        """
         try:
             sha256 = self.sha256_of(path)
         except Unreadable as e:
@@ -142,8 +168,7 @@ class Media:
             raise
         if answer["note"]:
             self._note(path, sha256, request, "damaged", answer["note"])
-        if rate is not None:
-            array = resample(array, answer["rate"], rate)
+        array = finish(array, answer)
         if entry:
             _save_entry(entry, array)
         return array
@@ -170,7 +195,7 @@ class Media:
                     return sha256  # still being written, perhaps: a change within the clock's tick would go unseen
                 if memo:
                     with contextlib.suppress(OSError):  # a cache one may only read: only slower
-                        _write_atomically(memo, [f"{identity} {sha256}".encode()])
+                        write_unsynced(memo, [f"{identity} {sha256}".encode()])
             self._hashes[absolute] = (identity, sha256)
             return sha256
 
@@ -234,13 +259,28 @@ def _portable_name(path: str | os.PathLike[str]) -> str:
     return os.path.basename(name) if os.path.isabs(name) or ".." in Path(name).parts else name
 
 
+def _reduced(frames: np.ndarray, budget: PixelBudget) -> np.ndarray:
+    """Reduce frames (T, 3, H, W) to a budget, if that halves them; as the processors of Qwen2-VL do, bit for bit."""
+    size = budget.reduced(*frames.shape[2:])
+    if size == frames.shape[2:]:
+        return frames
+    import torch  # here, because the rest of zoo.media needs neither
+    from torchvision.transforms.v2.functional import InterpolationMode, resize
+
+    # channels last: the same values, ten times faster for huge pictures
+    pixels = torch.from_numpy(frames).contiguous(memory_format=torch.channels_last)
+    smaller = resize(pixels, list(size), InterpolationMode.BICUBIC, antialias=True)
+    array: np.ndarray = smaller.contiguous(memory_format=torch.contiguous_format).numpy()
+    return array
+
+
 def _save_entry(entry: Path, array: np.ndarray) -> None:
     """Write an array as .npy with a checksum behind it."""
     header = io.BytesIO()
     np.lib.format.write_array_header_1_0(header, np.lib.format.header_data_from_array_1_0(array))
     data = np.ascontiguousarray(array).data.cast("B") if array.size else b""
     checksum = zlib.crc32(data, zlib.crc32(header.getvalue()))
-    _write_atomically(entry, [header.getvalue(), data, struct.pack("<I", checksum)])
+    write_unsynced(entry, [header.getvalue(), data, struct.pack("<I", checksum)])
 
 
 def _load_entry(entry: Path) -> np.ndarray | None:
@@ -258,18 +298,3 @@ def _load_entry(entry: Path) -> np.ndarray | None:
     start = 10 + struct.unpack("<H", view[8:10])[0]
     shape, _, dtype = np.lib.format.read_array_header_1_0(io.BytesIO(text[8:start]))
     return np.frombuffer(text, dtype, count=math.prod(shape), offset=start).reshape(shape)
-
-
-def _write_atomically(path: Path, parts: list[Any]) -> None:
-    """Write a file whole or not at all, whatever other processes write it; without `storage.write_whole`'s fsync."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".part")
-    try:
-        with open(fd, "wb") as file:
-            file.writelines(parts)
-        os.chmod(temporary, 0o644)  # mkstemp makes it private; a cache may be shared
-        os.replace(temporary, path)
-    except BaseException:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-        raise

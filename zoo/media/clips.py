@@ -18,6 +18,7 @@ from torchvision.transforms.v2.functional import resize
 
 from zoo.media.cache import Media
 from zoo.media.container import Unreadable
+from zoo.media.frames import PixelBudget, Size
 from zoo.schema import Turn
 
 RATE = 16_000  # Hz
@@ -28,12 +29,25 @@ def utterance_key(turn: Turn, path: Path) -> tuple[Hashable, ...]:
     return str(path), turn.start, turn.end, turn.crop
 
 
+def content_key(media: Media, turn: Turn, path: Path) -> tuple[Hashable, ...]:
+    """Return the identity of `utterance_key` by the bytes of the file, wherever it lies: (sha256, start, end, crop).
+
+    Raises:
+        Unreadable: there is no such file.
+    """
+    try:
+        return media.sha256_of(path), turn.start, turn.end, turn.crop
+    except Unreadable as error:
+        media.report(path, error.reason)
+        raise
+
+
 def utterance_frames(
     media: Media,
     turn: Turn,
     n: int,
     *,
-    side: int | tuple[int, int] | None = None,
+    side: Size = None,
     square: bool = False,
     middle: float = 1.0,
     rows: tuple[float, float] = (0.0, 1.0),
@@ -45,7 +59,7 @@ def utterance_frames(
         turn: the utterance; its ``video`` must be given.
         n: how many frames, at least 1.
         side: (height, width) in pixels, whatever the shape of the picture is; or the length of the shorter side with
-            the aspect kept; None: as in the file.
+            the aspect kept; or a budget of pixels, which reduces only what is not cropped; None: as in the file.
         square: cut each frame to the square in its middle; needs the shorter ``side``.
         middle: share of the utterance around its middle over which the frames are spread.
         rows: share of the height that is kept, from and to, where the picture is cropped to a speaker's half.
@@ -70,7 +84,7 @@ def utterance_frames(
         times = turn.start + (turn.end - turn.start) * centres
         decoded = (media.frames(turn.video, position=float(time), size=decoded_size) for time in times)
         frames = np.concatenate([_speaker_half(frame, turn, rows) for frame in decoded])
-    if turn.crop is not None and side is not None:
+    if turn.crop is not None and side is not None and not isinstance(side, PixelBudget):
         size = [side] if isinstance(side, int) else list(side)
         frames = resize(torch.from_numpy(np.ascontiguousarray(frames)), size, antialias=True).numpy()
     if not square:

@@ -10,7 +10,7 @@ import math
 import os
 import struct
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import av
 import numpy as np
@@ -35,8 +35,46 @@ from zoo.media.container import (
 MAX_BYTES = 512 * 2**20  # of the frames one call returns
 PICTURE_MAGIC = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n")  # and RIFF....WEBP
 
+LONGEST = 200  # times longer than wide: no budget fits more
+
+
+class PixelBudget(NamedTuple):
+    """A size by area, at nearly the picture's own proportions, as Qwen2-VL's processors choose it.
+
+    Args:
+        factor: both sides become multiples of it.
+        least, most: pixels; a side that would be shorter than ``factor`` becomes that long, which can exceed them.
+    """
+
+    factor: int
+    least: int
+    most: int
+
+    def size(self, height: int, width: int) -> tuple[int, int]:
+        """Return (height, width) for a picture of this size."""
+        h, w = (round(side / self.factor) * self.factor for side in (height, width))
+        if h * w > self.most:
+            shrink = math.sqrt(height * width / self.most)
+            h, w = (max(self.factor, math.floor(side / shrink / self.factor) * self.factor) for side in (height, width))
+        elif h * w < self.least:
+            grow = math.sqrt(self.least / (height * width))
+            h, w = (math.ceil(side * grow / self.factor) * self.factor for side in (height, width))
+        return h, w
+
+    def reduced(self, height: int, width: int) -> tuple[int, int]:
+        """Return the size if it has at most half of the picture's pixels, else the picture's own.
+
+        What gains little is left to whoever prepares the picture, and so is a size that would be reduced once more.
+        """
+        if max(height, width) > LONGEST * min(height, width):
+            return height, width
+        smaller = self.size(height, width)
+        halved = 2 * math.prod(smaller) <= height * width and self.size(*smaller) == smaller
+        return smaller if halved else (height, width)
+
+
 Position = Literal["uniform", "middle"] | float
-Size = int | tuple[int, int] | None
+Size = int | tuple[int, int] | PixelBudget | None
 
 
 def read_frames(
@@ -55,7 +93,8 @@ def read_frames(
             than n repeats them. None: every frame; one that cannot be decoded is replaced by the one before it.
         position: "uniform" as above; "middle": the one frame shown at half time; or a time in seconds: the one frame
             shown then (the first before the clip starts, the last after it ends).
-        size: (height, width), or the length of the shorter side with the aspect kept; None: as in the file.
+        size: (height, width), or the length of the shorter side with the aspect kept; None: as in the file. With a
+            budget of pixels only frames of more than `MAX_BYTES` are reduced; `zoo.media.Media` reduces the others.
         max_seconds: a longer clip is refused.
         max_pixels: a larger picture is refused before it is decoded.
 
@@ -93,6 +132,12 @@ def _normalize_size(size: Size) -> Size:
     """Return a size in whole pixels. ValueError if it is none."""
     if size is None:
         return None
+    if isinstance(size, PixelBudget):
+        if not 0 < size.least <= size.most or size.factor < 1 or size.factor**2 > size.most:
+            raise ValueError(
+                f"a budget is a factor, and pixels from least to most with room for its square; got {size}"
+            )
+        return size
     sides = (size,) if isinstance(size, int) else tuple(size)
     if not (len(sides) <= 2 and all(int(side) == side and side >= 1 for side in sides)):
         raise ValueError(f"size is (height, width) or the shorter side, in pixels; got {size!r}")
@@ -286,6 +331,9 @@ def _resize(path: str | os.PathLike[str], picture: np.ndarray, size: Size, pixel
     if isinstance(size, int):  # as torchvision's Resize
         short = min(height, width)
         height, width = height * size // short, width * size // short
+    elif size is not None and len(size) == 3:  # a budget, as it comes out of JSON
+        if count * 3 * height * width > MAX_BYTES:
+            height, width = PixelBudget(*size).reduced(height, width)
     elif size is not None:
         height, width = size
     if count * 3 * height * width > MAX_BYTES:

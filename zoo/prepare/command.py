@@ -13,12 +13,13 @@ COMMANDS = {  # command with options of its own -> its module, and what it is fo
     "leaks": ("zoo.data.leaks", "utterances that stand in two splits or two corpora"),
     "speech": ("zoo.prepare.speech", "descriptions of voices from measured loudness, pitch and pace"),
     "captions": ("zoo.prepare.captions", "descriptions of clips and voices by a model of yours"),
+    "faces": ("zoo.prepare.faces", "faces of a corpus' clips and their expressions, for Emotion-Qwen's face capture"),
     "ver": ("zoo.prepare.ver.command", "reasoning texts for labelled clips by models of yours, rated by you"),
 }
 
 
 def main(args: list[str]) -> None:
-    """Run ``zoo prepare synthetic | media | tiny | tiny-vit | tiny-hubert | leaks | speech | captions | ver``."""
+    """Run ``zoo prepare synthetic | media | tiny | tiny-vit | tiny-hubert`` and `COMMANDS`."""
     from zoo.prepare.media import add_media
     from zoo.prepare.sitcom import add_synthetic
     from zoo.prepare.tiny import add_tiny, add_tiny_encoder

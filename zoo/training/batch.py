@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Hashable, Iterator, Sequence
 from typing import NotRequired, TypedDict
 
 from torch import Tensor
 
 from zoo.backbones.row_tree import RowTree
 from zoo.schema import Problem, Sample
+from zoo.training.feature_files import ClipFacts
 
 IGNORE_INDEX = -100  # target id that carries no loss
 
@@ -76,20 +77,29 @@ class MultimodalBatch(PromptBatch):
 
     Attributes:
         slots: (B, T) int64: 1 at the positions of vision tokens, 2 at those of audio tokens, else 0.
-        frames: (M, F, 3, S, S) uint8 of the M samples with vision, in order; None if there are none.
-        frame_keys: what identifies each of the M clips.
-        waves: (K, N) float32 at 16 kHz, zeros after the end, of the K samples with sound; None if there are none.
-        wave_lengths: (K,) int64.
-        wave_keys: what identifies each of the K sounds.
+        frame_keys: what identifies the clip of each of the M samples with vision, in order.
+        frames_known: whether its features stood in a file.
+        frame_features: those features, float32, one row per known clip; None if there are none.
+        frames: (., F, 3, S, S) uint8 of the other clips; None if there are none.
+        frame_facts: what must be kept beside the features of each of the M clips.
+        wave_keys, waves_known, wave_features, wave_facts: the same of the K samples with sound.
+        waves: (., N) float32 at 16 kHz, zeros after the end, of those whose features are not known; None without any.
+        wave_lengths: (.,) int64.
         no_vision, no_audio, nothing, waves_cut: counts, see `MultimodalCollator`.
     """
 
     slots: Tensor
+    frame_keys: tuple[tuple[Hashable, ...], ...]
+    frames_known: tuple[bool, ...]
+    frame_features: Tensor | None
     frames: Tensor | None
-    frame_keys: tuple[tuple[object, ...], ...]
+    frame_facts: tuple[ClipFacts, ...]
+    wave_keys: tuple[tuple[Hashable, ...], ...]
+    waves_known: tuple[bool, ...]
+    wave_features: Tensor | None
     waves: Tensor | None
     wave_lengths: Tensor | None
-    wave_keys: tuple[tuple[object, ...], ...]
+    wave_facts: tuple[ClipFacts, ...]
     no_vision: int
     no_audio: int
     nothing: int

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -31,13 +31,20 @@ class FeatureCache:
         self.size = 0
 
     @torch.no_grad()
-    def rows(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Iterable[Features]]) -> list[Features]:
+    def rows(
+        self,
+        keys: Sequence[Hashable],
+        compute: Callable[[list[int]], Iterable[Features]],
+        read: Mapping[int, Features] | None = None,
+    ) -> list[Features]:
         """Return the features of each key, computing those that are missing.
 
         Args:
             compute: indices into `keys`, at most `CLIPS_AT_ONCE` -> some tensors for each, of any shape.
+            read: index into `keys` -> features that were read from a file, which are not computed.
         """
-        known = {key: self._features[key] for key in keys if key in self._features}
+        known = {keys[i]: features for i, features in (read or {}).items()}
+        known |= {key: self._features[key] for key in keys if key in self._features}
         new = list({key: i for i, key in enumerate(keys) if key not in known}.values())
         with torch.inference_mode(False), torch.no_grad():  # training needs what a validation computed, too
             for part in (new[i : i + CLIPS_AT_ONCE] for i in range(0, len(new), CLIPS_AT_ONCE)):
@@ -49,13 +56,17 @@ class FeatureCache:
             self.size -= _bytes(self._features.popitem(last=False)[1])
         return [known[key] for key in keys]
 
-    def stacked(self, keys: Sequence[Hashable], compute: Callable[[list[int]], Tensor]) -> Tensor:
+    def stacked(
+        self, keys: Sequence[Hashable], compute: Callable[[list[int]], Tensor], read: Mapping[int, Tensor] | None = None
+    ) -> Tensor:
         """Return the features of all keys as one tensor, one row each; they have one shape.
 
         Args:
             compute: indices into `keys`, at most `CLIPS_AT_ONCE` -> their features, one row each.
+            read: see `rows`.
         """
-        rows = self.rows(keys, lambda part: ((features,) for features in compute(part)))
+        known: dict[int, Features] = {i: (features,) for i, features in (read or {}).items()}
+        rows = self.rows(keys, lambda part: ((features,) for features in compute(part)), known)
         return torch.stack([features for (features,) in rows if features is not None])
 
 

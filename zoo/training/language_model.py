@@ -217,7 +217,9 @@ class LanguageModelModule(EmotionModule):
             system_prompt=self.system_prompt,
             share_beginnings=self.shares_beginnings and not training,  # scores use it; a way of training may, too
         )
-        return plain if self.encoders is None else plain.as_type(MultimodalCollator, **self.encoders.input_settings())
+        if self.encoders is None:
+            return plain
+        return plain.as_type(MultimodalCollator, **self.encoders.input_settings(str(self.trainer.precision)))
 
     def setup(self, stage: str) -> None:
         """Check dtypes, label words and control tokens of the corpus, beside what every system checks."""

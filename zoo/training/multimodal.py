@@ -12,6 +12,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
@@ -21,12 +22,14 @@ from torch import Tensor, nn
 from zoo.backbones import LLM, Audio, Vision
 from zoo.backbones.divided import is_divided
 from zoo.backbones.llm import Dtype
-from zoo.media import Media, Unreadable
-from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_key, utterance_sound
-from zoo.schema import Sample, Turn
+from zoo.media import Media
+from zoo.media.cache import VERSION as MEDIA_VERSION
+from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_sound
+from zoo.schema import Problem, Sample
 from zoo.training.batch import IGNORE_INDEX, MultimodalBatch
 from zoo.training.collator import PromptCollator
 from zoo.training.feature_cache import FeatureCache
+from zoo.training.feature_files import FeatureFiles, ReadClip, known_and_new, read_clip, stacked_features
 
 # Marks of a template. In a corpus' own texts both are written apart (`zoo.prompts.escape`): no corpus can say them.
 VISION, AUDIO = "<|vision|>", "<|audio|>"
@@ -48,6 +51,8 @@ class MultimodalCollator(PromptCollator):
         size: their side in pixels.
         vision_tokens, audio_tokens: positions per clip; 0 audio tokens: no sound.
         max_seconds: a longer waveform is cut to its middle part.
+        vision_files, audio_files: features on disk; a clip that is found there is not decoded. One whose file is
+            damaged is, and stands in ``problems``.
     """
 
     media: Media = field(default_factory=Media)
@@ -57,6 +62,8 @@ class MultimodalCollator(PromptCollator):
     vision_tokens: int = 0
     audio_tokens: int = 0
     max_seconds: float = 15.0
+    vision_files: FeatureFiles | None = None
+    audio_files: FeatureFiles | None = None
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a rendered prompt; the positions of a mark are -1 (vision) or -2 (audio).
@@ -90,35 +97,42 @@ class MultimodalCollator(PromptCollator):
 
     def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> MultimodalBatch:
         """Return the batch of some samples."""
-        frames, waves, prompts = [], [], []
-        waves_cut = nothing = 0
+        clips: list[ReadClip] = []
+        sounds: list[ReadClip] = []
+        prompts, problems = [], list[Problem]()
+        nothing = 0
         for sample in samples:
-            clip, (wave, shortened) = self._read_frames(sample.target), self._read_wave(sample.target)
-            waves_cut += shortened
-            nothing += clip is None and wave is None and not (self.show_text and sample.target.text)
-            if clip is not None and sample.target.video is not None:
-                frames.append((utterance_key(sample.target, sample.target.video), clip))
-            if wave is not None and sample.target.audio is not None:
-                waves.append((utterance_key(sample.target, sample.target.audio), wave))
-            prompts.append(self._prompt(sample, rng, clip is not None, wave is not None))
+            clip, sound = self._read_frames(sample, problems), self._read_wave(sample, problems)
+            nothing += clip is None and sound is None and not (self.show_text and sample.target.text)
+            clips += filter(None, [clip])
+            sounds += filter(None, [sound])
+            prompts.append(self._prompt(sample, rng, clip is not None, sound is not None))
         batch = self.batch(samples, prompts, rng)
         slots = (-batch["input_ids"]).clamp(min=0)
         batch["input_ids"] = batch["input_ids"].masked_fill(slots > 0, self.pad_id)
         if self.training:
             batch["target_ids"] = batch["target_ids"].masked_fill(slots > 0, IGNORE_INDEX)
-        padded, lengths = pad_waves([x for _, x in waves])
+        frames, waves = ([clip.array for clip in part if clip.array is not None] for part in (clips, sounds))
+        padded, lengths = pad_waves(waves)
         return {
             **batch,
+            "problems": [*batch.get("problems", ()), *problems],
             "slots": slots,
-            "frames": torch.from_numpy(np.stack([x for _, x in frames])) if frames else None,
-            "frame_keys": tuple(key for key, _ in frames),
+            "frames": torch.from_numpy(np.stack(frames)) if frames else None,
+            "frame_keys": tuple(clip.key for clip in clips),
+            "frame_features": stacked_features(clips),
+            "frame_facts": tuple(clip.facts for clip in clips),
+            "frames_known": tuple(clip.features is not None for clip in clips),
             "waves": padded,
             "wave_lengths": lengths,
-            "wave_keys": tuple(key for key, _ in waves),
-            "no_vision": (len(samples) - len(frames)) * bool(self.frames),
-            "no_audio": (len(samples) - len(waves)) * bool(self.audio_tokens),
+            "wave_keys": tuple(sound.key for sound in sounds),
+            "wave_features": stacked_features(sounds),
+            "wave_facts": tuple(sound.facts for sound in sounds),
+            "waves_known": tuple(sound.features is not None for sound in sounds),
+            "no_vision": (len(samples) - len(clips)) * bool(self.frames),
+            "no_audio": (len(samples) - len(sounds)) * bool(self.audio_tokens),
             "nothing": int(nothing),
-            "waves_cut": int(waves_cut),
+            "waves_cut": sum(sound.facts.shortened for sound in sounds),
         }
 
     def _prompt(
@@ -138,21 +152,19 @@ class MultimodalCollator(PromptCollator):
                 )
         return ids, shortened
 
-    def _read_frames(self, turn: Turn) -> np.ndarray | None:
-        if not self.frames or turn.video is None:
-            return None
-        try:
-            return utterance_frames(self.media, turn, self.frames, side=self.size, square=True)
-        except Unreadable:
-            return None
+    def _read_frames(self, sample: Sample, problems: list[Problem]) -> ReadClip | None:
+        def decode() -> tuple[np.ndarray, bool]:
+            return utterance_frames(self.media, sample.target, self.frames, side=self.size, square=True), False
 
-    def _read_wave(self, turn: Turn) -> tuple[np.ndarray | None, bool]:
-        if not self.audio_tokens or turn.audio is None:
-            return None, False
-        try:
-            return middle_of_sound(utterance_sound(self.media, turn), round(self.max_seconds * RATE))
-        except Unreadable:
-            return None, False
+        path = sample.target.video if self.frames else None
+        return None if path is None else read_clip(self.media, sample.target, path, decode, self.vision_files, problems)
+
+    def _read_wave(self, sample: Sample, problems: list[Problem]) -> ReadClip | None:
+        def decode() -> tuple[np.ndarray, bool]:
+            return middle_of_sound(utterance_sound(self.media, sample.target), round(self.max_seconds * RATE))
+
+        path = sample.target.audio if self.audio_tokens else None
+        return None if path is None else read_clip(self.media, sample.target, path, decode, self.audio_files, problems)
 
 
 def drop_oldest(ids: list[int], max_length: int, protected: frozenset[int] = frozenset()) -> list[int] | None:
@@ -195,6 +207,7 @@ class ProjectedEncoders(nn.Module):
         embedding_scale: the projections' first outputs have this many times the deviation of the language model's input
             embeddings; None leaves PyTorch's initial weights.
         media: reads the clips.
+        feature_folder: where the encoders' features are kept (`zoo.training.feature_files`); None: nowhere.
     """
 
     unreadable_events = ("samples without a readable clip", "samples without readable sound")
@@ -209,12 +222,16 @@ class ProjectedEncoders(nn.Module):
         max_seconds: float,
         embedding_scale: float | None,
         media: Media,
+        feature_folder: Path | None = None,
     ) -> None:
         super().__init__()
         self.make_vision, self.make_audio, self.media = make_vision, make_audio, media
         self.show_text, self.frames, self.audio_tokens, self.max_seconds = show_text, frames, audio_tokens, max_seconds
         self.embedding_scale = embedding_scale
         self.vision_features, self.audio_features = FeatureCache(), FeatureCache()
+        self.feature_folder = feature_folder
+        self.vision_files: FeatureFiles | None = None
+        self.audio_files: FeatureFiles | None = None
 
     @classmethod
     def of_paths(
@@ -227,12 +244,13 @@ class ProjectedEncoders(nn.Module):
         audio_tokens: int,
         max_seconds: float,
         embedding_scale: float | None,
+        feature_folder: Path | None = None,
     ) -> ProjectedEncoders:
         """Return encoders that will be read from folders, published names, hub ids or files.
 
         Args:
             vision, audio: path, dtype and hub revision of each; path None: none.
-            media, show_text, frames, audio_tokens, max_seconds, embedding_scale: as of the class.
+            media, show_text, frames, audio_tokens, max_seconds, embedding_scale, feature_folder: as of the class.
 
         Raises:
             ValueError: numbers that make no sense, or nothing to show.
@@ -247,7 +265,17 @@ class ProjectedEncoders(nn.Module):
             make_vision = functools.partial(Vision, vision[0], dtype=vision[1], revision=vision[2])
         if audio[0] is not None:
             make_audio = functools.partial(Audio, audio[0], dtype=audio[1], revision=audio[2])
-        return cls(make_vision, make_audio, show_text, frames, audio_tokens, max_seconds, embedding_scale, media)
+        return cls(
+            make_vision,
+            make_audio,
+            show_text,
+            frames,
+            audio_tokens,
+            max_seconds,
+            embedding_scale,
+            media,
+            None if feature_folder is None else Path(feature_folder),
+        )
 
     def build(self, llm: LLM) -> None:
         """Make the encoders and their projections into the input space of a language model."""
@@ -298,9 +326,14 @@ class ProjectedEncoders(nn.Module):
         remedies = {"video": "set --model.vision null"} if self.make_vision is not None else {}
         return remedies | ({"audio": "set --model.audio null"} if self.make_audio is not None else {})
 
-    def input_settings(self) -> dict[str, Any]:
-        """Return the arguments of `MultimodalCollator` beyond those of `PromptCollator`."""
+    def input_settings(self, precision: str) -> dict[str, Any]:
+        """Return the arguments of `MultimodalCollator` beyond those of `PromptCollator`.
+
+        Args:
+            precision: of the trainer, in which features are computed.
+        """
         has_vision, has_audio = hasattr(self, "vision"), hasattr(self, "audio")
+        self._open_files(precision)
         return {
             "media": self.media,
             "show_text": self.show_text,
@@ -309,7 +342,22 @@ class ProjectedEncoders(nn.Module):
             "vision_tokens": self.frames * has_vision,
             "audio_tokens": self.audio_tokens * has_audio,
             "max_seconds": self.max_seconds,
+            "vision_files": self.vision_files,
+            "audio_files": self.audio_files,
         }
+
+    def _open_files(self, precision: str) -> None:
+        """Find the features on disk of the encoders as they are now, with the weights of a checkpoint if they have."""
+        if self.feature_folder is None:
+            return
+        limits = [MEDIA_VERSION, self.media.max_seconds, self.media.max_pixels]
+        shared = {"precision": precision, "media": limits}
+        if hasattr(self, "vision"):
+            of_frames = {"frames": self.frames, "of a frame": "cls" if self.vision.has_cls else "mean"}
+            self.vision_files = FeatureFiles(self.feature_folder, self.vision, {**shared, **of_frames})
+        if hasattr(self, "audio"):
+            parts = {"means": self.audio_tokens, "seconds": self.max_seconds}
+            self.audio_files = FeatureFiles(self.feature_folder, self.audio, {**shared, **parts})
 
     def count_missing(self, batch: Mapping[str, Any], events: Counter[str]) -> None:
         """Add what a batch lacked to the events of a test."""
@@ -319,44 +367,45 @@ class ProjectedEncoders(nn.Module):
         events["waveforms cut to max_seconds"] += batch["waves_cut"]
 
     # ---- features
-    def encode_frames(self, keys: Sequence[tuple[object, ...]], frames: Tensor) -> Tensor:
-        """Return (M, F, W) features of (M, F, 3, S, S) uint8 frames, one per frame; each clip is encoded once per run.
-
-        Args:
-            keys: what identifies each clip.
-        """
+    def encode_frames(self, batch: MultimodalBatch) -> Tensor:
+        """Return (M, F, W) features of the M clips of a batch, one per frame; each clip is encoded once per run."""
+        known, new = known_and_new(batch["frame_features"], batch["frames_known"])
 
         def compute(part: list[int]) -> Tensor:
-            hidden = self.vision.hidden(frames[part].flatten(0, 1).clone(), normed=True).float()
+            pixels = cast(Tensor, batch["frames"])[[new[i] for i in part]]
+            hidden = self.vision.hidden(pixels.flatten(0, 1).clone(), normed=True).float()
             features = hidden[:, 0] if self.vision.has_cls else hidden.mean(1)
-            return torch.unflatten(features, 0, (len(part), -1))
+            features = torch.unflatten(features, 0, (len(part), -1))
+            if self.vision_files is not None:
+                self.vision_files.write_all(part, batch["frame_keys"], batch["frame_facts"], features)
+            return features
 
-        return self.vision_features.stacked([(*key, self.frames) for key in keys], compute)
+        return self.vision_features.stacked(batch["frame_keys"], compute, known)
 
-    def encode_waves(self, keys: Sequence[tuple[object, ...]], waves: Tensor, lengths: Tensor) -> Tensor:
-        """Return (K, audio_tokens, W) features of (K, N) waves; each clip is encoded once per run.
-
-        Args:
-            keys: what identifies each clip.
-            lengths: (K,) true lengths of the waves.
-        """
+    def encode_waves(self, batch: MultimodalBatch) -> Tensor:
+        """Return (K, audio_tokens, W) features of the K sounds of a batch; each is encoded once per run."""
+        known, new = known_and_new(batch["wave_features"], batch["waves_known"])
 
         def compute(part: list[int]) -> Tensor:
-            part_lengths = lengths[part].clone()
-            longest = int(part_lengths.max())
-            return self.audio.pooled(waves[part][:, :longest].clone(), part_lengths, self.audio_tokens).float()
+            rows = [new[i] for i in part]
+            lengths = cast(Tensor, batch["wave_lengths"])[rows].clone()
+            waves = cast(Tensor, batch["waves"])[rows][:, : int(lengths.max())].clone()
+            features = self.audio.pooled(waves, lengths, self.audio_tokens).float()
+            if self.audio_files is not None:
+                self.audio_files.write_all(part, batch["wave_keys"], batch["wave_facts"], features)
+            return features
 
-        return self.audio_features.stacked([(*key, self.audio_tokens, self.max_seconds) for key in keys], compute)
+        return self.audio_features.stacked(batch["wave_keys"], compute, known)
 
     def place(self, embedded: Tensor, batch: MultimodalBatch) -> Tensor:
         """Return (B, T, D) input embeddings with projected features in the slots of a batch."""
-        if batch["frames"] is not None:
-            features = self.encode_frames(batch["frame_keys"], batch["frames"])
+        if batch["frame_keys"]:
+            features = self.encode_frames(batch)
             embedded = _put(embedded, batch["slots"] == MARKS[VISION], features, self.vision_projection)
         elif self.make_vision is not None:
             embedded = _put_nothing(embedded, self.vision_projection)
-        if batch["waves"] is not None and batch["wave_lengths"] is not None:
-            features = self.encode_waves(batch["wave_keys"], batch["waves"], batch["wave_lengths"])
+        if batch["wave_keys"]:
+            features = self.encode_waves(batch)
             embedded = _put(embedded, batch["slots"] == MARKS[AUDIO], features, self.audio_projection)
         elif self.make_audio is not None:
             embedded = _put_nothing(embedded, self.audio_projection)

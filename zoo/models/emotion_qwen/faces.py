@@ -11,7 +11,7 @@ Differs from the paper, which uses DeepFace (TensorFlow, weights downloaded at f
 threshold, and does not say what becomes of an unsure face beside a sure one: the default here is dlib's detector with
 any image encoder that has a head of seven expressions; the threshold is .5; an unsure face is background (`keep`). If
 DeepFace is installed, use `DeepFaceFaces`; otherwise run it elsewhere, save the results with `face_lines`, and load
-them with `PrecomputedFaces`.
+them with `PrecomputedFaces`, as what `zoo prepare faces` has found in a whole corpus.
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ from zoo.backbones.patch_vision import to_patches
 from zoo.media import Media, Unreadable
 from zoo.media.clips import utterance_frames
 from zoo.media.container import first_stream, open_container, open_file
+from zoo.media.frames import LONGEST, PixelBudget
 from zoo.models.emotion_qwen.faces import FaceCapture
 from zoo.prompts import escape
 from zoo.schema import Problem, Sample, Turn
@@ -41,7 +42,6 @@ PLACE = re.compile(r"<(?:image|video)>")  # in a question: here goes the clip
 STILL = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LARGEST = 8192 * 8192  # pixels of a picture; beyond, it counts as unreadable
 IS_LEARNT = 2**32  # added to the ids of tokens of a prompt that are learnt, until they are a batch
-LONGEST = 200  # times longer than wide: the tower's size rule takes no more
 
 
 @functools.lru_cache(maxsize=65536)
@@ -61,11 +61,59 @@ def seconds_of(path: Path) -> float:
 
 
 @dataclass(frozen=True)
+class FrameSampling:
+    """Which frames of a video are shown.
+
+    Args:
+        frames: evenly spaced; None: by ``fps``.
+        fps: frames per second, up to ``max_frames``.
+    """
+
+    frames: int | None = None
+    fps: float = 2.0
+    max_frames: int = 64
+
+    def read(
+        self, media: Media, turn: Turn, budgets: tuple[PixelBudget, PixelBudget] | None = None
+    ) -> tuple[np.ndarray, float | None]:
+        """Return the frames of an utterance's picture or video, and the seconds between two of them (None: a picture).
+
+        Args:
+            budgets: of a picture and of a video's frames, to which large ones are reduced; None: they stay as they are.
+
+        Returns:
+            uint8 (F, 3, H, W), RGB.
+
+        Raises:
+            Unreadable: nothing to be had, or over 200 times longer than wide.
+        """
+        path = turn.video
+        if path is None:
+            raise ValueError(f"{turn.id} has no picture or video to read")
+        if path.suffix.lower() in STILL:
+            n, seconds, turn = 1, None, replace(turn, start=None, end=None)
+        elif turn.start is not None and turn.end is not None:
+            n, seconds = self._spread(turn.end - turn.start)
+        else:
+            n, seconds = self._spread(seconds_of(path))
+        frames = utterance_frames(media, turn, n, side=None if budgets is None else budgets[seconds is not None])
+        height, width = frames.shape[2:]
+        if max(height, width) > LONGEST * min(height, width):
+            raise Unreadable(path, f"{height} x {width} pixels: over {LONGEST} times longer than wide; crop it")
+        return frames, seconds
+
+    def _spread(self, length: float) -> tuple[int, float]:
+        """Return the number of frames of a video, and the seconds between two of them."""
+        n = self.frames or min(self.max_frames, max(1, round(length * self.fps)))
+        return n, max(0.0, length) / n
+
+
+@dataclass(frozen=True)
 class ClipPatches:
     """A picture, a video or a stream of faces, as the tower reads it.
 
     Attributes:
-        patches: float32 (n, 3 * temporal * patch^2).
+        patches: uint8 (n, 3 * temporal * patch^2); a quarter of the normalised ones, to be sent to the device.
         grid: int64 (1, 3): t, h, w in patches.
         tokens: positions it takes in the prompt.
         seconds: between two steps of a video's time; None for a picture.
@@ -104,7 +152,7 @@ class QwenCollator(PromptCollator):
 
     - ``slots`` (B, T) bool: where the compressor's tokens go, in order; ``input_ids`` holds the tokenizer's image or
       video pad there, or padding if it has none;
-    - ``patches`` (N, 3 * temporal * patch^2) float32, ``grid`` (M, 3) int64, ``keys`` and ``rows`` (which sample), of
+    - ``patches`` (N, 3 * temporal * patch^2) uint8, ``grid`` (M, 3) int64, ``keys`` and ``rows`` (which sample), of
       the M pictures, videos and streams of faces, in the order of their slots; patches and grid are None if M is 0;
     - ``positions`` (3, B, T) int64, with ``mrope`` alone: time, height, width; 0 at padding;
     - counted: ``no_clip``, ``no_faces`` (clips without an expressive face, where faces are captured) and ``nothing``
@@ -116,8 +164,7 @@ class QwenCollator(PromptCollator):
 
     Args:
         show_text: whether the utterance's words are shown.
-        frames: of a video, evenly spaced; None: by ``fps``.
-        fps: frames per second, up to ``max_frames``.
+        sampling: which frames of a video are shown.
         min_pixels, max_pixels: budget of a picture (see `to_patches`).
         video_max_pixels: budget of each frame of a video.
         patch, merge, temporal: the tower's.
@@ -127,9 +174,7 @@ class QwenCollator(PromptCollator):
 
     media: Media = field(default_factory=Media)
     show_text: bool = True
-    frames: int | None = None
-    fps: float = 2.0
-    max_frames: int = 64
+    sampling: FrameSampling = FrameSampling()
     min_pixels: int = 56 * 56
     max_pixels: int = 1280 * 28 * 28
     video_max_pixels: int = 448 * 448
@@ -140,32 +185,6 @@ class QwenCollator(PromptCollator):
     mrope: bool = False
 
     # ---- reading
-    def read(self, turn: Turn) -> tuple[np.ndarray, float | None]:
-        """uint8 (F, 3, H, W) of an utterance's picture or video, and the seconds between two frames (None: a picture).
-
-        Raises:
-            Unreadable: nothing to be had, or over 200 times longer than wide.
-        """
-        path = turn.video
-        if path is None:
-            raise ValueError(f"{turn.id} has no picture or video to read")
-        if path.suffix.lower() in STILL:
-            n, seconds, turn = 1, None, replace(turn, start=None, end=None)
-        elif turn.start is not None and turn.end is not None:
-            n, seconds = self._spread(turn.end - turn.start)
-        else:
-            n, seconds = self._spread(seconds_of(path))
-        frames = utterance_frames(self.media, turn, n)
-        height, width = frames.shape[2:]
-        if max(height, width) > LONGEST * min(height, width):
-            raise Unreadable(path, f"{height} x {width} pixels: over {LONGEST} times longer than wide; crop it")
-        return frames, seconds
-
-    def _spread(self, length: float) -> tuple[int, float]:
-        """Return the number of frames of a video, and the seconds between two of them."""
-        n = self.frames or min(self.max_frames, max(1, round(length * self.fps)))
-        return n, max(0.0, length) / n
-
     def read_clip(self, turn: Turn, sample_id: str, faces: bool) -> tuple[ClipPatches | None, ClipPatches | None]:
         """Return an utterance's clip and its stream of expressive faces; None where there is none.
 
@@ -175,7 +194,9 @@ class QwenCollator(PromptCollator):
         if turn.video is None:
             return None, None
         try:
-            frames, seconds = self.read(turn)
+            # faces are found, and cut out, in the picture's own pixels
+            looks = self.capture is not None and faces
+            frames, seconds = self.sampling.read(self.media, turn, None if looks else self._budgets())
         except Unreadable as error:
             self.media.report(turn.video, error.reason)  # what is found without decoding `media` has not seen
             return None, None
@@ -187,9 +208,17 @@ class QwenCollator(PromptCollator):
         captured = self.capture(pixels, sample_id)
         return clip, None if captured is None else self._to_patches(captured.frames, seconds, (*key, "faces"))
 
+    def _budgets(self) -> tuple[PixelBudget, PixelBudget]:
+        """Return the budgets of a picture, and of a video's frames."""
+        factor = self.patch * self.merge
+        picture, video = (
+            PixelBudget(factor, min(self.min_pixels, most), most) for most in (self.max_pixels, self.video_max_pixels)
+        )
+        return picture, video
+
     def _to_patches(self, frames: Tensor, seconds: float | None, key: tuple[Hashable, ...]) -> ClipPatches:
-        most = self.max_pixels if seconds is None else self.video_max_pixels
-        patches, grid = to_patches(frames, min(self.min_pixels, most), most, self.patch, self.merge, self.temporal)
+        _, least, most = self._budgets()[seconds is not None]
+        patches, grid = to_patches(frames, least, most, self.patch, self.merge, self.temporal, normalise=False)
         step = None if seconds is None else seconds * self.temporal
         return ClipPatches(patches, grid, len(patches) // self.merge**2, step, key)
 

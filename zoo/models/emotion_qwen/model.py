@@ -51,7 +51,7 @@ from zoo.backbones.llm import Dtype
 from zoo.backbones.patch_vision import PatchVision
 from zoo.media import MAX_SECONDS, Media
 from zoo.models.emotion_qwen.faces import FaceCapture
-from zoo.models.emotion_qwen.input import LARGEST, QwenCollator
+from zoo.models.emotion_qwen.input import LARGEST, FrameSampling, QwenCollator
 from zoo.models.emotion_qwen.parts import Compressed, FusionProjector, HybridCompressor, MLPProjector, inner_to_match
 from zoo.models.emotion_qwen.scores import summarise
 from zoo.prompts import escape
@@ -247,9 +247,7 @@ class EmotionQwen(SupervisedFineTuning):
                 QwenCollator,
                 media=self.media,
                 show_text=self.show_text,
-                frames=self.frames,
-                fps=self.fps,
-                max_frames=self.max_frames,
+                sampling=FrameSampling(self.frames, self.fps, self.max_frames),
                 min_pixels=self.min_pixels,
                 max_pixels=self.max_pixels,
                 video_max_pixels=self.video_max_pixels,

@@ -17,12 +17,14 @@ MAX_COORDINATE = 1_000_000  # pixels: beyond, a coordinate is a mistake
 class PrecomputedFaces:
     """An analyzer whose findings stand in a file, one frame of one clip per line::
 
-        {"clip": "train/dia0_utt3.mp4", "frame": 3, "size": [360, 640], "faces": [
+        {"clip": "meld/train/dia0_utt3", "frame": 3, "frames": 8, "size": [360, 640], "faces": [
             {"box": [left, top, right, bottom], "probabilities": {"angry": 0.01, ..., "neutral": 0.2}}]}
 
     (on one line). ``frame`` counts the frames that are analysed, not those of the video: of 8 frames spread over a
-    clip, 0 to 7. ``faces`` is empty where there is none. ``size`` is (height, width) of the picture in which the boxes
-    were measured; boxes are scaled to frames of another size. Without ``size``, frames must have the size they had.
+    clip, 0 to 7; ``frames`` says how many these are, so that faces of another choice of frames are refused. ``faces``
+    is empty where there is none. ``size`` is (height, width) of the picture in which the boxes were measured; boxes are
+    scaled to frames of another size. Without ``size``, frames must have the size they had. ``zoo prepare faces`` writes
+    such files; ``clip`` is then the id of a sample.
 
     Args:
         file: path of the file (JSON lines, UTF-8).
@@ -35,8 +37,9 @@ class PrecomputedFaces:
     def __init__(self, file: str) -> None:
         self.file = file
         self.rows: dict[str, dict[int, tuple[tuple[int, int] | None, list[tuple[list[float], dict[str, float]]]]]] = {}
+        self.counts: dict[str, int] = {}  # frames of a clip that were analysed, where the rows say so
         if not Path(file).is_file():
-            raise FileNotFoundError(f"no file of precomputed faces at {file!r}; make one with face_lines")
+            raise FileNotFoundError(f"no file of precomputed faces at {file!r}; make one with zoo prepare faces")
         with Path(file).open(encoding="utf-8") as lines:
             try:
                 for line, text in enumerate(lines, 1):
@@ -49,7 +52,9 @@ class PrecomputedFaces:
 
     def _add(self, line: int, text: str) -> None:
         try:
-            clip, frame, size, faces = parse_row(text)
+            clip, frame, size, faces, count = parse_row(text)
+            if count is not None and self.counts.setdefault(clip, count) != count:
+                raise ValueError(f"{clip} has {count} frames here and {self.counts[clip]} in an earlier row")
             clips = self.rows.setdefault(clip, {})
             if frame in clips:
                 raise ValueError(f"a second row about frame {frame} of {clip}")
@@ -71,6 +76,11 @@ class PrecomputedFaces:
         if clip not in self.rows:
             raise ValueError(
                 f"{self.file} has no row about clip {clip!r}; the first one it knows is {next(iter(self.rows))!r}"
+            )
+        if numbers is None and self.counts.get(clip, len(frames)) != len(frames):
+            raise ValueError(
+                f"{self.file} is about {self.counts[clip]} frames of {clip}, and {len(frames)} are shown; run zoo "
+                "prepare faces with the same --frames, --fps and --max_frames as the system has"
             )
         result = []
         for number in range(len(frames)) if numbers is None else numbers:
@@ -94,8 +104,10 @@ class PrecomputedFaces:
         return result
 
 
-def parse_row(text: str) -> tuple[str, int, tuple[int, int] | None, list[tuple[list[float], dict[str, float]]]]:
-    """Parse a line of a `PrecomputedFaces` file: clip, frame, size, and box and probabilities of each face.
+def parse_row(
+    text: str,
+) -> tuple[str, int, tuple[int, int] | None, list[tuple[list[float], dict[str, float]]], int | None]:
+    """Parse a line of a `PrecomputedFaces` file: clip, frame, size, box and probabilities of each face, and frames.
 
     Raises:
         ValueError: anything else, saying what.
@@ -104,11 +116,14 @@ def parse_row(text: str) -> tuple[str, int, tuple[int, int] | None, list[tuple[l
         row = json.loads(text)
     except (json.JSONDecodeError, RecursionError) as error:
         raise ValueError(f"not JSON ({error})") from None
-    check_fields(row, {"clip", "frame", "faces"}, {"size"}, "a row")
+    check_fields(row, {"clip", "frame", "faces"}, {"size", "frames"}, "a row")
     if not isinstance(row["clip"], str) or not row["clip"]:
         raise ValueError(f"clip is {row['clip']!r}, expected its path")
     if not is_count(row["frame"]):
         raise ValueError(f"frame is {row['frame']!r}, expected a whole number, 0 or more")
+    count = row.get("frames")
+    if count is not None and not (is_count(count) and count > row["frame"]):
+        raise ValueError(f"frames is {count!r}, expected how many frames there are, more than frame {row['frame']}")
     size = row.get("size")
     if size is not None:
         if not (isinstance(size, list) and len(size) == 2 and all(is_count(v) and v > 0 for v in size)):
@@ -116,7 +131,7 @@ def parse_row(text: str) -> tuple[str, int, tuple[int, int] | None, list[tuple[l
         size = (size[0], size[1])
     if not isinstance(row["faces"], list):
         raise ValueError(f"faces is {row['faces']!r}, expected a list, empty if there is none")
-    return row["clip"], row["frame"], size, [_parse_face(face) for face in row["faces"]]
+    return row["clip"], row["frame"], size, [_parse_face(face) for face in row["faces"]], count
 
 
 def _parse_face(face: Any) -> tuple[list[float], dict[str, float]]:
@@ -158,10 +173,13 @@ def face_lines(
 
     Args:
         clip, frames, numbers: as given to the analyzer.
-        found: what it answered.
+        faces_by_frame: what it answered.
     """
     lines = []
+    count = {"frames": len(frames)} if numbers is None else {}
     for number, faces in zip(range(len(frames)) if numbers is None else numbers, faces_by_frame, strict=True):
         rows = [{"box": list(f.box), "probabilities": dict(f.probabilities)} for f in faces]
-        lines.append(json.dumps({"clip": clip, "frame": number, "size": list(frames.shape[2:]), "faces": rows}))
+        lines.append(
+            json.dumps({"clip": clip, "frame": number, **count, "size": list(frames.shape[2:]), "faces": rows})
+        )
     return lines

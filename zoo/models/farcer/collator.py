@@ -11,11 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from zoo.media import Media, Unreadable
+from zoo.media import Media
 from zoo.media.clips import utterance_frames
 from zoo.prompts import CONTROL, PromptTemplate, escape, label_words
-from zoo.schema import Labels, Sample, Turn
+from zoo.schema import Labels, Problem, Sample, Turn
 from zoo.training.batch import SampleBatch
+from zoo.training.feature_files import FeatureFiles, ReadClip, read_clip, stacked_features
 from zoo.training.prompting import answer_ids, chat_text
 
 # Two marks of a template. In a corpus' own texts both are written apart (`escape`), so that no corpus can say them.
@@ -221,12 +222,14 @@ class PictureReader:
         faces: whose face is shown: the speaker's ``own``; in controls one ``constant`` face, or that of ``another``
             speaker in another dialogue.
         pool: (dialogue, turn) of the training split, from which the controls take their faces.
+        files: features on disk; a picture that is found there is not decoded.
     """
 
     media: Media
     size: int
     faces: Faces = "own"
     pool: Sequence[tuple[str, Turn]] = ()
+    files: FeatureFiles | None = None
 
     def choose(self, turn: Turn, dialogue: str) -> Turn | None:
         """Return the turn whose picture is shown for a turn; None if it has none of its own."""
@@ -245,12 +248,27 @@ class PictureReader:
         """Return what identifies the picture of a turn."""
         return f"{turn.video}|{turn.frame_at}|{turn.crop}"
 
-    def read(self, turn: Turn) -> np.ndarray | None:
-        """Return the picture, uint8 (3, S, S); None if the file gives none (`Media` notes why)."""
-        try:
-            return utterance_frames(self.media, turn, 1, side=(self.size, self.size), rows=KEPT_ROWS)[0]
-        except Unreadable:
+    def decode(self, turn: Turn) -> np.ndarray:
+        """Return the picture, uint8 (3, S, S). Unreadable if the file gives none."""
+        return utterance_frames(self.media, turn, 1, side=(self.size, self.size), rows=KEPT_ROWS)[0]
+
+    def read(self, turn: Turn, problems: list[Problem]) -> ReadClip | None:
+        """Return the picture, or its features; None if the file gives none (`Media` notes why)."""
+        if turn.video is None:
             return None
+        return read_clip(self.media, turn, turn.video, lambda: (self.decode(turn), False), self.files, problems)
+
+
+def image_batch(clips: Sequence[ReadClip]) -> dict[str, Any]:
+    """Return the part of a batch that its images are, see `FarcerCollator`."""
+    pixels = [clip.array for clip in clips if clip.array is not None]
+    return {
+        "keys": tuple(clip.key for clip in clips),
+        "frames_known": tuple(clip.features is not None for clip in clips),
+        "frame_features": stacked_features(clips),
+        "frames": torch.from_numpy(np.stack(pixels)) if pixels else None,
+        "frame_facts": tuple(clip.facts for clip in clips),
+    }
 
 
 # -------------------------------------------------------------------------------------------------------------- batches
@@ -280,7 +298,9 @@ class FarcerCollator:
     - ``input_ids`` (B, P) int64, ``mask`` (B, P) bool, left-padded: the rest of each prompt;
     - ``image_at`` (B, P) bool: positions of image vectors, and ``image`` (M,) int64: which image each slot shows, in
       the order of the positions (``tokens_per_picture`` positions per entry);
-    - ``frames`` (U, 3, S, S) uint8 and ``keys``: the different images and what identifies them;
+    - ``keys``: what identifies the U different images; ``frames_known``: whether the features of each stood in a file,
+      ``frame_features`` those features, one row per known image, ``frames`` (., 3, S, S) uint8 the others (both None if
+      there are none), and ``frame_facts`` what is kept beside the features of each;
     - ``missing``: pictures that should be there and are not (no clip, or unreadable): no slot stands in their place;
     - ``without_picture``: samples whose prompt shows none;
     - ``truncated``: prompts that lost turns to ``max_length``;
@@ -306,14 +326,15 @@ class FarcerCollator:
     def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
         """Return the batch of some samples."""
         drawn = int(rng.integers(1 << 30)) if self.training else 0
-        frames: dict[str, np.ndarray | None] = {}
-        prompts = [self._write(sample, self._prompt_number(sample, drawn), frames) for sample in samples]
+        frames: dict[str, ReadClip | None] = {}
+        problems: list[Problem] = []
+        prompts = [self._write(sample, self._prompt_number(sample, drawn), frames, problems) for sample in samples]
         number: dict[str, int] = {}  # of each image that is used, by its key
         image = [number.setdefault(key, len(number)) for prompt in prompts for key in prompt.images]
         shared = all(prompt.fixed == prompts[0].fixed for prompt in prompts)
         rows = [prompt.variable if shared else [*prompt.fixed, *prompt.variable] for prompt in prompts]
         ids, mask, image_at = self._padded(rows)
-        readable = [frame for key in number if (frame := frames[key]) is not None]
+        readable = [clip for key in number if (clip := frames[key]) is not None]
         batch = {
             "samples": SampleBatch(samples),
             "fixed": torch.tensor(prompts[0].fixed if shared else [], dtype=torch.int64),
@@ -321,8 +342,8 @@ class FarcerCollator:
             "mask": mask,
             "image_at": image_at,
             "image": torch.tensor(image, dtype=torch.int64),
-            "keys": tuple(number),
-            "frames": torch.from_numpy(np.stack(readable)) if number else None,
+            "problems": problems,
+            **image_batch(readable),
             "missing": sum(prompt.missing for prompt in prompts),
             "without_picture": sum(not prompt.images for prompt in prompts),
             "truncated": sum(prompt.truncated for prompt in prompts),
@@ -362,8 +383,15 @@ class FarcerCollator:
             "them from another split (--model.shots_from dev), or give more dialogues"
         )
 
-    def _write(self, sample: Sample, number: int, frames: dict[str, np.ndarray | None]) -> WrittenPrompt:
+    def _write(
+        self, sample: Sample, number: int, frames: dict[str, ReadClip | None], problems: list[Problem]
+    ) -> WrittenPrompt:
         """Write the prompt of a sample, and read the images that are not among ``frames`` yet.
+
+        Args:
+            number: of the prompt.
+            frames: what was read for the batch, by key.
+            problems: gets what was wrong with files of features.
 
         Raises:
             ValueError: the prompt is too long even without earlier turns and words.
@@ -371,7 +399,7 @@ class FarcerCollator:
         window, truncated = self.writer.window, False
         while True:
             turns = (*sample.context(window), sample.target)
-            keys = [self._read_picture(turn, sample.dialogue, frames) for turn in turns]
+            keys = [self._read_picture(turn, sample.dialogue, frames, problems) for turn in turns]
             slots = [SLOT if key else "" for key in keys]
             fixed, variable = self.writer.encode(sample, slots, window, number)
             if len(fixed) + len(variable) <= self.max_length:
@@ -393,14 +421,16 @@ class FarcerCollator:
                 )
             window, truncated = len(turns) - 2, True
 
-    def _read_picture(self, turn: Turn, dialogue: str, frames: dict[str, np.ndarray | None]) -> str | None:
+    def _read_picture(
+        self, turn: Turn, dialogue: str, frames: dict[str, ReadClip | None], problems: list[Problem]
+    ) -> str | None:
         """Return the key of the picture of a turn, which is read once per batch; None if there is none."""
         chosen = None if self.pictures is None else self.pictures.choose(turn, dialogue)
         if self.pictures is None or chosen is None:
             return None
         key = self.pictures.key(chosen)
         if key not in frames:
-            frames[key] = self.pictures.read(chosen)
+            frames[key] = self.pictures.read(chosen, problems)
         return None if frames[key] is None else key
 
     def _answers(self, samples: Sequence[Sample]) -> dict[str, Tensor]:

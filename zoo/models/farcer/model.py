@@ -42,7 +42,8 @@ from zoo.backbones import Prefix, Vision
 from zoo.backbones.divided import is_divided
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media
-from zoo.models.farcer.collator import Faces, FarcerCollator, PictureReader, PromptWriter
+from zoo.media.cache import VERSION as MEDIA_VERSION
+from zoo.models.farcer.collator import KEPT_ROWS, Faces, FarcerCollator, PictureReader, PromptWriter, image_batch
 from zoo.models.farcer.parts import balanced_token_weights, draw_shots, make_projection, weighted_loss
 from zoo.prompts import label_words
 from zoo.renaming import Renamed
@@ -51,6 +52,7 @@ from zoo.training.batch import SampleBatch
 from zoo.training.checkpointing import Backbone
 from zoo.training.evaluation import ordered_parts
 from zoo.training.feature_cache import CLIPS_AT_ONCE, FeatureCache
+from zoo.training.feature_files import FeatureFiles, known_and_new
 from zoo.training.language_model import LanguageModelModule, score_labels
 
 PROMPTS = 10  # few-shot prompts that training draws from (Sec. III-C)
@@ -92,6 +94,7 @@ class FARCER(LanguageModelModule):
         cache: folder of decoded frames (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
         max_clip_seconds: a longer clip or film is not read, and counted.
+        feature_folder: keep the encoder's features here, each clip's once for all runs; None: of this run, in memory.
     """
 
     renamed_options = {
@@ -136,6 +139,7 @@ class FARCER(LanguageModelModule):
         cache: Path | None = None,
         timeout: float = 30.0,
         max_clip_seconds: float = MAX_SECONDS,
+        feature_folder: Path | None = None,
         lr: float = 1e-4,
         weight_decay: float = 0.01,
         warmup: float = 0.0,
@@ -179,6 +183,8 @@ class FARCER(LanguageModelModule):
         self.teacher_forcing, self.label_weights, self.decode = teacher_forcing, label_weights, decode
         self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
         self.image_features = FeatureCache()
+        self.feature_folder = None if feature_folder is None else Path(feature_folder)
+        self.feature_files: FeatureFiles | None = None
         self.static_prefixes: dict[bytes, Any] = {}  # fixed part of a prompt -> what the language model keeps of it
         self._evaluation_writer: PromptWriter | None = None
 
@@ -260,7 +266,19 @@ class FARCER(LanguageModelModule):
                 raise ValueError(
                     f"faces: {self.faces} takes its faces from the training split, which shows fewer than two speakers"
                 )
-        return PictureReader(self.media, cast(int, self.vision.size), self.faces, pool)
+        if self.feature_folder is not None:
+            self.feature_files = FeatureFiles(
+                self.feature_folder,
+                self.vision,
+                {
+                    "precision": str(self.trainer.precision),
+                    "media": [MEDIA_VERSION, self.media.max_seconds, self.media.max_pixels],
+                    "frame": "in the middle, squeezed",
+                    "rows": KEPT_ROWS,
+                    "tokens": self.vision_tokens,
+                },
+            )
+        return PictureReader(self.media, cast(int, self.vision.size), self.faces, pool, self.feature_files)
 
     def collator(self, training: bool) -> FarcerCollator:  # type: ignore[override]  # its prompts have another form
         """Return what writes samples as prompts with images, in training with their answers."""
@@ -297,17 +315,24 @@ class FARCER(LanguageModelModule):
         super().check_split(samples, split, stage)
 
     # ---- images (Eq. 2-4)
-    def features(self, keys: tuple[str, ...], frames: Tensor) -> Tensor:
-        """Return the encoder's features of images, (U, K, W) float32: K is 1 (CLS) or all tokens.
+    def features(self, batch: Mapping[str, Any], keep: bool = True) -> Tensor:
+        """Return the encoder's features of the images of a batch, (U, K, W) float32: K is 1 (CLS) or all tokens.
 
         The encoder is frozen, and the windows of a dialogue's utterances overlap: each image is encoded once per run.
+
+        Args:
+            keep: write them to `feature_folder`, if there is one.
         """
+        known, new = known_and_new(batch["frame_features"], batch["frames_known"])
 
         def compute(part: list[int]) -> Tensor:
-            hidden = self.vision.hidden(frames[part].clone(), normed=False).float()
-            return hidden[:, :1] if self.vision_tokens == "cls" else hidden
+            hidden = self.vision.hidden(batch["frames"][[new[i] for i in part]].clone(), normed=False).float()
+            features = hidden[:, :1] if self.vision_tokens == "cls" else hidden
+            if self.feature_files is not None and keep:
+                self.feature_files.write_all(part, batch["keys"], batch["frame_facts"], features)
+            return features
 
-        return self.image_features.stacked(keys, compute)
+        return self.image_features.stacked(batch["keys"], compute, known)
 
     def project(self, features: Tensor) -> Tensor:
         """Return (..., D) vectors in the input space of the language model, of (..., W) features (Eq. 4)."""
@@ -327,14 +352,15 @@ class FARCER(LanguageModelModule):
         if reader is None:
             raise RuntimeError("faces: none has no pictures to measure")
         pictured = [picture for dialogue, turn in turns if (picture := reader.choose(turn, dialogue)) is not None]
-        frames = {reader.key(t): frame for t in pictured if (frame := reader.read(t)) is not None}
-        if not frames:
+        clips = {reader.key(t): clip for t in pictured if (clip := reader.read(t, [])) is not None}
+        if not clips:
             raise ValueError("no picture of the training split could be read; `zoo prepare media --root DIR` lists why")
-        items = list(frames.items())
+        items = list(clips.values())
         parts = []
         for start in range(0, len(items), CLIPS_AT_ONCE):
-            keys, images = zip(*items[start : start + CLIPS_AT_ONCE], strict=True)
-            parts.append(self.features(keys, torch.from_numpy(np.stack(images)).to(self.device)))
+            batch = image_batch(items[start : start + CLIPS_AT_ONCE])
+            on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
+            parts.append(self.features(on_device, keep=False))  # outside of autocast, unlike in a step
         features = torch.cat(parts).flatten(0, 1)
         self.feature_mean.copy_(features.mean(0))
         self.feature_deviation.copy_(features.std(0, unbiased=False).clamp(min=1e-3 * float(features.std())))
@@ -345,7 +371,7 @@ class FARCER(LanguageModelModule):
         """Return the encoded prompts: fixed part, then text with one vector, or K, in each image slot."""
         embedded = self.llm.embed(batch["input_ids"])  # (B, P, D)
         if len(batch["image"]):
-            vectors = self.project(self.features(batch["keys"], batch["frames"]))  # (U, K, D)
+            vectors = self.project(self.features(batch))  # (U, K, D)
             in_slots = vectors[batch["image"]].flatten(0, 1).to(embedded.dtype)  # (M K, D)
             embedded = embedded.index_put((batch["image_at"],), in_slots)
         elif self.faces != "none" and is_divided(self.mp):  # which computes in every process together

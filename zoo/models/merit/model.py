@@ -19,8 +19,7 @@ There is no published code. Where the paper (P) is silent or cannot be meant as 
   the sample gives no gradient. P says nothing; the code of TTRL (Zuo et al. 2025) lets unreadable answers win.
 - ``ppo_reward`` is P's PPO to the letter: a ratio of whole answers and the reward in place of an advantage, so that
   every sampled answer is pushed up. ``ppo_advantage`` subtracts the group's mean. ``reinforce_group`` is P's GRPO to
-  the letter (A log pi, neither ratio nor clip), ``grpo_clip`` the usual one. Groups are those of one prompt (P: "e.g.
-  per batch").
+  the letter (A log pi, neither ratio nor clip), ``grpo_clip`` the usual one, over one prompt (P: "e.g. per batch").
 - P reports on the very samples it adapted to. Ours can (`zoo.data.Adaptation`, ``transductive``), says so in
   metrics.json, and can also report on samples that were not adapted to (``inductive``). The adapting loop sees no
   labels.
@@ -90,6 +89,7 @@ class Merit(SupervisedFineTuning):
         cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
         max_clip_seconds: a longer clip or film is not read, and counted.
+        feature_folder: keep the encoders' features here, each clip's once for all runs; None: of this run, in memory.
         distance: W from ``plutchik``'s wheel, or from embeddings of the label words in the language model (``lm``) or a
             ``sentence`` encoder (`zoo.backbones.sentence`).
         neutral_distance: of neutral, the wheel's centre, to all other labels.
@@ -124,6 +124,7 @@ class Merit(SupervisedFineTuning):
         cache: Path | None = None,
         timeout: float = 30.0,
         max_clip_seconds: float = MAX_SECONDS,
+        feature_folder: Path | None = None,
         distance: Distance = "plutchik",
         neutral_distance: float = 0.5,
         angles: dict[str, float | None] | None = None,
@@ -148,6 +149,7 @@ class Merit(SupervisedFineTuning):
                 audio_tokens=audio_tokens,
                 max_seconds=max_seconds,
                 embedding_scale=embedding_scale,
+                feature_folder=feature_folder,
             )
         )
         self.distances = LabelDistances(distance, neutral_distance, angles)
@@ -190,6 +192,7 @@ class MeritRLVR(GRPOModule):
         cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
         max_clip_seconds: a longer clip or film is not read, and counted.
+        feature_folder: keep the encoders' features here, each clip's once for all runs; None: of this run, in memory.
         distance: W from ``plutchik``'s wheel, or from embeddings of the label words in the language model (``lm``) or a
             ``sentence`` encoder (`zoo.backbones.sentence`).
         neutral_distance: of neutral, the wheel's centre, to all other labels.
@@ -227,6 +230,7 @@ class MeritRLVR(GRPOModule):
         cache: Path | None = None,
         timeout: float = 30.0,
         max_clip_seconds: float = MAX_SECONDS,
+        feature_folder: Path | None = None,
         distance: Distance = "plutchik",
         neutral_distance: float = 0.5,
         angles: dict[str, float | None] | None = None,
@@ -252,6 +256,7 @@ class MeritRLVR(GRPOModule):
                 audio_tokens=audio_tokens,
                 max_seconds=max_seconds,
                 embedding_scale=embedding_scale,
+                feature_folder=feature_folder,
             )
         )
         self.distances = LabelDistances(distance, neutral_distance, angles)
