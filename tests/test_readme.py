@@ -19,8 +19,7 @@ def commands(document: Path) -> list[list[str]]:
     """Argument lists of the zoo and lightning commands in a document's code blocks."""
     blocks = re.findall(r"```[a-z]*\n(.*?)```", document.read_text(), re.DOTALL)
     lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
-    split = [shlex.split(line, comments=True) for line in lines]
-    return [words for words in split if words and words[0] in ("zoo", "lightning")]
+    return [shlex.split(line, comments=True) for line in lines if line.startswith(("zoo ", "lightning "))]
 
 
 ALL = [(d.relative_to(ROOT), words) for d in DOCUMENTS for words in commands(d)]

@@ -13,7 +13,6 @@ from tests.benchmarks.memory_small import ALL, QV, SIZES
 from zoo.backbones import SHAPES, LoRA
 from zoo.backbones.llm import LLM
 from zoo.memory import formula
-from zoo.memory.divided import Division
 from zoo.memory.formula import Rows
 from zoo.memory.prediction import Step, decoder_of
 from zoo.models.dialoguellm import DialogueLLM

@@ -15,7 +15,6 @@ from zoo.backbones import AUDIO_SHAPES, SHAPES, VISION_SHAPES, LoRA
 from zoo.backbones.patch_vision import PATCH_SHAPES
 from zoo.backbones.shapes import HUB_SHAPES
 from zoo.memory import formula, predict
-from zoo.memory.divided import Division
 from zoo.memory.formula import Rows
 from zoo.memory.prediction import Step, Unpredictable, decoder_of, on_meta
 from zoo.models.baselines import Majority

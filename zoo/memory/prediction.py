@@ -233,11 +233,7 @@ def _add_language_model(
     """Add to `parts` and `moments` what the passes of a language model take."""
     rest = _without_gradients(parts)
     with_gradients = rest + parts["gradients"]
-    model, rows, samples = (
-        decoder_of(built, step),
-        rows_of(built, step, tokens),
-        isinstance(built, GRPOModule),
-    )
+    model, rows, samples = (decoder_of(built, step), rows_of(built, step, tokens), isinstance(built, GRPOModule))
     forward_loss, loss, head_gradient = _loss(built, model, rows, step)
     activations, again = formula.activations(model, rows)
     gathered = division.gathered()
