@@ -70,6 +70,7 @@ def policy(options: argparse.Namespace, seed: int, judge: Path) -> Path:
     run = fit(
         options, place / "think", "laptop.yaml", f"--seed_everything={seed}", f"--model.downstream={judge}",
         f"--model.start_from={start}/checkpoints/last.ckpt", f"--trainer.max_steps={steps}", f"--model.lr={options.lr}",
+        f"--model.overlength={options.overlength}",
     )  # fmt: skip
     predict(options, run, "decisions.jsonl", "--data.predict_splits=[test]")
     return run
@@ -109,6 +110,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--steps", type=int, default=150, help="of stage 1")
     parser.add_argument("--lr", type=float, default=5e-4, help="of stage 1")
+    parser.add_argument("--overlength", choices=["paper", "none"], default="paper", help="reward of stage 1")
     parser.add_argument("--precision", choices=["32-true", "bf16-mixed"], default="32-true")
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--shrink", type=int, default=1, help="a fraction of the corpus, for trying the command out")
