@@ -731,8 +731,8 @@ def test_mapped_weights_are_those_of_the_file_whatever_the_config_says_of_their_
     folder = shutil.copytree(tiny_llama, tmp_path / "llama")
     weights = load_file(folder / "model.safetensors")
     if stored == "as several":
-        embeddings = "model.embed_tokens.weight"
-        save_file(weights | {embeddings: weights[embeddings].bfloat16()}, folder / "model.safetensors", {"format": "pt"})
+        other = {"model.embed_tokens.weight": weights["model.embed_tokens.weight"].bfloat16()}
+        save_file(weights | other, folder / "model.safetensors", {"format": "pt"})
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
     whole, mapped = (dict(LLM(str(folder), mapped=m).named_parameters()) for m in (False, True))
