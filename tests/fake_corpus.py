@@ -7,6 +7,7 @@ from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from lightning.pytorch import LightningModule
+from lightning.pytorch.plugins import Precision
 
 from zoo.schema import Labels, Sample, Split
 
@@ -50,7 +51,7 @@ class FakeCorpus:
 
 def attach(module: Module, data: Any, **trainer: Any) -> Module:
     """Give a module its data, and a trainer with these attributes, without running anything."""
-    defaults = {"ckpt_path": None, "world_size": 1, "precision": "32-true"}
+    defaults = {"ckpt_path": None, "world_size": 1, "precision": "32-true", "precision_plugin": Precision()}
     module._trainer = SimpleNamespace(datamodule=data, **defaults | trainer)
     module.data = data
     return module

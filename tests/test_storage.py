@@ -13,7 +13,18 @@ import time
 import pytest
 
 from zoo.cli import explained
-from zoo.storage import InUse, jsonl, locked, parse_json, parse_yaml, read_jsonl, replacing, split_lines, write_whole
+from zoo.storage import (
+    InUse,
+    jsonl,
+    locked,
+    parse_json,
+    parse_yaml,
+    read_jsonl,
+    replacing,
+    split_lines,
+    write_unsynced,
+    write_whole,
+)
 
 ALIASES = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]\n" for i in range(1, 9)
@@ -127,6 +138,16 @@ def test_a_full_disk_names_the_file(tmp_path):
     with pytest.raises(FileNotFoundError) as error, replacing(tmp_path / "file"):
         (tmp_path / "nosuch").read_text()
     assert error.value.filename.endswith("nosuch")
+
+
+def test_a_full_disk_names_the_file_of_a_cache(tmp_path):
+    def parts():
+        yield b"x"
+        raise OSError(errno.ENOSPC, "No space left on device")  # as a write to an open file does
+
+    with pytest.raises(OSError) as error:
+        write_unsynced(tmp_path / "file", parts())
+    assert str(tmp_path / "file") in (explained(error.value) or "") and not list(tmp_path.iterdir())
 
 
 HOLD = """

@@ -275,8 +275,7 @@ def replacing(path: Path) -> Iterator[Path]:
             os.close(folder)
     except BaseException as error:
         temporary.unlink(missing_ok=True)
-        if isinstance(error, OSError) and error.errno is not None and error.filename in (None, str(temporary)):
-            error.filename = str(asked)  # a write to an open file names none
+        _name_file(error, asked, str(temporary))
         raise
     finally:
         os.close(handle)
@@ -301,9 +300,10 @@ def write_unsynced(path: Path, parts: Iterable[bytes | memoryview]) -> None:
             file.writelines(parts)
         os.chmod(temporary, 0o644)  # mkstemp makes it private; a cache may be shared
         os.replace(temporary, path)
-    except BaseException:
+    except BaseException as error:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(temporary)
+        _name_file(error, path, temporary)
         raise
 
 
@@ -330,6 +330,12 @@ def jsonl(rows: Iterable[Mapping[str, Any]]) -> str:
 def write_jsonl(path: Path, rows: Iterable[Mapping[str, Any]]) -> None:
     """Write one JSON object per line, whole; see `replacing`."""
     write_whole(path, jsonl(rows))
+
+
+def _name_file(error: BaseException, path: Path, temporary: str) -> None:
+    """Let what the disk refused of a temporary file name the one that was meant; a write to an open file names none."""
+    if isinstance(error, OSError) and error.errno is not None and error.filename in (None, temporary):
+        error.filename = str(path)
 
 
 def _locked_temporary(path: Path) -> tuple[int, Path]:

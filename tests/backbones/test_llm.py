@@ -724,3 +724,18 @@ def test_mapped_weights_stay_in_their_file_until_they_are_divided(tiny_llama, tm
         assert number < 0.2 * size and kind == "torch.float32"
     number, kind = grown("bfloat16", "converted")
     assert number > 0.4 * size and kind == "torch.bfloat16"
+
+
+@pytest.mark.parametrize("stored", ["as one dtype", "as several"])
+def test_mapped_weights_are_those_of_the_file_whatever_the_config_says_of_their_dtype(tiny_llama, tmp_path, stored):
+    folder = shutil.copytree(tiny_llama, tmp_path / "llama")
+    weights = load_file(folder / "model.safetensors")
+    if stored == "as several":
+        other = {"model.embed_tokens.weight": weights["model.embed_tokens.weight"].bfloat16()}
+        save_file(weights | other, folder / "model.safetensors", {"format": "pt"})
+    config = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps(config | {"dtype": "bfloat16"}))
+    whole, mapped = (dict(LLM(str(folder), mapped=m).named_parameters()) for m in (False, True))
+    assert len(whole) > 10
+    for name, parameter in whole.items():
+        assert torch.equal(mapped[name], parameter), name

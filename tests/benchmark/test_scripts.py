@@ -103,6 +103,24 @@ def test_a_row_that_fits_on_no_card_is_refused(tmp_path):
     assert "give --write_jobs FOLDER" in refused(*command)
 
 
+@pytest.mark.parametrize(
+    "option, said",
+    [
+        ("--slurm.time=12 hours", "--slurm.time is '12 hours', expected one word"),
+        ("--slurm.memory=", "--slurm.memory is '', expected one word"),
+        ("--slurm.gpus={24: rtx 4090}", "--slurm.gpus 24 is 'rtx 4090', expected one word"),
+        ("--slurm.warning=-5", "--slurm.warning -5: expected seconds before the end of a job, 1 or more"),
+        ("--slurm.directives=[partition=gpu]", "--slurm.directives has 'partition=gpu', expected options such as"),
+    ],
+)
+def test_what_sbatch_would_not_take_is_refused(tmp_path, option, said):
+    file = tmp_path / "bench.yaml"
+    file.write_text(yaml.safe_dump({"title": "t"} | PAPER))
+    jobs = tmp_path / "jobs"
+    assert said in refused("bench", f"--config={file}", f"--out={tmp_path / 'out'}", f"--write_jobs={jobs}", option)
+    assert not jobs.exists()
+
+
 @pytest.mark.parametrize("value, count", [("auto", 1), (-1, 1), (4, 4), ("4", 4), ([0, 2], 2), ("0,2,3", 3), (None, 1)])
 def test_devices_of_a_machine(value, count):
     assert devices(value) == count

@@ -10,6 +10,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.plugins import MixedPrecision
 from safetensors.torch import load_file, save_file
 from sklearn.utils.class_weight import compute_class_weight
 from torch.nn.functional import cross_entropy
@@ -51,11 +52,11 @@ def meld(home):
 def make(home, meld, tiny_llama):
     """Options -> a built system beside its data, as a Trainer would set it up."""
 
-    def make(samples=None, seed=0, **options):
+    def make(samples=None, seed=0, trainer=None, **options):
         torch.manual_seed(seed)
         base = {"llm": str(tiny_llama), "vision": str(home / "eyes"), "template": "plain", "train_shots": 0, "shots": 0}
         model = FARCER(**(base | options))
-        attach(model, FakeCorpus(samples or meld.samples("train")))
+        attach(model, FakeCorpus(samples or meld.samples("train")), **(trainer or {}))
         model.log = lambda *args, **kwargs: None
         model.configure_model()
         model.setup("fit")
@@ -521,6 +522,16 @@ def test_features_on_disk_take_the_place_of_pictures(make, meld, tmp_path, monke
     wider = make(feature_folder=tmp_path, vision_tokens="all")
     with pytest.raises(TypeError):  # all tokens are other features, for which pictures are read
         collate(wider, samples)
+
+
+def test_pictures_that_are_measured_are_encoded_as_in_a_step_and_kept(make, tmp_path, monkeypatch):
+    autocast = {"precision": "bf16-mixed", "precision_plugin": MixedPrecision("bf16-mixed", "cpu")}
+    exact, rounded = make(standardise=True), make(standardise=True, trainer=autocast, feature_folder=tmp_path)
+    assert len(list(tmp_path.glob("*/*/*.safetensors"))) > 2
+    monkeypatch.setattr(Media, "frames", None)  # nothing is decoded again
+    later = make(standardise=True, trainer=autocast, feature_folder=tmp_path)
+    assert torch.equal(later.feature_mean, rounded.feature_mean)
+    assert not torch.equal(exact.feature_mean, rounded.feature_mean)
 
 
 def test_a_language_model_in_half_precision_trains_a_projection_in_full(make, meld):

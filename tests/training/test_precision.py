@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
+from safetensors.torch import load_file, save_file
 
 from tests.builders import make_corpus, make_llm
 from tests.runs_helper import fit, flags, logged, refused
 from zoo.backbones import LLM, LoRA
 from zoo.rl import Answer
+from zoo.training.checkpointing import CheckpointedModule
 from zoo.training.grpo import GRPOModule, RewardBatch
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -154,3 +157,31 @@ def test_the_kept_reference_has_no_dropout(home):
     assert torch.equal(first, second) and llm.training
     with torch.no_grad():
         assert not torch.equal(llm.logprobs(prefix, answers, mask), llm.logprobs(prefix, answers, mask))
+
+
+class Alone(CheckpointedModule):
+    """A language model that stays in its file until it is divided."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self.folder = folder
+
+    def build(self) -> None:
+        self.llm = LLM(str(self.folder), mapped=True)
+
+    def backbones(self) -> dict[str, LLM]:
+        return {"llm": self.llm}
+
+
+def test_mapped_weights_take_values_that_the_dtype_of_their_file_does_not_have(tiny_llama, tmp_path):
+    folder = shutil.copytree(tiny_llama, tmp_path / "llama")
+    weights = load_file(folder / "model.safetensors")
+    rounded = {name: tensor.bfloat16() for name, tensor in weights.items()}
+    save_file(rounded, folder / "model.safetensors", {"format": "pt"})
+    model = Alone(folder)
+    model.configure_model()
+    name = "model.layers.0.mlp.up_proj.weight"
+    assert model.state_dict()[f"llm.model.{name}"].dtype == torch.bfloat16
+    assert not torch.equal(rounded[name].float(), weights[name])
+    model.take({f"llm.model.{name}": weights[name]})
+    assert torch.equal(model.state_dict()[f"llm.model.{name}"], weights[name])

@@ -21,6 +21,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
+from transformers.modeling_utils import load_state_dict
 from transformers.models.auto.tokenization_auto import get_tokenizer_config
 from transformers.utils import logging as transformers_logging
 from transformers.utils.hub import cached_file
@@ -114,10 +115,7 @@ def fingerprint(path: str, revision: str | None = None) -> str:
     It is the sha256 over config.json and, of every safetensors file, the header and 64 blocks of 4 KiB spread over the
     file (reading all of a 7B model would take a minute). It does not depend on the dtype the model is loaded in.
     """
-    folder = Path(path)
-    if not folder.is_dir():
-        with refused_by_name(path):
-            folder = Path(str(cached_file(path, "config.json", revision=revision))).parent
+    folder = _folder(path, revision)
     digest = hashlib.sha256()
     config = {k: v for k, v in read_json(folder / "config.json").items() if k not in NOT_PART_OF_A_MODEL}
     digest.update(json.dumps(config, sort_keys=True).encode())
@@ -131,6 +129,25 @@ def fingerprint(path: str, revision: str | None = None) -> str:
                 f.seek(8 + header + (size - 8 - header) * i // 64)
                 digest.update(f.read(4096))
     return digest.hexdigest()
+
+
+def stored_dtype(path: str, revision: str | None = None) -> torch.dtype | None:
+    """Return the dtype of the weights in the files of a model folder or of a hub model; None if they have several.
+
+    What config.json says is no answer: transformers believes it, and would round weights that are stored otherwise.
+    """
+    files = _folder(path, revision).glob("*.safetensors")
+    tensors = (tensor for file in files for tensor in load_state_dict(str(file), map_location="meta").values())
+    dtypes = {tensor.dtype for tensor in tensors if tensor.is_floating_point()}
+    return dtypes.pop() if len(dtypes) == 1 else None
+
+
+def _folder(path: str, revision: str | None) -> Path:
+    """Return the folder of a model: itself, or where a hub model's files are."""
+    if Path(path).is_dir():
+        return Path(path)
+    with refused_by_name(path):
+        return Path(str(cached_file(path, "config.json", revision=revision))).parent
 
 
 # ---- reading weights

@@ -39,6 +39,7 @@ from zoo.backbones.hub import (
     refuse_infinite,
     refuse_misfits,
     refuse_missing_attention,
+    stored_dtype,
 )
 from zoo.backbones.mrope import SectionedRotary, checked_positions
 from zoo.backbones.prefix import KeyValues, Prefix, StaticPrefix, cached_key_values, positions_from_mask
@@ -86,7 +87,7 @@ class LLM(AdaptedModel):
             for the memory of these copies. In bfloat16 small adapters are rounded to the weights' precision.
         cuda_graph: record the operations of a sampled token once and replay them; on a GPU only.
         quantize: freeze the model, its linear layers in 4 or 8 bits (`zoo.backbones.quantization`).
-        mapped: leave the weights in their files and in the dtype that they have there, mapped into memory, for
+        mapped: leave the weights in their files and in the one dtype that they have there, mapped into memory, for
             `zoo.backbones.divided` to bring each process its share of them in ``dtype``.
 
     Raises:
@@ -150,7 +151,8 @@ class LLM(AdaptedModel):
                     config, dtype=self.dtype, attn_implementation=implementation
                 )
         else:
-            self.model = self._load(path, "auto" if mapped else self.dtype, implementation)
+            stored = stored_dtype(path, revision) if mapped else None  # None: a mixture is converted, as it is read
+            self.model = self._load(path, stored or self.dtype, implementation)
         self.causal_lm.generation_config.pad_token_id = self.pad_id
         if mrope is not None:
             decoder = self.causal_lm.get_decoder()
@@ -161,7 +163,7 @@ class LLM(AdaptedModel):
         if gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def _load(self, path: str, dtype: torch.dtype | str, attention: str) -> PreTrainedModel:
+    def _load(self, path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
         """Read the weights, strictly and checked."""
         model, info = read_weights(
             AutoModelForCausalLM, path, dtype=dtype, revision=self.revision, attn_implementation=attention

@@ -131,6 +131,8 @@ def _check_options(bench: Bench, options: Namespace) -> None:
         raise ValueError(f"--jobs {options.jobs}: expected at least one row at a time")
     if options.slurm is not None and options.write_jobs is None:
         raise ValueError("--slurm says how scripts are written; give --write_jobs FOLDER, too")
+    if options.slurm is not None:
+        options.slurm.check()
     for flag in ("report_only", "write_jobs"):
         if options.redo and options[flag]:
             raise ValueError(

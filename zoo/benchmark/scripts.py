@@ -12,6 +12,7 @@ the script asks to be queued again.
 
 from __future__ import annotations
 
+import re
 import shlex
 import signal
 import tempfile
@@ -78,6 +79,18 @@ class Slurm:
     gpus: dict[int, str] | None = None
     warning: int = 120
     directives: list[str] = field(default_factory=list)
+
+    def check(self) -> None:
+        """Raise ValueError for what sbatch would not take, or would pass over."""
+        cards = {f"gpus {size}": name for size, name in (self.gpus or {}).items()}
+        for name, value in {"time": self.time, "memory": self.memory, **cards}.items():
+            if value is not None and not re.fullmatch(r"[\w.:-]+", value):
+                raise ValueError(f"--slurm.{name} is {value!r}, expected one word of letters, digits and _.:-")
+        if self.warning < 1:
+            raise ValueError(f"--slurm.warning {self.warning}: expected seconds before the end of a job, 1 or more")
+        for directive in self.directives:
+            if not re.fullmatch(r"-\S.*", directive):  # sbatch says nothing of words that are no option
+                raise ValueError(f"--slurm.directives has {directive!r}, expected options such as --partition=gpu")
 
 
 def write_jobs(

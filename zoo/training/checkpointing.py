@@ -270,11 +270,15 @@ class CheckpointedModule(LightningModule):
         identity = fingerprint(chain[0])
         self.began_with = Start(place_of(path), identity, of_start, files_of(chain, identity))
         self.untouched_tensors |= of_start
+        self.take(state)
+        rank_zero_info(f"started from {path}: {len(state)} tensors")
+
+    def take(self, state: Mapping[str, Tensor]) -> None:
+        """Give tensors the values of an earlier stage, before they are divided; mapped ones keep those of its file."""
         mapped = {k: v for k, v in state.items() if self._dtype_to_come(k) is not None}
         for name, value in mapped.items():
-            self.get_parameter(name).data = value  # stays in its file, too
-        _fill(model_state, {k: v for k, v in state.items() if k not in mapped})
-        rank_zero_info(f"started from {path}: {len(state)} tensors")
+            self.get_parameter(name).data = value  # stays in its file, too, in the dtype that it has there
+        _fill(self.state_dict(), {k: v for k, v in state.items() if k not in mapped})
 
     def _dtype_to_come(self, name: str) -> torch.dtype | None:
         """Return the dtype that a weight will have once it is divided; None if it has it already."""

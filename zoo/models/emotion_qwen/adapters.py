@@ -104,9 +104,7 @@ class EmotionQwenAdapters(EmotionQwen):
         wrong = [n for n, v in common.items() if model_state[names[n]].shape != v.shape]
         if wrong:
             raise ValueError(f"{source} has tensors of another shape: {wrong[:3]}; give the model options of the runs")
-        with torch.no_grad():
-            for n, v in common.items():
-                model_state[names[n]].copy_(v)
+        self.take({names[n]: v for n, v in common.items()})
         untouched = {_without_peft(n) for n in self.untouched_tensors} & set(names) - set(common)
         self.untouched_tensors = {names[n] for n in untouched}
 

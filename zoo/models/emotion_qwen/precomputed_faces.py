@@ -75,7 +75,8 @@ class PrecomputedFaces:
         height, width = check_frames(frames).shape[2:]
         if clip not in self.rows:
             raise ValueError(
-                f"{self.file} has no row about clip {clip!r}; the first one it knows is {next(iter(self.rows))!r}"
+                f"{self.file} has no row about clip {clip!r}; the first one it knows is {next(iter(self.rows))!r}. Run "
+                "zoo prepare faces on this corpus: it goes on with the clips that are new, or could not be read before"
             )
         if numbers is None and self.counts.get(clip, len(frames)) != len(frames):
             raise ValueError(

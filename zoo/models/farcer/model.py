@@ -315,20 +315,17 @@ class FARCER(LanguageModelModule):
         super().check_split(samples, split, stage)
 
     # ---- images (Eq. 2-4)
-    def features(self, batch: Mapping[str, Any], keep: bool = True) -> Tensor:
+    def features(self, batch: Mapping[str, Any]) -> Tensor:
         """Return the encoder's features of the images of a batch, (U, K, W) float32: K is 1 (CLS) or all tokens.
 
         The encoder is frozen, and the windows of a dialogue's utterances overlap: each image is encoded once per run.
-
-        Args:
-            keep: write them to `feature_folder`, if there is one.
         """
         known, new = known_and_new(batch["frame_features"], batch["frames_known"])
 
         def compute(part: list[int]) -> Tensor:
             hidden = self.vision.hidden(batch["frames"][[new[i] for i in part]].clone(), normed=False).float()
             features = hidden[:, :1] if self.vision_tokens == "cls" else hidden
-            if self.feature_files is not None and keep:
+            if self.feature_files is not None:
                 self.feature_files.write_all(part, batch["keys"], batch["frame_facts"], features)
             return features
 
@@ -360,7 +357,8 @@ class FARCER(LanguageModelModule):
         for start in range(0, len(items), CLIPS_AT_ONCE):
             batch = image_batch(items[start : start + CLIPS_AT_ONCE])
             on_device = {k: v.to(self.device) if isinstance(v, Tensor) else v for k, v in batch.items()}
-            parts.append(self.features(on_device, keep=False))  # outside of autocast, unlike in a step
+            with self.trainer.precision_plugin.forward_context():  # as in a step, which takes what is computed here
+                parts.append(self.features(on_device))
         features = torch.cat(parts).flatten(0, 1)
         self.feature_mean.copy_(features.mean(0))
         self.feature_deviation.copy_(features.std(0, unbiased=False).clamp(min=1e-3 * float(features.std())))
