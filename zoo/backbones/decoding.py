@@ -195,6 +195,21 @@ def token_logprobs(llm: LLM, hidden: Tensor, ids: Tensor, temperature: float) ->
         logits = type(llm).head(llm, hidden) / temperature  # gathered already where weights are divided
         return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
 
+    return _row_by_row(llm, some_rows, hidden, ids)
+
+
+def token_entropies(llm: LLM, hidden: Tensor, temperature: float) -> Tensor:
+    """Compute the (N,) float32 entropies of the distributions that states (N, D) predict, as `token_logprobs` does."""
+
+    def some_rows(hidden: Tensor, ids: Tensor) -> Tensor:
+        logp = torch.log_softmax(type(llm).head(llm, hidden) / temperature, 1)
+        return -(logp.exp() * logp).sum(1)
+
+    return _row_by_row(llm, some_rows, hidden, hidden.new_zeros(len(hidden), dtype=torch.int64))
+
+
+def _row_by_row(llm: LLM, some_rows: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, ids: Tensor) -> Tensor:
+    """Compute a number for each state (N, D) and token (N,), so many rows at a time that their logits fit."""
     size = max(1, logits_at_once(hidden.device) // llm.causal_lm.config.vocab_size)
     parts = list(zip(hidden.split(size), ids.split(size), strict=True))
     frozen = not any(p.requires_grad for p in llm.causal_lm.get_output_embeddings().parameters())
@@ -241,6 +256,36 @@ class _RowwiseGradient(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (gradients,) = ctx.saved_tensors
         return (gradient[:, None] * gradients).to(gradients.dtype), None, None
+
+
+@torch.no_grad()
+def check_sharing(llm: LLM) -> float | None:
+    """Compare answers that share their prompt with answers that each have their own (see `LLM.check_sharing`)."""
+    if llm.prefix_sharing_unsupported_reason is not None:
+        return None
+    device = next(llm.parameters()).device
+    ids = (torch.arange(2 * 24, device=device).view(2, 24) * 7919 + 11) % llm.causal_lm.config.vocab_size
+    prompt, answers = ids[:, :12], ids[:, 12:].view(2, 2, 6)
+    prompt_mask, mask = torch.ones_like(prompt, dtype=torch.bool), torch.ones_like(answers, dtype=torch.bool)
+    prompt_mask[1, :5], mask[0, 0, 4:] = False, False  # a shorter prompt, a shorter answer
+
+    def alone(b: int, n: int, before: Tensor) -> Tensor:
+        prefix = llm.encode(before[None], torch.ones_like(before[None]))
+        return llm.logprobs(prefix, answers[b : b + 1, n : n + 1], mask[b : b + 1, n : n + 1])[0, 0]
+
+    with evaluation_mode(llm):
+        shared = llm.logprobs(llm.encode(prompt, prompt_mask), answers, mask)
+        prompts = [prompt[b][prompt_mask[b]] for b in range(2)]
+        separate = torch.stack([alone(b, n, prompts[b]) for b in range(2) for n in range(2)]).view_as(shared)
+        leaking = [alone(b, 1, torch.cat([prompts[b], answers[b, 0][mask[b, 0]]])) for b in range(2)]
+    off, dropped = (shared - separate).abs().max(), (torch.stack(leaking) - separate[:, 1]).abs().max()
+    if not off <= 0.2 * dropped:
+        raise RuntimeError(
+            f"answers that share a prompt differ by {off:.3g} nats from answers with their own, where a dropped "
+            f"mask would make {dropped:.3g}: this build of torch or this device does not apply the attention mask. "
+            "Use --model.attention eager, which computes every answer with its own prompt, and report it"
+        )
+    return float(off)
 
 
 # ---- scoring candidates

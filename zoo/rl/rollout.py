@@ -65,6 +65,10 @@ class Policy(Protocol):
 
     def logprobs(self, prefix: Any, answers: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor: ...
 
+    def logprobs_and_entropies(
+        self, prefix: Any, answers: Tensor, mask: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]: ...
+
     def reference(self) -> Any: ...
 
 
@@ -105,6 +109,7 @@ def accumulate_gradients(
     on_policy: bool = True,
     backward: Callable[[Tensor], None] = Tensor.backward,
     every_pass: bool = False,
+    tokens: float | None = None,
 ) -> Mapping[str, Tensor]:
     """Run the forward and backward passes of one optimiser step; gradients add up in the parameters.
 
@@ -121,6 +126,8 @@ def accumulate_gradients(
             taken from the same pass and the ratio is exactly 1. Else ``rollout.old_logprobs`` is used.
         every_pass: compute groups without any gradient, too: where weights are divided, all processes make equally many
             passes.
+        tokens: answer tokens of the step that are learnt from, in all processes, over which the entropy bonus is a
+            mean; None: those of the rollout.
 
     Returns:
         sums over the step: ``loss`` and what `Objective.statistics` names.
@@ -147,10 +154,17 @@ def accumulate_gradients(
         if objective.beta:
             with torch.no_grad(), llm.reference():
                 reference = llm.logprobs(prompts, part.ids, part.loss_mask, temperature)
-        logprobs = llm.logprobs(prompts, part.ids, part.loss_mask, temperature)
+        bonus: Tensor | float = 0.0
+        if objective.entropy_coef:
+            logprobs, entropies = llm.logprobs_and_entropies(prompts, part.ids, part.loss_mask, temperature)
+            learnt = float(rollout.loss_mask.sum()) if tokens is None else tokens
+            bonus = objective.entropy_coef * entropies.sum() / max(learnt, 1.0)  # 0 where masked
+        else:
+            logprobs = llm.logprobs(prompts, part.ids, part.loss_mask, temperature)
         old_logprobs = logprobs.detach() if on_policy else part.old_logprobs
         part_weights = weights[index, :, : part.loss_mask.shape[2]]
         loss, statistics = objective.loss(logprobs, old_logprobs, reference, advantages[index], part_weights)
+        loss = loss - bonus if objective.entropy_coef else loss
         backward(loss)
         for name, value in {"loss": loss.detach(), **statistics}.items():
             sums[name] = sums[name] + value

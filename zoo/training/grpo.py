@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, cast
 
 import torch
@@ -21,18 +21,19 @@ from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.backbones import Prefix
 from zoo.prompts import label_words
 from zoo.renaming import Renamed
 from zoo.rl import Answer, Objective, Reward, Rollout, accumulate_gradients, roll_out, token_weights
-from zoo.rl.grpo import ScaleRewards
+from zoo.rl.grpo import Baseline, ScaleRewards
 from zoo.rl.rewards import Correct, check_reward, evaluate_reward, reward_name
 from zoo.schema import Prediction
 from zoo.training.batch import PromptBatch, SampleBatch
 from zoo.training.completions import log_completions
-from zoo.training.grpo_metrics import step_metrics
+from zoo.training.grpo_metrics import StepCost, step_metrics
 from zoo.training.language_model import LanguageModelModule
 
 FIRST_STEPS = 5  # after which it is worth a warning that all answers had the same reward
@@ -62,7 +63,14 @@ class GRPOModule(LanguageModelModule):
         num_generations: answers sampled per prompt (G).
         temperature: of sampling, and of the log-probabilities that are trained.
         objective: what is maximised.
-        scale_rewards: ``group`` divides advantages by their group's standard deviation.
+        scale_rewards: ``group`` divides advantages by their group's standard deviation, ``batch`` by that of all
+            rewards of the step, ``none`` by nothing; see `zoo.rl.grpo.group_advantages`.
+        baseline: what an advantage is relative to: the mean of its ``group``, or of the other answers in it
+            (``leave_one_out``, RLOO).
+        sync_ref_model: let the reference follow the trained adapters; it needs ``objective.beta`` and ``lora``.
+        ref_model_mixup_alpha: share of the trained adapters in the reference when it follows: reference = alpha trained
+            + (1 - alpha) reference, tensor by tensor (TR-DPO, Gorbatovski et al. 2024; of adapters, A and B each).
+        ref_model_sync_steps: optimiser steps after which it does so.
         num_iterations: optimiser steps per sampled window.
         mask_truncated_completions: answers cut off at `max_new_tokens` do not enter the loss.
         reward_funcs: functions or classes, each an `Answer` -> float, or None where it does not apply; an answer to
@@ -93,6 +101,10 @@ class GRPOModule(LanguageModelModule):
         temperature: float = 1.0,
         objective: Objective = Objective(),  # noqa: B008 - frozen
         scale_rewards: ScaleRewards = "group",
+        baseline: Baseline = "group",
+        sync_ref_model: bool = False,
+        ref_model_mixup_alpha: float = 0.6,
+        ref_model_sync_steps: int = 512,
         num_iterations: int = 1,
         mask_truncated_completions: bool = False,
         reward_funcs: list[Reward] | None = None,
@@ -113,7 +125,18 @@ class GRPOModule(LanguageModelModule):
                 "add lora, or set objective.beta to 0"
             )
         self.num_generations, self.temperature, self.objective = num_generations, temperature, objective
-        self.scale_rewards, self.num_iterations = scale_rewards, num_iterations
+        if sync_ref_model and not objective.beta:
+            raise ValueError("sync_ref_model moves the reference, which objective.beta 0 does not look at; raise beta")
+        if not 0 <= ref_model_mixup_alpha <= 1 or ref_model_sync_steps < 1:
+            raise ValueError(
+                "need ref_model_mixup_alpha from 0 to 1 and ref_model_sync_steps of at least 1; got "
+                f"{ref_model_mixup_alpha} and {ref_model_sync_steps}"
+            )
+        self.scale_rewards, self.baseline, self.num_iterations = scale_rewards, baseline, num_iterations
+        self.sync_ref_model, self.ref_model_mixup_alpha = sync_ref_model, ref_model_mixup_alpha
+        self.ref_model_sync_steps = ref_model_sync_steps
+        self.beta = objective.beta  # of now: it changes with `objective.target_kl`
+        self.grad_norm = math.nan  # of the last optimiser step, before clipping
         self.mask_truncated_completions = mask_truncated_completions
         self.reward_funcs = list(reward_funcs or ())
         self.reward_weights = list(reward_weights) if reward_weights is not None else [1.0] * len(self.reward_funcs)
@@ -138,8 +161,11 @@ class GRPOModule(LanguageModelModule):
         return self.max_new_tokens
 
     def on_model_complete(self) -> None:
-        """Keep the weights of ``start_from`` as the reference: an earlier stage may have trained the same adapters."""
-        if self.objective.beta and self.start_from is not None:
+        """Keep the weights of ``start_from`` as the reference: an earlier stage may have trained the same adapters.
+
+        A reference that moves has weights of its own in any case.
+        """
+        if self.objective.beta and (self.start_from is not None or self.sync_ref_model):
             self.llm.keep_reference()
 
     # ---- what a system may fill in
@@ -219,25 +245,40 @@ class GRPOModule(LanguageModelModule):
             return None
         window, self.window_batches = self.window_batches, []
 
-        rollout = self.sample(window)
-        self.finish_passes()
-        groups = self.decode_answers(window, rollout)
-        rewards = self.rewards(groups)
+        cost, steps_before = StepCost(), self.global_step
+        with cost.phase("sampling"):
+            rollout = self.sample(window)
+            self.finish_passes()
+            cost.sampled_tokens += int(rollout.sampled.sum())
+        with cost.phase("rewards"):
+            groups = self.decode_answers(window, rollout)
+            rewards = self.rewards(groups)
         self.warn_if_rewards_equal(groups, rewards)
-        advantages = self.objective.advantages(rewards.total.to(rollout.old_logprobs), self.scale_rewards)
-        totals = self.count_answers_and_tokens(rollout)
-        weights = token_weights(rollout.loss_mask, self.objective.normalize, self.max_new_tokens, totals)
-
-        for iteration in range(self.num_iterations):
-            sums = self.update(window, rollout, advantages, weights, on_policy=iteration == 0)
-        self.log_step(rollout, rewards, sums)
+        with cost.phase("training"):
+            advantages = self.advantages(rewards.total.to(rollout.old_logprobs))
+            learning_rate = self.learning_rate
+            for iteration in range(self.num_iterations):
+                sums = self.update(window, rollout, advantages, on_policy=iteration == 0)
+        means = self.average_over_processes(
+            {f"train/{name}": pair for name, pair in self.step_numbers(window, rollout, rewards, sums).items()}
+            | cost.numbers(self.device, self.trainer.world_size)
+        )
+        self.adapt_beta(means, rollout)
+        self.log_step(means | {"train/learning_rate": learning_rate, "train/grad_norm": self.grad_norm}, steps_before)
         log_completions(self, groups, rewards, advantages)
         return sums["loss"]
 
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """Return what multiplies each answer, (B, n); see `Objective.advantages`."""
+        of_step = torch.cat(self.gather_objects(rewards)) if self.scale_rewards == "batch" else None
+        return self.objective.advantages(rewards, self.scale_rewards, self.baseline, of_step)
+
     def update(
-        self, window: Sequence[Any], rollout: Rollout, advantages: Tensor, weights: Tensor, on_policy: bool
+        self, window: Sequence[Any], rollout: Rollout, advantages: Tensor, on_policy: bool
     ) -> Mapping[str, Tensor]:
         """Take one optimiser step; return the sums of `accumulate_gradients` over all processes."""
+        answers, tokens = self.count_answers_and_tokens(rollout)
+        weights = token_weights(rollout.loss_mask, self.objective.normalize, self.max_new_tokens, (answers, tokens))
         optimizer = cast(LightningOptimizer, self.optimizers())  # there is one
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.zero_grad(set_to_none=True)
@@ -253,11 +294,12 @@ class GRPOModule(LanguageModelModule):
                 rollout,
                 advantages,
                 weights,
-                self.objective,
+                replace(self.objective, beta=self.beta),
                 temperature=self.temperature,
                 on_policy=on_policy,
                 backward=lambda loss: self.manual_backward(loss * (self.trainer.world_size if divided else 1)),
                 every_pass=divided,
+                tokens=tokens,
             )
         sums = dict(zip(sums, self.sum_over_processes(torch.stack(list(sums.values()))), strict=True))
         self.check_finite(sums["loss"], {"samples": window[0]["samples"]})
@@ -268,10 +310,39 @@ class GRPOModule(LanguageModelModule):
                 self.sum_over_processes(p.grad)
         optimizer.step()
         cast(LambdaLR, self.lr_schedulers()).step()  # there is one
+        if self.sync_ref_model and self.global_step % self.ref_model_sync_steps == 0:
+            self.llm.mix_into_reference(self.ref_model_mixup_alpha)
         return sums
 
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next optimiser step."""
+        rate: float = cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"]
+        return rate
+
+    def adapt_beta(self, means: Mapping[str, float], rollout: Rollout) -> None:
+        """Let the weight of the divergence follow ``objective.target_kl``, by numbers that all processes share."""
+        if self.objective.target_kl is not None and "train/kl" in means:
+            answers, _ = self.count_answers_and_tokens(rollout)
+            self.beta = self.objective.adapted_beta(self.beta, means["train/kl"], answers)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the weight of the divergence, if it changes."""
+        super().on_save_checkpoint(checkpoint)
+        if self.objective.target_kl is not None:
+            checkpoint["beta"] = self.beta
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the weight of the divergence, if it changes."""
+        super().on_load_checkpoint(checkpoint)
+        if self.objective.target_kl is not None:
+            self.beta = checkpoint.get("beta", self.beta)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients; in 16-mixed Lightning has divided them by its scale just before."""
+        """Measure and clip the gradients; in 16-mixed Lightning has divided them by its scale just before."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         if self.trainer.gradient_clip_val:
             self.clip_gradients(
                 optimizer,
@@ -366,19 +437,38 @@ class GRPOModule(LanguageModelModule):
             self.log("val/reward", total / max(n, 1), prog_bar=True)
 
     # ---- logging
-    def log_step(self, rollout: Rollout, rewards: RewardBatch, sums: Mapping[str, Tensor]) -> None:
-        """Log the numbers of a step (see `zoo.training.grpo_metrics`) as means over all processes."""
+    def step_numbers(
+        self, window: Sequence[Any], rollout: Rollout, rewards: RewardBatch, sums: Mapping[str, Tensor]
+    ) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Return the numbers of a step of this process, see `zoo.training.grpo_metrics`."""
         numbers = step_metrics(rollout, rewards.total, rewards.parts, rewards.metrics, sums, self.objective)
+        truncated = sum(batch.get("truncated", 0) for batch in window)
+        numbers["prompts/clipped_ratio"] = torch.tensor(float(truncated)), torch.tensor(float(len(rewards.total)))
+        if self.objective.target_kl is not None:
+            numbers["beta"] = torch.tensor(self.beta), torch.tensor(1.0)
+        return numbers
+
+    def average_over_processes(self, numbers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Return name -> sum over count of all processes, which name the same numbers; without those that count 0."""
         pairs = torch.stack([torch.stack([x.float().to(self.device) for x in pair]) for pair in numbers.values()])
-        pairs = self.sum_over_processes(pairs)
-        means = {f"train/{name}": total / n for name, (total, n) in zip(numbers, pairs, strict=True) if n}
+        sums = self.sum_over_processes(pairs).tolist()
+        return {name: total / n for name, (total, n) in zip(numbers, sums, strict=True) if n}
+
+    def log_step(self, means: Mapping[str, float], steps_before: int) -> None:
+        """Log the numbers of a window.
+
+        Args:
+            means: name -> number.
+            steps_before: optimiser steps of the run before the window's.
+        """
         for name, value in means.items():
-            on_bar = name in ("train/loss", "train/reward")
-            self.log(name, value, prog_bar=on_bar, logger=False, batch_size=len(rewards.total))
+            if name.startswith("train/"):
+                on_bar = name in ("train/loss", "train/reward")
+                self.log(name, value, prog_bar=on_bar, logger=False, batch_size=1)
         # not through Lightning, which in manual optimisation writes the last step's numbers again for every batch
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of its connectors
-        if self.global_step % every == 0 and self.trainer.is_global_zero:
-            values = {name: float(value) for name, value in means.items()} | {"epoch": self.current_epoch}
+        if self.global_step // every > steps_before // every and self.trainer.is_global_zero:
+            values = dict(means) | {"epoch": self.current_epoch}
             for logger in self.loggers:
                 logger.log_metrics(values, step=self.global_step - 1)
                 logger.save()  # on disk now, as Lightning does it: a killed run keeps its log
