@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.backbones.divided import is_divided
 from zoo.backbones.prefix import KeyValues, Prefix, cached_key_values
 from zoo.backbones.row_tree import TreePlan
+from zoo.backbones.sampling import Sampling
 from zoo.backbones.shared_prefix import PackedPlan
 from zoo.backbones.token_decoder import GraphedTokenDecoder, TokenDecoder
 
@@ -64,7 +65,13 @@ def no_checkpointing(model: nn.Module) -> Iterator[None]:
 
 # ---- sampling
 def sample(
-    llm: LLM, prefix: Prefix, n: int, max_new_tokens: int, temperature: float, generator: torch.Generator | None
+    llm: LLM,
+    prefix: Prefix,
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator | None,
+    sampling: Sampling,
 ) -> Completions:
     """Draw n answers of each prompt (see `LLM.sample`)."""
     with evaluation_mode(llm):
@@ -80,12 +87,12 @@ def sample(
         rows = torch.arange(b * n, device=device)  # the answers in the batch, grouped by prompt
         alive = torch.ones_like(rows, dtype=torch.bool)
         logits = first_logits.repeat_interleave(n, 0)
-        ahead = min(TOKENS_BETWEEN_CHECKS, max(1, max_new_tokens // CHECKS))
-        between_checks = 1 if device.type == "cpu" else ahead
+        between_checks = ahead_of_checks(device, max_new_tokens)
         for t in range(max_new_tokens):
             logp = torch.log_softmax(logits / temperature if temperature else logits, -1)
             p = logp.exp()
-            token = _draw(p, generator) if temperature else logp.argmax(-1)
+            drawn_from = sampling.probabilities(logp) if sampling.filters else p
+            token = _draw(drawn_from, generator) if temperature else logp.argmax(-1)
             ids[rows, t], mask[rows, t] = torch.where(alive, token, llm.pad_id), alive
             logprobs[rows, t] = logp.gather(1, token[:, None])[:, 0] * alive
             entropy[rows, t] = -(p * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(1) * alive
@@ -93,6 +100,9 @@ def sample(
             if t + 1 == max_new_tokens:
                 break
             if (t + 1) % between_checks == 0:
+                if sampling.stop_strings:
+                    mask[rows], stopped = sampling.cut(llm, ids[rows], mask[rows])
+                    alive = alive & ~stopped
                 unfinished = alive.cpu()  # the only wait for the device
                 if not unfinished.any():
                     break
@@ -100,6 +110,10 @@ def sample(
                 if remaining is not None:
                     rows, alive, token = rows[remaining], alive[remaining], token[remaining]
             logits = llm.head(step(token))
+        if sampling.stop_strings:
+            mask[rows], stopped = sampling.cut(llm, ids[rows], mask[rows])
+            alive = alive & ~stopped
+            ids, logprobs, entropy = torch.where(mask, ids, llm.pad_id), logprobs * mask, entropy * mask
     finished = torch.ones(b * n, dtype=torch.bool, device=device)
     finished[rows] = ~alive
     t, finite = torch.stack([mask.any(0).sum(), logprobs.isfinite().all().long()]).tolist()
@@ -112,8 +126,13 @@ def sample(
     return Completions(ids, mask, logprobs, finished.view(b, n), entropy)
 
 
+def ahead_of_checks(device: torch.device, max_new_tokens: int) -> int:
+    """Return for how many tokens a device works before finished answers are looked for."""
+    return 1 if device.type == "cpu" else min(TOKENS_BETWEEN_CHECKS, max(1, max_new_tokens // CHECKS))
+
+
 def _draw(p: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw one token of each row of (N, V) probabilities: what `torch.multinomial` draws, without its checks.
+    """Draw one token of each row of (N, V), in proportion to its numbers, as `torch.multinomial` without its checks.
 
     They would cost more launches than the drawing.
     """

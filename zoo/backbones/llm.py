@@ -44,6 +44,7 @@ from zoo.backbones.mrope import SectionedRotary, checked_positions
 from zoo.backbones.prefix import KeyValues, Prefix, StaticPrefix, cached_key_values, positions_from_mask
 from zoo.backbones.quantization import Quantization
 from zoo.backbones.row_tree import RowTree, TreePlan
+from zoo.backbones.sampling import Sampling
 from zoo.backbones.shapes import SHAPES, shape_named
 from zoo.backbones.shared_prefix import PackedPlan
 from zoo.storage import sha256_of
@@ -335,13 +336,14 @@ class LLM(AdaptedModel):
         max_new_tokens: int,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     ) -> Completions:
         """Draw n answers of each prompt, until an end token or ``max_new_tokens``; ``temperature`` 0 is greedy.
 
         Dropout is off. A prompt's keys and values serve its n answers without being copied, and finished answers leave
-        the batch.
+        the batch. `sampling` filters what is drawn, and says what ends an answer beside an end token.
         """
-        return decoding.sample(self, prefix, n, max_new_tokens, temperature, generator)
+        return decoding.sample(self, prefix, n, max_new_tokens, temperature, generator, sampling)
 
     def greedy_text(self, prefix: Prefix, max_new_tokens: int) -> list[str]:
         """Decode one answer of each prompt greedily, and return its text without special tokens."""

@@ -31,6 +31,23 @@ class Rollout(NamedTuple):
         """(B, n, T) bool: every sampled token, those of answers that are left out of the loss included."""
         return self.loss_mask if self.sampled_mask is None else self.sampled_mask
 
+    def first(self, n: int) -> Rollout:
+        """Return the first n answers to every prompt."""
+        parts: dict[str, Any] = {name: None if x is None else x[:, :n] for name, x in self._asdict().items()}
+        return self._replace(**parts)
+
+    def replaced(self, index: Tensor, other: Rollout) -> Rollout:
+        """Return the rollout with the answers to some prompts (b,) int64 replaced by those of another, b prompts."""
+        longest = max(self.ids.shape[2], other.ids.shape[2])
+
+        def merged(old: Tensor, new: Tensor) -> Tensor:
+            if old.ndim == 3:
+                old, new = (torch.nn.functional.pad(x, (0, longest - x.shape[2])) for x in (old, new))
+            return old.index_copy(0, index, new)
+
+        mine, theirs = (x._replace(sampled_mask=x.sampled)._asdict() for x in (self, other))
+        return self._replace(**{name: merged(mine[name], theirs[name]) for name in mine})
+
     def rows(self, index: Tensor) -> Rollout:
         """Return some of the prompts, cut to the longest answer among them."""
         longest = max(1, int(self.loss_mask[index].any(0).any(0).sum()))
@@ -59,9 +76,7 @@ class Prompts(Protocol):
 class Policy(Protocol):
     """What is needed of a language model: `zoo.backbones.LLM`."""
 
-    def sample(
-        self, prefix: Any, n: int, *, max_new_tokens: int, temperature: float, generator: torch.Generator | None
-    ) -> Any: ...
+    def sample(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def logprobs(self, prefix: Any, answers: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor: ...
 
@@ -82,6 +97,7 @@ def roll_out(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     mask_truncated: bool = False,
+    **how: Any,
 ) -> Rollout:
     """Sample n answers of each prompt, with dropout off.
 
@@ -90,8 +106,9 @@ def roll_out(
             than a quarter of it.
         mask_truncated: answers that were cut off are left out of the loss (their tokens, not their place in the
             group), as DAPO and TRL's ``mask_truncated_completions``.
+        how: further options of the language model's ``sample``, which its log-probabilities do not depend on.
     """
-    samples = llm.sample(prompts, n, max_new_tokens=max_new_tokens, temperature=temperature, generator=generator)
+    samples = llm.sample(prompts, n, max_new_tokens=max_new_tokens, temperature=temperature, generator=generator, **how)
     mask = samples.mask & samples.finished[..., None] if mask_truncated else samples.mask
     old_logprobs = samples.logprobs.masked_fill(~mask, 0.0)
     return Rollout(samples.ids, mask, old_logprobs, samples.finished, samples.entropy, samples.mask)

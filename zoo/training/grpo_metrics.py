@@ -35,7 +35,8 @@ class StepCost:
 
     def __init__(self) -> None:
         self.seconds = dict.fromkeys(PHASES, 0.0)
-        self.sampled_tokens = 0
+        self.sampled_tokens = 0  # those of groups that were dropped included
+        self.dropped_groups = 0  # because all their answers earned the same
 
     @contextlib.contextmanager
     def phase(self, name: str) -> Iterator[None]:
