@@ -78,6 +78,7 @@ def test_a_window_in_several_steps(options, tmp_path):
     state = checkpoint(run)
     assert state["global_step"] == 12
     assert state["lr_schedulers"][0]["_last_lr"][0] == pytest.approx(0, abs=1e-9)  # the schedule knew
+    assert min(logged(run, "train/learning_rate")) > 0  # and did not end before
     assert len(logged(run, "train/reward")) == 4  # windows
 
 

@@ -68,8 +68,8 @@ class Sampling:
         """
         ends = [self._end(llm, row[real].tolist()) for row, real in zip(ids.cpu(), mask.cpu(), strict=True)]
         lengths = torch.tensor([mask.shape[1] if end is None else end for end in ends])
-        kept = (torch.arange(mask.shape[1]) < lengths[:, None]).to(mask.device)
-        return mask & kept, torch.tensor([end is not None for end in ends]).to(mask.device)
+        before_end = (torch.arange(mask.shape[1]) < lengths[:, None]).to(mask.device)
+        return mask & before_end, torch.tensor([end is not None for end in ends]).to(mask.device)
 
     def _end(self, llm: LLM, ids: list[int]) -> int | None:
         """Return the number of tokens up to the one that completes a stop string; None if none does."""

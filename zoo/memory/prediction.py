@@ -232,7 +232,7 @@ def _add_language_model(
     if not samples:  # GRPO frees gradients before its forward pass
         moments["forward pass"] = with_gradients + parts["activations"] + forward_loss
     if samples or (rows.answers and not getattr(built, "teacher_forcing", True)):
-        answers = getattr(built, "num_generations", 1)
+        answers = getattr(built, "answers_per_prompt", 1)
         window = Rows(step.batch_size * (step.accumulate if samples else 1), tokens, answers, built.max_new_tokens)
         shares = built.llm.prefix_sharing_unsupported_reason is None and built.llm.quantize is None
         sampling = formula.sampling(model, window, shares) + _merged_adapters(built)

@@ -176,6 +176,14 @@ class Objective:
             )
         if self.dual_clip is not None and not 1 < self.dual_clip < math.inf:
             raise ValueError(f"dual_clip bounds what clip leaves open, so it must be above 1; got {self.dual_clip}")
+        if self.kind.startswith("ppo") and self.normalize not in ("sum", "sequence"):
+            raise ValueError(
+                f"{self.kind} has one ratio per answer: normalize must be sum or sequence, not {self.normalize}"
+            )
+        self._check_additions()
+
+    def _check_additions(self) -> None:
+        """Refuse settings of what is off by default that make no sense."""
         if self.importance_sampling_level == "sequence" and self.kind not in ("grpo_clip", "cispo"):
             raise ValueError(
                 f"importance_sampling_level sequence is of grpo_clip and cispo; {self.kind} has "
@@ -193,10 +201,6 @@ class Objective:
             )
         if not 0 <= self.entropy_coef < math.inf:
             raise ValueError(f"need entropy_coef >= 0; got {self.entropy_coef}")
-        if self.kind.startswith("ppo") and self.normalize not in ("sum", "sequence"):
-            raise ValueError(
-                f"{self.kind} has one ratio per answer: normalize must be sum or sequence, not {self.normalize}"
-            )
 
     def advantages(
         self,

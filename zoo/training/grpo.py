@@ -274,7 +274,9 @@ class GRPOModule(RewardedModule):
 
     def advantages(self, rewards: Tensor) -> Tensor:
         """Return what multiplies each answer, (B, n); see `Objective.advantages`."""
-        of_step = torch.cat(self.gather_objects(rewards)) if self.scale_rewards == "batch" else None
+        of_step = None
+        if self.scale_rewards == "batch":
+            of_step = torch.cat(self.gather_objects(rewards.cpu())).to(rewards)
         return self.objective.advantages(rewards, self.scale_rewards, self.baseline, of_step)
 
     def update(

@@ -51,8 +51,11 @@ class RewardedModule(LanguageModelModule):
 
     Args:
         temperature: of sampling, and of the log-probabilities that are trained.
-        top_p, top_k, min_p: of which tokens an answer is drawn, see `zoo.backbones.Sampling`. The log-probabilities
-            that are trained stay those of the whole distribution at `temperature`, as in TRL.
+        top_p: answers are drawn from the fewest most probable tokens that together have at least this probability. The
+            log-probabilities that are trained stay those of the whole distribution at `temperature`, as in TRL, also
+            with the next two (`zoo.backbones.Sampling`).
+        top_k: from the k most probable tokens; 0: from all.
+        min_p: from tokens of at least this share of the probability of the most probable one.
         stop_strings: an answer ends with the first of them that it writes, and counts as finished.
         reward_funcs: functions or classes, each an `Answer` -> float, or None where it does not apply; an answer to
             which none applies has reward 0. One that sees all answers of a window is a `zoo.rl.BatchReward`. See
