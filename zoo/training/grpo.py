@@ -179,7 +179,7 @@ class GRPOModule(RewardedModule):
                 f"(configs/trainer/fsdp2.yaml), not with {type(self.trainer.strategy).__name__}: the loss of a step is "
                 "summed over processes by hand"
             )
-        if self.trainer.accumulate_grad_batches % self.num_mini_batches:
+        if self.num_mini_batches > 1 and self.trainer.accumulate_grad_batches % self.num_mini_batches:
             raise ValueError(
                 f"a window of {self.trainer.accumulate_grad_batches} batches (--trainer.accumulate_grad_batches) "
                 f"cannot be divided into {self.num_mini_batches} equal parts (--model.num_mini_batches); change one"
