@@ -99,10 +99,14 @@ def metrics(run: Path) -> dict[str, Any]:
 
 
 def logged(run: Path, column: str | None = None) -> list:
-    """The rows of metrics.csv, or the values of one of its columns."""
+    """The rows of metrics.csv but for what a step cost, which no two runs share, or the values of one column."""
     with (run / "metrics.csv").open(newline="") as file:
         table = list(csv.DictReader(file))
-    return table if column is None else [float(r[column]) for r in table if r[column]]
+    return (
+        [{k: v for k, v in row.items() if not k.startswith("perf/")} for row in table]
+        if column is None
+        else [float(r[column]) for r in table if r[column]]
+    )
 
 
 def checkpoint(run: Path, name: str = "last") -> dict[str, Any]:

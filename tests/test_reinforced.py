@@ -135,7 +135,8 @@ def test_any_split_of_a_window_takes_the_same_steps(normalize, options, tmp_path
     assert max(float(s["exp_avg"].abs().max()) for s in ended[0].values()) > 1e-4
 
 
-def test_two_processes_take_the_steps_of_one(options, tmp_path):
+@pytest.mark.parametrize("scale_rewards", ["group", "batch"])
+def test_two_processes_take_the_steps_of_one(scale_rewards, options, tmp_path):
     """With groups that are skipped, so that the processes run different numbers of passes."""
     ended = []
     for devices, batch_size in ((1, 14), (2, 7)):
@@ -143,6 +144,7 @@ def test_two_processes_take_the_steps_of_one(options, tmp_path):
             "two",
             **ODD,
             data__batch_size=batch_size,
+            model__scale_rewards=scale_rewards,
             trainer__devices=devices,
             trainer__strategy="ddp_fork" if devices > 1 else "auto",
             trainer__default_root_dir=tmp_path / str(devices),

@@ -140,12 +140,14 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
         folder / f"{other}.ckpt",
         folder / "weights.safetensors",
         folder / "model.safetensors",
+        folder / "adapter_model.safetensors",  # of a PEFT folder, which a run may start from
     ):
         if candidate.is_file():
             return candidate
     held = sorted(p.name for p in folder.iterdir())[:10]
     raise FileNotFoundError(
-        f"{folder} holds no checkpoint (checkpoints/best.ckpt, checkpoints/last.ckpt or weights.safetensors); "
+        f"{folder} holds no checkpoint (checkpoints/best.ckpt, checkpoints/last.ckpt, weights.safetensors or "
+        "adapter_model.safetensors; pickled weights such as a .bin are not read); "
         f"it holds {held}"
     )
 

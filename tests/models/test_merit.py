@@ -325,6 +325,18 @@ def said(*groups):
     return [[Answer(text, 2, True, s) for text in group] for s, group in zip(made, groups, strict=True)]
 
 
+def test_all_answers_vote_and_the_first_are_trained():
+    """Of five votes joy wins, though of the first two it has one."""
+    groups = said(["neutral", "joy", "joy", "fear", "joy"], ["fear", "fear", "anger", "anger", "anger"])
+    model = adapting(num_generations=2, num_votes=5)
+    assert model.answers_per_prompt == 5 and adapting(num_generations=2).answers_per_prompt == 2
+    found = model.rewards(groups)
+    torch.testing.assert_close(found.first(2).total, torch.tensor([[2 / 3, 1], [0.5, 0.5]]))
+    assert found.metrics["majority_ratio"] == pytest.approx(0.6)  # of the five
+    with pytest.raises(ValueError, match="num_votes 3 is below num_generations 4"):
+        adapting(num_generations=4, num_votes=3)
+
+
 def test_the_winner_teaches_and_the_truth_is_only_logged():
     groups = said(["joy", "neutral", "joy.", "blah"], ["fear", "anger", "x", "joy or fear"], ["x", "y", "z", ""])
     found = adapting().rewards(groups)

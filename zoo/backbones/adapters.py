@@ -8,6 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import cast
 
+import torch
 from peft import LoraConfig, PeftModel, get_peft_model
 from peft.tuners.tuners_utils import BaseTunerLayer
 from torch import Tensor, nn
@@ -171,6 +172,20 @@ class AdaptedModel(nn.Module):
                 parameter.requires_grad_(False)
                 if not original.is_meta:  # a model without weights has nothing to copy
                     parameter.data.copy_(original.data)
+
+    @torch.no_grad()
+    def mix_into_reference(self, alpha: float) -> None:
+        """Move the copy of `keep_reference` towards the trained adapters, by this share of the way, tensor by tensor.
+
+        The product of A and B, which is what adapters add, moves along a curve then. ValueError without the copy.
+        """
+        copies = {n: p for n, p in self.model.named_parameters() if f".{REFERENCE}." in n}
+        if not copies:
+            raise ValueError("mix_into_reference() needs the copy that keep_reference() makes")
+        for name, copy in copies.items():
+            copy.mul_(1 - alpha).add_(
+                self.model.get_parameter(name.replace(f".{REFERENCE}.", f".{DEFAULT}.")), alpha=alpha
+            )
 
     @contextlib.contextmanager
     def reference(self) -> Iterator[None]:

@@ -14,6 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from zoo.backbones.divided import is_divided
 from zoo.backbones.prefix import KeyValues, Prefix, cached_key_values
 from zoo.backbones.row_tree import TreePlan
+from zoo.backbones.sampling import Sampling
 from zoo.backbones.shared_prefix import PackedPlan
 from zoo.backbones.token_decoder import GraphedTokenDecoder, TokenDecoder
 
@@ -64,7 +65,13 @@ def no_checkpointing(model: nn.Module) -> Iterator[None]:
 
 # ---- sampling
 def sample(
-    llm: LLM, prefix: Prefix, n: int, max_new_tokens: int, temperature: float, generator: torch.Generator | None
+    llm: LLM,
+    prefix: Prefix,
+    n: int,
+    max_new_tokens: int,
+    temperature: float,
+    generator: torch.Generator | None,
+    sampling: Sampling,
 ) -> Completions:
     """Draw n answers of each prompt (see `LLM.sample`)."""
     with evaluation_mode(llm):
@@ -80,12 +87,12 @@ def sample(
         rows = torch.arange(b * n, device=device)  # the answers in the batch, grouped by prompt
         alive = torch.ones_like(rows, dtype=torch.bool)
         logits = first_logits.repeat_interleave(n, 0)
-        ahead = min(TOKENS_BETWEEN_CHECKS, max(1, max_new_tokens // CHECKS))
-        between_checks = 1 if device.type == "cpu" else ahead
+        between_checks = ahead_of_checks(device, max_new_tokens)
         for t in range(max_new_tokens):
             logp = torch.log_softmax(logits / temperature if temperature else logits, -1)
             p = logp.exp()
-            token = _draw(p, generator) if temperature else logp.argmax(-1)
+            drawn_from = sampling.probabilities(logp) if sampling.filters else p
+            token = _draw(drawn_from, generator) if temperature else logp.argmax(-1)
             ids[rows, t], mask[rows, t] = torch.where(alive, token, llm.pad_id), alive
             logprobs[rows, t] = logp.gather(1, token[:, None])[:, 0] * alive
             entropy[rows, t] = -(p * logp.clamp(min=torch.finfo(logp.dtype).min)).sum(1) * alive
@@ -93,6 +100,9 @@ def sample(
             if t + 1 == max_new_tokens:
                 break
             if (t + 1) % between_checks == 0:
+                if sampling.stop_strings:
+                    mask[rows], stopped = sampling.cut(llm, ids[rows], mask[rows])
+                    alive = alive & ~stopped
                 unfinished = alive.cpu()  # the only wait for the device
                 if not unfinished.any():
                     break
@@ -100,6 +110,10 @@ def sample(
                 if remaining is not None:
                     rows, alive, token = rows[remaining], alive[remaining], token[remaining]
             logits = llm.head(step(token))
+        if sampling.stop_strings:
+            mask[rows], stopped = sampling.cut(llm, ids[rows], mask[rows])
+            alive = alive & ~stopped
+            ids, logprobs, entropy = torch.where(mask, ids, llm.pad_id), logprobs * mask, entropy * mask
     finished = torch.ones(b * n, dtype=torch.bool, device=device)
     finished[rows] = ~alive
     t, finite = torch.stack([mask.any(0).sum(), logprobs.isfinite().all().long()]).tolist()
@@ -112,8 +126,13 @@ def sample(
     return Completions(ids, mask, logprobs, finished.view(b, n), entropy)
 
 
+def ahead_of_checks(device: torch.device, max_new_tokens: int) -> int:
+    """Return for how many tokens a device works before finished answers are looked for."""
+    return 1 if device.type == "cpu" else min(TOKENS_BETWEEN_CHECKS, max(1, max_new_tokens // CHECKS))
+
+
 def _draw(p: Tensor, generator: torch.Generator | None) -> Tensor:
-    """Draw one token of each row of (N, V) probabilities: what `torch.multinomial` draws, without its checks.
+    """Draw one token of each row of (N, V), in proportion to its numbers, as `torch.multinomial` without its checks.
 
     They would cost more launches than the drawing.
     """
@@ -195,6 +214,21 @@ def token_logprobs(llm: LLM, hidden: Tensor, ids: Tensor, temperature: float) ->
         logits = type(llm).head(llm, hidden) / temperature  # gathered already where weights are divided
         return logits.gather(1, ids[:, None])[:, 0] - logits.logsumexp(1)
 
+    return _row_by_row(llm, some_rows, hidden, ids)
+
+
+def token_entropies(llm: LLM, hidden: Tensor, temperature: float) -> Tensor:
+    """Compute the (N,) float32 entropies of the distributions that states (N, D) predict, as `token_logprobs` does."""
+
+    def some_rows(hidden: Tensor, ids: Tensor) -> Tensor:
+        logp = torch.log_softmax(type(llm).head(llm, hidden) / temperature, 1)
+        return -(logp.exp() * logp).sum(1)
+
+    return _row_by_row(llm, some_rows, hidden, hidden.new_zeros(len(hidden), dtype=torch.int64))
+
+
+def _row_by_row(llm: LLM, some_rows: Callable[[Tensor, Tensor], Tensor], hidden: Tensor, ids: Tensor) -> Tensor:
+    """Compute a number for each state (N, D) and token (N,), so many rows at a time that their logits fit."""
     size = max(1, logits_at_once(hidden.device) // llm.causal_lm.config.vocab_size)
     parts = list(zip(hidden.split(size), ids.split(size), strict=True))
     frozen = not any(p.requires_grad for p in llm.causal_lm.get_output_embeddings().parameters())
@@ -241,6 +275,36 @@ class _RowwiseGradient(torch.autograd.Function):
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (gradients,) = ctx.saved_tensors
         return (gradient[:, None] * gradients).to(gradients.dtype), None, None
+
+
+@torch.no_grad()
+def check_sharing(llm: LLM) -> float | None:
+    """Compare answers that share their prompt with answers that each have their own (see `LLM.check_sharing`)."""
+    if llm.prefix_sharing_unsupported_reason is not None:
+        return None
+    device = next(llm.parameters()).device
+    ids = (torch.arange(2 * 24, device=device).view(2, 24) * 7919 + 11) % llm.causal_lm.config.vocab_size
+    prompt, answers = ids[:, :12], ids[:, 12:].view(2, 2, 6)
+    prompt_mask, mask = torch.ones_like(prompt, dtype=torch.bool), torch.ones_like(answers, dtype=torch.bool)
+    prompt_mask[1, :5], mask[0, 0, 4:] = False, False  # a shorter prompt, a shorter answer
+
+    def alone(b: int, n: int, before: Tensor) -> Tensor:
+        prefix = llm.encode(before[None], torch.ones_like(before[None]))
+        return llm.logprobs(prefix, answers[b : b + 1, n : n + 1], mask[b : b + 1, n : n + 1])[0, 0]
+
+    with evaluation_mode(llm):
+        shared = llm.logprobs(llm.encode(prompt, prompt_mask), answers, mask)
+        prompts = [prompt[b][prompt_mask[b]] for b in range(2)]
+        separate = torch.stack([alone(b, n, prompts[b]) for b in range(2) for n in range(2)]).view_as(shared)
+        leaking = [alone(b, 1, torch.cat([prompts[b], answers[b, 0][mask[b, 0]]])) for b in range(2)]
+    off, dropped = (shared - separate).abs().max(), (torch.stack(leaking) - separate[:, 1]).abs().max()
+    if not off <= 0.2 * dropped:
+        raise RuntimeError(
+            f"answers that share a prompt differ by {off:.3g} nats from answers with their own, where a dropped "
+            f"mask would make {dropped:.3g}: this build of torch or this device does not apply the attention mask. "
+            "Use --model.attention eager, which computes every answer with its own prompt, and report it"
+        )
+    return float(off)
 
 
 # ---- scoring candidates

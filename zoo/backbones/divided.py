@@ -29,6 +29,7 @@ PASSES = {  # method -> what it gathers
     "forward_with_plan": DECODE,
     "head": HEAD,
     "token_logprobs": HEAD,
+    "token_entropies": HEAD,
     "beam": None,  # ends on all processes together by itself
 }
 

@@ -45,6 +45,7 @@ from zoo.backbones.mrope import SectionedRotary, checked_positions
 from zoo.backbones.prefix import KeyValues, Prefix, StaticPrefix, cached_key_values, positions_from_mask
 from zoo.backbones.quantization import Quantization
 from zoo.backbones.row_tree import RowTree, TreePlan
+from zoo.backbones.sampling import Sampling
 from zoo.backbones.shapes import SHAPES, shape_named
 from zoo.backbones.shared_prefix import PackedPlan
 from zoo.storage import sha256_of
@@ -340,13 +341,14 @@ class LLM(AdaptedModel):
         max_new_tokens: int,
         temperature: float = 1.0,
         generator: torch.Generator | None = None,
+        sampling: Sampling = Sampling(),  # noqa: B008 - frozen
     ) -> Completions:
         """Draw n answers of each prompt, until an end token or ``max_new_tokens``; ``temperature`` 0 is greedy.
 
         Dropout is off. A prompt's keys and values serve its n answers without being copied, and finished answers leave
-        the batch.
+        the batch. `sampling` filters what is drawn, and says what ends an answer beside an end token.
         """
-        return decoding.sample(self, prefix, n, max_new_tokens, temperature, generator)
+        return decoding.sample(self, prefix, n, max_new_tokens, temperature, generator, sampling)
 
     def greedy_text(self, prefix: Prefix, max_new_tokens: int) -> list[str]:
         """Decode one answer of each prompt greedily, and return its text without special tokens."""
@@ -374,17 +376,31 @@ class LLM(AdaptedModel):
         Returns:
             (B, n, T) float32; 0 where masked.
         """
-        if self.prefix_sharing_unsupported_reason is None:
-            before = self._states_before_answers(prefix, answers, mask)
-        else:
-            before = self._states_before_separate_answers(prefix, answers, mask)
         targets = answers if targets is None else targets
-        logprobs = self.token_logprobs(before[mask], targets[mask], temperature)
-        return logprobs.new_zeros(answers.shape).masked_scatter(mask, logprobs)
+        before = self._states_before(prefix, answers, mask)[mask]
+        return _scattered(self.token_logprobs(before, targets[mask], temperature), mask)
+
+    def logprobs_and_entropies(
+        self, prefix: Prefix, answers: Tensor, mask: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]:
+        """Compute what `logprobs` does, and the entropies (B, n, T) of the distributions in nats, with gradients."""
+        before = self._states_before(prefix, answers, mask)[mask]
+        logprobs = self.token_logprobs(before, answers[mask], temperature)
+        return _scattered(logprobs, mask), _scattered(self.token_entropies(before, temperature), mask)
 
     def token_logprobs(self, hidden: Tensor, ids: Tensor, temperature: float) -> Tensor:
         """Compute (N,) float32 log-probabilities of tokens (N,) from the states before them (N, D)."""
         return decoding.token_logprobs(self, hidden, ids, temperature)
+
+    def token_entropies(self, hidden: Tensor, temperature: float) -> Tensor:
+        """Compute the (N,) float32 entropies, in nats, of the distributions that states (N, D) predict."""
+        return decoding.token_entropies(self, hidden, temperature)
+
+    def _states_before(self, prefix: Prefix, answers: Tensor, mask: Tensor) -> Tensor:
+        """Compute the states (B, n, T, D) that predict each answer token."""
+        shared = self.prefix_sharing_unsupported_reason is None
+        states = self._states_before_answers if shared else self._states_before_separate_answers
+        return states(prefix, answers, mask)
 
     def _states_before_answers(self, prefix: Prefix, answers: Tensor, mask: Tensor) -> Tensor:
         """Compute the states (B, n, T, D) that predict each answer token, the prompt once for all its answers."""
@@ -426,31 +442,7 @@ class LLM(AdaptedModel):
         Raises:
             RuntimeError: the difference is of the size of what a dropped mask makes.
         """
-        if self.prefix_sharing_unsupported_reason is not None:
-            return None
-        device = next(self.parameters()).device
-        ids = (torch.arange(2 * 24, device=device).view(2, 24) * 7919 + 11) % self.causal_lm.config.vocab_size
-        prompt, answers = ids[:, :12], ids[:, 12:].view(2, 2, 6)
-        prompt_mask, mask = torch.ones_like(prompt, dtype=torch.bool), torch.ones_like(answers, dtype=torch.bool)
-        prompt_mask[1, :5], mask[0, 0, 4:] = False, False  # a shorter prompt, a shorter answer
-
-        def alone(b: int, n: int, before: Tensor) -> Tensor:
-            prefix = self.encode(before[None], torch.ones_like(before[None]))
-            return self.logprobs(prefix, answers[b : b + 1, n : n + 1], mask[b : b + 1, n : n + 1])[0, 0]
-
-        with evaluation_mode(self):
-            shared = self.logprobs(self.encode(prompt, prompt_mask), answers, mask)
-            prompts = [prompt[b][prompt_mask[b]] for b in range(2)]
-            separate = torch.stack([alone(b, n, prompts[b]) for b in range(2) for n in range(2)]).view_as(shared)
-            leaking = [alone(b, 1, torch.cat([prompts[b], answers[b, 0][mask[b, 0]]])) for b in range(2)]
-        off, dropped = (shared - separate).abs().max(), (torch.stack(leaking) - separate[:, 1]).abs().max()
-        if not off <= 0.2 * dropped:
-            raise RuntimeError(
-                f"answers that share a prompt differ by {off:.3g} nats from answers with their own, where a dropped "
-                f"mask would make {dropped:.3g}: this build of torch or this device does not apply the attention mask. "
-                "Use --model.attention eager, which computes every answer with its own prompt, and report it"
-            )
-        return float(off)
+        return decoding.check_sharing(self)
 
     @torch.no_grad()
     def score(self, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tensor:
@@ -492,3 +484,8 @@ class LLM(AdaptedModel):
             synced_gpus=is_divided(self),
         )
         return self.tokenizer.batch_decode(out[:, prompt.shape[1] :], skip_special_tokens=True)
+
+
+def _scattered(values: Tensor, mask: Tensor) -> Tensor:
+    """Return the values (N,) at the N places of a mask, and 0 elsewhere."""
+    return values.new_zeros(mask.shape).masked_scatter(mask, values)

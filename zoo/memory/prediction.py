@@ -253,7 +253,7 @@ def _add_language_model(
     if gathered.embedding:
         moments["gathering embeddings"] = with_gradients + gathered.embedding
     if samples or (rows.answers and not getattr(built, "teacher_forcing", True)):
-        answers = getattr(built, "num_generations", 1)
+        answers = getattr(built, "answers_per_prompt", 1)
         window = Rows(step.batch_size * (step.accumulate if samples else 1), tokens, answers, built.max_new_tokens)
         apart = bool(division.parts or built.llm.quantize or built.llm.prefix_sharing_unsupported_reason)
         sampling = formula.sampling(model, window, not apart) + _merged_adapters(built)

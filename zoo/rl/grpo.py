@@ -14,33 +14,50 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
-Kind = Literal["grpo_clip", "reinforce_group", "ppo_reward", "ppo_advantage"]
+Kind = Literal["grpo_clip", "reinforce_group", "ppo_reward", "ppo_advantage", "cispo"]
+Level = Literal["token", "sequence"]
 Normalize = Literal["sequence", "token", "constant", "sum"]
 Estimator = Literal["k1", "k2", "k3", "k3_corrected"]
-ScaleRewards = Literal["group", "none"]
+ScaleRewards = Literal["group", "batch", "none"]
+Baseline = Literal["group", "leave_one_out"]
+KL_STEP = 0.2  # bound of the relative error that an adaptive weight of the divergence follows (Ziegler et al. 2019)
 
 
-def group_advantages(rewards: Tensor, scale_rewards: ScaleRewards = "group", eps: float = 1e-4) -> Tensor:
-    """Return rewards relative to their group: r - mean, over std + eps where scaled.
+def group_advantages(
+    rewards: Tensor,
+    scale_rewards: ScaleRewards = "group",
+    eps: float = 1e-4,
+    *,
+    baseline: Baseline = "group",
+    step_rewards: Tensor | None = None,
+) -> Tensor:
+    """Return rewards relative to their group: r - baseline, over std + eps where scaled.
 
-    From Shao et al. 2024; without the scale, Liu et al. 2025.
+    From Shao et al. 2024, whose baseline is the group's mean; without the scale, Liu et al. 2025; by the standard
+    deviation of all rewards of the step (``batch``), Liu et al. 2025b, as TRL's ``scale_rewards: batch``.
+    ``leave_one_out`` is RLOO (Ahmadian et al. 2024): the baseline of an answer is the mean of the *other* answers of
+    its group, so that r_i - sum of r_j (j not i) / (n - 1) = n / (n - 1) (r_i - mean).
 
     Args:
         rewards: (B, n); the standard deviation is the unbiased one, as in TRL.
+        step_rewards: all rewards of the step, of every process, for ``batch``; None: `rewards` are all.
 
     Returns:
         (B, n) float32; exactly 0 where all rewards of a group are equal, and for n = 1.
     """
-    if scale_rewards not in get_args(ScaleRewards):
-        raise ValueError(
-            f"unknown scale_rewards {scale_rewards!r}; expected one of {', '.join(get_args(ScaleRewards))}"
-        )
+    for name, value, known in (("scale_rewards", scale_rewards, ScaleRewards), ("baseline", baseline, Baseline)):
+        if value not in get_args(known):
+            raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(known))}")
     rewards = rewards.float()
     if rewards.shape[1] == 1:
         return torch.zeros_like(rewards)
     centred = rewards - rewards.mean(1, keepdim=True)
+    if baseline == "leave_one_out":
+        centred = centred * (rewards.shape[1] / (rewards.shape[1] - 1))
     if scale_rewards == "group":
         centred = centred / (rewards.std(1, keepdim=True) + eps)
+    if scale_rewards == "batch":
+        centred = centred / ((rewards if step_rewards is None else step_rewards.float()).std() + eps)
     return centred.masked_fill(
         zero_variance_groups(rewards)[:, None], 0.0
     )  # a mean of equal numbers may be off by rounding
@@ -113,13 +130,23 @@ class Objective:
         kind: ``grpo_clip``: min(r A, clip(r) A) per token. ``reinforce_group``: A log pi, neither ratio nor clip
             (MERIT's GRPO to the letter). ``ppo_reward``: min(r R, clip(r) R) with the ratio of whole answers and the
             reward itself (MERIT's PPO to the letter: it pushes every rewarded answer up). ``ppo_advantage``: the same
-            with the advantage.
+            with the advantage. ``cispo`` (MiniMax-M1 2025; TRL's ``loss_type: cispo``): sg(min(r, epsilon_high)) A
+            log pi per token, sg without gradient: a bounded weight, but every token keeps its gradient.
+        importance_sampling_level: ``token``, or ``sequence`` for GSPO (Zheng et al. 2025): r is one ratio per answer,
+            exp of the mean of log pi - log pi_old over its tokens. GSPO as published is ``grpo_clip`` with it and
+            `normalize` ``sequence``. The two ``ppo`` kinds have a ratio per answer by themselves.
         normalize: see `token_weights`. For the two ``ppo`` kinds, ``sum`` takes the ratio of whole answers and
             ``sequence`` its geometric mean over tokens.
-        epsilon, epsilon_high: the ratio is kept within [1 - epsilon, 1 + epsilon_high].
+        epsilon, epsilon_high: the ratio is kept within [1 - epsilon, 1 + epsilon_high]; ``cispo`` keeps it below
+            epsilon_high itself, as TRL, of at least 1 (ScaleRL 2025: 5).
         dual_clip: with a negative advantage the term is at least this times it (Ye et al. 2020); None: unbounded.
         beta: weight of the divergence from the reference.
         kl: its estimator, see `kl_divergence`.
+        target_kl: `beta` is where an adaptive weight begins, see `adapted_beta`; None: it stays.
+        kl_horizon: number of answers after which an adaptive weight has moved by about its relative error.
+        entropy_coef: weight of the entropy bonus: the mean over answer tokens of the entropy of the policy's whole
+            distribution, H = - sum p log p in nats, is added to what is maximised, whatever `normalize` (as TRL;
+            Williams and Peng 1991). It computes the vocabulary of every answer token a second time.
         positive_only: answers below their group's mean give no gradient (ours).
     """
 
@@ -131,9 +158,14 @@ class Objective:
     beta: float = 0.0
     kl: Estimator = "k3"
     positive_only: bool = False
+    importance_sampling_level: Level = "token"
+    target_kl: float | None = None
+    kl_horizon: int = 10_000
+    entropy_coef: float = 0.0
 
     def __post_init__(self) -> None:
-        for name, known in (("kind", Kind), ("normalize", Normalize), ("kl", Estimator)):
+        words = (("kind", Kind), ("normalize", Normalize), ("kl", Estimator), ("importance_sampling_level", Level))
+        for name, known in words:
             value = getattr(self, name)
             if value not in get_args(known):
                 raise ValueError(f"unknown {name} {value!r}; expected one of {', '.join(get_args(known))}")
@@ -148,29 +180,73 @@ class Objective:
             raise ValueError(
                 f"{self.kind} has one ratio per answer: normalize must be sum or sequence, not {self.normalize}"
             )
+        self._check_additions()
 
-    def advantages(self, rewards: Tensor, scale_rewards: ScaleRewards = "group") -> Tensor:
+    def _check_additions(self) -> None:
+        """Refuse settings of what is off by default that make no sense."""
+        if self.importance_sampling_level == "sequence" and self.kind not in ("grpo_clip", "cispo"):
+            raise ValueError(
+                f"importance_sampling_level sequence is of grpo_clip and cispo; {self.kind} has "
+                f"{'no ratio' if self.kind == 'reinforce_group' else 'one ratio per answer anyway'}"
+            )
+        if self.kind == "cispo" and (self.epsilon_high < 1 or self.dual_clip is not None):
+            raise ValueError(
+                "cispo bounds the ratio itself, which is 1 for the sampler's own tokens, by epsilon_high: give one of "
+                f"at least 1, such as 5, and no dual_clip; got {self.epsilon_high} and {self.dual_clip}"
+            )
+        if self.target_kl is not None and not (0 < self.target_kl < math.inf and self.beta > 0 and self.kl_horizon > 0):
+            raise ValueError(
+                "target_kl adapts beta: need target_kl > 0, kl_horizon > 0 and a beta above 0 to begin with; got "
+                f"{self.target_kl}, {self.kl_horizon} and {self.beta}"
+            )
+        if not 0 <= self.entropy_coef < math.inf:
+            raise ValueError(f"need entropy_coef >= 0; got {self.entropy_coef}")
+
+    def advantages(
+        self,
+        rewards: Tensor,
+        scale_rewards: ScaleRewards = "group",
+        baseline: Baseline = "group",
+        step_rewards: Tensor | None = None,
+    ) -> Tensor:
         """Return what multiplies each answer, (B, n): its advantage, or for ``ppo_reward`` the reward itself.
 
         Args:
             rewards: (B, n).
-            scale_rewards: see `group_advantages`.
+            scale_rewards, baseline, step_rewards: see `group_advantages`.
         """
-        values = rewards.float() if self.kind == "ppo_reward" else group_advantages(rewards, scale_rewards)
+        if self.kind == "ppo_reward":
+            values = rewards.float()
+        else:
+            values = group_advantages(rewards, scale_rewards, baseline=baseline, step_rewards=step_rewards)
         return values.clamp(min=0) if self.positive_only else values
 
     @property
     def statistics(self) -> tuple[str, ...]:
         """Names of the sums that `loss` returns beside the loss."""
-        clips = () if self.kind == "reinforce_group" else ("clip_ratio/low", "clip_ratio/high")
+        clips: tuple[str, ...] = ("clip_ratio/low", "clip_ratio/high")
+        if self.kind in ("reinforce_group", "cispo"):
+            clips = ("cispo_clip_ratio",) if self.kind == "cispo" else ()
         return (*clips, "kl") if self.beta else clips
+
+    def adapted_beta(self, beta: float, kl: float, answers: float) -> float:
+        """Return the weight of the divergence after a step, if it is adaptive.
+
+        beta (1 + e n / `kl_horizon`), where e is (kl - `target_kl`) / `target_kl`, kept within ``KL_STEP`` of 0, and n
+        the answers of the step (Ziegler et al. 2019, Sec. 2.2; the adaptive controller of TRL and verl). Here kl is the
+        mean per token that is logged; Ziegler's is the sum over an answer.
+        """
+        if self.target_kl is None:
+            return beta
+        error = max(-KL_STEP, min(KL_STEP, kl / self.target_kl - 1))
+        return beta * (1 + error * answers / self.kl_horizon)
 
     def without_gradient(self, advantages: Tensor) -> Tensor:
         """Return (B,) bool: groups that give no gradient at all, so that they need no pass.
 
-        None is without while beta > 0: the divergence still pulls.
+        None is without while beta or entropy_coef is above 0: the divergence or the entropy still pulls.
         """
-        return (advantages == 0).all(1) & (self.beta == 0)
+        return (advantages == 0).all(1) & (self.beta == 0 and self.entropy_coef == 0)
 
     def loss(
         self, logprobs: Tensor, old_logprobs: Tensor, reference: Tensor | None, advantages: Tensor, weights: Tensor
@@ -191,8 +267,15 @@ class Objective:
         log_ratio = torch.where(real, logprobs - old_logprobs, 0.0)
         a = advantages[..., None]
         sums: dict[str, Tensor] = {}
+        if self.importance_sampling_level == "sequence":
+            log_ratio = log_ratio.sum(2, keepdim=True) / real.sum(2, keepdim=True).clamp(min=1)  # (B, n, 1)
         if self.kind == "reinforce_group":
             gain = (weights * a * torch.where(real, logprobs, 0.0)).sum()
+        elif self.kind == "cispo":
+            ratio = log_ratio.detach().exp()
+            bounded = ratio.clamp(max=self.epsilon_high)
+            gain = (weights * bounded * a * torch.where(real, logprobs, 0.0)).sum()
+            sums["cispo_clip_ratio"] = (weights * ((ratio > self.epsilon_high) & (a > 0))).sum()
         else:
             whole = self.kind.startswith("ppo")
             if whole:  # one ratio per answer; its weight is that of its tokens together

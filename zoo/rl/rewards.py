@@ -6,7 +6,8 @@
     --model.reward_funcs+=my_rewards.polite
 
 A reward returns one finite number, or None: it then does not apply to this answer, and neither its mean nor the sum of
-the answer counts it. An answer to which no reward applies is worth 0.
+the answer counts it. An answer to which no reward applies is worth 0. A reward that sees all answers of a window, or
+asks somebody else, is a `zoo.rl.batch_rewards.BatchReward`.
 """
 
 from __future__ import annotations
@@ -65,15 +66,20 @@ class FailedReward(RuntimeError):
     """A reward of the user's raised an error, which is the cause of this one."""
 
 
-def reward_name(reward: Reward) -> str:
+def reward_name(reward: object) -> str:
     """Return the name under which a reward is logged: the function's or the class's."""
     return getattr(reward, "__name__", type(reward).__name__).lower()
 
 
-def check_reward(reward: Reward) -> None:
-    """Check that a reward can be called with one `Answer`; ValueError if not."""
+def check_reward(reward: object) -> None:
+    """Check that a reward can be called with one argument; ValueError if not."""
     if not callable(reward):
         raise ValueError(f"the reward {reward!r} is no function; expected one of an Answer, see zoo.rl.rewards")
+    if inspect.iscoroutinefunction(reward):
+        raise ValueError(
+            f"reward {reward_name(reward)} is asynchronous, so it sees all answers of a window: write it as the "
+            "__call__ of a class derived from zoo.rl.BatchReward"
+        )
     try:
         signature = inspect.signature(reward)
     except (ValueError, TypeError):
@@ -93,6 +99,11 @@ def evaluate_reward(reward: Reward, answer: Answer) -> float | None:
     """
     with _named(reward, answer):
         value = reward(replace(answer))  # a copy: what one reward does to it is not the next one's business
+    return checked_number(reward, value, answer)
+
+
+def checked_number(reward: object, value: Any, answer: Answer) -> float | None:
+    """Return what a reward gave an answer as a float, or None. ValueError for anything else than one finite number."""
     if value is None:
         return None
     number = _number(value)

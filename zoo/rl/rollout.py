@@ -31,6 +31,23 @@ class Rollout(NamedTuple):
         """(B, n, T) bool: every sampled token, those of answers that are left out of the loss included."""
         return self.loss_mask if self.sampled_mask is None else self.sampled_mask
 
+    def first(self, n: int) -> Rollout:
+        """Return the first n answers to every prompt."""
+        parts: dict[str, Any] = {name: None if x is None else x[:, :n] for name, x in self._asdict().items()}
+        return self._replace(**parts)
+
+    def replaced(self, index: Tensor, other: Rollout) -> Rollout:
+        """Return the rollout with the answers to some prompts (b,) int64 replaced by those of another, b prompts."""
+        longest = max(self.ids.shape[2], other.ids.shape[2])
+
+        def merged(old: Tensor, new: Tensor) -> Tensor:
+            if old.ndim == 3:
+                old, new = (torch.nn.functional.pad(x, (0, longest - x.shape[2])) for x in (old, new))
+            return old.index_copy(0, index, new)
+
+        mine, theirs = (x._replace(sampled_mask=x.sampled)._asdict() for x in (self, other))
+        return self._replace(**{name: merged(mine[name], theirs[name]) for name in mine})
+
     def rows(self, index: Tensor) -> Rollout:
         """Return some of the prompts, cut to the longest answer among them."""
         longest = max(1, int(self.loss_mask[index].any(0).any(0).sum()))
@@ -59,11 +76,13 @@ class Prompts(Protocol):
 class Policy(Protocol):
     """What is needed of a language model: `zoo.backbones.LLM`."""
 
-    def sample(
-        self, prefix: Any, n: int, *, max_new_tokens: int, temperature: float, generator: torch.Generator | None
-    ) -> Any: ...
+    def sample(self, *args: Any, **kwargs: Any) -> Any: ...
 
     def logprobs(self, prefix: Any, answers: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor: ...
+
+    def logprobs_and_entropies(
+        self, prefix: Any, answers: Tensor, mask: Tensor, temperature: float = 1.0
+    ) -> tuple[Tensor, Tensor]: ...
 
     def reference(self) -> Any: ...
 
@@ -78,6 +97,7 @@ def roll_out(
     temperature: float = 1.0,
     generator: torch.Generator | None = None,
     mask_truncated: bool = False,
+    **how: Any,
 ) -> Rollout:
     """Sample n answers of each prompt, with dropout off.
 
@@ -86,8 +106,9 @@ def roll_out(
             than a quarter of it.
         mask_truncated: answers that were cut off are left out of the loss (their tokens, not their place in the
             group), as DAPO and TRL's ``mask_truncated_completions``.
+        how: further options of the language model's ``sample``, which its log-probabilities do not depend on.
     """
-    samples = llm.sample(prompts, n, max_new_tokens=max_new_tokens, temperature=temperature, generator=generator)
+    samples = llm.sample(prompts, n, max_new_tokens=max_new_tokens, temperature=temperature, generator=generator, **how)
     mask = samples.mask & samples.finished[..., None] if mask_truncated else samples.mask
     old_logprobs = samples.logprobs.masked_fill(~mask, 0.0)
     return Rollout(samples.ids, mask, old_logprobs, samples.finished, samples.entropy, samples.mask)
@@ -105,6 +126,7 @@ def accumulate_gradients(
     on_policy: bool = True,
     backward: Callable[[Tensor], None] = Tensor.backward,
     every_pass: bool = False,
+    tokens: float | None = None,
 ) -> Mapping[str, Tensor]:
     """Run the forward and backward passes of one optimiser step; gradients add up in the parameters.
 
@@ -121,6 +143,8 @@ def accumulate_gradients(
             taken from the same pass and the ratio is exactly 1. Else ``rollout.old_logprobs`` is used.
         every_pass: compute groups without any gradient, too: where weights are divided, all processes make equally many
             passes.
+        tokens: answer tokens of the step that are learnt from, in all processes, over which the entropy bonus is a
+            mean; None: those of the rollout.
 
     Returns:
         sums over the step: ``loss`` and what `Objective.statistics` names.
@@ -147,10 +171,17 @@ def accumulate_gradients(
         if objective.beta:
             with torch.no_grad(), llm.reference():
                 reference = llm.logprobs(prompts, part.ids, part.loss_mask, temperature)
-        logprobs = llm.logprobs(prompts, part.ids, part.loss_mask, temperature)
+        bonus: Tensor | float = 0.0
+        if objective.entropy_coef:
+            logprobs, entropies = llm.logprobs_and_entropies(prompts, part.ids, part.loss_mask, temperature)
+            learnt = float(rollout.loss_mask.sum()) if tokens is None else tokens
+            bonus = objective.entropy_coef * entropies.sum() / max(learnt, 1.0)  # 0 where masked
+        else:
+            logprobs = llm.logprobs(prompts, part.ids, part.loss_mask, temperature)
         old_logprobs = logprobs.detach() if on_policy else part.old_logprobs
         part_weights = weights[index, :, : part.loss_mask.shape[2]]
         loss, statistics = objective.loss(logprobs, old_logprobs, reference, advantages[index], part_weights)
+        loss = loss - bonus if objective.entropy_coef else loss
         backward(loss)
         for name, value in {"loss": loss.detach(), **statistics}.items():
             sums[name] = sums[name] + value

@@ -19,8 +19,8 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from zoo import weights
-from zoo.backbones import LLM
-from zoo.backbones.adapters import REFERENCE
+from zoo.backbones import LLM, peft_folder
+from zoo.backbones.adapters import DEFAULT, REFERENCE
 from zoo.backbones.divided import blocks_of, blocks_of_language_model, divide, divide_language_model
 from zoo.backbones.frozen import FrozenEncoder
 from zoo.backbones.sentence import SentenceEncoder
@@ -57,8 +57,8 @@ class CheckpointedModule(LightningModule):
     Args:
         train: regular expressions; a parameter is trained if one matches the whole of its name. None trains whatever
             `build` left trainable (with LoRA: the adapters; else everything).
-        start_from: run folder, checkpoint or published name whose weights to begin with. To *resume* a run use
-            --ckpt_path.
+        start_from: run folder, checkpoint or published name whose weights to begin with, or a PEFT folder of adapters
+            (of peft, TRL or ms-swift). To *resume* a run use --ckpt_path.
     """
 
     owns_no_weights = False  # its weights all come from the runs that its arguments name; it needs no checkpoint
@@ -158,13 +158,17 @@ class CheckpointedModule(LightningModule):
         self._identify_backbones()
         # a run that is resumed or evaluated has its weights from its checkpoint, which says what else it needs
         begins = self.start_from is not None and not self.will_load_checkpoint
-        chain = read_chain(find_checkpoint(str(self.start_from))) if begins else []
+        file = find_checkpoint(str(self.start_from)) if begins else None
+        adapters = file if file is not None and file.name == peft_folder.WEIGHTS else None
+        chain = read_chain(file) if file is not None and adapters is None else []
         has_adapters = any(".lora_" in name for earlier in chain for name in earlier.state)  # they are trained further
         if chain and not has_adapters:
             self._load_start(chain)
         self._add_adapters()
         if chain and has_adapters:
             self._load_start(chain)
+        if adapters is not None:
+            self._load_adapters(adapters.parent)
         self.on_model_complete()
         self._choose_trained()
         if self.device_mesh is not None:  # Lightning's ModelParallelStrategy
@@ -291,6 +295,30 @@ class CheckpointedModule(LightningModule):
         """Return whether a tensor of an earlier stage is another one than the model has, in the model's dtype."""
         dtype = self._dtype_to_come(name) or present.dtype
         return not torch.equal(earlier.to(dtype), present.to(dtype))
+
+    def _load_adapters(self, folder: Path) -> None:
+        """Load the adapters of a PEFT folder, which must be those of this model, layer by layer.
+
+        Checkpoints hold them whole: the folder is not needed again.
+        """
+        parts = self.backbones().items()
+        adapted = [(name, part.lora) for name, part in parts if isinstance(part, LLM) and part.lora is not None]
+        if len(adapted) != 1:
+            raise ValueError(f"{folder} holds adapters, this model has none; train them further with --model.lora")
+        ((backbone, lora),) = adapted
+        state = {f"{backbone}.{k}": v for k, v in peft_folder.read_adapters(folder, lora).items()}
+        model_state = self.state_dict()
+        wanted = {k for k in model_state if k.startswith(f"{backbone}.") and ".lora_" in k and f".{DEFAULT}." in k}
+        missing, unknown = sorted(wanted - set(state)), sorted(set(state) - wanted)
+        if missing or unknown:
+            raise ValueError(
+                f"{folder} has adapters on other layers than --model.lora.targets names: {len(missing)} tensors are "
+                f"missing {missing[:2]}, {len(unknown)} are left over {unknown[:2]}; give targets that match its layers"
+            )
+        _check_shapes(state, model_state, folder)
+        weights.refuse_not_finite(state, folder)
+        _fill(model_state, state)
+        rank_zero_info(f"started from the adapters in {folder}: {len(state)} tensors")
 
     # ---- the contract
     def _adapters(self) -> dict[str, dict[str, Any]]:

@@ -21,7 +21,7 @@ def log_completions(
 ) -> None:
     """Append the answers to two prompts of a step to answers.jsonl in the run folder, if an entry is due."""
     trainer, every = module.trainer, module.log_completions_steps
-    window = module.global_step // module.num_iterations
+    window = -(-module.global_step // module.steps_per_window)
     if not every or (window - 1) % every or not trainer.is_global_zero:
         return
     if trainer.fast_dev_run:  # type: ignore[attr-defined]  # set by one of its connectors

@@ -12,62 +12,57 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, cast
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, cast
 
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, SingleDeviceStrategy
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
+from torch.distributed.tensor import DTensor
 from torch.optim.lr_scheduler import LambdaLR
 
 from zoo.backbones import Prefix
-from zoo.prompts import label_words
 from zoo.renaming import Renamed
-from zoo.rl import Answer, Objective, Reward, Rollout, accumulate_gradients, roll_out, token_weights
-from zoo.rl.grpo import ScaleRewards
-from zoo.rl.rewards import Correct, check_reward, evaluate_reward, reward_name
-from zoo.schema import Prediction
-from zoo.training.batch import PromptBatch, SampleBatch
+from zoo.rl import Answer, Objective, Rollout, accumulate_gradients, roll_out, token_weights
+from zoo.rl.grpo import Baseline, ScaleRewards, zero_variance_groups
+from zoo.training.batch import PromptBatch
 from zoo.training.completions import log_completions
-from zoo.training.grpo_metrics import step_metrics
-from zoo.training.language_model import LanguageModelModule
+from zoo.training.grpo_metrics import StepCost, step_metrics
+from zoo.training.rewarded import RewardBatch, RewardedModule
+
+__all__ = ["GRPOModule", "RewardBatch"]
 
 FIRST_STEPS = 5  # after which it is worth a warning that all answers had the same reward
 
 
-@dataclass(frozen=True)
-class RewardBatch:
-    """Rewards of the answers of a window.
-
-    Attributes:
-        total: (B, n) weighted sum of the rewards.
-        parts: name of a reward -> (B, n); NaN where a reward does not apply to an answer.
-        metrics: further numbers of a system that are logged, e.g. its yes-rate.
-    """
-
-    total: Tensor
-    parts: Mapping[str, Tensor]
-    metrics: Mapping[str, float]
-
-
-class GRPOModule(LanguageModelModule):
+class GRPOModule(RewardedModule):
     """Base of the systems that learn from rewards.
 
     A system gives `reward_funcs`, or overrides `rewards`; and where needed `collator`, `embed` and `predict`.
 
     Args:
         num_generations: answers sampled per prompt (G).
-        temperature: of sampling, and of the log-probabilities that are trained.
         objective: what is maximised.
-        scale_rewards: ``group`` divides advantages by their group's standard deviation.
-        num_iterations: optimiser steps per sampled window.
+        scale_rewards: ``group`` divides advantages by their group's standard deviation, ``batch`` by that of all
+            rewards of the step, ``none`` by nothing; see `zoo.rl.grpo.group_advantages`.
+        baseline: what an advantage is relative to: the mean of its ``group``, or of the other answers in it
+            (``leave_one_out``, RLOO).
+        sync_ref_model: let the reference follow the trained adapters; it needs ``objective.beta`` and ``lora``.
+        ref_model_mixup_alpha: share of the trained adapters in the reference when it follows: reference = alpha trained
+            + (1 - alpha) reference, tensor by tensor (TR-DPO, Gorbatovski et al. 2024; of adapters, A and B each).
+        ref_model_sync_steps: optimiser steps after which it does so.
+        num_iterations: how often a sampled window is learnt from.
+        num_mini_batches: optimiser steps that a window is divided into each time: it takes
+            ``trainer.accumulate_grad_batches`` / `num_mini_batches` batches to a step, whose loss is that of their
+            answers alone. Advantages are those of the window. The first step of all is on policy; the others compare
+            with the sampler (Schulman et al. 2017). TRL's ``steps_per_generation`` over its gradient accumulation.
+        max_resample_times: dynamic sampling (DAPO, Yu et al. 2025): how often, at most, prompts whose answers all
+            earned the same, so that they teach nothing, are answered again. Rewards are then computed anew for the
+            whole window. What still has no variance stays, as without this option; 0: off.
         mask_truncated_completions: answers cut off at `max_new_tokens` do not enter the loss.
-        reward_funcs: functions or classes, each an `Answer` -> float, or None where it does not apply; an answer to
-            which none applies has reward 0. See `zoo.rl.rewards`.
-        reward_weights: one number per reward; None: all 1.
         log_completions_steps: optimiser steps between two entries of ``answers.jsonl`` in the run folder: the sampled
             answers of two prompts with their rewards. 0: none.
     """
@@ -82,105 +77,100 @@ class GRPOModule(LanguageModelModule):
         "objective.clip_low": "objective.epsilon",
         "objective.clip_high": "objective.epsilon_high",
     }
-    monitor = "val/reward"
-    validates: Literal["rewards", "labels"] = "rewards"  # what a validation and a test look at
 
     def __init__(
         self,
         *,
         max_new_tokens: int = 256,
         num_generations: int = 4,
-        temperature: float = 1.0,
         objective: Objective = Objective(),  # noqa: B008 - frozen
         scale_rewards: ScaleRewards = "group",
+        baseline: Baseline = "group",
+        sync_ref_model: bool = False,
+        ref_model_mixup_alpha: float = 0.6,
+        ref_model_sync_steps: int = 512,
         num_iterations: int = 1,
+        num_mini_batches: int = 1,
+        max_resample_times: int = 0,
         mask_truncated_completions: bool = False,
-        reward_funcs: list[Reward] | None = None,
-        reward_weights: list[float] | None = None,
         log_completions_steps: int = 50,
         lr: float = 5e-6,
         **kwargs: Any,
     ) -> None:
         super().__init__(max_new_tokens=max_new_tokens, lr=lr, **kwargs)
-        if num_generations < 1 or num_iterations < 1 or not 0 < temperature < math.inf:
+        if min(num_generations, num_iterations, num_mini_batches) < 1 or max_resample_times < 0:
             raise ValueError(
-                "need num_generations >= 1, num_iterations >= 1 and temperature > 0; got "
-                f"{num_generations}, {num_iterations}, {temperature}"
+                "need num_generations >= 1, num_iterations >= 1, num_mini_batches >= 1 and max_resample_times >= 0; "
+                f"got {num_generations}, {num_iterations}, {num_mini_batches} and {max_resample_times}"
             )
+        if max_resample_times and num_generations == 1:
+            raise ValueError("one answer per prompt never has variance: max_resample_times needs num_generations >= 2")
         if objective.beta and self.lora is None:
             raise ValueError(
                 f"objective.beta is {objective.beta}, but without lora there is no reference to stay close to; "
                 "add lora, or set objective.beta to 0"
             )
-        self.num_generations, self.temperature, self.objective = num_generations, temperature, objective
-        self.scale_rewards, self.num_iterations = scale_rewards, num_iterations
+        self.num_generations, self.objective = num_generations, objective
+        if sync_ref_model and not objective.beta:
+            raise ValueError("sync_ref_model moves the reference, which objective.beta 0 does not look at; raise beta")
+        if not 0 <= ref_model_mixup_alpha <= 1 or ref_model_sync_steps < 1:
+            raise ValueError(
+                "need ref_model_mixup_alpha from 0 to 1 and ref_model_sync_steps of at least 1; got "
+                f"{ref_model_mixup_alpha} and {ref_model_sync_steps}"
+            )
+        self.scale_rewards, self.baseline, self.num_iterations = scale_rewards, baseline, num_iterations
+        self.num_mini_batches, self.max_resample_times = num_mini_batches, max_resample_times
+        self.sync_ref_model, self.ref_model_mixup_alpha = sync_ref_model, ref_model_mixup_alpha
+        self.ref_model_sync_steps = ref_model_sync_steps
+        self.beta = objective.beta  # of now: it changes with `objective.target_kl`
+        self.grad_norm = math.nan  # of the last optimiser step, before clipping
         self.mask_truncated_completions = mask_truncated_completions
-        self.reward_funcs = list(reward_funcs or ())
-        self.reward_weights = list(reward_weights) if reward_weights is not None else [1.0] * len(self.reward_funcs)
-        if len(self.reward_weights) != len(self.reward_funcs):
-            raise ValueError(f"{len(self.reward_funcs)} rewards, but {len(self.reward_weights)} reward_weights")
-        if not all(math.isfinite(weight) for weight in self.reward_weights):
-            raise ValueError(f"reward_weights are finite numbers, one per reward; got {self.reward_weights}")
         if log_completions_steps < 0:
             raise ValueError(
                 f"log_completions_steps is a number of optimiser steps, or 0 for no table; got {log_completions_steps}"
             )
-        for reward in self.reward_funcs:
-            check_reward(reward)
         self.log_completions_steps = log_completions_steps
         self.window_batches: list[Any] = []  # of the optimiser step that is being collected
         self._first_rewards: set[float] | None = None  # different rewards of the first steps; None once there are two
         self._steps_watched = 0
 
     # ---- parts
-    def longest_answer(self) -> int:
-        """Return for how many tokens of an answer a prompt must leave room."""
-        return self.max_new_tokens
-
     def on_model_complete(self) -> None:
-        """Keep the weights of ``start_from`` as the reference: an earlier stage may have trained the same adapters."""
-        if self.objective.beta and self.start_from is not None:
+        """Keep the weights of ``start_from`` as the reference: an earlier stage may have trained the same adapters.
+
+        A reference that moves has weights of its own in any case.
+        """
+        if self.objective.beta and (self.start_from is not None or self.sync_ref_model):
             self.llm.keep_reference()
 
-    # ---- what a system may fill in
-    def rewards(self, groups: Sequence[Sequence[Answer]]) -> RewardBatch:
-        """Return the rewards of the sampled answers, one group per prompt."""
-        parts: dict[str, Tensor] = {}
-        for f in self.reward_funcs:
-            values = [[math.nan if (r := evaluate_reward(f, a)) is None else r for a in group] for group in groups]
-            parts[reward_name(f)] = torch.tensor(values, dtype=torch.float32)
-        if len(parts) != len(self.reward_funcs):
-            raise ValueError(f"two rewards have the same name: {[reward_name(f) for f in self.reward_funcs]}")
-        total = torch.zeros(len(groups), len(groups[0]), dtype=torch.float32)
-        for weight, part in zip(self.reward_weights, parts.values(), strict=True):
-            total = total + weight * part.nan_to_num(0.0)  # finite or NaN, see `evaluate_reward`
-        if not torch.isfinite(total).all():
-            raise ValueError(f"the weighted sum of the rewards {', '.join(parts)} is not finite; lower reward_weights")
-        if parts and all(bool(part.isnan().all()) for part in parts.values()):
-            rank_zero_warn(
-                f"none of the rewards ({', '.join(parts)}) applies to any of the {total.numel()} answers of this step: "
-                "they have reward 0, and nothing is learnt from them"
-            )
-        return RewardBatch(total, parts, {})
+    @property
+    def answers_per_prompt(self) -> int:
+        """How many answers are sampled and rewarded per prompt; the first ``num_generations`` of them are trained."""
+        return self.num_generations
 
-    def sample(self, window: Sequence[Any], answers: int | None = None) -> Rollout:
-        """Return sampled answers to all prompts of a window; to each ``num_generations``, unless a number is given."""
+    def sample(self, window: Sequence[Any], answers: int | None = None, prompts: Tensor | None = None) -> Rollout:
+        """Return sampled answers to the prompts of a window.
+
+        Args:
+            answers: to each prompt; None: `answers_per_prompt`.
+            prompts: (b,) int64, which ones; None: all.
+        """
         with torch.no_grad():
-            prompts = Prefix.join([self.encode(batch) for batch in window])
+            encoded = Prefix.join([self.encode(batch) for batch in window])
         return roll_out(
             self.llm,
-            prompts,
-            answers or self.num_generations,
+            encoded if prompts is None else encoded.rows(prompts),
+            answers or self.answers_per_prompt,
             max_new_tokens=self.max_new_tokens,
             temperature=self.temperature,
             mask_truncated=self.mask_truncated_completions,
+            sampling=self.sampling,
         )
 
     # ---- the loop
     def setup(self, stage: str) -> None:
-        """Check rewards and strategy, beside what every prompted system checks."""
+        """Check the strategy, beside what every system checks that earns rewards."""
         super().setup(stage)
-        self._check_label_words()
         if stage != "fit":
             return
         if not isinstance(self.trainer.strategy, SingleDeviceStrategy | DDPStrategy | ModelParallelStrategy):
@@ -189,23 +179,15 @@ class GRPOModule(LanguageModelModule):
                 f"(configs/trainer/fsdp2.yaml), not with {type(self.trainer.strategy).__name__}: the loss of a step is "
                 "summed over processes by hand"
             )
+        if self.num_mini_batches > 1 and self.trainer.accumulate_grad_batches % self.num_mini_batches:
+            raise ValueError(
+                f"a window of {self.trainer.accumulate_grad_batches} batches (--trainer.accumulate_grad_batches) "
+                f"cannot be divided into {self.num_mini_batches} equal parts (--model.num_mini_batches); change one"
+            )
         # Lightning refuses its own accumulation and clipping in manual optimisation, which this loop carries out; it
         # asks before this hook
         self.automatic_optimization = False
         self.window_batches.clear()
-
-    def _check_label_words(self) -> None:
-        """Refuse a reward that reads other label words than the evaluation."""
-        for labels in self.data.label_sets.values():
-            expected = label_words(labels, self.verbalizer)
-            for reward in self.reward_funcs:
-                if not isinstance(reward, Correct) or not reward.words:
-                    continue
-                if (other := label_words(labels, reward.words)) != expected:
-                    raise ValueError(
-                        f"the reward Correct expects the words {', '.join(other)}, but answers are evaluated by "
-                        f"{', '.join(expected)}; give the words as --model.verbalizer, and none to the reward"
-                    )
 
     def on_fit_start(self) -> None:
         """Check that the model can share a prompt between its answers, and watch the first rewards."""
@@ -219,25 +201,90 @@ class GRPOModule(LanguageModelModule):
             return None
         window, self.window_batches = self.window_batches, []
 
-        rollout = self.sample(window)
-        self.finish_passes()
-        groups = self.decode_answers(window, rollout)
-        rewards = self.rewards(groups)
+        cost, steps_before = StepCost(), self.global_step
+        rollout, groups, rewards = self.sample_and_reward(window, cost)
         self.warn_if_rewards_equal(groups, rewards)
-        advantages = self.objective.advantages(rewards.total.to(rollout.old_logprobs), self.scale_rewards)
-        totals = self.count_answers_and_tokens(rollout)
-        weights = token_weights(rollout.loss_mask, self.objective.normalize, self.max_new_tokens, totals)
-
-        for iteration in range(self.num_iterations):
-            sums = self.update(window, rollout, advantages, weights, on_policy=iteration == 0)
-        self.log_step(rollout, rewards, sums)
+        with cost.phase("training"):
+            advantages = self.advantages(rewards.total.to(rollout.old_logprobs))
+            learning_rate = self.learning_rate
+            for iteration in range(self.num_iterations):
+                steps = [
+                    self.update(*part, on_policy=iteration == number == 0)
+                    for number, part in enumerate(self.mini_batches(window, rollout, advantages))
+                ]
+            sums = {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
+        means = self.average_over_processes(
+            {f"train/{name}": pair for name, pair in self.step_numbers(window, rollout, rewards, sums, cost).items()}
+            | cost.numbers(self.device, self.trainer.world_size)
+        )
+        self.adapt_beta(means, rollout)
+        self.log_step(means | {"train/learning_rate": learning_rate, "train/grad_norm": self.grad_norm}, steps_before)
         log_completions(self, groups, rewards, advantages)
         return sums["loss"]
 
+    def sample_and_reward(
+        self, window: Sequence[Any], cost: StepCost
+    ) -> tuple[Rollout, list[list[Answer]], RewardBatch]:
+        """Sample the answers of a window and reward them; see ``max_resample_times``.
+
+        All processes go the same number of rounds, so that rewards may compare with those of other processes.
+        """
+        n = self.num_generations
+        with cost.phase("sampling"):
+            rollout = self.sample(window)
+            self.finish_passes()
+            cost.sampled_tokens += int(rollout.sampled.sum())
+        for remaining in reversed(range(self.max_resample_times + 1)):
+            with cost.phase("rewards"):
+                groups = self.decode_answers(window, rollout)
+                rewards = self.rewards(groups)
+            if not remaining:
+                break
+            equal = zero_variance_groups(rewards.total[:, :n]).nonzero()[:, 0].to(rollout.ids.device)
+            if not self.sum_over_processes(torch.tensor(float(len(equal)))):
+                break
+            with cost.phase("sampling"):
+                if len(equal):
+                    again = self.sample(window, prompts=equal)
+                    rollout = rollout.replaced(equal, again)
+                    cost.sampled_tokens += int(again.sampled.sum())
+                    cost.dropped_groups += len(equal)
+                self.finish_passes()
+        return rollout.first(n), [group[:n] for group in groups], rewards.first(n)
+
+    def mini_batches(
+        self, window: Sequence[Any], rollout: Rollout, advantages: Tensor
+    ) -> Iterator[tuple[Sequence[Any], Rollout, Tensor]]:
+        """Yield batches, answers and advantages of each optimiser step of a window."""
+        if self.num_mini_batches == 1:
+            yield window, rollout, advantages
+            return
+        start, size = 0, self.batches_per_step
+        for first in range(0, len(window), size):
+            batches = window[first : first + size]
+            stop = start + sum(len(batch["samples"]) for batch in batches)
+            index = torch.arange(start, stop, device=rollout.ids.device)
+            yield batches, rollout.rows(index), advantages[start:stop]
+            start = stop
+
+    @property
+    def batches_per_step(self) -> int:
+        """How many batches an optimiser step learns from."""
+        return self.trainer.accumulate_grad_batches // self.num_mini_batches
+
+    def advantages(self, rewards: Tensor) -> Tensor:
+        """Return what multiplies each answer, (B, n); see `Objective.advantages`."""
+        of_step = None
+        if self.scale_rewards == "batch":
+            of_step = torch.cat(self.gather_objects(rewards.cpu())).to(rewards)
+        return self.objective.advantages(rewards, self.scale_rewards, self.baseline, of_step)
+
     def update(
-        self, window: Sequence[Any], rollout: Rollout, advantages: Tensor, weights: Tensor, on_policy: bool
+        self, window: Sequence[Any], rollout: Rollout, advantages: Tensor, on_policy: bool
     ) -> Mapping[str, Tensor]:
         """Take one optimiser step; return the sums of `accumulate_gradients` over all processes."""
+        answers, tokens = self.count_answers_and_tokens(rollout)
+        weights = token_weights(rollout.loss_mask, self.objective.normalize, self.max_new_tokens, (answers, tokens))
         optimizer = cast(LightningOptimizer, self.optimizers())  # there is one
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.zero_grad(set_to_none=True)
@@ -253,11 +300,12 @@ class GRPOModule(LanguageModelModule):
                 rollout,
                 advantages,
                 weights,
-                self.objective,
+                replace(self.objective, beta=self.beta),
                 temperature=self.temperature,
                 on_policy=on_policy,
                 backward=lambda loss: self.manual_backward(loss * (self.trainer.world_size if divided else 1)),
                 every_pass=divided,
+                tokens=tokens,
             )
         sums = dict(zip(sums, self.sum_over_processes(torch.stack(list(sums.values()))), strict=True))
         self.check_finite(sums["loss"], {"samples": window[0]["samples"]})
@@ -268,10 +316,39 @@ class GRPOModule(LanguageModelModule):
                 self.sum_over_processes(p.grad)
         optimizer.step()
         cast(LambdaLR, self.lr_schedulers()).step()  # there is one
+        if self.sync_ref_model and self.global_step % self.ref_model_sync_steps == 0:
+            self.llm.mix_into_reference(self.ref_model_mixup_alpha)
         return sums
 
+    @property
+    def learning_rate(self) -> float:
+        """The learning rate of the next optimiser step."""
+        rate: float = cast(LightningOptimizer, self.optimizers()).param_groups[0]["lr"]
+        return rate
+
+    def adapt_beta(self, means: Mapping[str, float], rollout: Rollout) -> None:
+        """Let the weight of the divergence follow ``objective.target_kl``, by numbers that all processes share."""
+        if self.objective.target_kl is not None and "train/kl" in means:
+            answers, _ = self.count_answers_and_tokens(rollout)
+            self.beta = self.objective.adapted_beta(self.beta, means["train/kl"], answers)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Add the weight of the divergence, if it changes."""
+        super().on_save_checkpoint(checkpoint)
+        if self.objective.target_kl is not None:
+            checkpoint["beta"] = self.beta
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take over the weight of the divergence, if it changes."""
+        super().on_load_checkpoint(checkpoint)
+        if self.objective.target_kl is not None:
+            self.beta = checkpoint.get("beta", self.beta)
+
     def on_before_optimizer_step(self, optimizer: torch.optim.Optimizer) -> None:
-        """Clip the gradients; in 16-mixed Lightning has divided them by its scale just before."""
+        """Measure and clip the gradients; in 16-mixed Lightning has divided them by its scale just before."""
+        gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+        self.grad_norm = float(norm.full_tensor() if isinstance(norm, DTensor) else norm)
         if self.trainer.gradient_clip_val:
             self.clip_gradients(
                 optimizer,
@@ -281,33 +358,21 @@ class GRPOModule(LanguageModelModule):
 
     def optimizer_steps(self) -> float:
         """Return how many steps the run will take; infinite if nothing ends it."""
-        steps = super().optimizer_steps() * self.num_iterations
+        steps, epochs = super().optimizer_steps() * self.num_iterations, self.trainer.max_epochs
+        if self.num_mini_batches > 1 and epochs is not None and epochs > 0:  # the last window of an epoch may be short
+            steps = math.ceil(self.trainer.num_training_batches / self.batches_per_step) * epochs * self.num_iterations
         return min(steps, self.trainer.max_steps) if self.trainer.max_steps > 0 else steps
+
+    @property
+    def steps_per_window(self) -> int:
+        """How many optimiser steps a whole window takes."""
+        return self.num_iterations * self.num_mini_batches
 
     def count_answers_and_tokens(self, rollout: Rollout) -> tuple[float, float]:
         """Return the numbers of answers and of learnt tokens of the step in all processes."""
         counts = [rollout.finished.numel(), int(rollout.loss_mask.sum())]
         answers, tokens = self.sum_over_processes(torch.tensor(counts, dtype=torch.float64)).tolist()
         return answers, tokens
-
-    def decode_answers(self, window: Sequence[Any], rollout: Rollout) -> list[list[Answer]]:
-        """Return the sampled answers as text, one list per prompt; cut-off answers as they are."""
-        samples = [s for batch in window for s in batch["samples"]]
-        lengths = rollout.sampled.sum(2)
-        words = {s.labels: label_words(s.labels, self.verbalizer) for s in samples}
-        return [
-            [
-                Answer(
-                    self.llm.tokenizer.decode(ids[: int(length)], skip_special_tokens=True),
-                    int(length),
-                    bool(finished),
-                    sample,
-                    words[sample.labels],
-                )
-                for ids, length, finished in zip(rollout.ids[i], lengths[i], rollout.finished[i], strict=True)
-            ]
-            for i, sample in enumerate(samples)
-        ]
 
     def warn_if_rewards_equal(self, groups: Sequence[Sequence[Answer]], rewards: RewardBatch) -> None:
         """Warn once, with two answers, if all answers of the first `FIRST_STEPS` steps of a run have one reward."""
@@ -317,7 +382,7 @@ class GRPOModule(LanguageModelModule):
         self._steps_watched += 1
         if len(self._first_rewards) > 1:
             self._first_rewards = None
-        elif self._steps_watched == min(FIRST_STEPS, self.optimizer_steps() / self.num_iterations):
+        elif self._steps_watched == min(FIRST_STEPS, math.ceil(self.optimizer_steps() / self.steps_per_window)):
             (reward,) = self._first_rewards
             self._first_rewards = None
             rank_zero_warn(
@@ -325,60 +390,42 @@ class GRPOModule(LanguageModelModule):
                 f"learnt. {self.describe_answers([a.text for group in groups for a in group])}"
             )
 
-    # ---- evaluation
-    def predict(self, batch: Any) -> list[Prediction]:
-        """Return the greedy answer to each prompt, read as a label, with its rewards (without those of a group)."""
-        if self.validates == "labels":
-            return super().predict(batch)
-        rollout = roll_out(self.llm, self.encode(batch), 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
-        return [
-            Prediction.of(
-                answer.sample,
-                self.read_answer(answer.sample, answer.text),
-                text=answer.text,
-                details={**self.reward_details(answer), "tokens": answer.tokens, "finished": answer.finished},
-            )
-            for (answer,) in self.decode_answers([batch], rollout)
-        ]
-
-    def reward_details(self, answer: Answer) -> dict[str, Any]:
-        """Return ``reward``, the weighted sum, and ``rewards``, its parts (None where one does not apply)."""
-        parts = {reward_name(f): evaluate_reward(f, answer) for f in self.reward_funcs}
-        total = sum(w * (r or 0.0) for w, r in zip(self.reward_weights, parts.values(), strict=True))
-        return {"reward": total, "rewards": parts}
-
-    def on_validation_epoch_start(self) -> None:
-        """Begin a new list of rewards."""
-        self.validation_rewards: list[float] = []
-
-    def update_validation_metrics(self, samples: SampleBatch, predictions: Sequence[Prediction]) -> None:
-        """Add the predictions of a validation batch to the metrics, and their rewards to the mean reward."""
-        super().update_validation_metrics(samples, predictions)
-        if self.validates == "rewards":
-            self.validation_rewards += [float((p.details or {})["reward"]) for p in predictions]  # type: ignore[arg-type]  # a number
-
-    def on_validation_epoch_end(self) -> None:
-        """Log the scores and the mean reward."""
-        super().on_validation_epoch_end()
-        if self.validates == "rewards" and not self.trainer.sanity_checking:
-            sums = torch.tensor([sum(self.validation_rewards), len(self.validation_rewards)], device=self.device)
-            total, n = self.sum_over_processes(sums).tolist()
-            self.log("val/reward", total / max(n, 1), prog_bar=True)
-
     # ---- logging
-    def log_step(self, rollout: Rollout, rewards: RewardBatch, sums: Mapping[str, Tensor]) -> None:
-        """Log the numbers of a step (see `zoo.training.grpo_metrics`) as means over all processes."""
+    def step_numbers(
+        self, window: Sequence[Any], rollout: Rollout, rewards: RewardBatch, sums: Mapping[str, Tensor], cost: StepCost
+    ) -> Mapping[str, tuple[Tensor, Tensor]]:
+        """Return the numbers of a step of this process, see `zoo.training.grpo_metrics`."""
         numbers = step_metrics(rollout, rewards.total, rewards.parts, rewards.metrics, sums, self.objective)
+        truncated = sum(batch.get("truncated", 0) for batch in window)
+        numbers["prompts/clipped_ratio"] = torch.tensor(float(truncated)), torch.tensor(float(len(rewards.total)))
+        if self.max_resample_times:  # of all processes together
+            dropped = float(cost.dropped_groups * self.trainer.world_size)
+            numbers["dynamic_sampling/dropped_groups"] = torch.tensor(dropped), torch.tensor(1.0)
+        if self.objective.target_kl is not None:
+            numbers["beta"] = torch.tensor(self.beta), torch.tensor(1.0)
+        return numbers
+
+    def average_over_processes(self, numbers: Mapping[str, tuple[Tensor, Tensor]]) -> dict[str, float]:
+        """Return name -> sum over count of all processes, which name the same numbers; without those that count 0."""
         pairs = torch.stack([torch.stack([x.float().to(self.device) for x in pair]) for pair in numbers.values()])
-        pairs = self.sum_over_processes(pairs)
-        means = {f"train/{name}": total / n for name, (total, n) in zip(numbers, pairs, strict=True) if n}
+        sums = self.sum_over_processes(pairs).tolist()
+        return {name: total / n for name, (total, n) in zip(numbers, sums, strict=True) if n}
+
+    def log_step(self, means: Mapping[str, float], steps_before: int) -> None:
+        """Log the numbers of a window.
+
+        Args:
+            means: name -> number.
+            steps_before: optimiser steps of the run before the window's.
+        """
         for name, value in means.items():
-            on_bar = name in ("train/loss", "train/reward")
-            self.log(name, value, prog_bar=on_bar, logger=False, batch_size=len(rewards.total))
+            if name.startswith("train/"):
+                on_bar = name in ("train/loss", "train/reward")
+                self.log(name, value, prog_bar=on_bar, logger=False, batch_size=1)
         # not through Lightning, which in manual optimisation writes the last step's numbers again for every batch
         every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]  # set by one of its connectors
-        if self.global_step % every == 0 and self.trainer.is_global_zero:
-            values = {name: float(value) for name, value in means.items()} | {"epoch": self.current_epoch}
+        if self.global_step // every > steps_before // every and self.trainer.is_global_zero:
+            values = dict(means) | {"epoch": self.current_epoch}
             for logger in self.loggers:
                 logger.log_metrics(values, step=self.global_step - 1)
                 logger.save()  # on disk now, as Lightning does it: a killed run keeps its log

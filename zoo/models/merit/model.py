@@ -34,7 +34,7 @@ import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Protocol, cast
+from typing import Any, Literal, cast
 
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
@@ -45,6 +45,7 @@ from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media
 from zoo.models.merit.answers import CONSISTENCY_SCORES, Distance, LabelDistances, VotedAnswers, add_consistency
 from zoo.models.merit.parts import (
+    AdaptedCorpus,
     AnswerStatistics,
     Guard,
     majority,
@@ -294,15 +295,6 @@ class MeritRLVR(GRPOModule):
         return add_consistency(super().summary(rows, run), rows, self, self.distances)
 
 
-class _Adaptation(Protocol):
-    """What an adaptation knows of its corpus beyond `CorpusView`: `zoo.data.Adaptation`."""
-
-    @property
-    def labelled(self) -> bool: ...
-
-    def truth(self, sample_id: str) -> int | None: ...
-
-
 class MeritTTRL(MeritRLVR):
     """Reinforcement at test time by majority vote on unlabelled data (Sec. 3.4). Use `zoo.data.Adaptation`.
 
@@ -314,6 +306,8 @@ class MeritTTRL(MeritRLVR):
         min_agreement: samples whose winner has a smaller share of the answers give no gradient (ours; 0: all do).
         vote_balance: a vote weighs (before / now)^balance: how often its label was answered before adaptation and is of
             late (ours; 0: one vote each).
+        num_votes: answers that are drawn per sample and vote (Zuo et al. 2025: 64, of which they train 32); the first
+            `num_generations` of them are trained. None: as many as are trained.
         guard: when to take back and end (ours); null: never.
         best_by: which check is best: the ``last`` one, or that with most ``information`` (sure and varied answers).
     """
@@ -327,6 +321,7 @@ class MeritTTRL(MeritRLVR):
         alpha: float | None = 1.0,
         min_agreement: float = 0.0,
         vote_balance: float = 0.0,
+        num_votes: int | None = None,
         guard: Guard | None = Guard(),  # noqa: B008 - frozen
         best_by: Literal["last", "information"] = "information",
         **kwargs: Any,
@@ -337,6 +332,9 @@ class MeritTTRL(MeritRLVR):
                 "need alpha > 0 or null (binary; alpha 0 would make all answers worth the same), "
                 f"0 <= min_agreement <= 1 and vote_balance >= 0; got {alpha}, {min_agreement}, {vote_balance}"
             )
+        if num_votes is not None and num_votes < self.num_generations:
+            raise ValueError(f"num_votes {num_votes} is below num_generations {self.num_generations}; raise it")
+        self.num_votes = num_votes
         self.alpha, self.min_agreement, self.vote_balance = alpha, min_agreement, vote_balance
         self.guard, self.best_by = guard, best_by
         self.start: AnswerStatistics | None = None  # before adaptation
@@ -348,6 +346,11 @@ class MeritTTRL(MeritRLVR):
     def _check_rewards(self) -> None:
         if self.reward_funcs:
             raise ValueError("the vote is the reward at test time; rewards of your own belong to MeritRLVR")
+
+    @property
+    def answers_per_prompt(self) -> int:
+        """How many answers are sampled, which all vote; the first ``num_generations`` of them are trained."""
+        return self.num_votes or self.num_generations
 
     # ---- reward (Sec. 3.4.1)
     def rewards(self, groups: Sequence[Sequence[Answer]]) -> RewardBatch:
@@ -363,7 +366,7 @@ class MeritTTRL(MeritRLVR):
             rewards.append([0.0] * len(v) if unsure else vote_reward(v, winner, distances, self.alpha))
         total = torch.tensor(rewards, dtype=torch.float32)
         metrics = vote_agreement(votes, winners) | {"used": float((total > 0).any(1).float().mean())}
-        data = cast(_Adaptation, self.data)  # see `setup`
+        data = cast(AdaptedCorpus, self.data)  # see `setup`
         if data.labelled:  # for the log alone
             known = (data.truth(group[0].sample.id) for group in groups)
             truth = [index for index in known if index is not None]

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from math import isclose
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -47,6 +48,15 @@ WHEEL: dict[str, float | None] = {
     "disgusted": 225.0,
     "neutral": None,
 }
+
+
+class AdaptedCorpus(Protocol):
+    """What an adaptation knows of its corpus beyond `CorpusView`: `zoo.data.Adaptation`."""
+
+    @property
+    def labelled(self) -> bool: ...
+
+    def truth(self, sample_id: str) -> int | None: ...
 
 
 # ------------------------------------------------------------------------------------------------------------ distances

@@ -126,12 +126,14 @@ class ModalitySelector(GRPOModule):
 
     def _check_exploration(self) -> None:
         kind, n = self.objective.kind, self.num_generations
-        if self.forced and (kind != "reinforce_group" or self.num_iterations > 1 or n % 2):
+        if self.forced and (kind != "reinforce_group" or self.steps_per_window > 1 or n % 2):
             raise ValueError(
                 "exploration forced puts both decisions into every group: it needs an even number of answers "
-                f"(num_generations), objective.kind reinforce_group and 1 iteration; got {n}, {kind} and "
-                f"{self.num_iterations}"
+                f"(num_generations), objective.kind reinforce_group and 1 iteration of 1 mini-batch; got {n}, {kind} "
+                f"and {self.steps_per_window}"
             )
+        if self.forced and self.max_resample_times:
+            raise ValueError("exploration forced gives the same answers again: set max_resample_times to 0")
 
     # ---- prompts
     def longest_answer(self) -> int:
@@ -173,10 +175,10 @@ class ModalitySelector(GRPOModule):
         return [self.answer_ids(phrase) for phrase in (KEEP, DISCARD)]
 
     # ---- stage 1
-    def sample(self, window: Sequence[Any], answers: int | None = None) -> Rollout:
-        """Return answers to all prompts of a window: sampled, or with both decisions in every group."""
+    def sample(self, window: Sequence[Any], answers: int | None = None, prompts: torch.Tensor | None = None) -> Rollout:
+        """Return answers to the prompts of a window: sampled, or with both decisions in every group."""
         if not self.forced:
-            return super().sample(window, answers)
+            return super().sample(window, answers, prompts)
         if not self.tagged:
             return self.both_decisions(window)
         return self.decide_both_ways(super().sample(window, self.num_generations // 2))
@@ -262,7 +264,7 @@ class ModalitySelector(GRPOModule):
         """Return the reward of a decision made without words; nothing without reward functions."""
         phrase, ids = ((KEEP, DISCARD)[not keep], self.decision_ids[not keep])
         answer = Answer(phrase, len(ids) + 1, True, sample)
-        return self.reward_details(answer) if self.reward_funcs else {}
+        return self.reward_details([answer])[0] if self.reward_funcs else {}
 
     def on_validation_epoch_start(self) -> None:
         """Begin a new list of decisions."""
