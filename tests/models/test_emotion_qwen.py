@@ -26,7 +26,7 @@ from zoo.data import MELD
 from zoo.media import Media
 from zoo.models.causal_lm import CausalLM
 from zoo.models.emotion_qwen import EmotionQwen
-from zoo.models.emotion_qwen.faces import EMOTIONS, Face, FaceCapture
+from zoo.models.emotion_qwen.faces import EMOTIONS, Face, FaceCapture, PrecomputedFaces
 from zoo.models.emotion_qwen.scores import gold_in_answer
 from zoo.schema import Labels, Sample, Turn
 from zoo.sitcom.clips import encode
@@ -272,6 +272,19 @@ def test_face_capture_adds_a_masked_second_video(home, tmp_path, boxes):
         assert torch.equal(whole, alone["patches"])
         assert float((whole != masked).any(1).float().mean()) == (1.0 if boxes == 1 else 0.0) or boxes == 30
         assert own["rows"] == (0, 0) and own["keys"][0] != own["keys"][1]
+
+
+def test_a_clip_whose_faces_were_never_looked_for_is_listed_and_not_shown(home, tmp_path):
+    """As one that could not be read when faces were prepared: no face would be another finding."""
+    path, file = tmp_path / "clip.mp4", tmp_path / "faces.jsonl"
+    path.write_bytes(encode(np.full((6, 32, 32, 3), 200, np.uint8), np.zeros(8000, "f4")))
+    file.write_text(json.dumps({"clip": "another", "frame": 0, "size": [32, 32], "faces": []}) + "\n")
+    batch = collated(made(home, face_capture=FaceCapture(PrecomputedFaces(str(file)))), [sample("a", path)])
+    collator = made(home, face_capture=FaceCapture(PrecomputedFaces(str(file)))).collator(False)
+    batch = collator([sample("a", path)], np.random.default_rng(0))
+    (problem,) = collator.media.new_problems()
+    assert problem["problem"] == "unreadable" and "zoo prepare faces" in problem["reason"]
+    assert (batch["no_clip"], batch["no_faces"], batch["patches"]) == (1, 0, None)
 
 
 def test_large_frames_are_reduced_before_they_are_kept_unless_faces_are_looked_for(home, tmp_path, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from zoo.backbones.tiny import make_vit_folder
+from zoo.media import Unreadable
 from zoo.models.emotion_qwen.faces import (
     EMOTIONS,
     DeepFaceFaces,
@@ -301,7 +302,7 @@ def test_findings_are_looked_up_by_clip_and_frame(tmp_path):
     with pytest.raises(ValueError, match=r"no row about frame 2 of train/a.mp4, only about \[0, 1, 3\]"):
         analyzer.analyse(noise(), "train/a.mp4", [2])
     for clip in ("c.mp4", None):
-        with pytest.raises(ValueError, match=f"no row about clip {clip!r}; the first one it knows is 'train/a.mp4'"):
+        with pytest.raises(Unreadable, match=f"no row about clip {clip!r}; the first one it knows is 'train/a.mp4'"):
             analyzer.analyse(noise(), clip)
 
 

@@ -194,18 +194,20 @@ class QwenCollator(PromptCollator):
         if turn.video is None:
             return None, None
         try:
-            # faces are found, and cut out, in the picture's own pixels
-            looks = self.capture is not None and faces
-            frames, seconds = self.sampling.read(self.media, turn, None if looks else self._budgets())
+            return self._read_clip(turn, turn.video, sample_id, self.capture if faces else None)
         except Unreadable as error:
             self.media.report(turn.video, error.reason)  # what is found without decoding `media` has not seen
             return None, None
+
+    def _read_clip(
+        self, turn: Turn, video: Path, sample_id: str, capture: FaceCapture | None
+    ) -> tuple[ClipPatches | None, ClipPatches | None]:
+        # faces are found, and cut out, in the picture's own pixels
+        frames, seconds = self.sampling.read(self.media, turn, self._budgets() if capture is None else None)
         pixels = torch.from_numpy(np.ascontiguousarray(frames))
-        key = (str(turn.video), turn.start, turn.end, turn.crop, len(pixels))
+        captured = None if capture is None else capture(pixels, sample_id)
+        key = (str(video), turn.start, turn.end, turn.crop, len(pixels))
         clip = self._to_patches(pixels, seconds, (*key, "all"))
-        if self.capture is None or not faces:
-            return clip, None
-        captured = self.capture(pixels, sample_id)
         return clip, None if captured is None else self._to_patches(captured.frames, seconds, (*key, "faces"))
 
     def _budgets(self) -> tuple[PixelBudget, PixelBudget]:

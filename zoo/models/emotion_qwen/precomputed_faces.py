@@ -9,6 +9,7 @@ from typing import Any
 
 from torch import Tensor
 
+from zoo.media import Unreadable
 from zoo.models.emotion_qwen.face_types import Face, check_frames, clip_box
 
 MAX_COORDINATE = 1_000_000  # pixels: beyond, a coordinate is a mistake
@@ -70,13 +71,15 @@ class PrecomputedFaces:
         An absent finding must not pass for an absent face.
 
         Raises:
-            ValueError: a clip or a frame without a row, or a box outside the picture.
+            Unreadable: a clip without a row.
+            ValueError: a frame without a row, or a box outside the picture.
         """
         height, width = check_frames(frames).shape[2:]
         if clip not in self.rows:
-            raise ValueError(
-                f"{self.file} has no row about clip {clip!r}; the first one it knows is {next(iter(self.rows))!r}. Run "
-                "zoo prepare faces on this corpus: it goes on with the clips that are new, or could not be read before"
+            raise Unreadable(
+                self.file,
+                f"no row about clip {clip!r}; the first one it knows is {next(iter(self.rows))!r}. Run zoo prepare "
+                "faces on this corpus: it goes on with the clips that are new, or could not be read before",
             )
         if numbers is None and self.counts.get(clip, len(frames)) != len(frames):
             raise ValueError(
