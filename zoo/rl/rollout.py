@@ -25,6 +25,8 @@ class Rollout(NamedTuple):
     finished: Tensor  # (B, n) bool: False if cut off
     entropy: Tensor  # (B, n, T) float32, nats; of every sampled token
     sampled_mask: Tensor | None = None  # (B, n, T) bool: True on every sampled token; None: as `loss_mask`
+    # (B, n, T) float32: of an engine that sampled in place of the policy, whose own are `old_logprobs` then; else None
+    sampler_logprobs: Tensor | None = None
 
     @property
     def sampled(self) -> Tensor:
@@ -45,6 +47,7 @@ class Rollout(NamedTuple):
             part(self.finished),
             part(self.entropy),
             None if self.sampled_mask is None else part(self.sampled_mask),
+            None if self.sampler_logprobs is None else part(self.sampler_logprobs),
         )
 
 
@@ -56,12 +59,16 @@ class Prompts(Protocol):
     def rows(self, index: Tensor) -> Self: ...
 
 
-class Policy(Protocol):
-    """What is needed of a language model: `zoo.backbones.LLM`."""
+class Writer(Protocol):
+    """What writes answers: `zoo.backbones.LLM`, or an engine."""
 
     def sample(
         self, prefix: Any, n: int, *, max_new_tokens: int, temperature: float, generator: torch.Generator | None
     ) -> Any: ...
+
+
+class Policy(Writer, Protocol):
+    """What is needed of a language model: `zoo.backbones.LLM`."""
 
     def logprobs(self, prefix: Any, answers: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor: ...
 
@@ -70,7 +77,7 @@ class Policy(Protocol):
 
 @torch.no_grad()
 def roll_out(
-    llm: Policy,
+    llm: Writer,
     prompts: Prompts,
     n: int,
     *,

@@ -27,11 +27,13 @@ from zoo.backbones import Prefix
 from zoo.prompts import label_words
 from zoo.renaming import Renamed
 from zoo.rl import Answer, Objective, Reward, Rollout, accumulate_gradients, roll_out, token_weights
+from zoo.rl.correction import Correction
 from zoo.rl.grpo import ScaleRewards
 from zoo.rl.rewards import Correct, check_reward, evaluate_reward, reward_name
 from zoo.schema import Prediction
 from zoo.training.batch import PromptBatch, SampleBatch
 from zoo.training.completions import log_completions
+from zoo.training.engine_rollouts import EngineRollouts
 from zoo.training.grpo_metrics import step_metrics
 from zoo.training.language_model import LanguageModelModule
 
@@ -70,6 +72,9 @@ class GRPOModule(LanguageModelModule):
         reward_weights: one number per reward; None: all 1.
         log_completions_steps: optimiser steps between two entries of ``answers.jsonl`` in the run folder: the sampled
             answers of two prompts with their rewards. 0: none.
+        sampler_correction: how the loss allows for answers that an engine sampled (`sampler`) with slightly other
+            probabilities: ``truncate`` or ``mask``, see `zoo.rl.correction`; ``none``: not.
+        sampler_threshold: largest ratio of the two.
     """
 
     renamed_options = {
@@ -98,6 +103,8 @@ class GRPOModule(LanguageModelModule):
         reward_funcs: list[Reward] | None = None,
         reward_weights: list[float] | None = None,
         log_completions_steps: int = 50,
+        sampler_correction: Correction = "truncate",
+        sampler_threshold: float = 2.0,
         lr: float = 5e-6,
         **kwargs: Any,
     ) -> None:
@@ -128,6 +135,7 @@ class GRPOModule(LanguageModelModule):
         for reward in self.reward_funcs:
             check_reward(reward)
         self.log_completions_steps = log_completions_steps
+        self.engine_rollouts = EngineRollouts(self, sampler_correction, sampler_threshold)
         self.window_batches: list[Any] = []  # of the optimiser step that is being collected
         self._first_rewards: set[float] | None = None  # different rewards of the first steps; None once there are two
         self._steps_watched = 0
@@ -165,6 +173,8 @@ class GRPOModule(LanguageModelModule):
 
     def sample(self, window: Sequence[Any], answers: int | None = None) -> Rollout:
         """Return sampled answers to all prompts of a window; to each ``num_generations``, unless a number is given."""
+        if self.sampler.kind != "own":
+            return self.engine_rollouts.sample(window, answers or self.num_generations)
         with torch.no_grad():
             prompts = Prefix.join([self.encode(batch) for batch in window])
         return roll_out(
@@ -175,6 +185,15 @@ class GRPOModule(LanguageModelModule):
             temperature=self.temperature,
             mask_truncated=self.mask_truncated_completions,
         )
+
+    def asks_engine(self, stage: str) -> bool:
+        """Return whether a stage has answers written that an engine could write."""
+        return stage == "fit" or self.validates == "rewards" or super().asks_engine(stage)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Let go of an engine's answers that no resumed run needs any more."""
+        super().on_save_checkpoint(checkpoint)
+        self.engine_rollouts.forget_before_checkpoint(self.global_step)
 
     # ---- the loop
     def setup(self, stage: str) -> None:
@@ -227,6 +246,7 @@ class GRPOModule(LanguageModelModule):
         advantages = self.objective.advantages(rewards.total.to(rollout.old_logprobs), self.scale_rewards)
         totals = self.count_answers_and_tokens(rollout)
         weights = token_weights(rollout.loss_mask, self.objective.normalize, self.max_new_tokens, totals)
+        weights = self.engine_rollouts.corrected(weights, rollout)
 
         for iteration in range(self.num_iterations):
             sums = self.update(window, rollout, advantages, weights, on_policy=iteration == 0)
@@ -330,7 +350,7 @@ class GRPOModule(LanguageModelModule):
         """Return the greedy answer to each prompt, read as a label, with its rewards (without those of a group)."""
         if self.validates == "labels":
             return super().predict(batch)
-        rollout = roll_out(self.llm, self.encode(batch), 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
+        rollout = roll_out(self.writer, self.encode(batch), 1, max_new_tokens=self.max_new_tokens, temperature=0.0)
         return [
             Prediction.of(
                 answer.sample,
