@@ -265,7 +265,7 @@ def test_loading_is_not_allowed(server, llm, tmp_path):
 
 def test_models_that_no_engine_can_serve(server, tiny_llama, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no folder that an engine could serve"):
-        connect(LLM("shape:llama-7b", device="meta"), server, tmp_path)
+        connect(LLM("shape:llama-2-7b", device="meta"), server, tmp_path)
     with pytest.raises(ValueError, match="mrope"):
         connect(LLM(str(tiny_llama), mrope=(1, 1, 2)), server, tmp_path)
     monkeypatch.setattr(engine_module, "is_divided", lambda llm: True)

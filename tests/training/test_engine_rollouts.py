@@ -127,7 +127,10 @@ def test_the_correction_weighs_the_loss(home, tmp_path):
         fake = FakeVLLM(home / "llm")
         spoilt_logprobs(fake, 0.5)
         more = {"model__sampler_correction": kind, "model__sampler_threshold": threshold, "trainer__max_steps": 1}
-        run = fit(tmp_path / f"{kind}{threshold}", *options(home, fake, model__objective__normalize="sum", **more))
+        run = fit(
+            tmp_path / f"{kind}{threshold}",
+            *options(home, fake, model__objective__normalize="sum", model__objective__kind="reinforce_group", **more),
+        )
         weights[kind, threshold] = abs(sum(logged(run, "train/loss")))
         assert logged(run, "train/sampling/sampling_logp_difference/mean") == [pytest.approx(0.5, abs=1e-3)]
         fake.stop()
@@ -149,8 +152,8 @@ def test_a_killed_trainer_resumes_exactly(home, tmp_path, kill):
     assert in_child(lambda: fit(root, *options(home, disturbed)), kill) == -9
     asked = len(disturbed.completions())
     disturbed.restart()
-    zoo("fit", *options(home, disturbed), "--ckpt_path=last", f"--trainer.default_root_dir={root}", *QUIET)
     run = newest(root)
+    zoo("fit", f"--ckpt_path={run}")
     steps = list({(e["epoch"], e["batch"]): e for e in trace(run)}.values())
     assert steps == trace(expected)
     assert same(checkpoint(run)["state_dict"], checkpoint(expected)["state_dict"])
@@ -182,14 +185,14 @@ def test_a_restarted_engine_changes_nothing(home, server, tmp_path):
 
 
 def test_a_run_without_its_engine_says_so_and_goes_on_later(home, server, tmp_path):
-    count = itertools.count()
-    server.fault = lambda path, body: (500, None, "no") if path == "/v1/completions" and next(count) > 12 else None
-    once = options(home, server, model__sampler__tries=1)
-    message = refused("fit", *once, f"--trainer.default_root_dir={tmp_path}", *QUIET)
+    expected = fit(tmp_path / "reference", *options(home, server))
+    half, count = len(server.completions()) // 2, itertools.count()
+    server.fault = lambda path, body: (500, None, "no") if path == "/v1/completions" and next(count) > half else None
+    root = f"--trainer.default_root_dir={tmp_path}"
+    message = refused("fit", *options(home, server, model__sampler__tries=1), root, *QUIET)
     assert "gave no usable answer" in message and "resume the run" in message
     server.fault = lambda path, body: None
-    zoo("fit", *once, "--ckpt_path=last", f"--trainer.default_root_dir={tmp_path}", *QUIET)
-    expected = fit(tmp_path / "reference", *options(home, server))
+    zoo("fit", f"--ckpt_path={newest(tmp_path)}")
     assert same(checkpoint(newest(tmp_path))["state_dict"], checkpoint(expected)["state_dict"])
 
 
