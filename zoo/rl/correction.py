@@ -46,8 +46,9 @@ def correction_weights(
     if per_answer:
         log_ratio = log_ratio.sum(2, keepdim=True)
     ratio = log_ratio.exp()
-    kept = ratio.clamp(max=threshold) if kind == "truncate" else torch.where(ratio <= threshold, ratio, 0.0)
-    return kept * real
+    if kind == "truncate":
+        return ratio.clamp(max=threshold) * real
+    return torch.where(ratio <= threshold, ratio, 0.0) * real
 
 
 def mismatch(trainer: Tensor, sampler: Tensor, mask: Tensor) -> tuple[Tensor, Tensor, Tensor]:

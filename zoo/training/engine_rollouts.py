@@ -63,15 +63,15 @@ class EngineRollouts:
         module = self.module
         batches = [module.encode(batch) for batch in window]
         drawn = self._answers(Prefix.join(batches), n)
-        own: list[Tensor] = []
+        logprobs: list[Tensor] = []  # of the policy
         start = 0
         with evaluation_mode(module.llm):
             for prefix in batches:  # as many at once as in training
                 rows = slice(start, start + len(prefix.mask))
-                own.append(module.llm.logprobs(prefix, drawn.ids[rows], drawn.mask[rows], module.temperature))
+                logprobs.append(module.llm.logprobs(prefix, drawn.ids[rows], drawn.mask[rows], module.temperature))
                 start = rows.stop
         mask = drawn.mask & drawn.finished[..., None] if module.mask_truncated_completions else drawn.mask
-        trainer, sampler = (x.masked_fill(~mask, 0.0) for x in (torch.cat(own), drawn.logprobs))
+        trainer, sampler = (x.masked_fill(~mask, 0.0) for x in (torch.cat(logprobs), drawn.logprobs))
         return Rollout(drawn.ids, mask, trainer, drawn.finished, drawn.entropy, drawn.mask, sampler)
 
     def corrected(self, weights: Tensor, rollout: Rollout) -> Tensor:

@@ -230,14 +230,19 @@ class LanguageModelModule(EmotionModule):
         return self.decode != "score"
 
     @property
+    def sends_embeddings(self) -> bool:
+        """Whether its prompts hold more than words."""
+        return self.encoders is not None or type(self).embed is not LanguageModelModule.embed
+
+    @property
     def writer(self) -> LLM | Engine:
         """What writes answers: the language model itself, or an engine, which is checked when it is first needed."""
         if self.sampler.kind == "own":
             return self.llm
         if self._engine is None:
             engine = Engine(self.llm, self.sampler, adapter_folder(self.sampler.folder, run_folder(self.trainer)))
-            embedded = self.encoders is not None or type(self).embed is not LanguageModelModule.embed
-            engine.check(self.max_length + self.longest_answer(), getattr(self, "temperature", 1.0), embedded)
+            temperature = getattr(self, "temperature", 1.0)
+            engine.check(self.max_length + self.longest_answer(), temperature, self.sends_embeddings)
             self._engine = engine
         return self._engine
 
@@ -286,9 +291,8 @@ class LanguageModelModule(EmotionModule):
 
     def encode(self, batch: Any) -> Prefix:
         """Return the encoded prompts of a batch; called anew for every forward pass."""
-        words_alone = self.encoders is None and type(self).embed is LanguageModelModule.embed
         return self.llm.encode(
-            batch["input_ids"] if words_alone else self.embed(batch),
+            self.embed(batch) if self.sends_embeddings else batch["input_ids"],
             batch["mask"],
             positions=batch.get("positions"),
             tree=batch.get("tree"),
