@@ -22,6 +22,7 @@ import torch
 from safetensors.torch import load_file
 
 from zoo.backbones import LLM, LoRA
+from zoo.rl import Rollout
 
 ASK = {"model": "base", "prompt": [5, 6, 7], "max_tokens": 3, "temperature": 0, "logprobs": 0, "return_token_ids": True}
 EMBEDDED = {key: value for key, value in ASK.items() if key != "prompt"}
@@ -322,3 +323,31 @@ class _Error(Exception):
 
 def _text(part: Any) -> bytes:
     return (part if isinstance(part, str) else json.dumps(part)).encode()
+
+
+def seeded_as_an_engine(llm, prompts, n, *, max_new_tokens, temperature, mask_truncated=False, **how):
+    """Our own sampling with a seed for every answer, in place of `roll_out`."""
+    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
+    seeds = torch.randint(2**31, (len(prompts.mask),), generator=generator).tolist()
+    drawn = [
+        llm.sample(
+            prompts.rows(torch.tensor([i])),
+            1,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            generator=torch.Generator().manual_seed(seed + k),
+        )
+        for i, seed in enumerate(seeds)
+        for k in range(n)
+    ]
+    longest = max(d.ids.shape[2] for d in drawn)
+
+    def joined(name, fill):
+        values = [getattr(d, name) for d in drawn]
+        padded = [torch.nn.functional.pad(v, (0, longest - v.shape[2]), value=fill) for v in values]
+        return torch.cat(padded).view(len(seeds), n, longest)
+
+    mask, finished = joined("mask", False), torch.cat([d.finished for d in drawn]).view(len(seeds), n)
+    ids = joined("ids", llm.pad_id)
+    learnt = mask & finished[..., None] if mask_truncated else mask
+    return Rollout(ids, learnt, joined("logprobs", 0.0) * learnt, finished, joined("entropy", 0.0), mask)

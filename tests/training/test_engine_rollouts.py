@@ -6,9 +6,8 @@ import pytest
 import torch
 
 from tests.builders import make_home
-from tests.fake_vllm import FakeVLLM
+from tests.fake_vllm import FakeVLLM, seeded_as_an_engine
 from tests.runs_helper import TRACE, checkpoint, fit, flags, in_child, logged, newest, refused, rows, same, trace, zoo
-from zoo.rl import Rollout
 from zoo.training import grpo
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -43,34 +42,6 @@ def options(home, server=None, **more):
     places = {"model__llm": home / "llm", "data__root": home / "meld"}
     engine = {"model__sampler__kind": "vllm", "model__sampler__url": server.url} if server else {}
     return [TRACE, *flags(**OPTIONS | places | engine | more)]
-
-
-def seeded_as_an_engine(llm, prompts, n, *, max_new_tokens, temperature, mask_truncated=False, **how):
-    """Our own sampling with a seed for every answer, in place of `roll_out`."""
-    generator = torch.Generator().manual_seed(int(torch.randint(2**62, ())))
-    seeds = torch.randint(2**31, (len(prompts.mask),), generator=generator).tolist()
-    drawn = [
-        llm.sample(
-            prompts.rows(torch.tensor([i])),
-            1,
-            max_new_tokens=max_new_tokens,
-            temperature=temperature,
-            generator=torch.Generator().manual_seed(seed + k),
-        )
-        for i, seed in enumerate(seeds)
-        for k in range(n)
-    ]
-    longest = max(d.ids.shape[2] for d in drawn)
-
-    def joined(name, fill):
-        values = [getattr(d, name) for d in drawn]
-        padded = [torch.nn.functional.pad(v, (0, longest - v.shape[2]), value=fill) for v in values]
-        return torch.cat(padded).view(len(seeds), n, longest)
-
-    mask, finished = joined("mask", False), torch.cat([d.finished for d in drawn]).view(len(seeds), n)
-    ids = joined("ids", llm.pad_id)
-    learnt = mask & finished[..., None] if mask_truncated else mask
-    return Rollout(ids, learnt, joined("logprobs", 0.0) * learnt, finished, joined("entropy", 0.0), mask)
 
 
 @pytest.mark.parametrize(
