@@ -14,7 +14,8 @@ from tests.fake_vllm import CASES, JSON, FakeVLLM, contract
 from zoo import endpoints
 from zoo.backbones import LLM, LoRA
 from zoo.backbones import engine as engine_module
-from zoo.backbones.engine import Engine, Sampler, adapter_version, write_adapter
+from zoo.backbones.engine import Engine, Sampler
+from zoo.backbones.sent_adapters import adapter_version, write_adapter
 
 SEEDS = 11
 

@@ -32,7 +32,7 @@ from lightning.pytorch import Callback
 from tests.benchmarks import grpo_toy
 from tests.fake_vllm import contract
 from zoo.backbones import LLM, LoRA
-from zoo.backbones.engine import write_adapter
+from zoo.backbones.sent_adapters import write_adapter
 from zoo.cli import main as zoo
 
 URL = "http://127.0.0.1:8377"
@@ -98,7 +98,7 @@ def toy(options: argparse.Namespace) -> dict[str, Any]:
     grpo_toy.OBJECTIVES["LoRA by vLLM"] = [*grpo_toy.OBJECTIVES["LoRA"], *SAMPLER]
     found: dict[str, Any] = {}
     with engine(options.vllm_python, options.out, [*TOY, f"--model.llm={folder}", *rank, "--trainer.accelerator=cpu"]):
-        for name in ("LoRA", "LoRA by vLLM"):
+        for name in ("LoRA by vLLM", "LoRA"):
             start = time.monotonic()
             curves = [grpo_toy.curve(options, name, seed) for seed in options.seeds]
             found[name] = {

@@ -10,29 +10,25 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import hashlib
 import io
-import json
 import logging
 import math
 import shutil
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, cast, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
 import torch
-from peft import LoraConfig, PeftModel
-from safetensors.torch import save_file
 from torch import Tensor
 
-from zoo.backbones.adapters import DEFAULT
 from zoo.backbones.decoding import Completions, evaluation_mode
 from zoo.backbones.divided import is_divided
 from zoo.backbones.llm import LLM
 from zoo.backbones.prefix import Prefix
+from zoo.backbones.sent_adapters import PREFIX, adapter_version, shaken, write_adapter
 from zoo.endpoints import Refused, Server, TryAgain, Unanswered
 from zoo.storage import locked, parse_json, whole_folder
 
@@ -42,10 +38,8 @@ Kind = Literal["own", "vllm"]
 AT_ONCE = 64  # questions that are under way; the engine batches what it has
 MAX_REPLY_BYTES = 64 * 2**20
 MAX_SEED = 2**31  # vLLM gives the k-th answer to a prompt the seed + k
-PREFIX = "zoo-"  # of the names of adapters
 PROBE = "The weather today is fine, she said, and smiled at him. He did not"
 PROBE_TOKENS = 8
-PROBE_NOISE = 0.05  # deviation of what the probed adapters have in addition: new ones would change nothing
 START = "start the engine with the line that `zoo rollouts serve --config FILE` prints"
 
 Prompt = list[int] | Tensor  # token ids, or embeddings (T, D)
@@ -152,7 +146,7 @@ class Engine:
                 f"the engine at {self.settings.url} has another tokenizer than {self.llm.path}: of a test sentence it "
                 f"makes {str(tokens)[:200]}, expected {expected}; {START}"
             )
-        with _shaken(self.llm), evaluation_mode(self.llm), torch.no_grad():
+        with shaken(self.llm), evaluation_mode(self.llm), torch.no_grad():
             differences = [self._probe(expected, 0.0, False), self._probe(expected, temperature, embedded)]
         log.info("the engine's log-probabilities differ by %.2g nats on average", max(differences))
         return max(differences)
@@ -395,64 +389,6 @@ def _prompt_fields(prompt: Prompt) -> dict[str, Any]:
     out = io.BytesIO()
     torch.save(prompt.clone(), out)  # a view would bring all it is a view of
     return {"prompt": None, "prompt_embeds": base64.b64encode(out.getvalue()).decode()}
-
-
-def adapter_tensors(llm: LLM) -> dict[str, Tensor]:
-    """Return the trained adapters by the names that PEFT gives them in a file."""
-    return {
-        name.replace(f".{DEFAULT}.", "."): parameter.detach().cpu().contiguous()
-        for name, parameter in llm.model.named_parameters()
-        if ".lora_" in name and f".{DEFAULT}." in name
-    }
-
-
-def adapter_version(llm: LLM) -> str:
-    """Return a name that stands for the numbers of the trained adapters."""
-    digest = hashlib.sha256(json.dumps(_adapter_config(llm), sort_keys=True).encode())
-    for name, tensor in sorted(adapter_tensors(llm).items()):
-        digest.update(name.encode() + tensor.float().numpy().tobytes())
-    return f"{PREFIX}{digest.hexdigest()[:20]}"
-
-
-def write_adapter(llm: LLM, folder: Path) -> None:
-    """Write the trained adapters as a PEFT folder."""
-    save_file(adapter_tensors(llm), folder / "adapter_model.safetensors", {"format": "pt"})
-    (folder / "adapter_config.json").write_text(json.dumps(_adapter_config(llm), indent=1), encoding="utf-8")
-
-
-def _adapter_config(llm: LLM) -> dict[str, Any]:
-    """Return what adapter_config.json says. ValueError without adapters."""
-    if not isinstance(llm.model, PeftModel):
-        raise ValueError("there are no adapters to send to an engine; add --model.lora")
-    config = cast(LoraConfig, llm.model.peft_config[DEFAULT])
-    return {
-        "peft_type": "LORA",
-        "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": Path(llm.path).name,
-        "r": config.r,
-        "lora_alpha": config.lora_alpha,
-        "lora_dropout": 0.0,
-        "bias": "none",
-        "target_modules": config.target_modules,
-        "inference_mode": True,
-    }
-
-
-@contextlib.contextmanager
-def _shaken(llm: LLM) -> Iterator[None]:
-    """Add small random numbers to the adapters, the same in every process; they get their own back."""
-    before = {n: p.detach().clone() for n, p in llm.model.named_parameters() if ".lora_B." in n and f".{DEFAULT}." in n}
-    generator = torch.Generator().manual_seed(0)
-    try:
-        with torch.no_grad():
-            for name, values in before.items():
-                noise = PROBE_NOISE * torch.randn(values.shape, generator=generator)
-                llm.model.get_parameter(name).add_(noise.to(values))
-        yield
-    finally:
-        with torch.no_grad():
-            for name, values in before.items():
-                llm.model.get_parameter(name).copy_(values)
 
 
 # ---- what comes back

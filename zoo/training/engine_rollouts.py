@@ -16,7 +16,7 @@ from torch import Tensor
 
 from zoo.backbones import Prefix
 from zoo.backbones.decoding import Completions, evaluation_mode
-from zoo.backbones.engine import adapter_version
+from zoo.backbones.sent_adapters import adapter_version
 from zoo.rl import Rollout
 from zoo.rl.correction import Correction, correction_weights
 from zoo.runs import run_folder
