@@ -59,7 +59,9 @@ def test_a_line_of_a_config(home, capsys):
         "--port": "8123",
     }
     assert {flag: value(words, flag) for flag in expected} == expected
-    assert {"--enable-lora", "--enforce-eager"} <= set(words) and "--enable-prompt-embeds" not in words
+    assert {"--enable-lora", "--enforce-eager", "--no-enable-chunked-prefill"} <= set(
+        words
+    ) and "--enable-prompt-embeds" not in words
 
 
 def test_pictures_need_embeddings(home, capsys):

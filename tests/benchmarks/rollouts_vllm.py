@@ -102,8 +102,8 @@ def toy(options: argparse.Namespace) -> dict[str, Any]:
             start = time.monotonic()
             curves = [grpo_toy.curve(options, name, seed) for seed in options.seeds]
             found[name] = {
-                "first": [round(float(c.iloc[:5].mean()), 3) for c in curves],
-                "last": [round(float(c.iloc[-5:].mean()), 3) for c in curves],
+                "first 5 steps": " ".join(f"{c.iloc[:5].mean():.2f}" for c in curves),
+                "last 5 steps": " ".join(f"{c.iloc[-5:].mean():.2f}" for c in curves),
                 "seconds per step": round((time.monotonic() - start) / sum(map(len, curves)), 2),
             }
             print(name, found[name], flush=True)
@@ -173,6 +173,11 @@ def main() -> None:
         return
     measures = {"toy": toy, "sitcom": sitcom}
     found = {name: measure(options) for name, measure in measures.items() if options.only in (None, name)}
+    for name, samplers in found.items():
+        columns = list(dict.fromkeys(column for numbers in samplers.values() for column in numbers))
+        print(f"\n| {name} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
+        for sampler, numbers in samplers.items():
+            print(f"| {sampler} | {' | '.join(str(numbers.get(column, '-')) for column in columns)} |")
     if options.json:
         options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
 
