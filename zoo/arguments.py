@@ -11,19 +11,21 @@ import inspect
 import pkgutil
 import re
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
-from jsonargparse import ArgumentParser
-from lightning.pytorch import Callback
+import yaml
+from jsonargparse import ActionConfigFile, ArgumentParser  # type: ignore[attr-defined]  # public, but not listed
+from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.cli import LightningArgumentParser
 from lightning.pytorch.loggers import Logger
 
 import zoo.data
 import zoo.models
-from zoo.configs import option_refusal, place_of, read_run_config
+from zoo.configs import option_refusal, place_of, read_run_config, refuse_unreadable
 from zoo.data import EmotionData
+from zoo.imports import take_imports, trust_words
 from zoo.renaming import RenamingParser
 from zoo.runs import find_checkpoint, newest_config, newest_run, published, run_of
 from zoo.training.module import EmotionModule
@@ -207,6 +209,36 @@ def classes(section: str, base: type, verb: str) -> str:
         lines.append(f"  {name:<20} {(inspect.getdoc(kind) or '').partition(chr(10))[0][:96]}".rstrip())
     lines += ["", f"options of one: zoo {verb} --{section}.help NAME"]
     return "\n".join(lines)
+
+
+# ------------------------------------------------------------------------------------- verbs that ask about a fit
+def parser_of_fit(verb: str, usage: str, description: str) -> ZooParser:
+    """Return a parser of the options of a fit, for a verb that answers a question about it."""
+    parser = ZooParser(prog=f"zoo {verb}", allow_abbrev=False, description=description)
+    parser.usage = f"zoo {verb} --config FILE [...] {usage} [options of a fit]"
+    add = parser.add_argument
+    add("-c", "--config", action=ActionConfigFile, help="options in a file, as in zoo fit; later files rule")
+    parser.add_lightning_class_args(Trainer, "trainer")
+    parser.add_lightning_class_args(EmotionModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(EmotionData, "data", subclass_mode=True)
+    for name in ("seed_everything", "checkpoint", "save_last_every", "save_last_minutes"):
+        add(f"--{name}", type=Any, default=None, help="as in zoo fit; without effect here")
+    return parser
+
+
+def options_of_fit(verb: str, args: list[str], make_parser: Callable[[], ZooParser]) -> dict[str, Any]:
+    """Return the options of a fit as plain values, with ``config``, the last of the files that they came from."""
+    know_short_names()
+    args = prepared(verb, take_imports(args), False)
+    configs = flag_values(args, "--config", "-c")
+    refuse_unreadable(configs)
+    trust_words(args, configs)
+    sys.argv = [*sys.argv[:1], *verb.split(), *args]  # where the parser's errors look
+    parser = make_parser()
+    options: dict[str, Any] = yaml.safe_load(
+        parser.dump(parser.parse_args(args), skip_validation=True, skip_none=False)
+    )
+    return options | {"config": configs[-1] if configs else None}
 
 
 # ------------------------------------------------------------------------------------------------ --ckpt_path and files

@@ -36,6 +36,7 @@ ZOO_VERBS = {
     "memory": "the GPU memory that a fit will need, and the cards it fits on: zoo memory --config FILE --card 24",
     "export": "a run's model or adapter as an ordinary folder, or the whole system to publish (--system)",
     "label": "the emotion of one clip, line, folder or table: zoo label CLIP --ckpt_path NAME --text 'What?'",
+    "rollouts": "the line that starts an engine (vLLM) for a config: zoo rollouts serve --config FILE [--run]",
     "checkpoints": "list, show, pull, convert and verify published checkpoints",
 }
 
@@ -270,6 +271,8 @@ def _run(verb: str, args: list[str]) -> None:
         from zoo.label.command import main as command
     elif verb == "memory":
         from zoo.memory import main as command
+    elif verb == "rollouts":
+        from zoo.rollouts import main as command
     elif verb == "export":
         from zoo.checkpoints import export as command
     else:

@@ -25,6 +25,7 @@ from PIL import Image
 from tests.builders import label_clip, make_corpus
 from tests.data.miniature import LABELS
 from tests.runs_helper import refused, zoo
+from zoo import endpoints
 from zoo.data import MELD
 from zoo.media import Media
 from zoo.prepare import answer_filter, answer_store, captions, llm_client, prompt_files
@@ -120,7 +121,7 @@ def clean(monkeypatch):
 def waits(monkeypatch) -> list[float]:
     """Seconds the client would have waited before trying again."""
     found: list[float] = []
-    monkeypatch.setattr(llm_client.time, "sleep", found.append)
+    monkeypatch.setattr(endpoints.time, "sleep", found.append)
     return found
 
 
@@ -264,7 +265,7 @@ def test_waits_double_and_the_service_may_ask_for_more(server, waits):
     asked = ["7", date, "3600", "soon"]
     server.reply = lambda number: (429, {"Retry-After": asked[number % 5]}, b"") if number % 5 < 4 else None
     assert endpoint(server, tries=5, wait=1.0)("Why?") == SAID["en"]
-    assert waits[0] == 7 and 15 < waits[1] <= 20 and waits[2:] == [llm_client.MAX_WAIT, 8]
+    assert waits[0] == 7 and 15 < waits[1] <= 20 and waits[2:] == [endpoints.MAX_WAIT, 8]
 
 
 def test_thoughts_are_left_out(server):
@@ -379,7 +380,7 @@ def test_the_key_is_written_nowhere(server, clips, monkeypatch, capsys, caplog):
     monkeypatch.setenv("MINE", KEY)
     server.text = f"The brows go up, {KEY}."
     server.reply = lambda number: (500, {}, f"bad key {KEY}".encode()) if number % 7 == 0 else None
-    monkeypatch.setattr(llm_client.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(endpoints.time, "sleep", lambda seconds: None)
     build(clips, server, "--key_env", "MINE", "--workers", 2)
     server.reply = lambda number: (400, {}, f"bad key {KEY}".encode())
     Path("out/answers.jsonl").write_text("")

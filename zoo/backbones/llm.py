@@ -289,8 +289,9 @@ class LLM(AdaptedModel):
                 positions = torch.cat([static_positions, positions + len(static_prefix.ids)], 2)
         if tree is not None and (static_prefix is not None or positions is not None):
             raise ValueError("a tree of prompts stands neither behind a fixed beginning nor at given positions")
-        embeddings = prompt if prompt.is_floating_point() else self.embed(prompt)
-        return Prefix(embeddings, mask, static_prefix, positions=positions, tree=tree)
+        ids = None if prompt.is_floating_point() else prompt
+        embeddings = prompt if ids is None else self.embed(ids)
+        return Prefix(embeddings, mask, static_prefix, positions=positions, tree=tree, ids=ids)
 
     def _weights_state(self) -> tuple[str, int, torch.device]:
         """Return a value that changes whenever a weight, the adapters in use or the device do."""

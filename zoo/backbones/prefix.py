@@ -63,6 +63,7 @@ class Prefix:
         adapter_state: `LLM.adapter_state` when cache and logits were computed.
         positions: (3, B, S + P) int64: time, height and width of every token, 0 at padding; None: they are counted.
         tree: what the prompts begin with in common (`zoo.backbones.row_tree`); None: nothing that is worth it.
+        ids: (B, P) int64 tokens that `embeddings` are those of; None: they hold more than words.
     """
 
     embeddings: Tensor
@@ -73,6 +74,7 @@ class Prefix:
     adapter_state: str = ""
     positions: Tensor | None = None
     tree: RowTree | None = None
+    ids: Tensor | None = None
 
     @property
     def lengths(self) -> Tensor:
@@ -114,7 +116,8 @@ class Prefix:
         if positions is not None:
             positions = torch.cat([positions[:, index, :start], positions[:, index, start + first :]], 2)
         mask = torch.cat([static_mask, prompt_mask[:, first:]], 1)
-        return Prefix(self.embeddings[index, first:], mask, self.static_prefix, positions=positions)
+        ids = None if self.ids is None else self.ids[index, first:]
+        return Prefix(self.embeddings[index, first:], mask, self.static_prefix, positions=positions, ids=ids)
 
     @staticmethod
     def join(parts: Sequence[Prefix]) -> Prefix:
@@ -140,4 +143,6 @@ class Prefix:
                 filling = own_positions.new_zeros(3, b, longest - p)
                 positions.append(torch.cat([own_positions[..., :start], filling, own_positions[..., start:]], 2))
         joined = torch.cat(positions, 1) if any_positions else None
-        return Prefix(torch.cat(embeddings), torch.cat(masks), parts[0].static_prefix, positions=joined)
+        rows = [nn.functional.pad(x, (longest - x.shape[1], 0)) for part in parts if (x := part.ids) is not None]
+        ids = torch.cat(rows) if len(rows) == len(parts) else None
+        return Prefix(torch.cat(embeddings), torch.cat(masks), parts[0].static_prefix, positions=joined, ids=ids)

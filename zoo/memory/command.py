@@ -3,19 +3,12 @@
 from __future__ import annotations
 
 import copy
-import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
-from jsonargparse import ActionConfigFile  # type: ignore[attr-defined]  # public, but not listed
-from lightning.pytorch import Trainer
-
-from zoo.arguments import ZooParser, flag_values, know_short_names, prepared
-from zoo.configs import instantiated, refuse_unreadable
-from zoo.data import EmotionData
-from zoo.imports import take_imports, trust_words
+from zoo.arguments import ZooParser, options_of_fit, parser_of_fit
+from zoo.configs import instantiated
 from zoo.memory.cards import CARDS, GIB, Card, card_of
 from zoo.memory.prediction import Prediction, Step, predict
 from zoo.training.module import EmotionModule
@@ -31,8 +24,6 @@ Options = dict[str, Any]  # a config as plain values
 
 def main(args: list[str]) -> None:
     """Run ``zoo memory --config FILE ... [--card GB] [--tokens N]``."""
-    args = take_imports(args)
-    sys.argv = [*sys.argv[:1], "memory", *args]  # where the parser's errors look
     options = options_of(args)
     card = None if options["card"] is None else card_of(options["card"])
     prediction = prediction_of(options)
@@ -47,33 +38,18 @@ def options_of(args: list[str]) -> Options:
     Raises:
         ValueError: a number that means nothing.
     """
-    know_short_names()
-    args = prepared("memory", args, False)
-    configs = flag_values(args, "--config", "-c")
-    refuse_unreadable(configs)
-    trust_words(args, configs)
-    parser = make_parser()
-    parsed = parser.parse_args(args)
-    if parsed.tokens is not None and parsed.tokens < 1:
-        raise ValueError(f"--tokens {parsed.tokens}: expected the length of a prompt, at least 1")
-    options: Options = yaml.safe_load(parser.dump(parsed, skip_validation=True, skip_none=False))
-    options["config"] = configs[-1] if configs else None
+    options = options_of_fit("memory", args, make_parser)
+    if options["tokens"] is not None and options["tokens"] < 1:
+        raise ValueError(f"--tokens {options['tokens']}: expected the length of a prompt, at least 1")
     return options
 
 
 def make_parser() -> ZooParser:
     """Return a parser of the options of a fit, and those of this command."""
-    parser = ZooParser(prog="zoo memory", allow_abbrev=False, description=DESCRIPTION)
-    parser.usage = "zoo memory --config FILE [...] [--card GB] [--tokens N] [options of a fit]"
+    parser = parser_of_fit("memory", "[--card GB] [--tokens N]", DESCRIPTION)
     add = parser.add_argument
-    add("-c", "--config", action=ActionConfigFile, help="options in a file, as in zoo fit; later files rule")
     add("--card", type=float, default=None, metavar="GB", help="say what to change for a card of this memory: 24")
     add("--tokens", type=int, default=None, metavar="N", help="length of a prompt, if not the longest allowed")
-    parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_lightning_class_args(EmotionModule, "model", subclass_mode=True)
-    parser.add_lightning_class_args(EmotionData, "data", subclass_mode=True)
-    for name in ("seed_everything", "checkpoint", "save_last_every", "save_last_minutes"):
-        add(f"--{name}", type=Any, default=None, help="as in zoo fit; without effect on memory")
     return parser
 
 

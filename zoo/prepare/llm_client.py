@@ -13,19 +13,11 @@ not even where a service quotes it. What was answered is on disk before the next
 from __future__ import annotations
 
 import base64
-import contextlib
-import email.utils
-import http.client
 import io
-import ipaddress
 import json
 import math
 import re
 import threading
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
 import wave
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,13 +26,10 @@ from typing import Any, Protocol
 import numpy as np
 from PIL import Image
 
+from zoo.endpoints import Refused, Server, TryAgain, Unanswered, is_local
 from zoo.media.clips import RATE
 
-MAX_WAIT = 60.0  # seconds before another try, whatever the service asks for
-MAX_REPLY_BYTES = 4 * 2**20  # of one reply
-RETRY_STATUS = {408, 409, 425, 429}  # and every 5xx: the same request may succeed later
-FATAL_STATUS = {401, 403, 404}  # every other request would meet the same
-MIN_KEY_LENGTH = 8  # characters: "EMPTY" and the like are no secret, and taking them out would change answers
+FATAL_STATUS = {401, 403, 404}  # every other request would meet the same; a redirect, too
 
 
 class QueryFailed(ValueError):
@@ -78,21 +67,6 @@ class ChatModel(Protocol):
         ...
 
 
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would take the key, and perhaps the clip, to an address that nobody agreed to."""
-
-    def redirect_request(self, *args: Any) -> None:
-        return None
-
-
-def is_local(url: str) -> bool:
-    """Whether an address is this machine: ``localhost`` or a loopback number. Other names are not looked up."""
-    host = urllib.parse.urlsplit(url).hostname or ""
-    with contextlib.suppress(ValueError):
-        return ipaddress.ip_address(host).is_loopback
-    return host == "localhost"
-
-
 class Endpoint:
     """``POST {url}/chat/completions``: text, pictures as base64 JPEG, sound as base64 WAV (``input_audio``).
 
@@ -103,7 +77,7 @@ class Endpoint:
         send_media: whether frames and sound may go to another machine than this one.
         timeout: seconds one request may take, all of it.
         tries: how often one question is sent at most: again after 429, 5xx, no or half a reply, an empty answer.
-        wait: seconds before the second try, doubled before each further one, at most `MAX_WAIT`; or what a
+        wait: seconds before the second try, doubled before each further one, at most a minute; or what a
             Retry-After header says, if that is more.
         max_tokens: of the answer; one that is cut off there is none.
         temperature: 0 is greedy.
@@ -128,17 +102,11 @@ class Endpoint:
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.local = is_local(url)
-        parts = _split_address(url)
-        _check_limits(tries, timeout, wait, max_tokens, temperature, extra or {})
-        _check_key(key, parts, self.local)
-        self.url, self.name, self.host = url.rstrip("/") + "/chat/completions", model, parts.hostname or ""
-        self.send_media, self.timeout, self.tries, self.wait = send_media, timeout, tries, wait
+        _check_limits(max_tokens, temperature, extra or {})
+        self._server = Server(url, key, timeout, tries, wait)
+        self.name, self.host, self.send_media = model, self._server.host, send_media
         fields = {"max_tokens": max_tokens, "temperature": temperature} | dict(extra or {})
         self._fields = {name: value for name, value in fields.items() if value is not None}
-        self._key = key
-        # a proxy may serve other machines, but what is meant for this one must not pass through it
-        proxies = urllib.request.ProxyHandler({} if self.local else None)
-        self._opener = urllib.request.build_opener(proxies, _NoRedirect)
 
     def __call__(self, prompt: str, frames: np.ndarray | None = None, sound: np.ndarray | None = None) -> str:
         if not (self.local or self.send_media) and (frames is not None or sound is not None):
@@ -146,118 +114,29 @@ class Endpoint:
                 f"frames or sound would go to {self.host}; nothing was sent. Give --yes_send_media if the clips' "
                 "licence and the people in them allow it"
             )
-        body = json.dumps({"model": self.name, "messages": [_message(prompt, frames, sound)], **self._fields}).encode()
-        for attempt in range(1, self.tries + 1):
-            try:
-                return self._send(body)
-            except _TryAgain as error:
-                if attempt == self.tries:
-                    raise QueryFailed(f"{self.name}: {error} ({attempt} tries)") from None
-                time.sleep(min(MAX_WAIT, max(self.wait * 2 ** (attempt - 1), error.after)))
-        raise AssertionError  # the loop returns or raises
-
-    def _send(self, body: bytes) -> str:
-        headers = {"Content-Type": "application/json", "Accept": "application/json", "User-Agent": "zoo"}
-        if self._key is not None:
-            headers["Authorization"] = f"Bearer {self._key}"
-        request = urllib.request.Request(self.url, body, headers, method="POST")
-        deadline = time.monotonic() + self.timeout
+        body = {"model": self.name, "messages": [_message(prompt, frames, sound)], **self._fields}
+        path = "/chat/completions"
         try:
-            with self._opener.open(request, timeout=self.timeout) as response:
-                reply = self._read(response, deadline)
-        except urllib.error.HTTPError as error:
-            problem = f"HTTP {error.code}: {self._excerpt(error, deadline)}"
-            if error.code in RETRY_STATUS or error.code >= 500:
-                raise _TryAgain(problem, _retry_after_seconds(error.headers.get("Retry-After"))) from None
-            if error.code in FATAL_STATUS or 300 <= error.code < 400:
+            return self._server.ask(path, body, _answer_text)
+        except Unanswered as error:
+            raise QueryFailed(f"{self.name}: {error}") from None
+        except Refused as error:
+            if error.status in FATAL_STATUS or 300 <= error.status < 400:
                 raise AbortRun(
-                    f"{self.name}: {problem}; expected 200 from {self.url}. Correct --send_to, the model's name or the "
-                    "key, and run the command again"
+                    f"{self.name}: {error}; expected 200 from {self._server.url}{path}. Correct --send_to, the model's "
+                    "name or the key, and run the command again"
                 ) from None
-            raise QueryFailed(f"{self.name}: {problem}") from None
-        except (OSError, http.client.HTTPException) as error:
-            raise _TryAgain(self._redact(f"no reply ({type(error).__name__}: {error})")) from None
-        return _answer_text(self._redact(reply))
-
-    def _read(self, response: Any, deadline: float) -> str:
-        """Read the whole reply within the time limit, which also a server meets that sends a byte now and then."""
-        parts, size = [], 0
-        while part := response.read1(2**16):
-            parts.append(part)
-            size += len(part)
-            if size > MAX_REPLY_BYTES:
-                raise _TryAgain(f"a reply of over {MAX_REPLY_BYTES} bytes")
-            if time.monotonic() > deadline:
-                raise TimeoutError(f"not finished after {self.timeout:g} s")
-        return b"".join(parts).decode("utf-8", errors="replace")
-
-    def _excerpt(self, error: urllib.error.HTTPError, deadline: float) -> str:
-        try:
-            text = self._read(error, deadline)
-        except (OSError, http.client.HTTPException, _TryAgain):
-            text = ""
-        return " ".join(self._redact(text).split())[:200] or error.reason
-
-    def _redact(self, text: str) -> str:
-        """Return a text without the key, which some services quote in their errors."""
-        return text.replace(self._key, "[key]") if self._key and len(self._key) >= MIN_KEY_LENGTH else text
+            raise QueryFailed(f"{self.name}: {error}") from None
 
 
-def _split_address(url: str) -> urllib.parse.SplitResult:
-    """Return the parts of an address. ValueError if it is none, or would show the key."""
-    parts = urllib.parse.urlsplit(url)
-    if parts.username or parts.password or parts.query or parts.fragment:
-        raise ValueError(
-            "the address has a user name, a password or a query (not repeated here); expected one like "
-            "https://example.org/v1. Give the key in an environment variable, see --key_env"
-        )
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError(f"{url!r} is no address; expected one like http://localhost:8000/v1")
-    return parts
-
-
-def _check_limits(
-    tries: int, timeout: float, wait: float, max_tokens: int, temperature: float, extra: Mapping[str, Any]
-) -> None:
+def _check_limits(max_tokens: int, temperature: float, extra: Mapping[str, Any]) -> None:
     """Raise ValueError for a number out of range, or a field that a request may not change."""
-    if tries < 1 or not 0 < timeout < math.inf or wait < 0 or max_tokens < 1:
-        raise ValueError(
-            f"tries and max_tokens are 1 or more, timeout is over 0, got {tries}, {max_tokens} and {timeout}"
-        )
+    if max_tokens < 1:
+        raise ValueError(f"max_tokens is 1 or more, got {max_tokens}")
     if not 0 <= temperature < math.inf:
         raise ValueError(f"temperature is 0 or more, got {temperature}")
     if reserved := {"model", "messages", "stream", "n"} & set(extra):
         raise ValueError(f"a request's {', '.join(sorted(reserved))} cannot be given otherwise; leave it out")
-
-
-def _check_key(key: str | None, parts: urllib.parse.SplitResult, local: bool) -> None:
-    """Raise ValueError for a key that cannot be sent, or would be sent unencrypted."""
-    if key is not None and not re.fullmatch(r"[!-~]+", key):
-        raise ValueError(
-            "the key (not repeated here) holds a space, a line break or another character that no key has; "
-            "set the environment variable again"
-        )
-    if key is not None and parts.scheme == "http" and not local:
-        raise ValueError(
-            f"a key would go to {parts.hostname} unencrypted; use https, or leave the key out (--key_env -)"
-        )
-
-
-class _TryAgain(Exception):
-    """This try failed; `after`: seconds the service wants us to wait."""
-
-    def __init__(self, reason: str, after: float = 0.0) -> None:
-        super().__init__(reason)
-        self.after = after
-
-
-def _retry_after_seconds(header: str | None) -> float:
-    """Return the seconds of a Retry-After header, which may be a number or a date; 0 if it is neither."""
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, float(header or 0))
-    with contextlib.suppress(ValueError, TypeError):
-        return max(0.0, email.utils.parsedate_to_datetime(header or "").timestamp() - time.time())
-    return 0.0
 
 
 def _message(prompt: str, frames: np.ndarray | None, sound: np.ndarray | None) -> dict[str, Any]:
@@ -275,21 +154,21 @@ def _message(prompt: str, frames: np.ndarray | None, sound: np.ndarray | None) -
 
 
 def _answer_text(reply: str) -> str:
-    """Return the answer in a reply. Raises _TryAgain or QueryFailed."""
+    """Return the answer in a reply. Raises TryAgain or QueryFailed."""
     try:
         choice = json.loads(reply)["choices"][0]
         text, finish_reason = choice["message"]["content"], choice.get("finish_reason")
     except (ValueError, KeyError, IndexError, TypeError, AttributeError):
-        raise _TryAgain(f"no chat reply but {reply[:80]!r}") from None
+        raise TryAgain(f"no chat reply but {reply[:80]!r}") from None
     if finish_reason == "length":
         raise QueryFailed("the answer was cut off; raise --max_tokens")
     if finish_reason == "content_filter":
         raise QueryFailed("the service held the answer back (content_filter)")
     if not isinstance(text, str):
-        raise _TryAgain(f"an answer that is no text but {type(text).__name__}")
+        raise TryAgain(f"an answer that is no text but {type(text).__name__}")
     text = re.sub(r"^\s*<think>.*?</think>", "", text, count=1, flags=re.DOTALL).strip()
     if not text or text.startswith("<think>"):
-        raise _TryAgain("an empty answer")
+        raise TryAgain("an empty answer")
     return text
 
 

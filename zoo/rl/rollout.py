@@ -25,6 +25,8 @@ class Rollout(NamedTuple):
     finished: Tensor  # (B, n) bool: False if cut off
     entropy: Tensor  # (B, n, T) float32, nats; of every sampled token
     sampled_mask: Tensor | None = None  # (B, n, T) bool: True on every sampled token; None: as `loss_mask`
+    # (B, n, T) float32: of an engine that sampled in place of the policy, whose own are `old_logprobs` then; else None
+    sampler_logprobs: Tensor | None = None
 
     @property
     def sampled(self) -> Tensor:
@@ -46,7 +48,8 @@ class Rollout(NamedTuple):
             return old.index_copy(0, index, new)
 
         mine, theirs = (x._replace(sampled_mask=x.sampled)._asdict() for x in (self, other))
-        return self._replace(**{name: merged(mine[name], theirs[name]) for name in mine})
+        parts: dict[str, Any] = {n: None if x is None else merged(x, theirs[n]) for n, x in mine.items()}
+        return self._replace(**parts)
 
     def rows(self, index: Tensor) -> Rollout:
         """Return some of the prompts, cut to the longest answer among them."""
@@ -62,6 +65,7 @@ class Rollout(NamedTuple):
             part(self.finished),
             part(self.entropy),
             None if self.sampled_mask is None else part(self.sampled_mask),
+            None if self.sampler_logprobs is None else part(self.sampler_logprobs),
         )
 
 
@@ -73,10 +77,14 @@ class Prompts(Protocol):
     def rows(self, index: Tensor) -> Self: ...
 
 
-class Policy(Protocol):
-    """What is needed of a language model: `zoo.backbones.LLM`."""
+class Writer(Protocol):
+    """What writes answers: `zoo.backbones.LLM`, or an engine."""
 
     def sample(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+class Policy(Writer, Protocol):
+    """What is needed of a language model: `zoo.backbones.LLM`."""
 
     def logprobs(self, prefix: Any, answers: Tensor, mask: Tensor, temperature: float = 1.0) -> Tensor: ...
 
@@ -89,7 +97,7 @@ class Policy(Protocol):
 
 @torch.no_grad()
 def roll_out(
-    llm: Policy,
+    llm: Writer,
     prompts: Prompts,
     n: int,
     *,

@@ -27,9 +27,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from zoo.backbones import Prefix
 from zoo.renaming import Renamed
 from zoo.rl import Answer, Objective, Rollout, accumulate_gradients, roll_out, token_weights
+from zoo.rl.correction import Correction
 from zoo.rl.grpo import Baseline, ScaleRewards, zero_variance_groups
 from zoo.training.batch import PromptBatch
 from zoo.training.completions import log_completions
+from zoo.training.engine_rollouts import EngineRollouts
 from zoo.training.grpo_metrics import StepCost, step_metrics
 from zoo.training.rewarded import RewardBatch, RewardedModule
 
@@ -65,6 +67,9 @@ class GRPOModule(RewardedModule):
         mask_truncated_completions: answers cut off at `max_new_tokens` do not enter the loss.
         log_completions_steps: optimiser steps between two entries of ``answers.jsonl`` in the run folder: the sampled
             answers of two prompts with their rewards. 0: none.
+        sampler_correction: how the loss allows for answers that an engine sampled (`sampler`) with slightly other
+            probabilities: ``truncate`` or ``mask``, see `zoo.rl.correction`; ``none``: not.
+        sampler_threshold: largest ratio of the two.
     """
 
     renamed_options = {
@@ -94,6 +99,8 @@ class GRPOModule(RewardedModule):
         max_resample_times: int = 0,
         mask_truncated_completions: bool = False,
         log_completions_steps: int = 50,
+        sampler_correction: Correction = "truncate",
+        sampler_threshold: float = 2.0,
         lr: float = 5e-6,
         **kwargs: Any,
     ) -> None:
@@ -130,6 +137,7 @@ class GRPOModule(RewardedModule):
                 f"log_completions_steps is a number of optimiser steps, or 0 for no table; got {log_completions_steps}"
             )
         self.log_completions_steps = log_completions_steps
+        self.engine_rollouts = EngineRollouts(self, sampler_correction, sampler_threshold)
         self.window_batches: list[Any] = []  # of the optimiser step that is being collected
         self._first_rewards: set[float] | None = None  # different rewards of the first steps; None once there are two
         self._steps_watched = 0
@@ -155,6 +163,8 @@ class GRPOModule(RewardedModule):
             answers: to each prompt; None: `answers_per_prompt`.
             prompts: (b,) int64, which ones; None: all.
         """
+        if self.sampler.kind != "own":
+            return self.engine_rollouts.sample(window, answers or self.answers_per_prompt, prompts)
         with torch.no_grad():
             encoded = Prefix.join([self.encode(batch) for batch in window])
         return roll_out(
@@ -166,6 +176,10 @@ class GRPOModule(RewardedModule):
             mask_truncated=self.mask_truncated_completions,
             sampling=self.sampling,
         )
+
+    def asks_engine(self, stage: str) -> bool:
+        """Return whether a stage has answers written that an engine could write."""
+        return stage == "fit" or self.validates == "rewards" or super().asks_engine(stage)
 
     # ---- the loop
     def setup(self, stage: str) -> None:
@@ -285,6 +299,7 @@ class GRPOModule(RewardedModule):
         """Take one optimiser step; return the sums of `accumulate_gradients` over all processes."""
         answers, tokens = self.count_answers_and_tokens(rollout)
         weights = token_weights(rollout.loss_mask, self.objective.normalize, self.max_new_tokens, (answers, tokens))
+        weights = self.engine_rollouts.corrected(weights, rollout)
         optimizer = cast(LightningOptimizer, self.optimizers())  # there is one
         trained = [p for group in optimizer.param_groups for p in group["params"]]
         optimizer.zero_grad(set_to_none=True)
@@ -333,8 +348,9 @@ class GRPOModule(RewardedModule):
             self.beta = self.objective.adapted_beta(self.beta, means["train/kl"], answers)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Add the weight of the divergence, if it changes."""
+        """Add the weight of the divergence, if it changes; let go of an engine's answers that no resumed run needs."""
         super().on_save_checkpoint(checkpoint)
+        self.engine_rollouts.forget_before_checkpoint(self.global_step)
         if self.objective.target_kl is not None:
             checkpoint["beta"] = self.beta
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from zoo.rl import Objective, Rollout
+from zoo.rl.correction import mismatch
 from zoo.rl.grpo import zero_variance_groups
 
 RENAMED = {
@@ -98,7 +99,12 @@ def step_metrics(
         **{name: torch.tensor(value) for name, value in extra.items()},
     }
     numbers = {name: (value, one) for name, value in means.items()}
-    numbers["entropy"] = rollout.entropy[rollout.sampled].sum(), rollout.sampled.sum()
+    known = rollout.sampled & ~rollout.entropy.isnan()  # an engine does not tell
+    numbers["entropy"] = rollout.entropy[known].sum(), known.sum()
+    if rollout.sampler_logprobs is not None:
+        total_difference, largest, tokens = mismatch(rollout.old_logprobs, rollout.sampler_logprobs, rollout.loss_mask)
+        numbers["sampling/sampling_logp_difference/mean"] = total_difference, tokens
+        numbers["sampling/sampling_logp_difference/max"] = largest, one
     for name, values in parts.items():
         applies = values[~values.isnan()]
         numbers[f"rewards/{name}/mean"] = applies.sum(), torch.tensor(len(applies))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -14,10 +15,12 @@ from jinja2 import UndefinedError
 from torch import Tensor
 
 from zoo.backbones import LLM, LoRA, Prefix
+from zoo.backbones.engine import Engine, Sampler
 from zoo.backbones.llm import Attention, Dtype
 from zoo.backbones.quantization import Quantization
 from zoo.prompts import label_words, load_template, parse_label
 from zoo.renaming import Renamed
+from zoo.runs import run_folder
 from zoo.schema import Labels, Prediction, Sample
 from zoo.training.batch import Batch, PromptBatch, SampleBatch
 from zoo.training.checkpointing import Backbone
@@ -70,6 +73,7 @@ class LanguageModelModule(EmotionModule):
             trained on nothing else. false: as plain text that the model goes on with; configs of papers that prescribe
             plain text say so, since base models may have a chat format, too.
         system_prompt: system message of the chat, which `chat` then is; None: none.
+        sampler: who writes answers: ``own``, this process, or ``vllm``, an engine that `zoo rollouts serve` starts.
     """
 
     renamed_options: ClassVar[Mapping[str, str | Renamed]] = {"system": "system_prompt"}
@@ -101,6 +105,7 @@ class LanguageModelModule(EmotionModule):
         max_new_tokens: int = 16,
         chat: bool | None = None,
         system_prompt: str | None = None,
+        sampler: Sampler = Sampler(),  # noqa: B008 - frozen
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -129,6 +134,7 @@ class LanguageModelModule(EmotionModule):
         self.template = load_template(template, self.templates)
         self.window, self.descriptions, self.verbalizer = window, tuple(descriptions or ()), verbalizer
         self.max_length, self.max_new_tokens = max_length, max_new_tokens
+        self.sampler, self._engine = sampler, None  # type: Sampler, Engine | None
         self.chat, self.system_prompt = True if system_prompt is not None else chat, system_prompt
         # written answers so far, all of which were unreadable; None once one was readable
         self._unreadable_answers: list[str] | None = []
@@ -221,12 +227,38 @@ class LanguageModelModule(EmotionModule):
             return plain
         return plain.as_type(MultimodalCollator, **self.encoders.input_settings(str(self.trainer.precision)))
 
+    def asks_engine(self, stage: str) -> bool:
+        """Return whether a stage has answers written that an engine could write."""
+        return self.decode != "score"
+
+    @property
+    def sends_embeddings(self) -> bool:
+        """Whether its prompts hold more than words."""
+        return self.encoders is not None or type(self).embed is not LanguageModelModule.embed
+
+    @property
+    def writer(self) -> LLM | Engine:
+        """What writes answers: the language model itself, or an engine, which is checked when it is first needed."""
+        if self.sampler.kind == "own":
+            return self.llm
+        if self._engine is None:
+            engine = Engine(self.llm, self.sampler, adapter_folder(self.sampler.folder, run_folder(self.trainer)))
+            temperature = getattr(self, "temperature", 1.0)
+            engine.check(self.max_length + self.longest_answer(), temperature, self.sends_embeddings)
+            self._engine = engine
+        return self._engine
+
     def setup(self, stage: str) -> None:
         """Check dtypes, label words and control tokens of the corpus, beside what every system checks."""
         if self.trainer.precision == "16-mixed" and self.make_llm.keywords["dtype"] == "bfloat16":
             raise ValueError(
                 "--trainer.precision 16-mixed computes in float16, but --model.dtype is bfloat16, and the two do not "
                 "mix; set --model.dtype float16, or use --trainer.precision bf16-mixed"
+            )
+        if self.sampler.kind != "own" and not self.asks_engine(stage):
+            raise ValueError(
+                f"--model.sampler.kind {self.sampler.kind} writes answers, but --model.decode score compares the "
+                "probabilities of given words; use --model.decode greedy, or --model.sampler.kind own"
             )
         super().setup(stage)
         try:
@@ -262,7 +294,10 @@ class LanguageModelModule(EmotionModule):
     def encode(self, batch: Any) -> Prefix:
         """Return the encoded prompts of a batch; called anew for every forward pass."""
         return self.llm.encode(
-            self.embed(batch), batch["mask"], positions=batch.get("positions"), tree=batch.get("tree")
+            self.embed(batch) if self.sends_embeddings else batch["input_ids"],
+            batch["mask"],
+            positions=batch.get("positions"),
+            tree=batch.get("tree"),
         )
 
     # ---- answers
@@ -293,7 +328,7 @@ class LanguageModelModule(EmotionModule):
         """Return the answers to encoded prompts: by scores of the label words, or in writing; see `decode`."""
         if self.decode == "score":
             return score_labels(self.llm, prefix, samples, self.candidates)
-        return self.read_answers(samples, self.llm.greedy_text(prefix, self.max_new_tokens))
+        return self.read_answers(samples, self.writer.greedy_text(prefix, self.max_new_tokens))
 
     def read_answers(self, samples: SampleBatch, texts: Sequence[str]) -> list[Prediction]:
         """Return the predictions that written answers are."""
@@ -364,6 +399,13 @@ class LanguageModelModule(EmotionModule):
         examples = " and ".join(repr(text[:200]) for text in list(dict.fromkeys(answers))[:2])
         form = f"The prompts are {'chats' if self.uses_chat else 'plain text'} (--model.chat)"
         return f"For example: {examples}. {form}; does the template (--model.template) say which words are wanted?"
+
+
+def adapter_folder(shared: str | None, run: Path) -> Path:
+    """Return where a run writes adapters for an engine: a folder of its own, also where several share a place."""
+    if shared is None:
+        return run / "adapters"
+    return Path(shared) / f"{run.name}-{hashlib.sha256(str(run.resolve()).encode()).hexdigest()[:12]}"
 
 
 @torch.no_grad()

@@ -158,7 +158,12 @@ class RewardedModule(LanguageModelModule):
         if self.validates == "labels":
             return super().predict(batch)
         rollout = roll_out(
-            self.llm, self.encode(batch), 1, max_new_tokens=self.max_new_tokens, temperature=0.0, sampling=self.sampling
+            self.writer,
+            self.encode(batch),
+            1,
+            max_new_tokens=self.max_new_tokens,
+            temperature=0.0,
+            sampling=self.sampling,
         )
         answers = [answer for (answer,) in self.decode_answers([batch], rollout)]
         return [

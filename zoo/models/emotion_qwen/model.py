@@ -384,7 +384,7 @@ class EmotionQwen(SupervisedFineTuning):
         return score_labels(self.llm, prefix, samples, self.candidates)
 
     def _write_answers(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
-        return self.read_answers(samples, self.llm.greedy_text(prefix, self.max_new_tokens))
+        return self.read_answers(samples, self.writer.greedy_text(prefix, self.max_new_tokens))
 
     def read_answers(self, samples: SampleBatch, texts: Sequence[str]) -> list[Prediction]:
         """Return the predictions that written answers are, without white space around them."""

@@ -86,7 +86,7 @@ class VotedAnswers:
     def predict(self, module: LanguageModelModule, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
         """Return the majority answer to each prompt; the draw depends on the run's seed and the batch."""
         seed = zlib.crc32("\n".join([str(module.data.run_seed), *samples.ids()]).encode())
-        drawn = module.llm.sample(
+        drawn = module.writer.sample(
             prefix,
             self.votes,
             max_new_tokens=module.max_new_tokens,

@@ -207,6 +207,7 @@ class ModalitySelector(GRPOModule):
             old_logprobs=zeros,
             entropy=zeros,
             sampled_mask=sampled,
+            sampler_logprobs=None,  # these answers were not sampled
         )
 
     def both_decisions(self, window: Sequence[Any]) -> Rollout:
