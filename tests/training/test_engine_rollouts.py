@@ -26,6 +26,11 @@ OPTIONS = {
 }
 
 
+def mostly_equal(answer):
+    """A reward that few answers earn, so that many groups have no variance and are drawn again."""
+    return float(sum(map(ord, answer.text)) % 5 == 0)
+
+
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     return make_home(tmp_path_factory.mktemp("engine"), (4, 1, 1))
@@ -50,6 +55,8 @@ def options(home, server=None, **more):
         {},
         {"model__num_iterations": 2, "model__objective__beta": 0.04, "model__mask_truncated_completions": "true"},
         {"model__objective__kind": "ppo_advantage", "model__objective__normalize": "sum"},
+        {"model__num_mini_batches": 2, "model__reward_funcs+": "tests.training.test_engine_rollouts.mostly_equal"}
+        | {"model__max_resample_times": 2},
     ],
 )
 def test_training_is_that_of_our_own_sampler(home, server, tmp_path, monkeypatch, more):
@@ -187,5 +194,7 @@ def test_options_that_do_not_go_together(home, server, tmp_path):
     assert "without --model.lora there are none" in refused("fit", *whole, *QUIET)
     said = refused("fit", *options(home, server, model__sampler_threshold=0), *QUIET)
     assert "sampler_threshold 0" in said
+    for more in ({"model__top_p": 0.9}, {"model__stop_strings": ["."]}):
+        assert "from the whole distribution: leave out top_p" in refused("fit", *options(home, server, **more), *QUIET)
     said = refused("fit", *options(home, server, model__sampler_correction="clip"), *QUIET)
     assert "sampler_correction" in said
