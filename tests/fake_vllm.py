@@ -155,6 +155,7 @@ class FakeVLLM:
                 if reply is None:
                     with fake._lock, torch.random.fork_rng():
                         reply = fake._reply(self.path, body)
+                assert not isinstance(reply, str)
                 status, kind, content = reply
                 try:
                     self.send_response(status)

@@ -108,10 +108,10 @@ def write_clip(
             coded = audio.codec_context.format.name  # fltp, s16p, ...: what this encoder wants
             for start in range(0, sound.shape[1], 1024):
                 part = np.ascontiguousarray(sound[:, start : start + 1024])
-                frame = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
-                frame.sample_rate, frame.time_base = rate, Fraction(1, rate)
-                frame.pts = start + round(late * rate)
-                for piece in av.AudioResampler(coded, layout, rate).resample(frame) if coded != "fltp" else [frame]:
+                heard = av.AudioFrame.from_ndarray(part, format="fltp", layout=layout)
+                heard.sample_rate, heard.time_base = rate, Fraction(1, rate)
+                heard.pts = start + round(late * rate)
+                for piece in av.AudioResampler(coded, layout, rate).resample(heard) if coded != "fltp" else [heard]:
                     out.mux(audio.encode(piece))
             out.mux(audio.encode())
     return path

@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import torch
+from torch.multiprocessing.spawn import ProcessContext, start_processes
 
 from tests import runs_helper
 from tests.builders import make_corpus, make_llm, make_patch_vision, untied
@@ -45,13 +46,13 @@ def zoo(*args: object, processes: int = 2) -> None:
             raise AssertionError(f"the processes of {args} wait for each other")
 
 
-def start(*args: object, processes: int = 2) -> torch.multiprocessing.ProcessContext:
+def start(*args: object, processes: int = 2) -> ProcessContext:
     """The processes, which run."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     given = (port, processes, [str(a) for a in args])
-    return torch.multiprocessing.start_processes(_rank, given, nprocs=processes, start_method="fork", join=False)
+    return start_processes(_rank, given, nprocs=processes, start_method="fork", join=False)
 
 
 def fit_command(root: Path, *more: str) -> list[object]:
