@@ -62,6 +62,8 @@ def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
 # Files that take longest, by CPU time. `make test` gives whole files to its processes in this order: a long file that
 # begins last would leave the other processes idle.
 LONGEST = (
+    "test_divided.py",
+    "benchmark/test_scripts.py",
     "models/test_contract.py",
     "test_systems_on_gpu.py",
     "test_attacks.py",
