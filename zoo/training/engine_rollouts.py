@@ -71,7 +71,7 @@ class EngineRollouts:
         batches = [module.encode(batch) for batch in window]
         encoded = Prefix.join(batches)
         if prompts is not None:
-            batches = [encoded.rows(some) for some in prompts.split(len(batches[0].mask))]
+            batches = [encoded.rows(rows) for rows in prompts.split(len(batches[0].mask))]
             encoded = encoded.rows(prompts)
         drawn = self._answers(encoded, n)
         logprobs: list[Tensor] = []  # of the policy

@@ -4,16 +4,14 @@ Frozen CLIP-ViT and HuBERT features go through a linear layer each into the inpu
 LoRA (Sec. 3.2), which is first fine-tuned on labelled data (Sec. 3.3 -> `Merit`). On unlabelled test data it then
 answers each sample k times; the majority is taken for the truth, an answer is worth 1 / (1 + alpha W) by its emotional
 distance to it (Sec. 3.4.1 -> `MeritTTRL.rewards`, `parts`), and the LoRA weights are trained on that by PPO or GRPO
-(Sec. 3.4.2 -> `zoo.rl.grpo`). `MeritRLVR` is the table's other row: the same loop with rewards for right answers on
-labelled data.
+(Sec. 3.4.2 -> `zoo.rl.grpo`). `MeritRLVR` is the table's other row: the same loop, rewarded for right labels.
 
 There is no published code. Where the paper (P) is silent or cannot be meant as written, ours says so:
 - Model sizes, tokens per clip, sampling of frames, prompts, LoRA, learning rates and steps: ours (P names "Qwen-32B",
   CLIP-ViT and HuBERT-base). One vision token per frame, 8 frames; 8 means over equal parts of the sound; vision, audio
   and text in this order. What a sample lacks has no position in its prompt, and is counted.
-- W: P gives no numbers. ``plutchik``: angle over 180; labels that are not on the wheel are placed between their
-  neighbours, neutral in the centre at .5 from all. ``lm`` and ``sentence``: cosine distances of label embeddings over
-  the largest of them.
+- W: P gives no numbers. ``plutchik``: angle over 180; labels that are not on the wheel lie between their neighbours,
+  neutral in the centre at .5 from all. ``lm``, ``sentence``: cosine distances of label embeddings over the largest.
 - P's alpha 0 is called binary, but makes every reward 1. ``alpha: null`` is binary: 1 for the winner, else 0.
 - The vote: unreadable answers do not vote and are worth 0; of equal numbers the label seen first wins; if nobody votes,
   the sample gives no gradient. P says nothing; the code of TTRL (Zuo et al. 2025) lets unreadable answers win.
@@ -21,8 +19,7 @@ There is no published code. Where the paper (P) is silent or cannot be meant as 
   every sampled answer is pushed up. ``ppo_advantage`` subtracts the group's mean. ``reinforce_group`` is P's GRPO to
   the letter (A log pi, neither ratio nor clip), ``grpo_clip`` the usual one, over one prompt (P: "e.g. per batch").
 - P reports on the very samples it adapted to. Ours can (`zoo.data.Adaptation`, ``transductive``), says so in
-  metrics.json, and can also report on samples that were not adapted to (``inductive``). The adapting loop sees no
-  labels.
+  metrics.json, and can also report on others (``inductive``). The adapting loop sees no labels.
 - P's Emotion-Consistency is defined nowhere. Ours are two measures, never to be set beside P's column:
   ``consistency_self`` of k answers, ``consistency_gold`` against the truth (`parts`).
 - The guard that ends a collapsing adaptation, ``min_agreement``, ``vote_balance`` and ``neutral_distance`` are ours.
