@@ -61,7 +61,7 @@ def skeleton(value: Any) -> Any:
 
 def contract(url: str, adapter: Path) -> dict[str, Any]:
     """Status, content type and skeleton of what a server answers to `CASES`."""
-    found = {}
+    replies = {}
     for name, (path, body) in CASES.items():
         data = None if body is None else {k: str(adapter) if v == "ADAPTER" else v for k, v in body.items()}
         if data is not None and data.get("prompt_embeds") == "WIDE":
@@ -74,8 +74,8 @@ def contract(url: str, adapter: Path) -> dict[str, Any]:
                 status, kind, text = reply.status, reply.headers.get("Content-Type"), reply.read().decode()
         except urllib.error.HTTPError as error:
             status, kind, text = error.code, error.headers.get("Content-Type"), error.read().decode()
-        found[name] = [status, kind, skeleton(json.loads(text)) if kind == JSON else "text"]
-    return found
+        replies[name] = [status, kind, skeleton(json.loads(text)) if kind == JSON else "text"]
+    return replies
 
 
 def packed(embeddings: torch.Tensor) -> str:
@@ -220,7 +220,7 @@ class FakeVLLM:
             raise _Error(400, message, "InvalidUserInput", None)
         folder = Path(lora_path)
         if not (folder / "adapter_config.json").is_file():
-            message = f"Loading lora {lora_name} failed: No adapter found for {lora_path}"
+            message = f"Loading lora {lora_name} failed: No adapter replies for {lora_path}"
             raise _Error(404, message, "NotFoundError", None)
         config = json.loads((folder / "adapter_config.json").read_text())
         if config["r"] > self.max_rank:
@@ -241,7 +241,7 @@ class FakeVLLM:
 
     def _unload(self, lora_name: str) -> str:
         if lora_name not in self.adapters:
-            raise _Error(404, f"The lora adapter '{lora_name}' cannot be found.", "NotFoundError", None)
+            raise _Error(404, f"The lora adapter '{lora_name}' cannot be replies.", "NotFoundError", None)
         del self.adapters[lora_name]
         self.unloads.append(lora_name)
         return f"Success: LoRA adapter '{lora_name}' removed successfully."

@@ -234,3 +234,10 @@ def one_thread():
 def flags(**values: object) -> Sequence[str]:
     """``flags(model__lr=1)`` -> ``--model.lr=1``"""
     return [f"--{key.replace('__', '.')}={value}" for key, value in values.items()]
+
+
+def grpo_flags(home: Path, **more: object) -> Sequence[str]:
+    """Options of a small GRPO run on a home, see `tests.builders.make_home`."""
+    base = {"model": "GRPO", "model__llm": home / "llm", "data": "MELD", "data__root": home / "meld"}
+    base |= {"model__lr": 3e-3, "model__max_new_tokens": 4, "trainer__limit_val_batches": 0}
+    return flags(**base | {"model__reward_funcs+": "tests.runs_helper.checksum"} | more)

@@ -30,9 +30,9 @@ def server(tiny_llama):
 @pytest.fixture
 def waits(monkeypatch):
     """Seconds that the client would have waited between tries."""
-    found = []
-    monkeypatch.setattr(endpoints.time, "sleep", found.append)
-    return found
+    seconds = []
+    monkeypatch.setattr(endpoints.time, "sleep", seconds.append)
+    return seconds
 
 
 @pytest.fixture
@@ -87,13 +87,13 @@ def same_by_ourselves(llm, prefix, n=2, temperature=1.3):
     return rows
 
 
-def assert_same(found, expected):
+def assert_same(answers, expected):
     ids, logprobs, finished = zip(*expected, strict=True)
-    real = [i[m].tolist() for i, m in zip(found.ids.flatten(0, 1), found.mask.flatten(0, 1), strict=True)]
+    real = [i[m].tolist() for i, m in zip(answers.ids.flatten(0, 1), answers.mask.flatten(0, 1), strict=True)]
     assert real == list(ids)
-    torch.testing.assert_close(found.logprobs[found.mask], torch.cat(logprobs), rtol=0, atol=1e-4)
-    assert found.finished.flatten().tolist() == list(finished)
-    assert found.entropy.isnan().all() and not found.logprobs[~found.mask].any()
+    torch.testing.assert_close(answers.logprobs[answers.mask], torch.cat(logprobs), rtol=0, atol=1e-4)
+    assert answers.finished.flatten().tolist() == list(finished)
+    assert answers.entropy.isnan().all() and not answers.logprobs[~answers.mask].any()
 
 
 # ---- the contract
@@ -101,8 +101,8 @@ def test_the_fake_answers_as_vllm_did(server, llm, tmp_path):
     write_adapter(llm, tmp_path)
     recorded = json.loads((Path(__file__).parents[1] / "vllm_contract.json").read_text())
     assert recorded.keys() == CASES.keys()
-    found = contract(server.url, tmp_path)
-    assert {name: found[name] for name in recorded} == recorded
+    replies = contract(server.url, tmp_path)
+    assert {name: replies[name] for name in recorded} == recorded
 
 
 # ---- answers
@@ -275,7 +275,7 @@ def test_models_that_no_engine_can_serve(server, tiny_llama, tmp_path, monkeypat
 
 
 @pytest.mark.parametrize(
-    ("options", "said"),
+    ("options", "message"),
     [
         ({"kind": "trl"}, "unknown sampler.kind 'trl'; expected one of own, vllm"),
         ({"tries": 0}, "sampler.tries"),
@@ -284,8 +284,8 @@ def test_models_that_no_engine_can_serve(server, tiny_llama, tmp_path, monkeypat
         ({"kind": "vllm", "url": "127.0.0.1:8000"}, "is no address"),
     ],
 )
-def test_options_that_are_refused(options, said):
-    with pytest.raises(ValueError, match=said):
+def test_options_that_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
         Sampler(**options)
 
 
@@ -331,8 +331,8 @@ def test_a_passing_fault_changes_nothing(server, llm, tmp_path, waits, fault):
         return FAULTS[fault](server, path, body) if path == "/v1/completions" and faulty and faulty.pop() else None
 
     server.fault = once
-    found = drawn(connect(llm, server, tmp_path, timeout=1.0 if fault == "slow" else 20.0), prefix)
-    assert_same(found, same_by_ourselves(llm, prefix))
+    answers = drawn(connect(llm, server, tmp_path, timeout=1.0 if fault == "slow" else 20.0), prefix)
+    assert_same(answers, same_by_ourselves(llm, prefix))
     assert len(server.completions()) == 4 and not faulty
 
 

@@ -21,6 +21,7 @@ from zoo.backbones import LLM, LoRA
 from zoo.backbones.llm import Prefix
 from zoo.backbones.shared_prefix import PackedPlan
 from zoo.backbones.tiny import make_folder
+from zoo.runs import REPOSITORY
 
 RAGGED = (1, 4, 9, 6)  # prompt lengths
 # a trie: 1 to 3 tokens, some with the same first or first two tokens
@@ -693,17 +694,14 @@ def test_a_second_model_has_other_weights(tmp_path, tiny_llama):
 
 # loads a language model in a process of its own; prints by how much its private memory grew, and the weights' dtypes
 MEASURED = """
-import re, sys
-from pathlib import Path
+import sys
+from tests.memory_use import Memory
 from zoo.backbones import LLM
 
-def private():
-    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-
 LLM(sys.argv[1])  # imports what a model needs
-before = private()
-llm = LLM(sys.argv[2], dtype=sys.argv[3], mapped=sys.argv[4] == "mapped")
-print(private() - before, *{str(p.dtype) for p in llm.parameters()})
+with Memory() as memory:
+    llm = LLM(sys.argv[2], dtype=sys.argv[3], mapped=sys.argv[4] == "mapped")
+print(memory.own, *{str(p.dtype) for p in llm.parameters()})
 """
 
 
@@ -715,7 +713,7 @@ def test_mapped_weights_stay_in_their_file_until_they_are_divided(tiny_llama, tm
 
     def grown(dtype: str, mapped: str) -> tuple[int, str]:
         command = [sys.executable, "-c", MEASURED, tiny_llama, large, dtype, mapped]
-        done = subprocess.run(command, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
         number, kind = done.stdout.split()
         return int(number), kind
 

@@ -337,9 +337,10 @@ def test_the_budget_of_the_decoder_is_the_image_processors(height, width):
         if max(height, width) > 200 * min(height, width):
             assert reduced == (height, width)
             continue
-        said = smart_resize(height, width, factor, least, most)
-        assert budget.size(height, width) == said
-        assert reduced in ((height, width), said) and smart_resize(*reduced, factor, least, most) == said
+        expected = smart_resize(height, width, factor, least, most)
+        assert budget.size(height, width) == expected
+        assert reduced in ((height, width), expected)
+        assert smart_resize(*reduced, factor, least, most) == expected
 
 
 def test_hostile_sizes():

@@ -48,8 +48,8 @@ def test_filters_are_those_of_transformers(sampling):
         expected = TopPLogitsWarper(sampling.top_p)(None, expected)
     if sampling.min_p:
         expected = MinPLogitsWarper(sampling.min_p)(None, expected)
-    found = sampling.probabilities(logits.log_softmax(1))
-    torch.testing.assert_close(found / found.sum(1, keepdim=True), expected.softmax(1))
+    filtered = sampling.probabilities(logits.log_softmax(1))
+    torch.testing.assert_close(filtered / filtered.sum(1, keepdim=True), expected.softmax(1))
 
 
 def test_written_out():
@@ -67,13 +67,13 @@ def test_written_out():
 
 
 def test_log_probabilities_stay_those_of_the_whole_distribution(llm):
-    found = drawn(llm, top_k=2)
-    whole = llm.logprobs(prompts(llm), found.ids, found.mask, 0.9)
-    torch.testing.assert_close(found.logprobs, whole, rtol=1e-4, atol=1e-4)
+    answers = drawn(llm, top_k=2)
+    whole = llm.logprobs(prompts(llm), answers.ids, answers.mask, 0.9)
+    torch.testing.assert_close(answers.logprobs, whole, rtol=1e-4, atol=1e-4)
     logits = torch.stack([llm.causal_lm(input_ids=prompts_ids).logits[0, -1] for prompts_ids in heads(llm)])
     best = logits.topk(2).indices
-    assert all(int(token) in best[b].tolist() for b in range(3) for token in found.ids[b, :, 0])
-    assert len(set(found.ids[:, :, 0].flatten().tolist())) > 1 and math.isfinite(float(found.logprobs.sum()))
+    assert all(int(token) in best[b].tolist() for b in range(3) for token in answers.ids[b, :, 0])
+    assert len(set(answers.ids[:, :, 0].flatten().tolist())) > 1 and math.isfinite(float(answers.logprobs.sum()))
 
 
 def heads(llm):
@@ -96,11 +96,11 @@ def test_an_answer_ends_with_its_stop_string(llm, ahead, monkeypatch):
     free = drawn(llm)
     texts = {i: llm.tokenizer.decode(row[:4].tolist()) for i, row in enumerate(free.ids.flatten(0, 1))}
     stop = next(text[1:3] for text in texts.values() if len(text.strip()) > 4)
-    found = drawn(llm, stop_strings=(stop, "never this"))
+    answers = drawn(llm, stop_strings=(stop, "never this"))
     stopped = 0
     # a first answer draws what it drew without: what is drawn for others behind it may differ
     for ids, mask, done, logp in zip(
-        *(x.flatten(0, 1) for x in found[:2]), found.finished.flatten(), found.logprobs.flatten(0, 1), strict=True
+        *(x.flatten(0, 1) for x in answers[:2]), answers.finished.flatten(), answers.logprobs.flatten(0, 1), strict=True
     ):
         length = int(mask.sum())
         text = [llm.tokenizer.decode(ids[:i].tolist(), skip_special_tokens=True) for i in range(length + 1)]
@@ -115,12 +115,12 @@ def test_an_answer_ends_with_its_stop_string(llm, ahead, monkeypatch):
 def test_greedy_answers_stop_too(llm):
     free = drawn(llm, 1, temperature=0.0)
     stop = llm.tokenizer.decode(free.ids[0, 0, :3].tolist())[-2:]
-    found = drawn(llm, 1, temperature=0.0, stop_strings=(stop,))
-    length = int(found.mask[0, 0].sum())
+    answers = drawn(llm, 1, temperature=0.0, stop_strings=(stop,))
+    length = int(answers.mask[0, 0].sum())
     assert (
         0 < length <= 3
-        and bool(found.finished[0, 0])
-        and torch.equal(found.ids[0, 0, :length], free.ids[0, 0, :length])
+        and bool(answers.finished[0, 0])
+        and torch.equal(answers.ids[0, 0, :length], free.ids[0, 0, :length])
     )
 
 
@@ -128,8 +128,8 @@ def test_a_string_that_ends_with_the_last_token(llm):
     """Also there, where no look for finished answers follows."""
     free = drawn(llm, 1, tokens=3, temperature=0.0)
     text = llm.tokenizer.decode(free.ids[0, 0].tolist())
-    found = drawn(llm, 1, tokens=3, temperature=0.0, stop_strings=(text,))
-    assert bool(found.finished[0, 0]) and int(found.mask[0, 0].sum()) == 3 and not bool(free.finished[0, 0])
+    answers = drawn(llm, 1, tokens=3, temperature=0.0, stop_strings=(text,))
+    assert bool(answers.finished[0, 0]) and int(answers.mask[0, 0].sum()) == 3 and not bool(free.finished[0, 0])
 
 
 @pytest.mark.parametrize("wrong", [{"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}, {"min_p": 2.0}])

@@ -98,13 +98,13 @@ def test_a_row_that_fits_on_no_card_is_refused(tmp_path):
     file = tmp_path / "bench.yaml"
     file.write_text(yaml.safe_dump({"title": "t"} | PAPER))
     command = ("bench", f"--config={file}", f"--out={tmp_path / 'out'}", "--slurm.gpus={24: rtx4090}")
-    said = refused(*command, f"--write_jobs={tmp_path / 'jobs'}")
-    assert "row lora: expected peak 29.0 GiB on each GPU, which is too much for all of slurm.gpus (24 GB)" in said
+    message = refused(*command, f"--write_jobs={tmp_path / 'jobs'}")
+    assert "row lora: expected peak 29.0 GiB on each GPU, which is too much for all of slurm.gpus (24 GB)" in message
     assert "give --write_jobs FOLDER" in refused(*command)
 
 
 @pytest.mark.parametrize(
-    "option, said",
+    "option, message",
     [
         ("--slurm.time=12 hours", "--slurm.time is '12 hours', expected one word"),
         ("--slurm.memory=", "--slurm.memory is '', expected one word"),
@@ -113,11 +113,11 @@ def test_a_row_that_fits_on_no_card_is_refused(tmp_path):
         ("--slurm.directives=[partition=gpu]", "--slurm.directives has 'partition=gpu', expected options such as"),
     ],
 )
-def test_what_sbatch_would_not_take_is_refused(tmp_path, option, said):
+def test_what_sbatch_would_not_take_is_refused(tmp_path, option, message):
     file = tmp_path / "bench.yaml"
     file.write_text(yaml.safe_dump({"title": "t"} | PAPER))
     jobs = tmp_path / "jobs"
-    assert said in refused("bench", f"--config={file}", f"--out={tmp_path / 'out'}", f"--write_jobs={jobs}", option)
+    assert message in refused("bench", f"--config={file}", f"--out={tmp_path / 'out'}", f"--write_jobs={jobs}", option)
     assert not jobs.exists()
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import statistics
@@ -67,7 +68,7 @@ class Clock(Callback):
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
         self.times.append(time.monotonic())
-        seconds = [after - before for before, after in zip(self.times, self.times[1:], strict=False)]
+        seconds = [after - before for before, after in itertools.pairwise(self.times)]
         (Path(trainer.log_dir) / "clock.json").write_text(json.dumps(seconds))
 
 
@@ -96,23 +97,23 @@ def toy(options: argparse.Namespace) -> dict[str, Any]:
     folder = grpo_toy.backbone(options.out / "backbone")
     rank = ["--model.lora.r=8", "--model.lora.targets=.*_proj"]
     grpo_toy.OBJECTIVES["LoRA by vLLM"] = [*grpo_toy.OBJECTIVES["LoRA"], *SAMPLER]
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     with engine(options.vllm_python, options.out, [*TOY, f"--model.llm={folder}", *rank, "--trainer.accelerator=cpu"]):
         for name in ("LoRA by vLLM", "LoRA"):
             start = time.monotonic()
             curves = [grpo_toy.curve(options, name, seed) for seed in options.seeds]
-            found[name] = {
+            measured[name] = {
                 "first 5 steps": " ".join(f"{c.iloc[:5].mean():.2f}" for c in curves),
                 "last 5 steps": " ".join(f"{c.iloc[-5:].mean():.2f}" for c in curves),
                 "seconds per step": round((time.monotonic() - start) / sum(map(len, curves)), 2),
             }
-            print(name, found[name], flush=True)
-    return found
+            print(name, measured[name], flush=True)
+    return measured
 
 
 def sitcom(options: argparse.Namespace) -> dict[str, Any]:
     """Seconds per step, rewards, mismatch and truncated ratios of both samplers, the same prompts in the same order."""
-    found: dict[str, Any] = {}
+    measured: dict[str, Any] = {}
     with engine(options.vllm_python, options.out, SITCOM):
         for name, sampler in (("own", []), ("vllm", SAMPLER)):
             root = options.out / f"sitcom-{name}"
@@ -126,7 +127,7 @@ def sitcom(options: argparse.Namespace) -> dict[str, Any]:
             run = max((root / "lightning_logs").glob("version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
             table = pd.read_csv(run / "metrics.csv")
             seconds = json.loads((run / "clock.json").read_text())[1:]  # the first one checks the engine
-            found[name] = {
+            measured[name] = {
                 "seconds per step": round(statistics.median(seconds), 2),
                 "reward of the first half": round(float(table["train/reward"][: options.steps // 2].mean()), 3),
                 "reward of the second half": round(float(table["train/reward"][options.steps // 2 :].mean()), 3),
@@ -134,9 +135,9 @@ def sitcom(options: argparse.Namespace) -> dict[str, Any]:
             for what in ("mean", "max"):
                 column = f"train/sampling/sampling_logp_difference/{what}"
                 if column in table:
-                    found[name][f"mismatch {what}"] = float(f"{getattr(table[column], what)():.2g}")
-            print(name, found[name], flush=True)
-    return found
+                    measured[name][f"mismatch {what}"] = float(f"{getattr(table[column], what)():.2g}")
+            print(name, measured[name], flush=True)
+    return measured
 
 
 def record(options: argparse.Namespace) -> None:
@@ -172,14 +173,14 @@ def main() -> None:
         record(options)
         return
     measures = {"toy": toy, "sitcom": sitcom}
-    found = {name: measure(options) for name, measure in measures.items() if options.only in (None, name)}
-    for name, samplers in found.items():
+    measured = {name: measure(options) for name, measure in measures.items() if options.only in (None, name)}
+    for name, samplers in measured.items():
         columns = list(dict.fromkeys(column for numbers in samplers.values() for column in numbers))
         print(f"\n| {name} | {' | '.join(columns)} |\n|{'---|' * (len(columns) + 1)}")
         for sampler, numbers in samplers.items():
             print(f"| {sampler} | {' | '.join(str(numbers.get(column, '-')) for column in columns)} |")
     if options.json:
-        options.json.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+        options.json.write_text(json.dumps(measured, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

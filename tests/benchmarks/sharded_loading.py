@@ -1,7 +1,6 @@
 """What loading a language model takes in memory where two processes divide its weights.
 
-    python -m tests.benchmarks.sharded_loading             # some minutes of two cores, 3 GB of disk
-    python -m tests.benchmarks.sharded_loading --layers 2  # as the test suite does
+    python -m tests.benchmarks.sharded_loading  # some minutes of two cores, 3 GB of disk
 
 A LLaMA of random weights is made, 1.2 GB of them in float32, and ``zoo fit`` with it is begun in two processes on CPUs.
 Printed is by how much the memory of a process grew from before the model is made to the moment at which training
@@ -16,11 +15,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import subprocess
 import sys
 import tempfile
-import threading
 from pathlib import Path
 
 import torch
@@ -28,6 +25,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from safetensors.torch import load_file, save_file
 
 from tests.builders import make_corpus
+from tests.memory_use import Memory
 from tests.runs_helper import QUIET
 from tests.test_processes import DIVIDED, SCRIPT
 from zoo.backbones.tiny import make_folder
@@ -44,31 +42,22 @@ CELLS = {  # name -> dtype of the file, options
 STRATEGIES = {"DDP": ("--trainer.strategy=ddp",), "FSDP2": DIVIDED}
 
 
-def anonymous() -> int:
-    """Bytes of this process that no file holds."""
-    return 1024 * int(re.search(r"RssAnon:\s+(\d+)", Path("/proc/self/status").read_text())[1])
-
-
 class Growth(Callback):
     """Measures from before the model is made to the beginning of training, in each process."""
 
+    def __init__(self) -> None:
+        self.memory = Memory(0.01)
+
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Begin."""
-        self.before, self.most, self.over = anonymous(), 0, threading.Event()
-        self.watch = threading.Thread(target=self._watch)
-        self.watch.start()
-
-    def _watch(self) -> None:
-        while not self.over.wait(0.01):
-            self.most = max(self.most, anonymous())
+        self.memory.__enter__()
 
     def on_fit_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """End, and write what was measured."""
-        self.over.set()
-        self.watch.join()
+        self.memory.__exit__()
         values = {
-            "end": anonymous() - self.before,
-            "most": self.most - self.before,
+            "end": self.memory.own,
+            "most": self.memory.peak,
             "whole": sum(p.numel() * p.element_size() for p in pl_module.parameters()),  # divided or not
         }
         Path(os.environ["GROWTH"], f"{trainer.global_rank}.json").write_text(json.dumps(values))

@@ -19,12 +19,10 @@ from __future__ import annotations
 import argparse
 import io
 import json
-import re
 import subprocess
 import sys
 import tarfile
 import tempfile
-import threading
 import time
 from pathlib import Path
 from typing import Any
@@ -34,6 +32,7 @@ import yaml
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from tests.memory_use import Memory
 from zoo.data import Conversations
 from zoo.data.batches import Batches, BatchOrder
 
@@ -107,35 +106,6 @@ def read(made: Batches, resume: tuple[int, int] = (0, 0), workers: int = 0) -> l
         made, batch_size=None, sampler=BatchOrder(made, resume), num_workers=workers, collate_fn=lambda batch: batch
     )
     return [id_ for batch in loader for id_ in batch["ids"]]
-
-
-class Memory:
-    """What this process grew by while the block ran, in bytes: own and mapped memory at its end, own at most."""
-
-    def __enter__(self) -> Memory:
-        self.before, self.mapped_before = resident()
-        self.most, self._over = self.before, threading.Event()
-        self._watch = threading.Thread(target=self._look)
-        self._watch.start()
-        return self
-
-    def _look(self) -> None:
-        while not self._over.wait(0.02):
-            self.most = max(self.most, resident()[0])
-
-    def __exit__(self, *_: object) -> None:
-        self._over.set()
-        self._watch.join()
-        own, mapped = resident()
-        self.own, self.mapped = own - self.before, mapped - self.mapped_before
-        self.peak = max(self.most, own) - self.before
-
-
-def resident() -> tuple[int, int]:
-    """Return the bytes of a process' own memory, and of mapped files, that are in memory."""
-    status = Path("/proc/self/status").read_text()
-    own, mapped = (int(re.search(rf"^{key}:\s*(\d+) kB", status, re.MULTILINE)[1]) for key in ("RssAnon", "RssFile"))
-    return own * 1024, mapped * 1024
 
 
 def start(mixture: Path) -> dict[str, Any]:

@@ -27,6 +27,7 @@ from zoo.backbones.tiny import make_folder
 from zoo.checkpoints import listing, probes
 from zoo.models.emotion_qwen.weights import to_published
 from zoo.models.farcer import weights as farcer
+from zoo.runs import REPOSITORY
 
 CONTENT = bytes(range(256)) * 40
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
@@ -380,29 +381,17 @@ def test_convert_reads_emotion_qwens_archive(entry, tmp_path):
 
 # `convert` in a process of its own; prints by how many bytes its private memory grew at most
 MEASURED = """
-import re, sys, threading
+import sys
 from pathlib import Path
+from tests.memory_use import Memory
 from zoo.checkpoints import commands, system_export
 from zoo.models.emotion_qwen import weights
 
-def private():
-    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-
 index, source, out, config = map(Path, sys.argv[1:])
 system_export.INDEX = index
-before, most, done = private(), 0, threading.Event()
-
-def watch():
-    global most
-    while not done.wait(0.002):
-        most = max(most, private())
-
-watching = threading.Thread(target=watch)
-watching.start()
-commands.convert("emotion_qwen", source, out, config, None)
-done.set()
-watching.join()
-print("grown by", most - before)
+with Memory(0.002) as memory:
+    commands.convert("emotion_qwen", source, out, config, None)
+print("grown by", memory.peak)
 """
 
 
@@ -421,7 +410,7 @@ def test_convert_is_no_larger_than_the_file(tmp_path):
     archive = tmp_path / "archive" / "model.safetensors"
     save_file({k: v.clone() for k, v in to_published(theirs).items()}, archive)
     args = [str(path) for path in (tmp_path / "checkpoints" / "index.yaml", archive.parent, tmp_path / "ours", config)]
-    done = subprocess.run([sys.executable, "-c", MEASURED, *args], capture_output=True, text=True, check=False)
+    done = subprocess.run([sys.executable, "-c", MEASURED, *args], capture_output=True, text=True, cwd=REPOSITORY)
     assert done.returncode == 0, done.stderr
     size, grown = archive.stat().st_size, int(done.stdout.rpartition("grown by ")[2])
     assert size > 50_000_000 and grown < 1.3 * size, f"{grown / size:.2f} of the file"

@@ -1,5 +1,6 @@
 """The order of samples in batches, and the processes that make them."""
 
+import itertools
 import os
 from types import SimpleNamespace
 
@@ -102,7 +103,7 @@ def loader():
 def read(loader, epoch, stop=None):
     """Batches of an epoch, those before ``stop``, without their processes, and the processes."""
     loader.sampler.set_epoch(epoch)
-    batches = [batch for _, batch in zip(range(stop or len(loader)), loader, strict=False)]
+    batches = list(itertools.islice(loader, stop or len(loader)))
     return [(b["ids"], b["drawn"]) for b in batches], {b["process"] for b in batches}
 
 

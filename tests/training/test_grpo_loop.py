@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import functools
 import math
 from pathlib import Path
 
@@ -11,7 +12,7 @@ import torch
 from lightning.pytorch import Callback
 
 from tests.builders import make_home
-from tests.runs_helper import QUIET, checkpoint, fit, flags, logged, refused
+from tests.runs_helper import QUIET, checkpoint, fit, grpo_flags, logged, refused
 from zoo.training.grpo_metrics import PHASES
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -24,13 +25,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(home):
-    def options(**more: object) -> list[str]:
-        base = {"model": "GRPO", "model__llm": home / "llm", "data": "MELD", "data__root": home / "meld"}
-        base |= {"model__lr": 3e-3, "model__max_new_tokens": 4, "trainer__limit_val_batches": 0}
-        base |= {"data__batch_size": 7, "model__reward_funcs+": "tests.runs_helper.checksum"}
-        return flags(**base | more)
-
-    return options
+    return functools.partial(grpo_flags, home, data__batch_size=7)
 
 
 LORA = {"model__lora__r": 4, "model__objective__beta": 0.04}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from tests.builders import make_home
-from tests.runs_helper import QUIET, checkpoint, fit, flags, logged, refused
+from tests.runs_helper import QUIET, checkpoint, fit, flags, grpo_flags, logged, refused
 from zoo.models.grpo import GRPO
 from zoo.models.merit import MeritTTRL
 from zoo.rl import Answer
@@ -25,13 +26,7 @@ def home(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def options(home):
-    def options(**more: object) -> list[str]:
-        base = {"model": "GRPO", "model__llm": home / "llm", "data": "MELD", "data__root": home / "meld"}
-        base |= {"model__lr": 3e-3, "model__max_new_tokens": 4, "trainer__limit_val_batches": 0}
-        base |= {"data__batch_size": 5, "model__reward_funcs+": "tests.runs_helper.checksum", "trainer__max_epochs": 1}
-        return flags(**base | more)
-
-    return options
+    return functools.partial(grpo_flags, home, data__batch_size=5, trainer__max_epochs=1)
 
 
 # ---- several steps per window

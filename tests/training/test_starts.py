@@ -18,6 +18,7 @@ from zoo import checkpoints, weights
 from zoo.backbones import LoRA
 from zoo.checkpoints.system_export import _whole
 from zoo.models.causal_lm import CausalLM
+from zoo.runs import REPOSITORY
 from zoo.training.starts import Start, files_of, fingerprint, keep, read_chain, read_starts
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -407,17 +408,15 @@ def test_what_cannot_be_mapped_is_read(stages, monkeypatch):
 
 # reads the weights of a file in a process of its own; prints by how many bytes its private memory grew
 MEASURED = """
-import re, sys
+import sys
 from pathlib import Path
-from zoo.weights import read_checkpoint, refuse_not_finite
+from tests.memory_use import Memory
+from zoo.weights import read_checkpoint
 
-def private():
-    return 1024 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
-
-before = private()
-checkpoint = read_checkpoint(Path(sys.argv[1]))
-assert sum(v.sum() for v in checkpoint.state.values()) == 0
-print(private() - before)
+with Memory() as memory:
+    checkpoint = read_checkpoint(Path(sys.argv[1]))
+    assert sum(v.sum() for v in checkpoint.state.values()) == 0
+print(memory.own)
 """
 
 
@@ -428,5 +427,5 @@ def test_weights_are_mapped_from_the_file(stages, tmp_path):
     content["optimizer_states"] = [{"state": {i: {"exp_avg": torch.ones(5_000_000)} for i in range(10)}}]
     torch.save(content, tmp_path / "large.ckpt")
     command = [sys.executable, "-c", MEASURED, tmp_path / "large.ckpt"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, check=True, cwd=REPOSITORY)
     assert int(done.stdout) < 20_000_000
