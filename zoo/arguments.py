@@ -233,11 +233,14 @@ def options_of_fit(verb: str, args: list[str], make_parser: Callable[[], ZooPars
     configs = flag_values(args, "--config", "-c")
     refuse_unreadable(configs)
     trust_words(args, configs)
-    sys.argv = [*sys.argv[:1], *verb.split(), *args]  # where the parser's errors look
-    parser = make_parser()
-    options: dict[str, Any] = yaml.safe_load(
-        parser.dump(parser.parse_args(args), skip_validation=True, skip_none=False)
-    )
+    before = sys.argv
+    sys.argv = [*before[:1], *verb.split(), *args]  # where the parser's errors look
+    try:
+        parser = make_parser()
+        parsed = parser.parse_args(args)
+    finally:
+        sys.argv = before
+    options: dict[str, Any] = yaml.safe_load(parser.dump(parsed, skip_validation=True, skip_none=False))
     return options | {"config": configs[-1] if configs else None}
 
 

@@ -25,7 +25,6 @@ from torchvision.transforms import InterpolationMode
 from torchvision.transforms.v2 import functional as pictures
 from transformers.models.qwen2_5_vl.configuration_qwen2_5_vl import Qwen2_5_VLVisionConfig
 from transformers.models.qwen2_5_vl.modeling_qwen2_5_vl import Qwen2_5_VisionTransformerPretrainedModel
-from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize
 from transformers.utils import logging as transformers_logging
 from transformers.vision_utils import get_vision_position_ids, get_vision_window_index
 
@@ -40,6 +39,7 @@ from zoo.backbones.hub import (
     without_key_report,
 )
 from zoo.backbones.shapes import shape_named
+from zoo.media.frames import LONGEST, PixelBudget
 from zoo.storage import read_json
 
 # name -> values of its config. `PatchVision("shape:NAME")` builds it.
@@ -122,12 +122,12 @@ def to_patches(
             f"min_pixels {min_pixels} and max_pixels {max_pixels}: expected 0 < min_pixels <= max_pixels, and room for "
             f"one token ({factor} x {factor} = {factor**2} pixels)"
         )
-    if max(height, width) > 200 * min(height, width):
+    if max(height, width) > LONGEST * min(height, width):
         raise ValueError(
-            f"a frame of {height} x {width} pixels is over 200 times longer than wide, which the tower's size rule "
-            "does not allow; crop or pad it first"
+            f"a frame of {height} x {width} pixels is over {LONGEST} times longer than wide, which the tower's size "
+            "rule does not allow; crop or pad it first"
         )
-    size = smart_resize(height, width, factor, min_pixels, max_pixels)
+    size = PixelBudget(factor, min_pixels, max_pixels).size(height, width)
     # channels last: the same values, ten times faster for huge pictures
     x = frames.contiguous(memory_format=torch.channels_last)
     x = pictures.resize(x, list(size), InterpolationMode.BICUBIC, antialias=True)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -37,11 +36,7 @@ class Request:
 
 def request(args: Sequence[str]) -> Request:
     """Return what ``zoo fit ARGS`` asks for."""
-    before = sys.argv
-    try:
-        options = options_of(list(args))
-    finally:
-        sys.argv = before  # the parser's errors look there, and so does whoever starts processes later
+    options = options_of(list(args))
     trainer: Mapping[str, Any] = options["trainer"]
     gpu = trainer.get("accelerator") != "cpu"
     nodes, processes = int(trainer.get("num_nodes") or 1), devices(trainer.get("devices"))

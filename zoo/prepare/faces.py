@@ -122,7 +122,7 @@ def _analyse(analysed: _Analysed, keys: list[str], store: AnswerStore, analyzer:
         keys: of the clips, in their order.
     """
     processes = workers if workers > 1 else 0
-    loader = DataLoader(analysed, batch_size=None, num_workers=processes, collate_fn=_as_it_is)
+    loader = DataLoader(analysed, batch_size=None, num_workers=processes)
     unreadable: dict[str, str] = {}
     for number, lines, reason in reported(loader, len(keys), "looked at", "clips"):
         if reason is None:
@@ -187,8 +187,3 @@ def _write(out: Path, findings: dict[str, list[str]], left_out: dict[str, str]) 
     if left_out:
         reasons = Counter(left_out.values()).most_common(5)
         print(f"left out, each named in {out / 'faces.json'}: {'; '.join(f'{n} {reason}' for reason, n in reasons)}")
-
-
-def _as_it_is(item: Any) -> Any:
-    """Return an item unchanged."""
-    return item

@@ -221,11 +221,9 @@ class GRPOModule(RewardedModule):
         with cost.phase("training"):
             advantages = self.advantages(rewards.total.to(rollout.old_logprobs))
             learning_rate = self.learning_rate
+            parts = list(self.mini_batches(window, rollout, advantages))
             for iteration in range(self.num_iterations):
-                steps = [
-                    self.update(*part, on_policy=iteration == number == 0)
-                    for number, part in enumerate(self.mini_batches(window, rollout, advantages))
-                ]
+                steps = [self.update(*part, on_policy=iteration == number == 0) for number, part in enumerate(parts)]
             sums = {name: torch.stack([step[name] for step in steps]).mean() for name in steps[0]}
         means = self.average_over_processes(
             {f"train/{name}": pair for name, pair in self.step_numbers(window, rollout, rewards, sums, cost).items()}

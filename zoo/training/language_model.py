@@ -82,6 +82,7 @@ class LanguageModelModule(EmotionModule):
     template_variables: Mapping[str, Any] = {}
     encoders: ProjectedEncoders | None = None  # of a system that shows clips
     decode: str = "greedy"  # how answers are read: ``score`` or ``greedy``; a system may know others
+    temperature: float = 1.0  # of sampled answers, in systems that sample
 
     llm: LLM
 
@@ -243,8 +244,7 @@ class LanguageModelModule(EmotionModule):
             return self.llm
         if self._engine is None:
             engine = Engine(self.llm, self.sampler, adapter_folder(self.sampler.folder, run_folder(self.trainer)))
-            temperature = getattr(self, "temperature", 1.0)
-            engine.check(self.max_length + self.longest_answer(), temperature, self.sends_embeddings)
+            engine.check(self.max_length + self.longest_answer(), self.temperature, self.sends_embeddings)
             self._engine = engine
         return self._engine
 
