@@ -226,10 +226,11 @@ def test_a_file_is_one_tensor_that_others_can_read_too(home, make, samples, once
 CLIP = ("ab" * 32, None, None, None)
 
 
-def work(home, seed, errors):
+def work(home, seed, barrier, errors):
     torch.set_num_threads(1)
     files = FeatureFiles(home / "features", Vision(str(home / "eyes")).freeze(), {})
-    for i in range(60):
+    barrier.wait()
+    for i in range(200):
         files.write(CLIP, torch.full((40, 50), float(seed * 100 + i)), ClipFacts())
         try:
             found = files.read(CLIP)
@@ -241,8 +242,8 @@ def work(home, seed, errors):
 
 def test_several_processes_write_one_clip(home):
     context = multiprocessing.get_context("spawn")
-    errors = context.SimpleQueue()
-    workers = [context.Process(target=work, args=(home, seed, errors)) for seed in (1, 2)]
+    barrier, errors = context.Barrier(2), context.SimpleQueue()
+    workers = [context.Process(target=work, args=(home, seed, barrier, errors)) for seed in (1, 2)]
     for worker in workers:
         worker.start()
     for worker in workers:

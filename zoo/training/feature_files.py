@@ -20,8 +20,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors import SafetensorError
+from safetensors.torch import load, save
 from torch import Tensor
 
 from zoo.backbones.frozen import FrozenEncoder
@@ -122,8 +122,10 @@ class FeatureFiles:
         if not path.exists():
             return None
         try:
-            with safe_open(path, "pt") as file:
-                metadata, features = file.metadata() or {}, file.get_tensor("features").clone()
+            content = path.read_bytes()  # once: safe_open opens a file twice, and it may be replaced in between
+            features = load(content)["features"].clone()  # this checks the header, too
+            header = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])
+            metadata = header.get("__metadata__", {})
             expected = self._metadata(path.stem, features)
             facts = json.loads(metadata.pop("facts", ""))
             known = ClipFacts(bool(facts["shortened"]), facts["damage"])
