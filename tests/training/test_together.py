@@ -42,7 +42,7 @@ print("went on")
 @pytest.mark.parametrize("store", ["store there", "store gone"])
 def test_a_connection_that_another_process_closed_is_no_error_of_this_one(store, when):
     done = subprocess.run([sys.executable, "-c", SCRIPT, store, when], capture_output=True, text=True, check=False)
-    gone = "another process is gone (RuntimeError), which here led to: Connection closed by peer"
+    gone = "another process is gone (RuntimeError), which here led to: RuntimeError: Connection closed by peer"
     failed = "process 0 failed, its message is above or below"
     why = gone if (store, when) == ("store gone", "not noticed") else failed
     assert done.stderr == f"zoo: {why}; this process ends, too\n"
