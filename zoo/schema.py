@@ -65,8 +65,8 @@ class Turn:
         descriptions: named texts about this utterance, e.g. ``{"audio": "a loud voice", "video": "she frowns"}``; a
             kind that is missing for this utterance has no key.
         video, audio: path of the clip, or None. Nothing is decoded here.
-        start, end: seconds inside ``video`` between which this is said, where that file holds more than the utterance
-            (a whole dialogue); None: all of the file.
+        start, end: seconds inside ``video`` (without one, inside ``audio``) between which this is said, where that file
+            holds more than the utterance (a whole dialogue); None: all of the file.
         crop: half of the picture the speaker is in, columns [0, W // 2) or [W // 2, W), where the file shows two
             people; None: all of the picture.
     """

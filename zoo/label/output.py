@@ -31,7 +31,8 @@ def sample_digest(sample: Sample) -> str:
             except OSError:
                 state = None  # it is missing, or may not be looked at
             files.append(state and [state.st_size, state.st_mtime_ns])
-        return [turn.text, turn.speaker, turn.label, sorted(turn.descriptions.items()), files]
+        part = [] if turn.start is None else [turn.start, turn.end]
+        return [turn.text, turn.speaker, turn.label, sorted(turn.descriptions.items()), files, *part]
 
     turns = [content(turn) for turn in (sample.target, *sample.history)] + [sample.labels.corpus]
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:16]
@@ -113,8 +114,9 @@ class AnswerFile:
         turn = sample.target
         clip = turn.video or turn.audio
         path = {} if clip is None else {"clip": display_path(clip)}
+        part = {} if turn.start is None else {"start": turn.start, "end": turn.end}
         digest = {} if self.out is None else {"sample": sample_digest(sample)}
-        line = json.dumps({"id": turn.id, **path, **row, **self.about, **digest}, ensure_ascii=False)
+        line = json.dumps({"id": turn.id, **path, **part, **row, **self.about, **digest}, ensure_ascii=False)
         if self.out is None:
             print(line, flush=True)
             return

@@ -51,7 +51,9 @@ class Request:
         text, speaker: of one line or clip.
         context: table of the earlier turns of its dialogue.
         descriptions: ``KIND=TEXT``.
-        encoding: of the tables.
+        encoding: of the tables, or of the subtitles.
+        segments: whether the clip is cut into utterances where somebody speaks (`zoo.label.utterances`).
+        subtitles: a file that says when what is said.
     """
 
     clip: Path | None = None
@@ -61,6 +63,8 @@ class Request:
     context: Path | None = None
     descriptions: Sequence[str] = field(default_factory=list)
     encoding: str | None = None
+    segments: bool = False
+    subtitles: Path | None = None
 
     @property
     def is_table(self) -> bool:
@@ -98,14 +102,14 @@ def display_path(path: Path) -> str:
 
 
 # --------------------------------------------------------------------------------------------- a line, a clip, a folder
-def _sample(turn: Turn, dialogue: str, labels: Labels, history: Sequence[Turn] = ()) -> Sample:
+def sample_of(turn: Turn, dialogue: str, labels: Labels, history: Sequence[Turn] = ()) -> Sample:
     """Return a turn as a sample without label; earlier turns that hold nothing are left out."""
     prefix = f"{labels.corpus}/asked"
     filled = tuple(t for t in history if t.text or t.video is not None or t.audio is not None)
     return Sample(f"{prefix}/{turn.id}", f"{prefix}/{dialogue}", labels, replace(turn, label=None), filled)
 
 
-def _turn(id: str, clip: Path | None, **fields: Any) -> Turn:
+def clip_turn(id: str, clip: Path | None, **fields: Any) -> Turn:
     """Return a turn with a file whose ending says what it holds: picture, sound, or both."""
     suffix = clip.suffix.lower() if clip is not None else ""
     files = {"video": None if suffix in SOUND else clip, "audio": None if suffix in STILL else clip}
@@ -132,16 +136,21 @@ def _parse_descriptions(pairs: Sequence[str]) -> dict[str, str]:
     return descriptions
 
 
-def _read_single(request: Request, labels: Labels) -> Sample:
-    """Return the sample of one clip or line."""
-    clip = request.clip
+def open_clip(clip: Path | None) -> Path | None:
+    """Return the same file. FileNotFoundError if it is not there, ValueError if it is a text by its ending."""
     if clip is not None and clip.suffix.lower() in TEXT_ENDINGS and clip.is_file():
         raise ValueError(
-            f"{clip} is a text and no clip; give its lines as a CSV table with columns like {TABLE}, or "
-            "one line with --text"
+            f"{clip} is a text and no clip; give its lines as a CSV table with columns like {TABLE}, "
+            "one line with --text, or subtitles with --subtitles"
         )
     if clip is not None and not clip.is_file():
         raise FileNotFoundError(f"no file {clip}; expected a video, sound or picture, a folder of them, or a CSV table")
+    return clip
+
+
+def _read_single(request: Request, labels: Labels) -> Sample:
+    """Return the sample of one clip or line."""
+    clip = open_clip(request.clip)
     text, descriptions = _clean(request.text or "", "--text"), _parse_descriptions(request.descriptions)
     if clip is None and not text and not descriptions:
         raise ValueError("there is nothing to label: give CLIP, --text or --descriptions")
@@ -150,14 +159,14 @@ def _read_single(request: Request, labels: Labels) -> Sample:
         history = read_turns(request.context, None, labels, request.encoding)
         if len({dialogue for dialogue, _ in history}) > 1:
             raise ValueError(f"{request.context} holds several dialogues; expected the earlier turns of one")
-    turn = _turn(
+    turn = clip_turn(
         display_path(Path(clip.name)) if clip is not None else "line",
         clip,
         text=text,
         speaker=_clean(request.speaker, "--speaker"),
         descriptions=descriptions,
     )
-    return _sample(turn, turn.id, labels, [earlier for _, earlier in history])
+    return sample_of(turn, turn.id, labels, [earlier for _, earlier in history])
 
 
 def _read_folder(folder: Path, labels: Labels) -> list[Sample]:
@@ -172,7 +181,7 @@ def _read_folder(folder: Path, labels: Labels) -> list[Sample]:
     if not files:
         raise FileNotFoundError(f"{folder} holds no file that ends in {', '.join(CLIP_ENDINGS)}")
     names = [display_path(path.relative_to(folder)) for path in files]
-    return [_sample(_turn(name, path), name, labels) for name, path in zip(names, files, strict=True)]
+    return [sample_of(clip_turn(name, path), name, labels) for name, path in zip(names, files, strict=True)]
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
@@ -259,7 +268,7 @@ class TableRow:
         """Return the row as a turn; ``clip`` is used where the table has no column ``video``."""
         sound = self.path("audio")
         descriptions = {kind: self.text(content) for kind, content in self.columns.descriptions.items()}
-        return _turn(
+        return clip_turn(
             key,
             self.path("video") if "video" in self.columns else clip,
             text=self.text("text"),
@@ -333,6 +342,6 @@ def _read_table_samples(path: Path, clips: Path | None, labels: Labels, encoding
     for dialogue, turn in read_turns(path, clips, labels, encoding):
         name = turn.id if dialogue is None else dialogue
         history = histories.setdefault(name, [])
-        samples.append(_sample(turn, name, labels, history))
+        samples.append(sample_of(turn, name, labels, history))
         history.append(turn)
     return samples

@@ -103,7 +103,7 @@ def _speaker_half(frames: np.ndarray, turn: Turn, rows: tuple[float, float]) -> 
 
 
 def utterance_sound(media: Media, turn: Turn) -> np.ndarray:
-    """Read the sound of an utterance: its own file whole, or its seconds of the film that also shows it.
+    """Read the sound of an utterance: its own file whole, or its seconds of the film that also shows it, or that has no picture.
 
     Returns:
         float32 (N,) at 16 kHz, mono.
@@ -115,7 +115,7 @@ def utterance_sound(media: Media, turn: Turn) -> np.ndarray:
     if turn.audio is None:
         raise ValueError(f"{turn.id} has no sound; expected some, ask for it only where there is")
     sound = media.waveform(turn.audio, RATE)
-    if turn.audio == turn.video and turn.start is not None and turn.end is not None:
+    if turn.video in (None, turn.audio) and turn.start is not None and turn.end is not None:
         part = sound[round(turn.start * RATE) : round(turn.end * RATE)]
         if not len(part):
             reason = f"has {len(sound) / RATE:.2f} s of sound, so none from {turn.start:g} to {turn.end:g} s"
