@@ -75,6 +75,16 @@ class Request:
         """Whether the clip is a folder or a table."""
         return self.clip is not None and (self.clip.is_dir() or self.clip.suffix.lower() == ".csv")
 
+    @property
+    def is_cut(self) -> bool:
+        """Whether the clip is cut into utterances."""
+        return self.segments or self.subtitles is not None
+
+    @property
+    def makes_many(self) -> bool:
+        """Whether there may be more than one sample."""
+        return self.asks_for_many or self.is_cut
+
 
 def read_samples(request: Request, labels: Labels) -> list[Sample]:
     """Return the samples of a request, without labels.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import functools
+import logging
 import sys
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,7 @@ from zoo.data import EmotionData
 from zoo.label.samples import AnswerCallback, AnswerHandler, RequestedSamples
 from zoo.runs import find_checkpoint, newest_config, run_of
 from zoo.schema import Labels, Sample
+from zoo.training.module import EmotionModule
 
 
 class System:
@@ -83,6 +87,13 @@ class System:
             "other material is not known."
         )
 
+    @functools.cached_property
+    def module(self) -> EmotionModule:
+        """The system itself, loaded when it is first asked; what it was trained on is said on stderr then."""
+        print(self.describe_training(), file=sys.stderr)
+        module: EmotionModule = load(self.path, model=self.model)
+        return module
+
     def answer(self, samples: Sequence[Sample], folder: Path, handle: AnswerHandler) -> dict[str, str]:
         """Answer samples, batch by batch.
 
@@ -94,8 +105,6 @@ class System:
         Returns:
             id -> reason, of the samples without an answer.
         """
-        print(self.describe_training(), file=sys.stderr)
-        module = load(self.path, model=self.model)
         data = RequestedSamples(samples, self.corpus, self.absent, self.seed)
         trainer = Trainer(
             accelerator="cpu" if self.trained.get("accelerator") == "cpu" else "auto",
@@ -108,8 +117,15 @@ class System:
             enable_model_summary=False,
             enable_checkpointing=False,
         )
-        trainer.predict(module, datamodule=data, return_predictions=False)
+        trainer.predict(self.module, datamodule=data, return_predictions=False)
         return data.failed
+
+
+def silence_lightning() -> None:
+    """Silence what Lightning says about a run: stdout is for the answers."""
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
+    warnings.filterwarnings("ignore", r".*does not have many workers.*")
+    warnings.filterwarnings("ignore", r".*LeafSpec.*")
 
 
 def _set_option(section: dict[str, Any], keys: Sequence[str], value: Any) -> None:

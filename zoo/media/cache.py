@@ -94,6 +94,16 @@ class Media:
 
         return self._get(path, f"waveform-{rate}", resampled, kind="waveform", max_seconds=self.max_seconds)
 
+    def piece(self, path: str | os.PathLike[str], start: float, end: float) -> tuple[bytes, float]:
+        """Cut the picture of a film from ``start`` to ``end`` out, as `cut_picture` does; nothing of it is kept.
+
+        Raises:
+            Unreadable: see `cut_picture`.
+        """
+        decoder = worker.current_decoder()
+        piece, answer = decoder.decode(path, self.timeout, kind="piece", start=start, end=end)
+        return piece.tobytes(), float(answer["begin"])
+
     @property
     def unreadable(self) -> list[dict[str, Any]]:
         """Rows {file, sha256, request, problem, reason, limits} of files that gave nothing.
