@@ -99,7 +99,7 @@ def _parser() -> argparse.ArgumentParser:
     add("--speaker", default="", help="who says it")
     add("--context", type=Path, metavar="CSV", help="earlier turns of the dialogue, oldest first: a table")
     add("--descriptions", nargs="+", default=[], metavar="KIND=TEXT", help="what shows or sounds: audio='a calm voice'")
-    add("--segments", action="store_true", help="cut a film or sound into utterances, where somebody speaks; a row each")
+    add("--segments", action="store_true", help="cut a film or sound where somebody speaks; a row each")
     add("--subtitles", type=Path, metavar="FILE", help="an .srt or .vtt file: what is said, and when; a row each")
     add(
         "--transcribe",
@@ -250,4 +250,3 @@ def _split_changes(args: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
             raise ValueError(f"{name} needs a value")
         changes[name.removeprefix("--")] = parse_yaml(value if equals else waiting.pop(0), name)
     return changes, others
-

@@ -159,7 +159,8 @@ class PartsLabeler:
             if turn.start is not None and turn.end is not None:
                 turn = self._cut(turn, Path(folder), missing)
             elif turn.video is not None and (length := _seconds(turn.video)) > MAX_UTTERANCE:
-                why = f"lasts {length:.0f} s, and an utterance at most {MAX_UTTERANCE} s; give --segments or --subtitles"
+                limit = f"lasts {length:.0f} s, and an utterance at most {MAX_UTTERANCE} s"
+                why = f"{limit}; give --segments or --subtitles"
                 return None, {"video": why, "audio": why}
             if turn.video is None and turn.audio is None:
                 return None, missing
@@ -232,8 +233,8 @@ class PartsLabeler:
         if description is None or "audio" in missing or description.loudness is None:
             return {"used": False, "why": missing.get("audio", "no sound given")}
         if not description.voice.get("speech"):
-            silent = "loudness" not in description.voice
-            return {"used": False, "why": "silence" if silent else "nobody is heard to speak", "heard": description.audio}
+            why = "silence" if "loudness" not in description.voice else "nobody is heard to speak"
+            return {"used": False, "why": why, "heard": description.audio}
         measures = {name: round(value, 4) for name, value in description.voice.items()}
         return {
             "used": True,
@@ -247,11 +248,15 @@ class PartsLabeler:
 def _row(parts: dict[str, Part]) -> dict[str, Any]:
     """Return what is said about all parts together: the label is that of the text system, or none."""
     text = parts["text"]
-    named = {"label": text["label"], "label_from": "text", "scores": text["scores"]} if text["used"] else {
-        "label": None,
-        "why_no_label": "only the words have a system whose answers were tested: "
-        f"{text['why']}; the parts say what they found by themselves",
-    }
+    named = (
+        {"label": text["label"], "label_from": "text", "scores": text["scores"]}
+        if text["used"]
+        else {
+            "label": None,
+            "why_no_label": "only the words have a system whose answers were tested: "
+            f"{text['why']}; the parts say what they found by themselves",
+        }
+    )
     return {
         **named,
         "used": [part for part in PARTS if parts[part]["used"]],

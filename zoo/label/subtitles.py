@@ -81,8 +81,10 @@ def read_subtitles(path: Path, encoding: str | None = None) -> Subtitles:
             problems.append(f"line {number}: {outcome}")
     if not lines:
         found = some(problems, 2) or "it is empty"
-        raise ValueError(f"{path} holds no subtitle that can be read ({found}); expected times like 00:00:01,000 --> "
-                         "00:00:02,500 and a text below them")
+        raise ValueError(
+            f"{path} holds no subtitle that can be read ({found}); expected times like 00:00:01,000 --> "
+            "00:00:02,500 and a text below them"
+        )
     return Subtitles(tuple(sorted(lines, key=lambda line: (line.start, line.end))), tuple(problems))
 
 
@@ -96,20 +98,23 @@ def _blocks(text: str) -> Iterator[tuple[int, list[str]]]:
     start, timed = 0, False
     for number, line in enumerate([*re.split(r"\r\n|\r|\n", text.removeprefix("\ufeff")), ""], 1):
         if "-->" in line:
-            name = block.pop() if timed and block and block[-1].strip().isdigit() else None
-            if timed:
+            if len(block) > 1 and block[-1].strip().isdigit():
+                block.pop()  # the number of the next one
+            if timed or (len(block) > 1 and not _is_silent(block)):  # what has no times here has lost them
                 yield start, block
-            elif len(block) > 1:  # a text that has lost its times stands above
-                yield start, block[:-1] if block[-1].strip().isdigit() else block
             block, start, timed = [line], number, True
-            del name
         elif line.strip():
             start = number if not block else start
             block.append(line)
         elif block:
-            if timed or not block[0].lstrip().startswith(NOT_SPOKEN):
+            if timed or not _is_silent(block):
                 yield start, block
             block, timed = [], False
+
+
+def _is_silent(block: list[str]) -> bool:
+    """Tell whether a block without times is one of WebVTT that holds no text."""
+    return block[0].lstrip().startswith(NOT_SPOKEN)
 
 
 def _read_block(block: list[str]) -> Subtitle | str:

@@ -1,4 +1,4 @@
-"""A long clip, or a file of subtitles, as the utterances of a dialogue: where somebody speaks, or as the subtitles say."""
+"""A film, or a file of subtitles, as the utterances of a dialogue: where somebody speaks, or as the subtitles say."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from zoo.data.text import some
 from zoo.label.requests import STILL, Request, clip_turn, display_path, open_clip, sample_of
@@ -73,8 +75,10 @@ def _from_voice(clip: Path, media: Media) -> list[Turn]:
     wave = media.waveform(clip, RATE)
     spans = utterance_spans(voice_activity(wave, RATE), len(wave) / RATE)
     if not spans:
-        raise ValueError(f"{clip}: nobody speaks in it, as far as can be told by loudness and pitch, so it has no "
-                         "utterances; give it without --segments, or the times with --subtitles")
+        raise ValueError(
+            f"{clip}: nobody speaks in it, as far as can be told by loudness and pitch, so it has no "
+            "utterances; give it without --segments, or the times with --subtitles"
+        )
     return [_turn(number, clip, clip, span) for number, span in enumerate(spans, 1)]
 
 
@@ -115,8 +119,8 @@ def utterance_spans(speech: Sequence[Span], seconds: float) -> list[Span]:
             cut = max(range(1, len(group)), key=lambda i: (group[i][0] - group[i - 1][1], -i))
             waiting += [group[cut:], group[:cut]]
         else:
-            parts = int((end - start) // LONGEST) + 1
-            whole += [(start + (end - start) * i / parts, start + (end - start) * (i + 1) / parts) for i in range(parts)]
+            edges = np.linspace(start, end, int((end - start) // LONGEST) + 2).tolist()
+            whole += list(zip(edges, edges[1:], strict=False))
     whole = [span for span in whole if span[1] - span[0] >= SHORTEST]
     befores = [0.0, *((end + start) / 2 for (_, end), (start, _) in zip(whole, whole[1:], strict=False))]
     return [
@@ -140,4 +144,3 @@ def with_words(samples: Sequence[Sample], transcriber: Transcriber, media: Media
         return replace(turn, text=words[turn.id]) if turn.id in words else turn
 
     return [replace(s, target=told(s.target), history=tuple(map(told, s.history))) for s in samples]
-

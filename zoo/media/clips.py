@@ -103,7 +103,9 @@ def _speaker_half(frames: np.ndarray, turn: Turn, rows: tuple[float, float]) -> 
 
 
 def utterance_sound(media: Media, turn: Turn) -> np.ndarray:
-    """Read the sound of an utterance: its own file whole, or its seconds of the film that also shows it, or that has no picture.
+    """Read the sound of an utterance: its own file whole, or its seconds of the film.
+
+    That is the file that shows it, too, or a film without a picture.
 
     Returns:
         float32 (N,) at 16 kHz, mono.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import io
 import os
 from fractions import Fraction
+from typing import Any
 
 import av
 import numpy as np
@@ -67,14 +68,10 @@ def cut_picture(path: str | os.PathLike[str], start: float, end: float) -> tuple
 
 
 def _packets(
-    path: str | os.PathLike[str],
-    container: av.container.InputContainer,
-    stream: av.VideoStream,
-    first: Fraction,
-    last: Fraction,
-) -> list[av.Packet]:
+    path: str | os.PathLike[str], container: av.container.InputContainer, stream: Any, first: Fraction, last: Fraction
+) -> list[Any]:
     """Return the packets from the last key frame at or before ``first`` to ``last``, both in ticks."""
-    packets: list[av.Packet] = []
+    packets: list[Any] = []
     size, reordered = 0, REORDERED / stream.time_base
     for packet in container.demux(stream):
         if not packet.size or packet.is_discard:
