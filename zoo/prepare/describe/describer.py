@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from zoo.media import Media, Unreadable
 from zoo.media.clips import RATE, utterance_frames, utterance_sound
 from zoo.media.frames import PixelBudget
 from zoo.models.emotion_qwen.face_types import Face, FaceAnalyzer
-from zoo.models.emotion_qwen.input import STILL, FrameSampling, seconds_of
+from zoo.models.emotion_qwen.input import FrameSampling, seconds_of
 from zoo.prepare.describe.activity import Loudness, Span, loudness_curve, pauses_between, voice_activity
 from zoo.prepare.describe.faces import (
     NO_FACE,
@@ -146,6 +146,14 @@ class ClipDescriber:
             raise last
         return ClipDescription(**heard, **seen, missing=missing)
 
+    def read_frames(self, turn: Turn) -> tuple[np.ndarray, float | None]:
+        """Read the frames in which faces are looked for, uint8 (F, 3, H, W), and the seconds between two (None: a still).
+
+        Raises:
+            Unreadable: there are none.
+        """
+        return self.sampling.read(self.media, turn, (BUDGET, BUDGET))
+
     def _hear(self, wave: np.ndarray, speaker: str, missing: dict[str, str]) -> dict[str, Any]:
         """Return the fields that are about the sound (N,)."""
         loudness = loudness_curve(wave, RATE)
@@ -166,7 +174,7 @@ class ClipDescriber:
 
     def _see(self, turn: Turn, loudness: Loudness | None, voice: bool) -> dict[str, Any]:
         """Return the fields that are about the picture."""
-        pixels, step = self.sampling.read(self.media, turn, (BUDGET, BUDGET))
+        pixels, step = self.read_frames(turn)
         times = tuple(0.0 if step is None else (i + 0.5) * step for i in range(len(pixels)))
         found: list[list[Face]] = [[] for _ in times]
         if self.face is not None:
@@ -218,8 +226,12 @@ class ClipDescriber:
         else:
             seconds = seconds_of(turn.video or Path())
         n = min(MOST_FRAMES, max(2, round(seconds * MOTION_FPS)))
-        frames = utterance_frames(self.media, turn, n, side=MOTION_SIDE)
-        return grey(frames), (np.arange(n) + 0.5) * seconds / n
+        # small at once: of a half of the picture, every frame would leave the decoder in full size
+        frames = grey(utterance_frames(self.media, replace(turn, crop=None), n, side=MOTION_SIDE))
+        if turn.crop is not None:
+            half = frames.shape[2] // 2
+            frames = frames[..., :half] if turn.crop == "left" else frames[..., half:]
+        return frames, (np.arange(n) + 0.5) * seconds / n
 
 
 def _pauses(speech: Sequence[Span]) -> tuple[Span, ...]:
