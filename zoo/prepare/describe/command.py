@@ -2,9 +2,9 @@
 
 In OUT lie ``{video,audio}_description_{split}.json``, which ``--data.descriptions`` reads; ``describe.json`` with the
 thresholds of loudness, pitch and pace, the counts, and every utterance without a description, with the reason;
-``settings.json``; with ``--explain`` a picture per clip in ``explain/``; and ``answers.jsonl``, where each clip is noted as
-soon as it is described, under the sha256 of its bytes: a run that was killed goes on there, and a clip that was
-replaced is described again.
+``settings.json``; with ``--explain`` a picture per clip in ``explain/``; and ``answers.jsonl``, where each clip is
+noted as soon as it is described, under the sha256 of its bytes: a run that was killed goes on there, and a clip that
+was replaced is described again. What cannot be read at all is tried again by the next run.
 """
 
 from __future__ import annotations
@@ -58,12 +58,11 @@ class _Described(Dataset[tuple[int, str]]):
         try:
             found = self.describer.describe_turn(turn)
         except Unreadable as error:
-            given = [kind for kind in KINDS if getattr(turn, kind) is not None]
-            return number, json.dumps({"missing": dict.fromkeys(given, error.reason)})
+            return number, json.dumps({"missing": dict.fromkeys(KINDS, error.reason)})
         if picture is not None:
             write_picture(picture, self.describer, turn, found)
-        row = {"video": found.video, "voice": dict(found.voice), "missing": dict(found.missing)}
-        row["faces"] = 0 if found.scene is None else found.scene.faces
+        faces = 0 if found.scene is None else found.scene.faces
+        row = {"video": found.video, "faces": faces, "voice": dict(found.voice), "missing": dict(found.missing)}
         return number, json.dumps(row, ensure_ascii=False)
 
 
@@ -71,8 +70,8 @@ def _parser() -> ArgumentParser:
     parser = ArgumentParser(
         "zoo prepare describe",
         usage="zoo prepare describe --data NAME --data.root DIR --analyzer NAME --out DIR [options]",
-        description="Descriptions of faces, voices and pictures, in the files that --data.descriptions reads. Nothing is "
-        "asked of an endpoint. Thresholds of loudness, pitch and pace come from the training split alone.",
+        description="Descriptions of faces, voices and pictures, in the files that --data.descriptions reads. No "
+        "endpoint is asked. Thresholds of loudness, pitch and pace come from the training split alone.",
     )
     add = parser.add_argument
     parser.add_subclass_arguments(EmotionData, "data", required=True, help="a corpus, as of `zoo fit`")
@@ -114,7 +113,9 @@ def main(args: list[str]) -> None:
             "another run (--thresholds describe.json), or have numbers instead of words (--numbers)"
         )
     given_bins = None if options.thresholds is None else read_bins(options.thresholds)
-    turns = {(split, turn.id): turn for split in data.splits() for turn in utterances(data.samples(split))}
+    turns: dict[Key, Turn] = {
+        (split, turn.id): turn for split in data.splits() for turn in utterances(data.samples(split))
+    }
     used = [kind for kind in kinds if any(getattr(turn, kind) is not None for turn in turns.values())]
     if not used:
         raise ValueError(
@@ -194,8 +195,8 @@ def _find(
         if todo:
             seconds = time.perf_counter() - began
             print(
-                f"described {len(todo)} clips in {duration(seconds)}: {1000 * seconds / len(todo) / 60:.1f} minutes per "
-                "thousand clips"
+                f"described {len(todo)} clips in {duration(seconds)}: {1000 * seconds / len(todo) / 60:.1f} minutes "
+                "per thousand clips"
             )
         rows = {k: rows[k] if k in rows else json.loads(store.get(k) or "") for k in clips}
     found: dict[str, dict[Key, dict[str, Any]]] = {kind: {} for kind in KINDS}
@@ -256,10 +257,8 @@ def _counts(
             counts[kind] |= {"without a face": sum(not r["faces"] for r in rows)}
             counts[kind] |= {"with several faces at once": sum(r["faces"] > 1 for r in rows)}
         else:
-            counts[kind] |= {"silent": sum("loudness" not in r["voice"] for r in rows)}
-            counts[kind] |= {
-                "without a voice": sum("loudness" in r["voice"] and not r["voice"]["speech"] for r in rows)
-            }
+            silent = sum("loudness" not in r["voice"] for r in rows)
+            counts[kind] |= {"silent": silent, "without a voice": sum(not r["voice"]["speech"] for r in rows) - silent}
     return counts
 
 

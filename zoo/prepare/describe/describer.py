@@ -147,7 +147,9 @@ class ClipDescriber:
         return ClipDescription(**heard, **seen, missing=missing)
 
     def read_frames(self, turn: Turn) -> tuple[np.ndarray, float | None]:
-        """Read the frames in which faces are looked for, uint8 (F, 3, H, W), and the seconds between two (None: a still).
+        """Read the frames in which faces are looked for, uint8 (F, 3, H, W), and the seconds between two of them.
+
+        There are none between the frames of a still picture: None.
 
         Raises:
             Unreadable: there are none.

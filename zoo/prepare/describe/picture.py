@@ -37,7 +37,8 @@ def write_picture(path: Path, describer: ClipDescriber, turn: Turn, description:
 
     figure = Figure(figsize=(12, 7), layout="constrained")
     FigureCanvasAgg(figure)
-    upper, lower = figure.subfigures(2, 1, height_ratios=(2, 3))
+    subfigures: Any = figure.subfigures(2, 1, height_ratios=(2, 3))
+    upper, lower = subfigures
     text = [textwrap.fill(line, 130) for line in (description.video, description.audio)]
     figure.suptitle("\n".join(text), fontsize=10, x=0.01, ha="left")
     _draw_frames(upper, describer, turn, description)
