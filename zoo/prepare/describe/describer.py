@@ -89,7 +89,7 @@ class ClipDescriber:
         face: finds faces and reads their expressions (`zoo.models.emotion_qwen.faces`); None: no face is looked for.
         bins: thresholds by which a voice is called loud or low, those of a corpus (`read_bins`); None: numbers instead.
         media: decoder and cache; one with the usual limits if not given.
-        sampling: the frames in which faces are looked for; 2 a second, at most 16, if not given.
+        sampling: the frames in which faces are looked for; 4 a second, at most 12, if not given.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ClipDescriber:
     ) -> None:
         self.face, self.bins = face, bins
         self.media = media or Media()
-        self.sampling = sampling or FrameSampling(max_frames=16)
+        self.sampling = sampling or FrameSampling(fps=4.0, max_frames=12)
 
     def describe(
         self, video: Path | None, audio: Path | None, start: float | None = None, end: float | None = None

@@ -17,7 +17,7 @@ from zoo.storage import write_whole
 COLOURS = dict(
     zip(EMOTIONS, ("#c8372d", "#8a7a1f", "#7b4fa3", "#3a9d4a", "#3b6fb6", "#e6a000", "#7f7f7f"), strict=True)
 )
-SHOWN = 8  # frames, evenly spaced
+SHOWN = 6  # frames, evenly spaced
 CHOSEN, OTHER = "#ff2fa0", "#b0b0b0"  # boxes
 
 
@@ -69,7 +69,15 @@ def _draw_frames(figure: Any, describer: ClipDescriber, turn: Turn, description:
             axes.plot([left, right, right, left, left], [top, top, bottom, bottom, top], color=colour, linewidth=1.5)
             if face.described:
                 best = max(EMOTIONS, key=face.probabilities.__getitem__)
-                axes.text(left, top, f"{best} {face.probabilities[best]:.2f}", color=colour, fontsize=7, va="bottom")
+                axes.text(
+                    left,
+                    bottom,
+                    f"{best} {face.probabilities[best]:.2f}",
+                    color=colour,
+                    fontsize=8,
+                    weight="bold",
+                    va="bottom",
+                )
 
 
 def _draw_expressions(axes: Any, description: ClipDescription) -> None:
@@ -91,6 +99,7 @@ def _draw_loudness(axes: Any, description: ClipDescription) -> None:
     if description.loudness is None:
         axes.text(0.5, 0.5, "no sound", transform=axes.transAxes, ha="center")
         return
+    axes.set_ylim(bottom=20)  # below it is silence
     axes.plot(*description.loudness, color="#3b6fb6", linewidth=1)
     for start, end in description.speech:
         axes.axvspan(start, end, color="#3a9d4a", alpha=0.25, linewidth=0)
