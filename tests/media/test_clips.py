@@ -118,7 +118,9 @@ def test_a_part_of_a_file():
         """A frame per second."""
 
         def frames(self, path, n=None, position="uniform", size=None):
-            return video[[int(position)]] if position != "uniform" else video[:n]
+            if position == "uniform":
+                return video[:n]
+            return video[[int(position[0] + (position[1] - position[0]) * (i + 0.5) / n) for i in range(n)]]
 
         def waveform(self, path, rate):
             return np.repeat(np.arange(10, dtype=np.float32), rate)

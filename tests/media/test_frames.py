@@ -26,6 +26,12 @@ def test_frame_at_a_time_is_the_one_shown_then(usual):
         assert numbers(read_frames(usual, position=seconds)) == [number], seconds
 
 
+def test_frames_of_a_part_are_those_shown_at_the_centres_of_its_parts(usual):
+    for start, end, n in ((0.2, 0.6, 4), (0.0, 1.52, 38), (1.0, 3.0, 5)):
+        alone = [read_frames(usual, position=start + (end - start) * ((i + 0.5) / n)) for i in range(n)]
+        assert numbers(read_frames(usual, n, (start, end))) == [numbers(frame)[0] for frame in alone]
+
+
 def test_a_short_clip_repeats_its_frames(tmp_path):
     path = write_clip(tmp_path / "short.mp4", [grey(i) for i in range(3)])
     assert numbers(read_frames(path, 7)) == [0, 0, 1, 1, 1, 2, 2]
@@ -149,6 +155,9 @@ def test_picture_modes(tmp_path):
         ({"position": -1.0}, "0 or more"),
         ({"position": float("nan")}, "0 or more"),
         ({"n": 3, "position": 1.0}, "leave n out"),
+        ({"position": (1.0, 2.0)}, "needs n"),
+        ({"n": 2, "position": (2.0, 1.0)}, "from < to"),
+        ({"n": 2, "position": (0.0, float("inf"))}, "from < to"),
         ({"size": 0}, "height, width"),
         ({"size": (1, 2, 3)}, "height, width"),
     ],

@@ -78,7 +78,8 @@ class Media:
         """
         n, position, size = normalize_request(n, position, size)
         size_name = "x".join(map(str, size)) if isinstance(size, tuple) else size or "full"
-        request = f"frames-{n or 'all'}-{position}-{size_name}"
+        place = position if not isinstance(position, tuple) else "{}-to-{}".format(*position)
+        request = f"frames-{n or 'all'}-{place}-{size_name}"
         limits = {"max_seconds": self.max_seconds, "max_pixels": self.max_pixels}
 
         def reduced(frames: np.ndarray, answer: Mapping[str, Any]) -> np.ndarray:

@@ -80,10 +80,8 @@ def utterance_frames(
         frames = media.frames(turn.video, n=spread, size=decoded_size)[first : first + n]
         frames = _speaker_half(frames, turn, rows)
     else:
-        centres = (np.arange(first, first + n) + 0.5) / spread
-        times = turn.start + (turn.end - turn.start) * centres
-        decoded = (media.frames(turn.video, position=float(time), size=decoded_size) for time in times)
-        frames = np.concatenate([_speaker_half(frame, turn, rows) for frame in decoded])
+        begin, end = (turn.start + (turn.end - turn.start) * (part / spread) for part in (first, first + n))
+        frames = _speaker_half(media.frames(turn.video, n=n, position=(begin, end), size=decoded_size), turn, rows)
     if turn.crop is not None and side is not None and not isinstance(side, PixelBudget):
         size = [side] if isinstance(side, int) else list(side)
         frames = resize(torch.from_numpy(np.ascontiguousarray(frames)), size, antialias=True).numpy()

@@ -73,7 +73,7 @@ class PixelBudget(NamedTuple):
         return smaller if halved else (height, width)
 
 
-Position = Literal["uniform", "middle"] | float
+Position = Literal["uniform", "middle"] | float | tuple[float, float]
 Size = int | tuple[int, int] | PixelBudget | None
 
 
@@ -91,8 +91,9 @@ def read_frames(
     Args:
         n: how many frames, spread over the clip: those shown at the centres of n equal parts. A clip with fewer frames
             than n repeats them. None: every frame; one that cannot be decoded is replaced by the one before it.
-        position: "uniform" as above; "middle": the one frame shown at half time; or a time in seconds: the one frame
-            shown then (the first before the clip starts, the last after it ends).
+        position: "uniform" as above; "middle": the one frame shown at half time; a time in seconds: the one frame
+            shown then (the first before the clip starts, the last after it ends); or two times: the n frames are
+            spread over that part of the clip.
         size: (height, width), or the length of the shorter side with the aspect kept; None: as in the file. With a
             budget of pixels only frames of more than `MAX_BYTES` are reduced; `zoo.media.Media` reduces the others.
         max_seconds: a longer clip is refused.
@@ -119,7 +120,12 @@ def normalize_request(n: int | None, position: Position, size: Size) -> tuple[in
         raise ValueError(f"n is the number of frames, 1 or more, or None for all; got {n!r}")
     if position == "middle":
         n, position = 1, "uniform"  # the centre of one part
-    if position != "uniform":
+    if isinstance(position, tuple):
+        start, end = position
+        if not (math.isfinite(end) and 0 <= start < end) or n is None:
+            raise ValueError(f"a part of a clip needs n, and two times in seconds, 0 <= from < to; got {n}, {position}")
+        position = float(start), float(end)
+    elif position != "uniform":
         if isinstance(position, str | bool) or not (math.isfinite(position) and position >= 0):
             raise ValueError(f"position is 'uniform', 'middle' or a time in seconds, 0 or more; got {position!r}")
         if n not in (None, 1):
@@ -165,8 +171,14 @@ def decode_frames(
             stream = first_stream(path, container, "video")
             _check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
             times, step, torn = _read_timeline(path, container, stream, max_seconds)
-            if position != "uniform":  # + half a tick: a frame's own time, rounded, means that frame
-                targets = [float((clip_start(container) + Fraction(position)) / stream.time_base) + 0.5]
+            if position != "uniform":
+                if isinstance(position, tuple | list):  # a list after its way to the decoding process
+                    start, end = position
+                    seconds = [start + (end - start) * ((i + 0.5) / (n or 1)) for i in range(n or 1)]
+                else:
+                    seconds = [float(position)]
+                begin = clip_start(container)  # + half a tick: a frame's own time, rounded, means that frame
+                targets = [float((begin + Fraction(time)) / stream.time_base) + 0.5 for time in seconds]
             elif n is None:
                 targets = [float(t) for t in times]
             else:

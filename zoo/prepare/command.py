@@ -12,6 +12,7 @@ Add = Callable[..., argparse.ArgumentParser]
 COMMANDS = {  # command with options of its own -> its module, and what it is for
     "leaks": ("zoo.data.leaks", "utterances that stand in two splits or two corpora"),
     "speech": ("zoo.prepare.speech", "descriptions of voices from measured loudness, pitch and pace"),
+    "describe": ("zoo.prepare.describe.command", "descriptions of faces, voices and pictures, without an endpoint"),
     "captions": ("zoo.prepare.captions", "descriptions of clips and voices by a model of yours"),
     "faces": ("zoo.prepare.faces", "faces of a corpus' clips and their expressions, for Emotion-Qwen's face capture"),
     "ver": ("zoo.prepare.ver.command", "reasoning texts for labelled clips by models of yours, rated by you"),

@@ -132,17 +132,25 @@ def _analyse(analysed: _Analysed, keys: list[str], store: AnswerStore, analyzer:
     return unreadable
 
 
-def _settings(options: Namespace, analyzer: Any) -> dict[str, Any]:
-    """Return what the findings depend on, as the next run compares it; an encoder by its weights, not its place."""
-    chosen = options.analyzer.as_dict()
-    values = dict(chosen.get("init_args", {}))
+def analyzer_settings(options: Namespace, analyzer: FaceAnalyzer) -> dict[str, Any]:
+    """Return what an analyzer's findings depend on; an encoder by its weights, not its place.
+
+    Args:
+        options: of ``--analyzer``.
+        analyzer: made of them.
+    """
+    values = dict(options.as_dict().get("init_args", {}))
     expression = getattr(analyzer, "expression", None)
     if expression is not None:
         values["expression"] = expression.vision.weights_hash()
+    return {"analyzer": type(analyzer).__name__, "analyzer options": values}
+
+
+def _settings(options: Namespace, analyzer: FaceAnalyzer) -> dict[str, Any]:
+    """Return what the findings depend on, as the next run compares it."""
     return {
         "command": "faces",
-        "analyzer": type(analyzer).__name__,
-        "analyzer options": values,
+        **analyzer_settings(options.analyzer, analyzer),
         "frames": options.frames,
         "fps": options.fps,
         "max_frames": options.max_frames,

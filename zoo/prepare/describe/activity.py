@@ -51,7 +51,8 @@ def voice_activity(waveform: np.ndarray, rate: int) -> list[Span]:
     """Find where in a sound somebody speaks.
 
     A frame of 40 ms is speech if it is loud enough, over 34 dB and at most 25 dB below the loudest within five seconds,
-    and lies within .15 s of a frame with a pitch. Gaps of under .2 s are closed, what then lasts under .1 s is left out.
+    and lies within .15 s of a frame with a pitch. Gaps of under .2 s are closed; what then lasts under .1 s is left
+    out.
 
     Args:
         waveform: (N,) in [-1, 1].

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ from zoo.media import Media, Unreadable
 from zoo.media.clips import RATE, utterance_frames, utterance_sound
 from zoo.media.frames import PixelBudget
 from zoo.models.emotion_qwen.face_types import Face, FaceAnalyzer
-from zoo.models.emotion_qwen.input import STILL, FrameSampling, seconds_of
+from zoo.models.emotion_qwen.input import FrameSampling, seconds_of
 from zoo.prepare.describe.activity import Loudness, Span, loudness_curve, pauses_between, voice_activity
 from zoo.prepare.describe.faces import (
     NO_FACE,
@@ -89,7 +89,7 @@ class ClipDescriber:
         face: finds faces and reads their expressions (`zoo.models.emotion_qwen.faces`); None: no face is looked for.
         bins: thresholds by which a voice is called loud or low, those of a corpus (`read_bins`); None: numbers instead.
         media: decoder and cache; one with the usual limits if not given.
-        sampling: the frames in which faces are looked for; 2 a second, at most 16, if not given.
+        sampling: the frames in which faces are looked for; 4 a second, at most 12, if not given.
     """
 
     def __init__(
@@ -101,7 +101,7 @@ class ClipDescriber:
     ) -> None:
         self.face, self.bins = face, bins
         self.media = media or Media()
-        self.sampling = sampling or FrameSampling(max_frames=16)
+        self.sampling = sampling or FrameSampling(fps=4.0, max_frames=12)
 
     def describe(
         self, video: Path | None, audio: Path | None, start: float | None = None, end: float | None = None
@@ -146,6 +146,16 @@ class ClipDescriber:
             raise last
         return ClipDescription(**heard, **seen, missing=missing)
 
+    def read_frames(self, turn: Turn) -> tuple[np.ndarray, float | None]:
+        """Read the frames in which faces are looked for, uint8 (F, 3, H, W), and the seconds between two of them.
+
+        There are none between the frames of a still picture: None.
+
+        Raises:
+            Unreadable: there are none.
+        """
+        return self.sampling.read(self.media, turn, (BUDGET, BUDGET))
+
     def _hear(self, wave: np.ndarray, speaker: str, missing: dict[str, str]) -> dict[str, Any]:
         """Return the fields that are about the sound (N,)."""
         loudness = loudness_curve(wave, RATE)
@@ -166,7 +176,7 @@ class ClipDescriber:
 
     def _see(self, turn: Turn, loudness: Loudness | None, voice: bool) -> dict[str, Any]:
         """Return the fields that are about the picture."""
-        pixels, step = self.sampling.read(self.media, turn, (BUDGET, BUDGET))
+        pixels, step = self.read_frames(turn)
         times = tuple(0.0 if step is None else (i + 0.5) * step for i in range(len(pixels)))
         found: list[list[Face]] = [[] for _ in times]
         if self.face is not None:
@@ -218,8 +228,12 @@ class ClipDescriber:
         else:
             seconds = seconds_of(turn.video or Path())
         n = min(MOST_FRAMES, max(2, round(seconds * MOTION_FPS)))
-        frames = utterance_frames(self.media, turn, n, side=MOTION_SIDE)
-        return grey(frames), (np.arange(n) + 0.5) * seconds / n
+        # small at once: of a half of the picture, every frame would leave the decoder in full size
+        frames = grey(utterance_frames(self.media, replace(turn, crop=None), n, side=MOTION_SIDE))
+        if turn.crop is not None:
+            half = frames.shape[2] // 2
+            frames = frames[..., :half] if turn.crop == "left" else frames[..., half:]
+        return frames, (np.arange(n) + 0.5) * seconds / n
 
 
 def _pauses(speech: Sequence[Span]) -> tuple[Span, ...]:

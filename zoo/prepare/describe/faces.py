@@ -13,6 +13,7 @@ from zoo.prepare.describe.activity import Loudness
 NO_FACE = "No face found."
 ADJECTIVES = {"disgust": "disgusted", "fear": "afraid", "surprise": "surprised"}  # of the expressions that are nouns
 OVERLAP = 0.2  # of two boxes, shared over joined area: from there on the same person in two frames
+FEWEST = 2  # faces by whose mean an expression is said to turn
 SURE = 0.4  # probability from which an expression is said plainly
 ALSO = 0.2  # from which the second one is said, too
 MOVES = 0.2  # least correlation of a mouth with the voice
@@ -155,7 +156,8 @@ def mean_expression(faces: Sequence[SeenFace]) -> dict[str, float] | None:
 def face_sentence(faces: Sequence[SeenFace], frames: int, chosen_of: int = 1, speaking: bool = False) -> str:
     """Say in a sentence what a face shows: ``A face that turns from neutral to happy (0.80).``
 
-    It turns where the likeliest expression of its first third is another than that of its last, both at .4 or more.
+    It turns where the likeliest expression of its first third is another than that of its last, both at .4 or more, and
+    both of two frames or more: one frame is often misread.
 
     Args:
         faces: of the one person, in the order of time.
@@ -170,12 +172,10 @@ def face_sentence(faces: Sequence[SeenFace], frames: int, chosen_of: int = 1, sp
     if chosen_of > 1:
         which = "whose mouth moves with the voice" if speaking else "that is largest"
         who = f"Of {chosen_of} faces, the one {which}"
-    third = max(1, len(faces) // 3)
-    first, last = mean_expression(faces[:third]), mean_expression(faces[-third:])
-    assert first is not None and last is not None  # `faces` is not empty
-    begin, end = (max(EMOTIONS, key=part.__getitem__) for part in (first, last))
-    if begin != end and min(first[begin], last[end]) >= SURE:
-        text = f"turns from {_adjective(begin)} to {_adjective(end)} ({last[end]:.2f})"
+    third = len(faces) // 3
+    begin, end = (_likeliest(part) for part in (faces[:third], faces[len(faces) - third :]))
+    if third >= FEWEST and begin[0] != end[0] and min(begin[1], end[1]) >= SURE:
+        text = f"turns from {_adjective(begin[0])} to {_adjective(end[0])} ({end[1]:.2f})"
     else:
         best, second = sorted(EMOTIONS, key=lambda emotion: -overall[emotion])[:2]
         text = f"looks {'' if overall[best] >= SURE else 'perhaps '}{_adjective(best)} ({overall[best]:.2f})"
@@ -183,6 +183,13 @@ def face_sentence(faces: Sequence[SeenFace], frames: int, chosen_of: int = 1, sp
             text += f", or {_adjective(second)} ({overall[second]:.2f})"
     seen = "" if len(faces) > frames / 2 else f", seen in {len(faces)} of {frames} frames"
     return f"{who}{' that' if chosen_of == 1 else ''} {text}{seen}."
+
+
+def _likeliest(faces: Sequence[SeenFace]) -> tuple[str, float]:
+    """Return the likeliest expression over some faces and its probability; neutral at 0 without any."""
+    mean = mean_expression(faces) or dict.fromkeys(EMOTIONS[::-1], 0.0)
+    best = max(mean, key=mean.__getitem__)
+    return best, mean[best]
 
 
 def _adjective(emotion: str) -> str:

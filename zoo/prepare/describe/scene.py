@@ -59,8 +59,8 @@ def find_cuts(frames: np.ndarray, times: np.ndarray) -> tuple[float, ...]:
 
 
 def scene_sentence(scene: Scene) -> str:
-    """Say what is notable: several people, a dark or a bright picture, cuts; empty if nothing is."""
-    parts = [f"{scene.faces} people are seen."] if scene.faces > 1 else []
+    """Say what is notable: a dark or a bright picture, cuts; empty if nothing is."""
+    parts = []
     if scene.brightness < DARK or scene.brightness > BRIGHT:
         parts.append(f"The picture is {'dark' if scene.brightness < DARK else 'bright'}.")
     if scene.cuts:

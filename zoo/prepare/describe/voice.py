@@ -101,7 +101,7 @@ def bins_record(bins: Bins) -> dict[str, Any]:
 
 
 def read_bins(path: Path) -> Bins:
-    """Read the thresholds that ``zoo prepare describe`` (describe.json) or ``zoo prepare speech`` (speech_bins.json) wrote.
+    """Read thresholds: describe.json of ``zoo prepare describe``, or speech_bins.json of ``zoo prepare speech``.
 
     Raises:
         ValueError: another file, or numbers that are no thresholds.
