@@ -39,6 +39,7 @@ ZOO_VERBS = {
     "memory": "the GPU memory that a fit will need, and the cards it fits on: zoo memory --config FILE --card 24",
     "export": "a run's model or adapter as an ordinary folder, or the whole system to publish (--system)",
     "label": "the emotion of one clip, line, folder, table or film: zoo label CLIP --text 'What?' [--ckpt_path NAME]",
+    "serve": "a page on this machine that labels clips and conversations, and compares two systems",
     "rollouts": "the line that starts an engine (vLLM) for a config: zoo rollouts serve --config FILE [--run]",
     "checkpoints": "list, show, pull, convert and verify published checkpoints",
 }
@@ -296,6 +297,8 @@ def _command(verb: str) -> Callable[[list[str]], None]:
         from zoo.prepare.command import main as command
     elif verb == "label":
         from zoo.label.command import main as command
+    elif verb == "serve":
+        from zoo.serve.command import main as command
     elif verb == "memory":
         from zoo.memory import main as command
     elif verb == "rollouts":

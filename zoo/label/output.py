@@ -38,6 +38,27 @@ def sample_digest(sample: Sample) -> str:
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:16]
 
 
+def answer_row(p: Prediction, inputs: UsedInputs, seconds: float, **details: Any) -> dict[str, Any]:
+    """Return what a system said about a sample, ready for JSON.
+
+    Args:
+        p: the answer.
+        inputs: which parts of the sample reached the system.
+        seconds: that it took.
+        details: further fields; those that are None are left out.
+    """
+    scores = None if p.scores is None else dict(sorted(p.scores.items(), key=lambda item: -item[1]))
+    optional = {"scores": scores, "text": p.text, "details": p.details, **details}
+    return {
+        "label": p.predicted,
+        **{key: value for key, value in optional.items() if value is not None},
+        "used": list(inputs.used),
+        "unused": dict(inputs.unused),
+        **({"damaged": list(inputs.damaged)} if inputs.damaged else {}),
+        "seconds": round(seconds, 4),
+    }
+
+
 class AnswerFile:
     """Answers as JSON lines, in a file or on stdout.
 
@@ -126,19 +147,7 @@ class AnswerFile:
 
     def write_answer(self, sample: Sample, p: Prediction, inputs: UsedInputs, seconds: float, **details: Any) -> None:
         """Write the line of an answered sample."""
-        scores = None if p.scores is None else dict(sorted(p.scores.items(), key=lambda item: -item[1]))
-        optional = {"scores": scores, "text": p.text, "details": p.details, **details}
-        self.write(
-            sample,
-            {
-                "label": p.predicted,
-                **{key: value for key, value in optional.items() if value is not None},
-                "used": list(inputs.used),
-                "unused": dict(inputs.unused),
-                **({"damaged": list(inputs.damaged)} if inputs.damaged else {}),
-                "seconds": round(seconds, 4),
-            },
-        )
+        self.write(sample, answer_row(p, inputs, seconds, **details))
         for damage in inputs.damaged:
             print(f"{sample.target.id}: a part of its file was used, {damage}", file=sys.stderr)
 
