@@ -27,7 +27,7 @@ pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
 READER = Path("runs", "weights", "mini-xception", "fer2013_mini_XCEPTION.102-0.66.hdf5")
 TEXT = "I miss her. The house is so quiet now."
-SECONDS = 2
+SECONDS = 1
 
 
 @pytest.fixture(scope="module")
@@ -40,10 +40,10 @@ def face() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory, face) -> dict[str, Path]:
-    """What is seen and heard -> a clip of two seconds."""
+    """What is seen and heard -> a clip of one second."""
     folder = tmp_path_factory.mktemp("clips")
     wall = np.full_like(face, 120)
-    voice, silence = spoken(((0.3, 1.7),), SECONDS)[None], np.zeros((1, SECONDS * RATE), np.float32)
+    voice, silence = spoken(((0.1, 0.9),), SECONDS)[None], np.zeros((1, SECONDS * RATE), np.float32)
     five = np.concatenate([face] * 5, 1)
     shown = {
         "face": (face, voice),
@@ -66,8 +66,19 @@ def reader(tmp_path) -> None:
     keras_file(READER)
 
 
-def test_the_parts_stand_side_by_side(clips, reader, capsys):
-    (row,) = label(clips["face"], "--text", TEXT)
+@pytest.fixture(scope="module")
+def whole(clips, tmp_path_factory) -> dict:
+    """The answer about a face, a voice and words, with `reader`."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("whole"))
+        READER.parent.mkdir(parents=True)
+        keras_file(READER)
+        (row,) = label(clips["face"], "--text", TEXT)
+    return row
+
+
+def test_the_parts_stand_side_by_side(whole, capsys):
+    row = whole
     assert row["used"] == list(PARTS) and row["unused"] == {} and row["label_from"] == "text"
     text, seen, heard = (row["parts"][part] for part in PARTS)
     (alone,) = label("--text", TEXT, "--ckpt_path", "tiny-llama")
@@ -89,12 +100,14 @@ def test_the_parts_stand_side_by_side(clips, reader, capsys):
 
 
 @pytest.mark.parametrize("off", PARTS)
-def test_a_part_that_is_switched_off_changes_no_other(clips, reader, off):
-    (whole,) = label(clips["face"], "--text", TEXT)
+def test_a_part_that_is_switched_off_changes_no_other(clips, reader, whole, off):
     (row,) = label(clips["face"], "--text", TEXT, "--parts", *(part for part in PARTS if part != off))
     assert row["parts"].pop(off) == {"used": False, "why": "switched off (--parts)"}
-    del whole["parts"][off]
-    assert row["parts"] == whole["parts"] and off not in row["used"] and off in row["unused"]
+    assert (
+        row["parts"] == {part: found for part, found in whole["parts"].items() if part != off}
+        and off not in row["used"]
+        and off in row["unused"]
+    )
     assert row["label"] == (None if off == "text" else whole["label"])
     assert off != "text" or "only the words have a system" in row["why_no_label"]
 
@@ -105,7 +118,6 @@ def test_a_part_that_is_switched_off_changes_no_other(clips, reader, off):
         ("no face", "face", "no face found"),
         ("silence", "voice", "silence"),
         ("no sound", "voice", "has no audio stream"),
-        ("nothing", "face", "no face found"),
     ],
 )
 def test_what_is_not_there_is_said(clips, reader, clip, part, why):
@@ -199,9 +211,7 @@ def test_segments_are_rows(film, reader, capsys):
     before = Path("rows.jsonl").read_bytes()
     label(film, "--segments", "--out", "rows.jsonl")  # which has nothing left to do
     assert Path("rows.jsonl").read_bytes() == before
-    assert "lines of another command" in refused(
-        "label", film, "--segments", "--out", "rows.jsonl", "--parts", "voice"
-    )
+    assert "lines of another command" in refused("label", film, "--segments", "--out", "rows.jsonl", "--parts", "voice")
 
 
 def test_subtitles_are_rows(film, reader, capsys):
@@ -214,7 +224,9 @@ def test_subtitles_are_rows(film, reader, capsys):
     assert second["used"] == ["text"] and "no frames from 9 to 10 s" in second["unused"]["face"]
     assert "no sound from 9 to 10 s" in second["unused"]["voice"]
     assert "1 blocks left out" in capsys.readouterr().err
-    (row, _) = label(film, "--subtitles", "film.srt", "--ckpt_path", "tiny-llama")  # a system of one's own has them, too
+    (row, _) = label(
+        film, "--subtitles", "film.srt", "--ckpt_path", "tiny-llama"
+    )  # a system of one's own has them, too
     assert row["start"] == 1.0 and row["label"] == first["label"] and "parts" not in row
 
 
@@ -229,7 +241,7 @@ def test_one_labeler_answers_many_times(clips, reader):
     assert first.error is None and json.loads(json.dumps(first.row)) == first.row
     assert first.row | {"seconds": 0} == again.row | {"seconds": 0}
     assert labeler._system.module is system and labeler._describer is describer
-    assert first.description.faces and len(first.description.loudness.times) > 100 and first.description.speech
+    assert first.description.faces and len(first.description.loudness.times) > 50 and first.description.speech
     (line,) = read_samples(Request(text="Oh!"), labeler.labels)
     assert labeler(line).description is None
     with pytest.raises(ValueError, match="parts are some of"):
@@ -237,6 +249,6 @@ def test_one_labeler_answers_many_times(clips, reader):
 
 
 def test_the_picture_of_a_sound_is_not_missed(tmp_path, reader):
-    soundfile.write("voice.wav", spoken(((0.3, 1.7),), SECONDS), RATE)
+    soundfile.write("voice.wav", spoken(((0.1, 0.9),), SECONDS), RATE)
     (row,) = label("voice.wav")
     assert row["used"] == ["voice"] and row["unused"]["face"] == "no picture given"
