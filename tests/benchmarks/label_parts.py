@@ -127,7 +127,7 @@ def main() -> None:
         started = time.perf_counter()
         found = sum("face" in labeler(sample).row["used"] for sample in samples)
         print(
-            f"film of {len(film) / FPS:.0f} s, {options.clips} voices: {len(samples)} utterances, found in {cut:.1f} s, "
+            f"film of {len(film) / FPS:.0f} s, {options.clips} voices: {len(samples)} utterances in {cut:.1f} s, then "
             f"{(time.perf_counter() - started) / len(samples):.2f} s each, a face in {found}"
         )
         os.chdir(root)
