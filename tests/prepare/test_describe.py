@@ -179,6 +179,15 @@ def test_of_two_faces_the_one_that_speaks(tmp_path, speaker):
     assert found.video.startswith("Of 2 faces, the one ") and how in found.video
 
 
+def test_of_two_who_speak_alike_the_larger_one(tmp_path):
+    wave = spoken((0.6, False), (1.0, True), (0.8, False), (1.2, True), (0.4, False))
+    both = [
+        np.concatenate([a[:, :80], b[:, 80:]], 1)
+        for a, b in zip(pictures(4, speaker=0, wave=wave), pictures(4, speaker=1, wave=wave), strict=True)
+    ]
+    assert described(tmp_path, both, wave).chosen_by == "largest"
+
+
 def test_persons_keep_their_numbers():
     near = Face((0, 0, 10, 10), dict.fromkeys(EMOTIONS, 1 / 7)), Face((20, 0, 30, 10), dict.fromkeys(EMOTIONS, 1 / 7))
     moved = Face((22, 1, 32, 11), near[0].probabilities)
@@ -213,6 +222,11 @@ def test_cuts_are_counted_and_dark_pictures_named(tmp_path):
     assert found.scene.brightness == pytest.approx(70 / 255, abs=0.02)
     fade = [np.full((96, 160, 3), 20 + 3 * i // 2, np.uint8) for i in range(75)]
     assert described(tmp_path, fade).scene.cuts == ()
+    flash = [np.full_like(frames[25], 250) if i == 10 else frame for i, frame in enumerate(frames[25:50])]
+    assert len(described(tmp_path, flash).scene.cuts) == 1
+    moving = np.where(np.arange(400) // 40 % 2, 30, 200).astype(np.uint8)[None, :, None].repeat(96, 0).repeat(3, 2)
+    panned = [moving[:, 6 * i : 6 * i + 160] for i in range(40)]
+    assert described(tmp_path, panned).scene.cuts == ()
     assert described(tmp_path, frames[:25]).video == "No face found. The picture is dark."
 
 

@@ -50,7 +50,7 @@ def main(args: list[str]) -> None:
         _refuse_options_of_a_system(options, changes)
         labeler = PartsLabeler(options.parts or PARTS, options.max_clip_seconds)
         samples = _samples(request, labeler.labels, media, transcriber)
-        about |= {"option_parts": list(labeler.parts) if options.parts else None}
+        about |= {"option_parts": list(labeler.parts), "systems": labeler.systems}
 
         def answer(answers: AnswerFile) -> None:
             label_parts(labeler, samples, answers, write_failures=request.makes_many)

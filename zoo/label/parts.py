@@ -34,11 +34,12 @@ from zoo.label.used_inputs import NOT_GIVEN, UsedInputs
 from zoo.media import MAX_SECONDS, Media, Unreadable
 from zoo.media.clips import RATE
 from zoo.models.emotion_qwen.faces import DlibFaces
-from zoo.models.emotion_qwen.input import seconds_of
+from zoo.models.emotion_qwen.input import FrameSampling, seconds_of
 from zoo.prepare.describe import ClipDescriber, ClipDescription
 from zoo.schema import Labels, Prediction, Sample, Turn
 
 PARTS = ("text", "face", "voice")
+FRAMES = 8  # in which a face is looked for, .15 s of one core each: an answer is waited for
 SWITCHED_OFF = "switched off (--parts)"
 NO_VOICE_SYSTEM = "no reader of voices has been tested on real ones here, so the voice is measured and not judged"
 Part = dict[str, Any]
@@ -94,7 +95,14 @@ class PartsLabeler:
     @functools.cached_property
     def _describer(self) -> ClipDescriber:
         name = self.face_reader.name if "face" in self.parts else None
-        return ClipDescriber(None if name is None else DlibFaces(_file_of(name)), media=self.media)
+        face = None if name is None else DlibFaces(_file_of(name))
+        return ClipDescriber(face, media=self.media, sampling=FrameSampling(fps=4.0, max_frames=FRAMES))
+
+    @property
+    def systems(self) -> dict[str, str | None]:
+        """Which system answers about each part that has one; None: it is not installed."""
+        names = {"text": self.text_system.name, "face": self.face_reader.name}
+        return {part: name for part, name in names.items() if part in self.parts}
 
     def load(self) -> None:
         """Load everything now, so that the first answer takes no longer than the next."""

@@ -122,6 +122,8 @@ def utterance_spans(speech: Sequence[Span], seconds: float) -> list[Span]:
             edges = np.linspace(start, end, int((end - start) // LONGEST) + 2).tolist()
             whole += list(zip(edges, edges[1:], strict=False))
     whole = [span for span in whole if span[1] - span[0] >= SHORTEST]
+    if not whole:
+        return []
     befores = [0.0, *((end + start) / 2 for (_, end), (start, _) in zip(whole, whole[1:], strict=False))]
     return [
         (max(start - MARGIN, before), min(end + MARGIN, after))
