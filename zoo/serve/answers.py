@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import re
 import tempfile
 import threading
 from collections.abc import Callable, Sequence
@@ -140,7 +141,7 @@ class Answers:
                 samples = read_samples(Request(clip=question.clip, text=text, speaker=speaker), labels)
         except (ValueError, OSError) as error:  # also Unreadable: their messages are for users
             folder = f"{question.clip.parent}/" if question.clip is not None else "\0"
-            raise Rejected(str(error).replace(folder, "")) from None
+            raise Rejected(_in_words_of_the_page(str(error).replace(folder, ""))) from None
         if len(samples) > MOST_UTTERANCES:
             raise Rejected(
                 f"that is {len(samples)} utterances; this page answers {MOST_UTTERANCES} at once. Cut the film, or "
@@ -182,6 +183,12 @@ def _is_whole_system(name: str) -> bool:
     except (ValueError, OSError, KeyError):
         return False
     return True
+
+
+def _in_words_of_the_page(message: str) -> str:
+    """Return a message of the command line with the page's words for its options."""
+    words = {"--segments": "the cut into utterances", "--subtitles": "subtitles", "--text": "what is said"}
+    return re.sub("|".join(words), lambda match: words[match[0]], message)
 
 
 def _with_parts(sample: Sample, parts: tuple[str, ...]) -> Sample:
