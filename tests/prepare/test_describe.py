@@ -243,7 +243,7 @@ def test_a_part_of_a_film_and_a_half_of_its_picture(tmp_path):
     assert second.video == "A face that looks happy (0.80)." and second.voice["speech"] > 0.9
     assert second.frame_times[0] < 0.3 and second.speech[0][0] < 0.1
     half = describer.describe_turn(Turn("u", "", "", video=path, crop="left"))
-    assert half.video == "No face found."
+    assert half.video == "No face found." and half.scene.brightness == pytest.approx(GROUND / 255, abs=0.02)
     for start, end in ((1.0, None), (2.0, 1.0), (-1.0, 1.0)):
         with pytest.raises(ValueError, match="0 <= start < end"):
             describer.describe(path, path, start, end)
