@@ -108,7 +108,7 @@ def main() -> None:
         whole = rows[0][0]
         print(json.dumps(whole, indent=1))
         wrong = check_parts(home, whole)
-        wall, busy = (statistics.median(row[i] for row in rows) for i in (1, 2))
+        wall, busy = statistics.median(row[1] for row in rows), statistics.median(row[2] for row in rows)
         print(f"first answer: {wall:.1f} s, {busy:.1f} s of one core (medians of {len(rows)})")
         os.chdir(home)
         labeler = PartsLabeler()
@@ -120,19 +120,19 @@ def main() -> None:
             answer = labeler(sample)
             answers.append((answer, time.perf_counter() - started, time.process_time() - used_before))
         seconds, busy_each = [one for _, one, _ in answers], [one for _, _, one in answers]
-        used = {part: sum(part in answer.row["used"] for answer, _, _ in answers) for part in PARTS}
+        parts_used = {part: sum(part in answer.row["used"] for answer, _, _ in answers) for part in PARTS}
         print(
             f"next answer: median {statistics.median(seconds):.2f} s, longest {max(seconds):.2f} s; of one core "
-            f"{statistics.median(busy_each):.2f} and {max(busy_each):.2f} s without decoding; used: {used}"
+            f"{statistics.median(busy_each):.2f} and {max(busy_each):.2f} s without decoding; used: {parts_used}"
         )
         started = time.perf_counter()
         samples = read_utterances(Request(Path("film.mp4"), segments=True), labeler.labels, Media())
         cut = time.perf_counter() - started
         started = time.perf_counter()
-        found = sum("face" in labeler(sample).row["used"] for sample in samples)
+        with_face = sum("face" in labeler(sample).row["used"] for sample in samples)
         print(
             f"film of {len(film) / FPS:.0f} s, {options.clips} voices: {len(samples)} utterances in {cut:.1f} s, then "
-            f"{(time.perf_counter() - started) / len(samples):.2f} s each, a face in {found}"
+            f"{(time.perf_counter() - started) / len(samples):.2f} s each, a face in {with_face}"
         )
         os.chdir(root)
     sys.exit("; ".join(wrong) or 0)

@@ -136,9 +136,9 @@ def _parser() -> argparse.ArgumentParser:
 
 def _refuse_options_of_a_system(options: argparse.Namespace, changes: Mapping[str, Any]) -> None:
     """Raise ValueError for an option that only a system named by ``--ckpt_path`` has."""
-    given = [f"--{name}" for name in ("labels", "selector") if getattr(options, name) is not None]
-    if given := given + [f"--{name}" for name in changes]:
-        raise ValueError(f"{given[0]} is an option of one system; name the system with --ckpt_path")
+    names = [name for name in ("labels", "selector") if getattr(options, name) is not None] + list(changes)
+    if names:
+        raise ValueError(f"--{names[0]} is an option of one system; name the system with --ckpt_path")
 
 
 def _samples(request: Request, labels: Labels, media: Media, transcriber: Transcriber | None) -> list[Sample]:

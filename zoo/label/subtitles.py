@@ -80,9 +80,9 @@ def read_subtitles(path: Path, encoding: str | None = None) -> Subtitles:
         else:
             problems.append(f"line {number}: {outcome}")
     if not lines:
-        found = some(problems, 2) or "it is empty"
+        reasons = some(problems, 2) or "it is empty"
         raise ValueError(
-            f"{path} holds no subtitle that can be read ({found}); expected times like 00:00:01,000 --> "
+            f"{path} holds no subtitle that can be read ({reasons}); expected times like 00:00:01,000 --> "
             "00:00:02,500 and a text below them"
         )
     return Subtitles(tuple(sorted(lines, key=lambda line: (line.start, line.end))), tuple(problems))

@@ -38,11 +38,11 @@ def read_utterances(request: Request, labels: Labels, media: Media) -> list[Samp
         FileNotFoundError, ValueError: options that do not go together, no clip, a picture, a sound that cannot be
             read, nobody who speaks, or subtitles without one readable block.
     """
-    given = [name for name in ("text", "speaker", "context", "descriptions", "clips") if getattr(request, name)]
+    of_one = [name for name in ("text", "speaker", "context", "descriptions", "clips") if getattr(request, name)]
     if request.segments and request.subtitles is not None:
         raise ValueError("--segments and --subtitles both cut the clip into utterances; give one of them")
-    if given:
-        raise ValueError(f"--{given[0]} goes with one utterance; --segments and --subtitles make many")
+    if of_one:
+        raise ValueError(f"--{of_one[0]} goes with one utterance; --segments and --subtitles make many")
     if request.asks_for_many or request.clip is not None and request.clip.suffix.lower() in STILL:
         raise ValueError(f"{request.clip} is no film or sound; --segments and --subtitles take one of these")
     clip = open_clip(request.clip)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+import os
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
@@ -44,13 +45,20 @@ LARGEST = 8192 * 8192  # pixels of a picture; beyond, it counts as unreadable
 IS_LEARNT = 2**32  # added to the ids of tokens of a prompt that are learnt, until they are a batch
 
 
-@functools.lru_cache(maxsize=65536)
 def seconds_of(path: Path) -> float:
     """Return how long a video is, as its header states; nothing is decoded.
 
     Raises:
         Unreadable: there is no video, or the header does not state it.
     """
+    with open_file(path) as handle:
+        status = os.fstat(handle)
+    return _stated_seconds(path, (status.st_size, status.st_mtime_ns, status.st_ino))
+
+
+@functools.lru_cache(maxsize=65536)
+def _stated_seconds(path: Path, version: tuple[int, ...]) -> float:
+    """Read what the header states; once for each version of a file, which may be replaced."""
     with open_file(path) as handle, open_container(handle) as container:
         stream = first_stream(path, container, "video")
         if stream.duration and stream.time_base:
