@@ -61,6 +61,20 @@ def read(root: Path, number: int) -> tuple[np.ndarray, np.ndarray, int]:
     return np.asarray(picture), wave.mean(1)[None], rate
 
 
+def make_film(root: Path, home: Path, clips: int) -> float:
+    """Write clip0.mp4, clip1.mp4, ..., and film.mp4, all of them with pauses between; return its seconds."""
+    film, sound = [], []
+    for number in range(clips):
+        picture, wave, rate = read(root, number)
+        pictures = [picture] * round(wave.shape[1] / rate * FPS)
+        write_clip(home / f"clip{number}.mp4", pictures, wave, rate=rate)
+        film += pictures + [picture] * round(PAUSE * FPS)
+        samples = round((len(pictures) + round(PAUSE * FPS)) / FPS * rate)
+        sound.append(np.pad(wave[:, :samples], ((0, 0), (0, max(0, samples - wave.shape[1])))))
+    write_clip(home / "film.mp4", film, np.concatenate(sound, 1), rate=rate, coder={"preset": "ultrafast"})
+    return len(film) / FPS
+
+
 def command(home: Path, *args: str) -> tuple[dict[str, Any], float, float]:
     """Run ``zoo label``; return its line, the seconds, and those of the processor."""
     started, used = time.perf_counter(), os.times()
@@ -93,15 +107,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         home = Path(folder)
         make_home(root, home)
-        film, sound = [], []
-        for number in range(options.clips):
-            picture, wave, rate = read(root, number)
-            pictures = [picture] * round(wave.shape[1] / rate * FPS)
-            write_clip(home / f"clip{number}.mp4", pictures, wave, rate=rate)
-            film += pictures + [picture] * round(PAUSE * FPS)
-            samples = round((len(pictures) + round(PAUSE * FPS)) / FPS * rate)
-            sound.append(np.pad(wave[:, :samples], ((0, 0), (0, max(0, samples - wave.shape[1])))))
-        write_clip(home / "film.mp4", film, np.concatenate(sound, 1), rate=rate, coder={"preset": "ultrafast"})
+        length = make_film(root, home, options.clips)
         os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
         command(home, "clip0.mp4", "--text", TEXT)  # compiles what is not compiled
         rows = [command(home, "clip0.mp4", "--text", TEXT) for _ in range(3)]
@@ -131,7 +137,7 @@ def main() -> None:
         started = time.perf_counter()
         with_face = sum("face" in labeler(sample).row["used"] for sample in samples)
         print(
-            f"film of {len(film) / FPS:.0f} s, {options.clips} voices: {len(samples)} utterances in {cut:.1f} s, then "
+            f"film of {length:.0f} s, {options.clips} voices: {len(samples)} utterances in {cut:.1f} s, then "
             f"{(time.perf_counter() - started) / len(samples):.2f} s each, a face in {with_face}"
         )
         os.chdir(root)
