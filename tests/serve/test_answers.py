@@ -48,6 +48,7 @@ def test_a_clip_is_seen_and_heard(answers, example):
     system, parts = (s["rows"][0] for s in answer["systems"])
     assert system["used"] == ["words", "picture", "sound"]
     assert parts["parts"]["voice"]["used"] and parts["description"]["loudness"]["times"]
+    assert "--" not in str(parts["unused"]) + str(parts["parts"]["face"])  # the page has no such options
     assert parts["description"]["scene"]["faces"] == 0  # no reader of faces is here, or it finds none in a drawing
 
 
@@ -57,6 +58,11 @@ def test_parts_are_switched_off(answers, example, off):
     whole = answers(Question(("parts",), clip=example, lines=(("", "Hello!"),)))["systems"][0]["rows"][0]
     row = answers(Question(("parts",), clip=example, lines=(("", "Hello!"),), parts=parts))["systems"][0]["rows"][0]
     assert row["parts"] == {part: whole["parts"][part] for part in parts}
+
+
+def test_words_stay_as_they_were_said(answers):
+    said = "the --text (--segments) stays"
+    assert answers(Question(("parts",), lines=(("", said),)))["systems"][0]["rows"][0]["parts"]["text"]["said"] == said
 
 
 def test_an_answer_nobody_waits_for_is_not_computed(answers, monkeypatch):

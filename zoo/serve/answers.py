@@ -141,7 +141,7 @@ class Answers:
                 samples = read_samples(Request(clip=question.clip, text=text, speaker=speaker), labels)
         except (ValueError, OSError) as error:  # also Unreadable: their messages are for users
             folder = f"{question.clip.parent}/" if question.clip is not None else "\0"
-            raise Rejected(_in_words_of_the_page(str(error).replace(folder, ""))) from None
+            raise Rejected(_for_the_page(str(error).replace(folder, ""))) from None
         if len(samples) > MOST_UTTERANCES:
             raise Rejected(
                 f"that is {len(samples)} utterances; this page answers {MOST_UTTERANCES} at once. Cut the film, or "
@@ -161,7 +161,8 @@ class Answers:
             answer = self._labeler(_with_parts(sample, parts))
             row = answer.row | {"parts": {p: what for p, what in answer.row["parts"].items() if p in parts}}
             description = None if answer.description is None else answer.description.row()
-            rows.append(row | {"description": description} | ({"error": answer.error} if answer.error else {}))
+            error = {"error": answer.error} if answer.error else {}
+            rows.append(_for_the_page(row | error) | {"description": description})
         return rows
 
     def _by_system(self, name: str, samples: Sequence[Sample]) -> list[Row]:
@@ -185,10 +186,17 @@ def _is_whole_system(name: str) -> bool:
     return True
 
 
-def _in_words_of_the_page(message: str) -> str:
-    """Return a message of the command line with the page's words for its options."""
+def _for_the_page(value: Any) -> Any:
+    """Return what the command line says with the page's words for its options."""
+    if isinstance(value, dict):
+        return {key: inner if key == "said" else _for_the_page(inner) for key, inner in value.items()}
+    if isinstance(value, list):
+        return [_for_the_page(inner) for inner in value]
+    if not isinstance(value, str):
+        return value
     words = {"--segments": "the cut into utterances", "--subtitles": "subtitles", "--text": "what is said"}
-    return re.sub("|".join(words), lambda match: words[match[0]], message)
+    without_hints = re.sub(r" \(--[^)]*\)", "", value)
+    return re.sub("|".join(words), lambda match: words[match[0]], without_hints)
 
 
 def _with_parts(sample: Sample, parts: tuple[str, ...]) -> Sample:

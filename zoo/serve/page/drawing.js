@@ -56,7 +56,7 @@ const best = (probabilities) => Object.entries(probabilities).reduce((a, b) => (
 export function faceStrip(faces, start, source) {
   const list = make("ul", { class: "faces" });
   const shown = faces.filter((face) => face.described);
-  const step = Math.max(1, Math.ceil(shown.length / 8));
+  const step = Math.max(1, Math.ceil(shown.length / 6));
   const cut = [];
   shown.forEach((face, i) => {
     if (i % step) return;
