@@ -99,8 +99,8 @@ def main() -> None:
             pictures = [picture] * round(wave.shape[1] / rate * FPS)
             write_clip(home / f"clip{number}.mp4", pictures, wave, rate=rate)
             film += pictures + [picture] * round(PAUSE * FPS)
-            samples = round((len(pictures) + round(PAUSE * FPS)) / FPS * rate)
-            sound.append(np.pad(wave[:, :samples], ((0, 0), (0, max(0, samples - wave.shape[1])))))
+            length = round((len(pictures) + round(PAUSE * FPS)) / FPS * rate)
+            sound.append(np.pad(wave[:, :length], ((0, 0), (0, max(0, length - wave.shape[1])))))
         write_clip(home / "film.mp4", film, np.concatenate(sound, 1), rate=rate, coder={"preset": "ultrafast"})
         os.environ["PYTHONPATH"] = os.pathsep.join([str(Path.cwd()), os.environ.get("PYTHONPATH", "")])
         command(home, "clip0.mp4", "--text", TEXT)  # compiles what is not compiled
