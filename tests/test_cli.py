@@ -260,3 +260,17 @@ def test_an_unexpected_error_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("zoo.lightning_cli.run", lambda verb, args: int("x"))
     with pytest.raises(ValueError, match="invalid literal"):
         zoo("fit")
+
+
+def test_imports_are_not_searched_for_garbage():
+    """In a process of its own: there they are the first, and torch is not there yet."""
+    code = (
+        "import gc, sys; from zoo import cli\n"
+        "with cli._imports(): assert not gc.isenabled()\n"
+        "kept = gc.get_freeze_count(); assert gc.isenabled() and kept > 0\n"
+        "sys.modules['torch'] = sys\n"
+        "with cli._imports(): assert gc.isenabled()\n"
+        "assert gc.get_freeze_count() == kept; print('done')"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "done\n", done.stderr

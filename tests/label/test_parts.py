@@ -22,6 +22,7 @@ from zoo.models.emotion_qwen.faces import EMOTIONS
 from zoo.sitcom.clips import render
 from zoo.sitcom.release import split_dialogues
 from zoo.sitcom.settings import Settings
+from zoo.storage import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
@@ -97,6 +98,12 @@ def test_the_parts_stand_side_by_side(whole, capsys):
     assert heard["label"] is None and "scores" not in heard and "has been tested" in heard["why_no_label"]
     assert heard["heard"].startswith("Voice at") and heard["measures"]["pitch"] == pytest.approx(150, abs=3)
     assert "was trained on GoEmotions" in capsys.readouterr().err
+
+
+def test_every_field_is_documented(whole):
+    document = (REPOSITORY / "docs" / "labelling.md").read_text(encoding="utf-8")
+    names = {*whole, *(name for part in whole["parts"].values() for name in part)} - {"id", "clip"}
+    assert len(names) > 15 and [name for name in sorted(names) if f"`{name}`" not in document] == []
 
 
 @pytest.mark.parametrize("off", PARTS)

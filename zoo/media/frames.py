@@ -171,14 +171,9 @@ def decode_frames(
             stream = first_stream(path, container, "video")
             _check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
             times, step, torn = _read_timeline(path, container, stream, max_seconds)
-            if position != "uniform":
-                if isinstance(position, tuple | list):  # a list after its way to the decoding process
-                    start, end = position
-                    seconds = [start + (end - start) * ((i + 0.5) / (n or 1)) for i in range(n or 1)]
-                else:
-                    seconds = [float(position)]
-                begin = clip_start(container)  # + half a tick: a frame's own time, rounded, means that frame
-                targets = [float((begin + Fraction(time)) / stream.time_base) + 0.5 for time in seconds]
+            if position != "uniform":  # + half a tick: a frame's own time, rounded, means that frame
+                begin = clip_start(container)
+                targets = [float((begin + Fraction(t)) / stream.time_base) + 0.5 for t in _seconds_of(position, n or 1)]
             elif n is None:
                 targets = [float(t) for t in times]
             else:
@@ -203,6 +198,14 @@ def decode_frames(
         if frames is None:
             raise Unreadable(path, "has a video stream of which no frame decodes; replace or convert it")
         return frames, note or (f"damaged: {lost[0]} of {len(times)} frames" if lost[0] else None)
+
+
+def _seconds_of(position: Position, n: int) -> list[float]:
+    """Return the one time of a position, or those at the centres of the n equal parts of a part of the clip."""
+    if not isinstance(position, tuple | list):
+        return [float(position)]
+    start, end = position  # a list after its way to the decoding process
+    return [start + (end - start) * ((i + 0.5) / n) for i in range(n)]
 
 
 def _check_pixels(path: str | os.PathLike[str], width: int, height: int, max_pixels: int) -> None:

@@ -15,7 +15,7 @@ import re
 import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,8 @@ from zoo.storage import write_whole
 
 VERSION = 1  # of what is found and said about a face and a picture: raise it with every change of that
 Key = tuple[str, str]  # split and utterance
+Reasons = dict[str, dict[Key, str]]  # kind -> utterance -> why it has no description of that kind
+Row = dict[str, Any]  # of `_Described`
 
 
 @dataclass
@@ -56,14 +58,14 @@ class _Described(Dataset[tuple[int, str]]):
     def __getitem__(self, number: int) -> tuple[int, str]:
         turn, picture = self.turns[number], self.pictures[number]
         try:
-            found = self.describer.describe_turn(turn)
+            description = self.describer.describe_turn(turn)
         except Unreadable as error:
             return number, json.dumps({"missing": dict.fromkeys(KINDS, error.reason)})
         if picture is not None:
-            write_picture(picture, self.describer, turn, found)
-        faces = 0 if found.scene is None else found.scene.faces
-        row = {"video": found.video, "faces": faces, "voice": dict(found.voice), "missing": dict(found.missing)}
-        return number, json.dumps(row, ensure_ascii=False)
+            write_picture(picture, self.describer, turn, description)
+        faces = 0 if description.scene is None else description.scene.faces
+        row = {"video": description.video, "faces": faces, "voice": dict(description.voice)}
+        return number, json.dumps(row | {"missing": dict(description.missing)}, ensure_ascii=False)
 
 
 def _parser() -> ArgumentParser:
@@ -105,39 +107,26 @@ def main(args: list[str]) -> None:
     _check(options)
     objects = parser.instantiate(options)
     data: EmotionData = objects.data
-    kinds = [kind for kind in KINDS if kind in options.kinds]
-    needs_bins = "audio" in kinds and not options.numbers and options.thresholds is None
-    if needs_bins and "train" not in data.splits():
-        raise ValueError(
-            f"{type(data).__name__} has no training split, where the thresholds of voices are fitted; give those of "
-            "another run (--thresholds describe.json), or have numbers instead of words (--numbers)"
-        )
-    given_bins = None if options.thresholds is None else read_bins(options.thresholds)
-    turns: dict[Key, Turn] = {
-        (split, turn.id): turn for split in data.splits() for turn in utterances(data.samples(split))
+    given_bins = _given_bins(options, data)
+    turns: dict[Key, Turn] = {}
+    for split in data.splits():
+        turns |= {(split, turn.id): turn for turn in utterances(data.samples(split))}
+    kinds = _kinds_there(options, data, turns)
+    media = Media(options.cache, options.timeout, options.max_clip_seconds, LARGEST)
+    left_out: Reasons = {
+        kind: {key: f"no {kind} file" for key, turn in turns.items() if getattr(turn, kind) is None} for kind in kinds
     }
-    used = [kind for kind in kinds if any(getattr(turn, kind) is not None for turn in turns.values())]
-    if not used:
-        raise ValueError(
-            f"none of {len(turns)} utterances has a file to look at or listen to; expected clips where the corpus' "
-            "reader looks for them (--data.help NAME says where). Correct --data.root or --kinds"
-        )
-    if unused := [kind for kind in kinds if kind not in used]:
-        print(f"no utterance of {type(data).__name__} has {' or '.join(unused)}, so there is no file of that kind")
-    found, left_out = _find(options, objects.analyzer, turns, used)
-    voices = {key: row["voice"] for key, row in found["audio"].items()}
-    bins = given_bins
-    if "audio" in used and needs_bins:
-        speakers = [
-            (turns[key].speaker.strip(), _measured(voice)) for key, voice in voices.items() if key[0] == "train"
-        ]
-        bins = fit_bins([(speaker, values) for speaker, values in speakers if values], options.least)
+    clips = _clips(turns, media, left_out)
+    rows = _describe(options, objects.analyzer, clips, media, kinds)
+    of_kind = _sort(rows, clips, left_out)
+    voices = {key: row["voice"] for key, row in of_kind.get("audio", {}).items()}
+    bins = _fit(voices, turns, options.least) if voices and _needs_bins(options) else given_bins
     texts = {
-        "video": {key: row["video"] for key, row in found["video"].items()},
+        "video": {key: row["video"] for key, row in of_kind.get("video", {}).items()},
         "audio": {key: voice_sentence(voice, bins, turns[key].speaker.strip()) for key, voice in voices.items()},
     }
-    counts = _counts(found, left_out, turns, used)
-    _write(options.out, data, {kind: texts[kind] for kind in used}, left_out, counts, bins)
+    counts = _counts(of_kind, left_out, len(turns))
+    _write(options.out, data, {kind: texts[kind] for kind in kinds}, left_out, counts, bins)
 
 
 def _check(options: Namespace) -> None:
@@ -155,110 +144,146 @@ def _check(options: Namespace) -> None:
         )
 
 
-def _find(
-    options: Namespace, analyzer: FaceAnalyzer | None, turns: Mapping[Key, Turn], kinds: Sequence[str]
-) -> tuple[dict[str, dict[Key, dict[str, Any]]], dict[str, dict[Key, str]]]:
-    """Look at and listen to every clip that was not described before.
+def _needs_bins(options: Namespace) -> bool:
+    """Whether thresholds are to be fitted on the training split."""
+    return "audio" in options.kinds and not options.numbers and options.thresholds is None
 
-    Returns:
-        kind -> utterance -> what was found; kind -> utterance -> why there is nothing.
+
+def _given_bins(options: Namespace, data: EmotionData) -> Bins | None:
+    """Read the thresholds that were given. ValueError where some are needed, and can neither be read nor fitted."""
+    if _needs_bins(options) and "train" not in data.splits():
+        raise ValueError(
+            f"{type(data).__name__} has no training split, where the thresholds of voices are fitted; give those of "
+            "another run (--thresholds describe.json), or have numbers instead of words (--numbers)"
+        )
+    return None if options.thresholds is None else read_bins(options.thresholds)
+
+
+def _fit(voices: Mapping[Key, Mapping[str, float]], turns: Mapping[Key, Turn], least: int) -> Bins:
+    """Fit thresholds on the voices of the training split that could be measured."""
+    measured = []
+    for key, voice in voices.items():
+        values = {name: voice[name] for name in MEASURES if name in voice}
+        if key[0] == "train" and values:
+            measured.append((turns[key].speaker.strip(), values))
+    return fit_bins(measured, least)
+
+
+def _kinds_there(options: Namespace, data: EmotionData, turns: Mapping[Key, Turn]) -> list[str]:
+    """Return the wanted kinds of which the corpus has files. ValueError if it has none."""
+    kinds = [kind for kind in KINDS if kind in options.kinds]
+    absent = [kind for kind in kinds if all(getattr(turn, kind) is None for turn in turns.values())]
+    if absent == kinds:
+        raise ValueError(
+            f"none of {len(turns)} utterances has a file to look at or listen to; expected clips where the corpus' "
+            "reader looks for them (--data.help NAME says where). Correct --data.root or --kinds"
+        )
+    if absent:
+        print(f"no utterance of {type(data).__name__} has {' or '.join(absent)}, so there is no file of that kind")
+    return [kind for kind in kinds if kind not in absent]
+
+
+@dataclass
+class _Clips:
+    """The clips of a corpus, each once.
+
+    Attributes:
+        turns: sha256 of the bytes that are looked at -> an utterance with these files alone, and no speaker.
+        first: sha256 -> the first utterance that has these.
+        sha256: utterance -> sha256; without those that have no file.
     """
+
+    turns: dict[str, Turn] = field(default_factory=dict)
+    first: dict[str, Key] = field(default_factory=dict)
+    sha256: dict[Key, str] = field(default_factory=dict)
+
+
+def _clips(turns: Mapping[Key, Turn], media: Media, left_out: Reasons) -> _Clips:
+    """Find the files of every utterance; one that is not there is added to ``left_out``, whose kinds are looked for."""
+    clips = _Clips()
+    for key, turn in turns.items():
+        identity: list[Any] = []
+        files: dict[str, Path | None] = dict.fromkeys(KINDS)
+        for kind, reasons in left_out.items():
+            if key in reasons:
+                continue
+            path: Path = getattr(turn, kind)
+            try:
+                identity.append((kind, *content_key(media, turn, path)))
+                files[kind] = path
+            except Unreadable as error:
+                reasons[key] = error.reason
+        if identity:
+            sha256 = clips.sha256[key] = hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+            clips.turns.setdefault(sha256, replace(turn, video=files["video"], audio=files["audio"], speaker=""))
+            clips.first.setdefault(sha256, key)
+    return clips
+
+
+def _describe(
+    options: Namespace, analyzer: FaceAnalyzer | None, clips: _Clips, media: Media, kinds: Sequence[str]
+) -> dict[str, Row]:
+    """Look at and listen to every clip that was not described before; return sha256 -> what was found in it."""
     out: Path = options.out
     settings: dict[str, Any] = {"command": "describe", "version": VERSION, "kinds": list(kinds)}
     if analyzer is not None:
         settings |= analyzer_settings(options.analyzer, analyzer)
     settings |= {name: options[name] for name in ("frames", "fps", "max_frames")}
     keep_settings(out / "settings.json", settings, [out / "answers.jsonl", out / "describe.json"])
-    media = Media(options.cache, options.timeout, options.max_clip_seconds, LARGEST)
-    describer = ClipDescriber(
-        analyzer, media=media, sampling=FrameSampling(options.frames, options.fps, options.max_frames)
-    )
-    left_out = {kind: {k: f"no {kind} file" for k, t in turns.items() if getattr(t, kind) is None} for kind in kinds}
-    rows: dict[str, dict[str, Any]] = {}
+    sampling = FrameSampling(options.frames, options.fps, options.max_frames)
+    describer = ClipDescriber(analyzer, media=media, sampling=sampling)
+    pictures = {sha256: _picture_path(out, key) if options.explain else None for sha256, key in clips.first.items()}
+    rows: dict[str, Row] = {}
     with AnswerStore(out / "answers.jsonl") as store:
-        clips: dict[str, tuple[Turn, Path]] = {}
-        keys: dict[Key, str] = {}
-        for key, turn in turns.items():
-            readable = _with_files(turn, kinds, media, {kind: (left_out[kind], key) for kind in kinds})
-            if readable is not None:
-                keys[key] = readable[1]
-                clips.setdefault(readable[1], (readable[0], _picture_path(out, key)))
-        todo = [k for k, (_, path) in clips.items() if store.get(k) is None or (options.explain and not path.exists())]
-        pictures = [clips[k][1] if options.explain else None for k in todo]
-        described = _Described([clips[k][0] for k in todo], describer, pictures)
+        for sha256, picture in pictures.items():
+            text = store.get(sha256)
+            if text is not None and (picture is None or picture.exists()):
+                rows[sha256] = json.loads(text)
+        todo = [sha256 for sha256 in clips.turns if sha256 not in rows]
+        described = _Described([clips.turns[k] for k in todo], describer, [pictures[k] for k in todo])
         loader = DataLoader(described, batch_size=None, num_workers=options.workers if options.workers > 1 else 0)
         began = time.perf_counter()
         for number, text in reported(loader, len(todo), "described", "clips"):
-            if "video" in (row := json.loads(text)):
+            row = rows[todo[number]] = json.loads(text)
+            if "video" in row and store.get(todo[number]) is None:  # what cannot be read is tried again by the next run
                 store.add(todo[number], str(settings.get("analyzer")), text)
-            rows[todo[number]] = row  # what cannot be read is tried again by the next run
-        if todo:
-            seconds = time.perf_counter() - began
-            print(
-                f"described {len(todo)} clips in {duration(seconds)}: {1000 * seconds / len(todo) / 60:.1f} minutes "
-                "per thousand clips"
-            )
-        rows = {k: rows[k] if k in rows else json.loads(store.get(k) or "") for k in clips}
-    found: dict[str, dict[Key, dict[str, Any]]] = {kind: {} for kind in KINDS}
-    for key, clip in keys.items():
-        for kind in (kind for kind in kinds if key not in left_out[kind]):
-            if kind in rows[clip]["missing"]:
-                left_out[kind][key] = rows[clip]["missing"][kind]
-            else:
-                found[kind][key] = rows[clip]
-    return found, left_out
+    if todo:
+        seconds = time.perf_counter() - began
+        each = 1000 * seconds / len(todo) / 60
+        print(f"described {len(todo)} clips in {duration(seconds)}: {each:.1f} minutes per thousand clips")
+    return rows
 
 
-def _with_files(
-    turn: Turn, kinds: Sequence[str], media: Media, left_out: Mapping[str, tuple[dict[Key, str], Key]]
-) -> tuple[Turn, str] | None:
-    """Return a turn with those files alone that are wanted and there, and what identifies these by content.
-
-    A file that is not there is added to ``left_out`` of its kind; None if there is no file.
-    """
-    identity: list[Any] = []
-    files: dict[str, Path | None] = dict.fromkeys(KINDS)
-    for kind in kinds:
-        path: Path | None = getattr(turn, kind)
-        if path is not None:
-            try:
-                identity.append((kind, *content_key(media, turn, path)))
-                files[kind] = path
-            except Unreadable as error:
-                reasons, key = left_out[kind]
-                reasons[key] = error.reason
-    if not identity:
-        return None
-    kept = Turn("clip", "", "", None, {}, files["video"], files["audio"], turn.start, turn.end, turn.crop)
-    return kept, hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+def _sort(rows: Mapping[str, Row], clips: _Clips, left_out: Reasons) -> dict[str, dict[Key, Row]]:
+    """Return kind -> utterance -> what was found; what could not be read is added to ``left_out``."""
+    of_kind: dict[str, dict[Key, Row]] = {kind: {} for kind in left_out}
+    for key, sha256 in clips.sha256.items():
+        row = rows[sha256]
+        for kind, reasons in left_out.items():
+            if kind in row["missing"]:
+                reasons.setdefault(key, row["missing"][kind])
+            elif key not in reasons:
+                of_kind[kind][key] = row
+    return of_kind
 
 
 def _picture_path(out: Path, key: Key) -> Path:
     return out / "explain" / key[0] / f"{re.sub(r'[^A-Za-z0-9_.-]', '_', key[1])}.png"
 
 
-def _measured(voice: Mapping[str, float]) -> dict[str, float]:
-    """Return the measures that have thresholds."""
-    return {name: voice[name] for name in MEASURES if name in voice}
-
-
-def _counts(
-    found: Mapping[str, Mapping[Key, Mapping[str, Any]]],
-    left_out: Mapping[str, Mapping[Key, str]],
-    turns: Mapping[Key, Turn],
-    kinds: Sequence[str],
-) -> dict[str, dict[str, int]]:
-    """Return, of each kind, how many utterances there are, and what was found in how many of them."""
+def _counts(of_kind: Mapping[str, Mapping[Key, Row]], left_out: Reasons, n: int) -> dict[str, dict[str, int]]:
+    """Return, of each kind, how many of the n utterances were described, and what was found in how many of them."""
     counts: dict[str, dict[str, int]] = {}
-    for kind in kinds:
-        rows = found[kind].values()
-        counts[kind] = {"utterances": len(turns), "described": len(rows), "left out": len(left_out[kind])}
+    for kind, by_key in of_kind.items():
+        rows = by_key.values()
+        counts[kind] = {"utterances": n, "described": len(rows), "left out": len(left_out[kind])}
         if kind == "video":
-            counts[kind] |= {"without a face": sum(not r["faces"] for r in rows)}
-            counts[kind] |= {"with several faces at once": sum(r["faces"] > 1 for r in rows)}
+            counts[kind] |= {"without a face": sum(not row["faces"] for row in rows)}
+            counts[kind] |= {"with several faces at once": sum(row["faces"] > 1 for row in rows)}
         else:
-            silent = sum("loudness" not in r["voice"] for r in rows)
-            counts[kind] |= {"silent": silent, "without a voice": sum(not r["voice"]["speech"] for r in rows) - silent}
+            silent = sum("loudness" not in row["voice"] for row in rows)
+            voiceless = sum(not row["voice"]["speech"] for row in rows) - silent
+            counts[kind] |= {"silent": silent, "without a voice": voiceless}
     return counts
 
 
@@ -266,7 +291,7 @@ def _write(
     out: Path,
     data: EmotionData,
     texts: Mapping[str, Mapping[Key, str]],
-    left_out: Mapping[str, Mapping[Key, str]],
+    left_out: Reasons,
     counts: Mapping[str, Mapping[str, int]],
     bins: Bins | None,
 ) -> None:
@@ -279,10 +304,11 @@ def _write(
     write_whole(out / "describe.json", json.dumps(record, ensure_ascii=False, indent=1) + "\n")
     if not any(texts.values()):
         raise ValueError(f"no clip could be described; {out / 'describe.json'} lists why")
-    for kind, of_kind in texts.items():
+    for kind, by_key in texts.items():
         for split in data.splits():
-            own = {key: text for (of, key), text in of_kind.items() if of == split}
-            write_whole(out / f"{kind}_description_{split}.json", json.dumps(own, ensure_ascii=False, indent=0) + "\n")
+            content = {name: text for (place, name), text in by_key.items() if place == split}
+            path = out / f"{kind}_description_{split}.json"
+            write_whole(path, json.dumps(content, ensure_ascii=False, indent=0) + "\n")
         print(f"{out / f'{kind}_description_*.json'}: {', '.join(f'{n} {what}' for what, n in counts[kind].items())}")
         if left_out[kind]:
             reasons = Counter(left_out[kind].values()).most_common(5)

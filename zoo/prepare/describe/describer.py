@@ -14,11 +14,12 @@ import torch
 from zoo.media import Media, Unreadable
 from zoo.media.clips import RATE, utterance_frames, utterance_sound
 from zoo.media.frames import PixelBudget
-from zoo.models.emotion_qwen.face_types import Face, FaceAnalyzer
+from zoo.models.emotion_qwen.face_types import Box, FaceAnalyzer
 from zoo.models.emotion_qwen.input import FrameSampling, seconds_of
 from zoo.prepare.describe.activity import Loudness, Span, loudness_curve, pauses_between, voice_activity
 from zoo.prepare.describe.faces import (
     NO_FACE,
+    Fractions,
     SeenFace,
     face_sentence,
     largest_person,
@@ -128,23 +129,23 @@ class ClipDescriber:
         """
         if turn.video is None and turn.audio is None:
             raise ValueError(f"{turn.id} has neither a video nor an audio file to describe; expected one of them")
-        heard: dict[str, Any] = {"audio": NO_SOUND}
-        seen: dict[str, Any] = {"video": NO_PICTURE}
+        sound: dict[str, Any] = {"audio": NO_SOUND}
+        picture: dict[str, Any] = {"video": NO_PICTURE}
         missing: dict[str, str] = {}
         last: Unreadable | None = None
         if turn.audio is not None:
             try:
-                heard = self._hear(utterance_sound(self.media, turn), turn.speaker, missing)
+                sound = self._hear(utterance_sound(self.media, turn), turn.speaker, missing)
             except Unreadable as error:
-                heard, missing["audio"], last = {"audio": UNREADABLE["audio"]}, error.reason, error
+                sound, missing["audio"], last = {"audio": UNREADABLE["audio"]}, error.reason, error
         if turn.video is not None:
             try:
-                seen = self._see(turn, heard.get("loudness"), bool(heard.get("speech")))
+                picture = self._see(turn, sound.get("loudness"), bool(sound.get("speech")))
             except Unreadable as error:
-                seen, missing["video"], last = {"video": UNREADABLE["video"]}, error.reason, error
-        if last is not None and "scene" not in seen and "loudness" not in heard:
+                picture, missing["video"], last = {"video": UNREADABLE["video"]}, error.reason, error
+        if last is not None and "scene" not in picture and "loudness" not in sound:
             raise last
-        return ClipDescription(**heard, **seen, missing=missing)
+        return ClipDescription(**sound, **picture, missing=missing)
 
     def read_frames(self, turn: Turn) -> tuple[np.ndarray, float | None]:
         """Read the frames in which faces are looked for, uint8 (F, 3, H, W), and the seconds between two of them.
@@ -178,48 +179,51 @@ class ClipDescriber:
         """Return the fields that are about the picture."""
         pixels, step = self.read_frames(turn)
         times = tuple(0.0 if step is None else (i + 0.5) * step for i in range(len(pixels)))
-        found: list[list[Face]] = [[] for _ in times]
-        if self.face is not None:
-            found = self.face.analyse(torch.from_numpy(pixels))
-        height, width = pixels.shape[2:]
-        faces = [
-            SeenFace(
-                time,
-                (face.box[0] / width, face.box[1] / height, face.box[2] / width, face.box[3] / height),
-                dict(face.probabilities),
-                person,
-                False,
-            )
-            for time, frame, numbers in zip(times, found, persons(found), strict=True)
-            for face, person in zip(frame, numbers, strict=True)
-        ]
-        motion, motion_times = self._motion(turn) if step is not None else (grey(pixels), np.zeros(1))
-        at_once = max(map(len, found))
-        scene = Scene(float(motion.mean() / 255), find_cuts(motion, motion_times), at_once)
-        chosen = None if not faces else faces[0].person
-        chosen_by = None if not faces else "only"
-        if faces and len({face.person for face in faces}) > 1:
-            chosen, chosen_by = largest_person(faces), "largest"
-            if at_once > 1 and voice and loudness is not None:
-                speaking, _ = speaking_person(faces, motion, motion_times, loudness)
-                if speaking is not None:
-                    chosen, chosen_by = speaking, "mouth"
+        faces_by_frame = self._look(pixels, times)
+        motion, motion_times = (grey(pixels), np.zeros(1)) if step is None else self._motion(turn)
+        at_once = max(map(len, faces_by_frame))
+        faces = [face for frame in faces_by_frame for face in frame]
+        chosen_by = None
         if faces and at_once == 1:  # never two at once: whoever is seen, in one shot or in several
             chosen_by, faces = "only", [face._replace(described=True) for face in faces]
-        else:
-            faces = [face._replace(described=face.person == chosen) for face in faces]
-        own = [face for face in faces if face.described]
-        text = face_sentence(own, len(times), at_once, chosen_by == "mouth")
-        if self.face is None:
-            text = NOT_LOOKED_FOR
+        elif faces:
+            speaking = None
+            if voice and loudness is not None:
+                speaking, _ = speaking_person(faces, motion, motion_times, loudness)
+            chosen_by = "largest" if speaking is None else "mouth"
+            person = largest_person(faces) if speaking is None else speaking
+            faces = [face._replace(described=face.person == person) for face in faces]
+        described = [face for face in faces if face.described]
+        scene = Scene(float(motion.mean() / 255), find_cuts(motion, motion_times), at_once)
+        text = NOT_LOOKED_FOR
+        if self.face is not None:
+            text = face_sentence(described, len(times), at_once, chosen_by == "mouth")
         return {
             "video": f"{text} {scene_sentence(scene)}".strip(),
             "faces": tuple(faces),
             "frame_times": times,
-            "expression": mean_expression(own),
+            "expression": mean_expression(described),
             "chosen_by": chosen_by,
             "scene": scene,
         }
+
+    def _look(self, pixels: np.ndarray, times: Sequence[float]) -> list[list[SeenFace]]:
+        """Return the faces of each frame, uint8 (F, 3, H, W), none of them described yet."""
+        if self.face is None:
+            return [[] for _ in times]
+        faces_by_frame = self.face.analyse(torch.from_numpy(pixels))
+        height, width = pixels.shape[2:]
+
+        def fractions(box: Box) -> Fractions:
+            return box[0] / width, box[1] / height, box[2] / width, box[3] / height
+
+        return [
+            [
+                SeenFace(time, fractions(f.box), dict(f.probabilities), p, False)
+                for f, p in zip(faces, numbers, strict=True)
+            ]
+            for time, faces, numbers in zip(times, faces_by_frame, persons(faces_by_frame), strict=True)
+        ]
 
     def _motion(self, turn: Turn) -> tuple[np.ndarray, np.ndarray]:
         """Read many small frames of a video, grey (T, H, W), and their times (T,)."""

@@ -56,16 +56,16 @@ def persons(faces_by_frame: Sequence[Sequence[Face]]) -> list[list[int]]:
             ((_overlap(face.box, box), i, p) for i, face in enumerate(faces) for p, box in enumerate(last)),
             key=lambda pair: (-pair[0], pair[1:]),
         )
-        found: dict[int, int] = {}
+        person_of: dict[int, int] = {}
         for overlap, i, person in pairs:
-            if overlap >= OVERLAP and i not in found and person not in found.values():
-                found[i] = person
+            if overlap >= OVERLAP and i not in person_of and person not in person_of.values():
+                person_of[i] = person
         for i, face in enumerate(faces):
-            if i not in found:
-                found[i] = len(last)
+            if i not in person_of:
+                person_of[i] = len(last)
                 last.append(face.box)
-            last[found[i]] = face.box
-        numbers.append([found[i] for i in range(len(faces))])
+            last[person_of[i]] = face.box
+        numbers.append([person_of[i] for i in range(len(faces))])
     return numbers
 
 
@@ -101,16 +101,16 @@ def speaking_person(
     heard = _smooth(np.interp(times[1:], loudness.times, loudness.decibels), wide)
     correlations = {}
     for person in sorted({face.person for face in faces}):
-        own = [face for face in faces if face.person == person]
-        if len(own) < 2:
+        theirs = [face for face in faces if face.person == person]
+        if len(theirs) < 2:
             continue
-        box = np.median([face.box for face in own], axis=0)
-        first, last = own[0].time - step, own[-1].time + step
-        seen = (times[1:] >= first) & (times[1:] <= last)
+        box = np.median([face.box for face in theirs], axis=0)
+        first, last = theirs[0].time - step, theirs[-1].time + step
+        inside = (times[1:] >= first) & (times[1:] <= last)
         moved = _movement(frames, box, MOUTH) - _movement(frames, box, EYES)
         moved = _smooth(moved, wide)
-        if seen.sum() >= 4 and moved[seen].std() > 1e-9 and heard[seen].std() > 1e-9:
-            correlations[person] = float(np.corrcoef(moved[seen], heard[seen])[0, 1])
+        if inside.sum() >= 4 and moved[inside].std() > 1e-9 and heard[inside].std() > 1e-9:
+            correlations[person] = float(np.corrcoef(moved[inside], heard[inside])[0, 1])
     ranked = sorted(correlations.values(), reverse=True)
     if not ranked or ranked[0] < MOVES or (len(ranked) > 1 and ranked[0] - ranked[1] < AHEAD):
         return None, correlations
@@ -181,8 +181,8 @@ def face_sentence(faces: Sequence[SeenFace], frames: int, chosen_of: int = 1, sp
         text = f"looks {'' if overall[best] >= SURE else 'perhaps '}{_adjective(best)} ({overall[best]:.2f})"
         if overall[second] >= ALSO:
             text += f", or {_adjective(second)} ({overall[second]:.2f})"
-    seen = "" if len(faces) > frames / 2 else f", seen in {len(faces)} of {frames} frames"
-    return f"{who}{' that' if chosen_of == 1 else ''} {text}{seen}."
+    often = "" if len(faces) > frames / 2 else f", seen in {len(faces)} of {frames} frames"
+    return f"{who}{' that' if chosen_of == 1 else ''} {text}{often}."
 
 
 def _likeliest(faces: Sequence[SeenFace]) -> tuple[str, float]:

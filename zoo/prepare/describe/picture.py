@@ -57,10 +57,10 @@ def _draw_frames(figure: Any, describer: ClipDescriber, turn: Turn, description:
         figure.text(0.5, 0.7, "no picture", ha="center")
         return
     pixels = describer.read_frames(turn)[0]
-    shown = np.unique(np.linspace(0, len(pixels) - 1, min(SHOWN, len(pixels))).round().astype(int))
+    indices = np.unique(np.linspace(0, len(pixels) - 1, min(SHOWN, len(pixels))).round().astype(int))
     height, width = pixels.shape[2:]
-    for place, i in enumerate(shown):
-        axes = figure.add_axes((0.01 + 0.98 * place / len(shown), 0.58, 0.96 / len(shown), 0.3))
+    for place, i in enumerate(indices):
+        axes = figure.add_axes((0.01 + 0.98 * place / len(indices), 0.58, 0.96 / len(indices), 0.3))
         time = description.frame_times[i]
         axes.imshow(pixels[i].transpose(1, 2, 0))
         axes.axis("off")
@@ -76,13 +76,13 @@ def _draw_frames(figure: Any, describer: ClipDescriber, turn: Turn, description:
 
 
 def _draw_expressions(axes: Any, description: ClipDescription) -> None:
-    own = [face for face in description.faces if face.described]
-    for emotion in EMOTIONS if own else ():
-        values = [face.probabilities[emotion] for face in own]
-        axes.plot([face.time for face in own], values, "o-", markersize=3, color=COLOURS[emotion], label=emotion)
+    faces = [face for face in description.faces if face.described]
+    for emotion in EMOTIONS if faces else ():
+        values = [face.probabilities[emotion] for face in faces]
+        axes.plot([face.time for face in faces], values, "o-", markersize=3, color=COLOURS[emotion], label=emotion)
     for cut in description.scene.cuts if description.scene else ():
         axes.axvline(cut, color="black", linestyle=":")
-    if own:
+    if faces:
         axes.legend(loc="upper right", ncols=7, fontsize=7)
     else:
         axes.text(0.5, 0.5, "no face", transform=axes.transAxes, ha="center")

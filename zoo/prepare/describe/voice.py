@@ -71,8 +71,8 @@ def voice_sentence(values: Mapping[str, float], bins: Bins | None = None, speake
         return SILENCE
     if not values["speech"]:
         return NO_VOICE
-    own = {name: values[name] for name in MEASURES if name in values}
-    text = _numbers(own) if bins is None else bins.sentence(speaker, own).capitalize()
+    measured = {name: values[name] for name in MEASURES if name in values}
+    text = _numbers(measured) if bins is None else bins.sentence(speaker, measured).capitalize()
     count, share = round(values["pauses"]), round(100 * values["speech"])
     pauses = {0: "no pause", 1: "one pause"}.get(count, f"{count} pauses, the longest")
     longest = f" ({values['longest pause']:.1f} s)" if count else ""
