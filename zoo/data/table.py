@@ -107,16 +107,7 @@ class Table(EmotionData):
         material: what the samples are, e.g. ``phone calls in German``; `zoo label` shows it.
     """
 
-    unpublished_options = (
-        "file",
-        "descriptions",
-        "separator",
-        "encoding",
-        "split",
-        "dev_share",
-        "test_share",
-        "split_seed",
-    )
+    unpublished_options = ("file", "descriptions", "separator", "encoding")
 
     def __init__(
         self,
@@ -161,7 +152,7 @@ class Table(EmotionData):
         self.column_names = {content: heading for content, heading in named.items() if heading is not None} | kinds
         self._flags = Flags("--data.", OPTIONS | dict.fromkeys(kinds, "description_columns"))
         self.file, self.separator, self.description_files = file, separator, descriptions
-        self.name = name
+        self.corpus_name = name
         self.dev_share, self.test_share = dev_share, test_share
         self.split_seed = whole_number("--data.split_seed", split_seed)
         self.licence, self.material = licence, material
@@ -175,7 +166,7 @@ class Table(EmotionData):
         names = tuple(" ".join(word.split()).lower() for word in words)
         if len(names) < 2 or len(set(names)) < len(names) or not all(names):
             raise ValueError(f"--data.labels: expected at least two different words, got {', '.join(names) or 'none'}")
-        return Labels(self.name, names)
+        return Labels(self.corpus_name, names)
 
     @property
     def labels(self) -> Labels:  # type: ignore[override]  # those of the file, which nobody sets
@@ -214,7 +205,7 @@ class Table(EmotionData):
             keys = [turn.id for turns in part.dialogues.values() for _, turn in turns]
             described, more = load_descriptions(self.description_files, split, keys, self.read_as)
             notes.update(more)
-        where = f"{self.name}/{split}"
+        where = f"{self.corpus_name}/{split}"
         samples = []
         for dialogue, placed in part.dialogues.items():
             turns = [turn for _, turn in sorted(placed, key=lambda one: one[0])]
@@ -345,7 +336,8 @@ class Table(EmotionData):
         for name in ("video", "audio"):
             file = getattr(turn, name)
             if file is not None and not file.is_file():
-                turn, missing = replace(turn, **{name: None}), True
+                turn = replace(turn, video=None) if name == "video" else replace(turn, audio=None)
+                missing = True
         if missing:
             part.listed["clips missing"].append(one.key)
         if not turn.text and turn.video is None and turn.audio is None and not turn.descriptions:

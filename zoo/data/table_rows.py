@@ -84,20 +84,22 @@ class TableColumns:
                 near = difflib.get_close_matches(name, headings, 2, 0.5)
                 option = f"{flags.prefix}{flags.options.get(content, content)}"
                 raise ValueError(
-                    f"{path} has the columns {', '.join(headings)}; {option} names {name!r}, which is {'there twice' if name in headings else 'none of them'}"
+                    f"{path} has the columns {', '.join(headings)}; {option} names {name!r}, which is "
+                    f"{'there twice' if name in headings else 'none of them'}"
                     + (f"; did you mean {' or '.join(near)}?" if near and name not in headings else "; rename one")
                 )
         matched = dict(names)
         for heading in headings:
-            name = heading.lower()
-            content = HEADINGS.get(name, name if DESCRIPTION.fullmatch(name) else None)
-            if content is None or content in names or heading in names.values():
+            lower = heading.lower()
+            meant = lower if DESCRIPTION.fullmatch(lower) else HEADINGS.get(lower)
+            if meant is None or meant in names or heading in names.values():
                 continue
-            if content in matched:
-                option = flags.options.get(content)
-                remedy = f"name the one that counts, {flags.prefix}{option} {heading}" if option else "leave one out"
-                raise ValueError(f"{path} has two columns for {content}: {matched[content]} and {heading}; {remedy}")
-            matched[content] = heading
+            if meant in matched:
+                remedy = "leave one out"
+                if meant in flags.options:
+                    remedy = f"name the one that counts, {flags.prefix}{flags.options[meant]} {heading}"
+                raise ValueError(f"{path} has two columns for {meant}: {matched[meant]} and {heading}; {remedy}")
+            matched[meant] = heading
         return cls(matched)
 
     def __contains__(self, content: str) -> bool:
@@ -160,7 +162,8 @@ class TableRow:
             return self.text("id")
         if dialogue and "order" in self.columns:
             place = self.order(0)
-            return f"dia{dialogue}_utt{int(place) if place.is_integer() else place}"
+            talk = f"dia{dialogue}" if dialogue.isdigit() else dialogue
+            return f"{talk}_utt{int(place) if place.is_integer() else place}"
         return f"row{number}"
 
     def order(self, position: int) -> float:
@@ -270,7 +273,7 @@ def open_table(
     columns = TableColumns.match(headings, path, names, flags)
     read = table[list(columns.headings.values())]
     read.columns = pd.Index(columns.headings)
-    rows = {int(number): cells for number, cells in read.to_dict("index").items()}  # type: ignore[call-overload]
+    rows = {int(number): cells for number, cells in read.to_dict("index").items()}
     _check_cells(rows, columns, path, quotes=sep == "\t")
     unread = tuple(heading for heading in headings if heading not in columns.headings.values())
     return OpenTable(columns, rows, unread, notes)
