@@ -178,7 +178,7 @@ def _sample(sample: Sample) -> Iterator[str]:
         if text:
             yield from _wrapped(f"  {what:<9} {_visible(text)}", 12)
     for kind, text in turn.descriptions.items():
-        yield from _wrapped(f"  {kind:<9} {_visible(text)}", 12)
+        yield from _wrapped(f"  described {kind}: {_visible(text)}", 12)
     for part in ("video", "audio"):
         yield from _clip(turn, part)
 
