@@ -124,7 +124,7 @@ def test_what_cannot_be_used_is_counted_and_listed(tmp_path):
     table = [{"id": f"u{i}", **row, "clip": ""} for i, row in enumerate(talk(2))]
     table[1] |= {"text": " "}
     table[2] |= {"text": "", "clip": "gone.mp4"}
-    table[3] |= {"clip": "gone.wav"}
+    table[3] |= {"clip": f"{'long' * 100}.wav"}
     table.append(dict(table[0]))
     data = corpus(tmp_path, table, dev_share=0, test_share=0)
     reading = data.reading("train")
@@ -155,6 +155,7 @@ BAD: dict[str, tuple[list[dict[str, str]], dict[str, Any], list[str]]] = {
     "an unknown column is named": (GOOD, {"text": "txet"}, ["--data.text names 'txet'", "did you mean text"]),
     "no words": ([{"words": "a", "label": "x"}], {}, ["none is known to hold words", "--data.text"]),
     "no labels": ([{"text": "a"}], {}, ["none is known to hold labels", "--data.label"]),
+    "one column twice": (GOOD, {"text": "label", "label": "label"}, ["--data.text and --data.label name the same"]),
     "two label columns": (
         [row | {"Emotion": "x"} for row in GOOD],
         {},
@@ -209,6 +210,7 @@ CSV = "text,label\nOh.,calm\nAh.,tense\n"
 BYTES: dict[str, tuple[str, bytes, list[str]]] = {
     "semicolons": ("t.csv", b"text;label\nWell, yes;calm\n", ["no commas but semicolons", "--data.separator ';'"]),
     "tabs": ("t.csv", b"text\tlabel\nOh.\tcalm\n", ["no commas but tabs", "call it .tsv"]),
+    "a spreadsheet's line": ("t.csv", b"sep=;\ntext;label\nOh.;calm\n", ["Remove the line", "--data.separator ';'"]),
     "UTF-16": ("t.csv", CSV.encode("utf-16"), ["zero bytes: UTF-16", "--data.encoding utf-16"]),
     "GBK": ("t.csv", "text,label\n我不知道你在说什么。,calm\n".encode("gbk"), ["not UTF-8", "--data.encoding gb18030"]),
     "ragged": ("t.csv", CSV.encode() + b"a,b,c\n", ["row 4 has 3 cells, expected 2"]),
@@ -316,7 +318,7 @@ def test_clips_and_descriptions_go_into_a_system(home, tmp_path, capsys):
     words = flags(model="DialogueLLM", model__llm=home / "llm", model__template="short", trainer__max_steps=1)
     run = fit(tmp_path, *words, *data, *described)
     zoo("test", f"--ckpt_path={run}", "--trainer.accelerator=cpu")
-    assert metrics(run)["reads"] == ["text", "descriptions"] and metrics(run)["n"] == 2
+    assert metrics(run)["reads"] == ["text", "turns", "descriptions"] and metrics(run)["n"] == 2
     capsys.readouterr()
     zoo("prepare", "leaks", *data, "--min_words", "2")
     assert "table/train" in capsys.readouterr().out

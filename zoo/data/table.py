@@ -335,7 +335,7 @@ class Table(EmotionData):
         missing = False
         for name in ("video", "audio"):
             file = getattr(turn, name)
-            if file is not None and not file.is_file():
+            if file is not None and not _is_file(file):
                 turn = replace(turn, video=None) if name == "video" else replace(turn, audio=None)
                 missing = True
         if missing:
@@ -389,3 +389,11 @@ class Table(EmotionData):
             dialogue: "test" if place < tests else "dev" if place < tests + devs else "train"
             for place, dialogue in enumerate(order)
         }
+
+
+def _is_file(path: Path) -> bool:
+    """Return whether there is a file; a name that no file can have is none."""
+    try:
+        return path.is_file()
+    except OSError:  # too long
+        return False

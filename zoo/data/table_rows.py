@@ -88,6 +88,9 @@ class TableColumns:
                     f"{'there twice' if name in headings else 'none of them'}"
                     + (f"; did you mean {' or '.join(near)}?" if near and name not in headings else "; rename one")
                 )
+            if len(same := [other for other, heading in names.items() if heading == name]) > 1:
+                options = " and ".join(f"{flags.prefix}{flags.options.get(other, other)}" for other in same)
+                raise ValueError(f"{options} name the same column, {name!r}; expected one column for each")
         matched = dict(names)
         for heading in headings:
             lower = heading.lower()
@@ -282,6 +285,11 @@ def open_table(
 def _check_separator(text: str, sep: str, path: Path, flags: Flags) -> None:
     """ValueError for a first row that another character separates."""
     first = text.lstrip("\r\n").partition("\n")[0]
+    if re.fullmatch(r"sep=.\s*", first):
+        raise ValueError(
+            f"{path} begins with a spreadsheet's line {first.strip()}; expected headings. Remove the line, and give "
+            f"{flags.prefix}separator {first.strip()[-1]!r}"
+        )
     if sep in first or not first.strip():
         return
     others = [other for other in (";", "\t", "|", ",") if other != sep and other in first]
@@ -326,7 +334,7 @@ class _Pairs(list[tuple[str, Any]]):
 
 def _cell(value: Any) -> Any:
     """Return a JSON value as the text of a cell; lists and objects as they are, for `_check_cells`."""
-    if value is None:
+    if value is None or value != value:  # NaN, as a cell without anything is written by some
         return ""
     return str(value) if isinstance(value, int | float) and not isinstance(value, bool) else value
 

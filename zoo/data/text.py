@@ -230,9 +230,8 @@ def parse_table(text: str, path: Path, columns: Sequence[str], sep: str = ",", h
     rows = _split_rows(text, sep, path)
     names = [name.strip() for name in rows.pop(min(rows))] if header and rows else list(columns)
     if not rows:
-        raise ValueError(
-            f"{path} is empty; expected rows with the columns {', '.join(columns)}. Copy or download it again"
-        )
+        expected = f"rows with the columns {', '.join(columns)}" if columns else "a row of headings, and rows below it"
+        raise ValueError(f"{path} is empty; expected {expected}. Copy or download it again")
     _check_columns(names, columns, path)
     for number, row in rows.items():
         if len(row) != len(names):
