@@ -86,12 +86,7 @@ def show(data: EmotionData, system: EmotionModule | None, split: Split, rows: in
     Raises:
         Refused: at the end, for what a fit would refuse.
     """
-    yield f"{type(data).__name__}: {data.material}" if data.material != "?" else type(data).__name__
-    if data.root is not None:
-        yield f"  folder    {data.root}"
-    for name, labels in data.label_sets.items():
-        yield from _wrapped(f"  labels    {name}: {', '.join(labels.names) or 'none (free answers)'}", 12)
-    yield f"  protocol  {data.protocol}"
+    yield from _head(data)
     refused = {}
     for name in data.splits():
         try:
@@ -112,6 +107,16 @@ def show(data: EmotionData, system: EmotionModule | None, split: Split, rows: in
 
 
 # -------------------------------------------------------------------------------------------------------------- splits
+def _head(data: EmotionData) -> Iterator[str]:
+    """Yield what the corpus is."""
+    yield f"{type(data).__name__}: {data.material}" if data.material != "?" else type(data).__name__
+    if data.root is not None:
+        yield f"  folder    {data.root}"
+    for name, labels in data.label_sets.items():
+        yield from _wrapped(f"  labels    {name}: {', '.join(labels.names) or 'none (free answers)'}", 12)
+    yield f"  protocol  {data.protocol}"
+
+
 def _counts(data: EmotionData, splits: Sequence[Split]) -> Iterator[list[str]]:
     """Yield the table of splits: heads, then a line each; labels are counted where samples need not be made for it."""
     counted = [name for name in splits if not isinstance(data.samples(name), LazySamples)]
@@ -156,11 +161,11 @@ def _table(rows: Rows) -> Iterator[str]:
 def _rows(data: EmotionData, system: EmotionModule | None, split: Split, count: int) -> Iterator[str]:
     """Yield the first samples of a split."""
     samples = data.samples(split)
-    shown = [samples[i] for i in range(min(count, len(samples)))]
+    first = [samples[i] for i in range(min(count, len(samples)))]
     prompts = _Prompts(data, system)
     yield ""
-    yield f"the first {len(shown)} of {len(samples)} {split} samples{prompts.described}"
-    for sample in shown:
+    yield f"the first {len(first)} of {len(samples)} {split} samples{prompts.described}"
+    for sample in first:
         yield ""
         yield from _sample(sample)
         yield from prompts.lines(sample)

@@ -301,7 +301,7 @@ class Table(EmotionData):
         """Return the rows of a table, and those that repeat an earlier one. ValueError naming wrong cells."""
         rows: list[_Row] = []
         repeats: list[_Row] = []
-        seen: dict[str, _Row] = {}
+        first: dict[str, _Row] = {}
         unknown = []
         for number, cells in table.rows.items():
             row = TableRow(table.columns, cells, self.folder, f"{path} row {number}", confined=True)
@@ -313,7 +313,7 @@ class Table(EmotionData):
             if "dialogue" in table.columns and dialogue is None:
                 raise ValueError(f"{row.where}: no dialogue; give it one, one of its own if it stands alone")
             one = _Row(number, row, key, dialogue or key, row.order(len(rows)), word)
-            earlier = seen.setdefault(key, one)
+            earlier = first.setdefault(key, one)
             if not key or (earlier is not one and earlier.row.cells != cells):
                 raise ValueError(
                     f"{row.where}: the id {key!r} is "
