@@ -41,8 +41,8 @@ def main(args: list[str]) -> None:
         nargs="?",
         type=Path,
         metavar="CLIP",
-        help="a video, sound or picture, a folder of them, or a CSV "
-        f"table with columns like {TABLE}; may be left out if --text or --descriptions is given",
+        help="a video, sound or picture, a folder of them, or a table "
+        f"(CSV, TSV, JSONL) with columns like {TABLE}; may be left out if --text or --descriptions is given",
     )
     add("--ckpt_path", required=True, metavar="NAME", help="run folder, checkpoint, or published name")
     add("--text", help="what is said")
@@ -51,6 +51,7 @@ def main(args: list[str]) -> None:
     add("--descriptions", nargs="+", default=[], metavar="KIND=TEXT", help="what shows or sounds: audio='a calm voice'")
     add("--clips", type=Path, metavar="DIR", help="of a table without video: files named after the ids, dia0_utt0.mp4")
     add("--encoding", metavar="NAME", help="of the tables, e.g. cp1252 or gb18030; UTF-8 if not given")
+    add("--separator", metavar="CHARACTER", help="of the tables' cells, e.g. ';'; what their endings say if not given")
     add("--labels", metavar="CORPUS", help="whose labels, for a run on several corpora")
     add(
         "--selector",
@@ -77,6 +78,8 @@ def main(args: list[str]) -> None:
         options.context,
         options.descriptions,
         options.encoding,
+        options.separator,
+        system.table_columns,
     )
     samples = read_samples(request, system.labels(options.labels))
     many = request.asks_for_many

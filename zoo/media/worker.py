@@ -25,6 +25,7 @@ from typing import Any, cast
 import numpy as np
 
 from zoo.media.container import Unreadable
+from zoo.media.facts import decode_facts
 from zoo.media.frames import decode_frames
 from zoo.media.sound import decode_waveform
 
@@ -57,7 +58,10 @@ def serve() -> None:
         array: np.ndarray = np.empty(0, np.uint8)
         answer: dict[str, Any]
         try:
-            if request.pop("kind") == "frames":
+            kind = request.pop("kind")
+            if kind == "facts":
+                answer = {"note": None, "facts": decode_facts(**request)}
+            elif kind == "frames":
                 array, note = decode_frames(**request)
                 answer = {"note": note}
             else:
@@ -110,10 +114,11 @@ class Decoder:
         Args:
             path: of the file.
             timeout: seconds it may take.
-            request: ``kind``, "frames" or "waveform", and the arguments of `decode_frames` or `decode_waveform`.
+            request: ``kind``, "frames", "waveform" or "facts", and the arguments of `decode_frames`, `decode_waveform`
+                or `decode_facts`.
 
         Returns:
-            the array, and ``note`` and ``rate`` as those functions return them.
+            the array, and ``note``, ``rate`` and ``facts`` as those functions return them.
 
         Raises:
             Unreadable: as those, or the time limit passed, or the file crashed the decoder.
