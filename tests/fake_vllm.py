@@ -66,16 +66,20 @@ def contract(url: str, adapter: Path) -> dict[str, Any]:
         data = None if body is None else {k: str(adapter) if v == "ADAPTER" else v for k, v in body.items()}
         if data is not None and data.get("prompt_embeds") == "WIDE":
             data["prompt_embeds"] = packed(torch.zeros(2, 7))
-        request = urllib.request.Request(
-            url + path, None if data is None else json.dumps(data).encode(), {"Content-Type": JSON}
-        )
-        try:
-            with urllib.request.urlopen(request, timeout=120) as reply:
-                status, kind, text = reply.status, reply.headers.get("Content-Type"), reply.read().decode()
-        except urllib.error.HTTPError as error:
-            status, kind, text = error.code, error.headers.get("Content-Type"), error.read().decode()
-        replies[name] = [status, kind, skeleton(json.loads(text)) if kind == JSON else "text"]
+        status, kind, reply = sent(url + path, data)
+        replies[name] = [status, kind, skeleton(reply) if kind == JSON else "text"]
     return replies
+
+
+def sent(url: str, body: dict[str, Any] | None) -> tuple[int, str | None, Any]:
+    """Status, content type and content of the reply to one question; body None: GET."""
+    data = None if body is None else json.dumps(body).encode()
+    try:
+        with urllib.request.urlopen(urllib.request.Request(url, data, {"Content-Type": JSON}), timeout=120) as reply:
+            status, kind, text = reply.status, reply.headers.get("Content-Type"), reply.read().decode()
+    except urllib.error.HTTPError as error:
+        status, kind, text = error.code, error.headers.get("Content-Type"), error.read().decode()
+    return status, kind, json.loads(text) if kind == JSON else text
 
 
 def packed(embeddings: torch.Tensor) -> str:

@@ -59,6 +59,8 @@ def test_a_line_of_a_config(home, capsys):
         "--port": "8123",
     }
     assert {flag: value(words, flag) for flag in expected} == expected
+    at = words.index("--lora-target-modules")
+    assert words[at + 1 : at + 4] == ["q_proj", "v_proj", "--enforce-eager"]  # none for the table of embeddings
     assert {"--enable-lora", "--enforce-eager", "--no-enable-chunked-prefill"} <= set(
         words
     ) and "--enable-prompt-embeds" not in words

@@ -32,6 +32,10 @@ from zoo.training.module import EmotionModule
 
 SECTIONS: dict[str, type] = {"model": EmotionModule, "data": EmotionData}
 HOMES = {EmotionModule: "zoo.models.", EmotionData: "zoo.data."}  # where those are that can be chosen, not their bases
+WITHOUT_EFFECT = (  # options of a fit where a question about it is asked
+    *("seed_everything", "checkpoint", "save_last_every", "save_last_minutes", "zero_shot"),
+    *("optimizer", "lr_scheduler", "ckpt_path", "weights_only", "verbose"),
+)
 NEAR = 0.6  # share of letters in common, from which a name is worth suggesting
 
 
@@ -212,16 +216,19 @@ def classes(section: str, base: type, verb: str) -> str:
 
 
 # ------------------------------------------------------------------------------------- verbs that ask about a fit
-def parser_of_fit(verb: str, usage: str, description: str) -> ZooParser:
-    """Return a parser of the options of a fit, for a verb that answers a question about it."""
+def parser_of_fit(verb: str, usage: str, description: str, model_required: bool = True) -> ZooParser:
+    """Return a parser of the options of a fit, for a verb that answers a question about it.
+
+    It takes the config.yaml of a run, too.
+    """
     parser = ZooParser(prog=f"zoo {verb}", allow_abbrev=False, description=description)
     parser.usage = f"zoo {verb} --config FILE [...] {usage} [options of a fit]"
     add = parser.add_argument
     add("-c", "--config", action=ActionConfigFile, help="options in a file, as in zoo fit; later files rule")
     parser.add_lightning_class_args(Trainer, "trainer")
-    parser.add_lightning_class_args(EmotionModule, "model", subclass_mode=True)
+    parser.add_lightning_class_args(EmotionModule, "model", subclass_mode=True, required=model_required)
     parser.add_lightning_class_args(EmotionData, "data", subclass_mode=True)
-    for name in ("seed_everything", "checkpoint", "save_last_every", "save_last_minutes"):
+    for name in WITHOUT_EFFECT:
         add(f"--{name}", type=Any, default=None, help="as in zoo fit; without effect here")
     return parser
 

@@ -36,6 +36,7 @@ LIGHTNING_VERBS = {
 ZOO_VERBS = {
     "bench": "rows side by side on one corpus, with a report: zoo bench --config configs/bench/sitcom.yaml",
     "prepare": "make what a run needs: the embedded sitcom with clips, a small backbone, descriptions, a leak report",
+    "data": "a corpus as a system sees it: first rows, labels, what is left out: zoo data show --config FILE",
     "memory": "the GPU memory that a fit will need, and the cards it fits on: zoo memory --config FILE --card 24",
     "export": "a run's model or adapter as an ordinary folder, or the whole system to publish (--system)",
     "label": "the emotion of one clip, line, folder, table or film: zoo label CLIP --text 'What?' [--ckpt_path NAME]",
@@ -299,6 +300,8 @@ def _command(verb: str) -> Callable[[list[str]], None]:
         from zoo.label.command import main as command
     elif verb == "serve":
         from zoo.serve.command import main as command
+    elif verb == "data":
+        from zoo.data_show import main as command
     elif verb == "memory":
         from zoo.memory import main as command
     elif verb == "rollouts":

@@ -217,6 +217,7 @@ class ZooCLI(LightningCLI):
             )
 
     def instantiate_trainer(self, **kwargs: Any) -> Trainer:
+        self.datamodule.settle(self.config[self.subcommand].data)  # before any config is written
         config = self.config_init[self.subcommand]
         options, root = config.trainer, Path(config.trainer.default_root_dir or ".")
         checkpoint = config.get("ckpt_path")

@@ -124,6 +124,12 @@ def line_of(module: LanguageModelModule, python: str, cpu: bool) -> Line:
         add("--enable-lora")
         add("--max-lora-rank", rank)
         add("--max-loras", ADAPTERS)
+        # else the table of embeddings may have adapters, too, and vLLM 0.32 ends where it computes prompts of
+        # embeddings beside answers, of which it embeds some positions and counts all
+        layers = llm.adaptable_layers(module.lora.targets)
+        if not layers:
+            raise ValueError(f"no linear layer of {llm.path} matches --model.lora.targets {module.lora.targets!r}")
+        add("--lora-target-modules", *sorted({name.rpartition(".")[2] for name in layers}))
     if module.sends_embeddings:
         add("--enable-prompt-embeds")
     if cpu:

@@ -66,40 +66,43 @@ def backbone(folder: Path) -> Path:
     return folder
 
 
+def arguments(llm: Path, name: str, seed: int) -> list[str]:
+    """The options of a fit with an objective."""
+    return [
+        "--model=GRPO",
+        f"--model.llm={llm}",
+        "--data=Synthetic",
+        "--model.reward_funcs=[grpo_toy.says_yes]",
+        "--model.num_generations=16",
+        "--model.max_new_tokens=1",
+        "--model.temperature=1.5",
+        "--model.lr=0.003",
+        *OBJECTIVES[name],
+        "--model.schedule=constant",
+        "--model.warmup=0",
+        "--model.log_completions_steps=0",
+        "--data.batch_size=8",
+        "--data.train_dialogues=100",
+        "--data.dev_dialogues=1",
+        "--trainer.max_steps=60",
+        "--trainer.limit_val_batches=0",
+        "--trainer.accelerator=cpu",
+        "--trainer.gradient_clip_val=1",
+        "--trainer.log_every_n_steps=1",
+        "--trainer.enable_progress_bar=false",
+        "--trainer.enable_model_summary=false",
+        f"--seed_everything={seed}",
+    ]
+
+
 def curve(options: argparse.Namespace, name: str, seed: int) -> pd.Series:
     """Mean reward of every step."""
     root = options.out / name.replace(" ", "").replace(",", "-") / str(seed)
     run = root / "lightning_logs" / "version_0"
     if not (run / "checkpoints" / "last.ckpt").is_file():
-        arguments = [
-            "fit",
-            "--model=GRPO",
-            f"--model.llm={backbone(options.out / 'backbone')}",
-            "--data=Synthetic",
-            "--model.reward_funcs=[grpo_toy.says_yes]",
-            "--model.num_generations=16",
-            "--model.max_new_tokens=1",
-            "--model.temperature=1.5",
-            "--model.lr=0.003",
-            *OBJECTIVES[name],
-            "--model.schedule=constant",
-            "--model.warmup=0",
-            "--model.log_completions_steps=0",
-            "--data.batch_size=8",
-            "--data.train_dialogues=100",
-            "--data.dev_dialogues=1",
-            "--trainer.max_steps=60",
-            "--trainer.limit_val_batches=0",
-            "--trainer.accelerator=cpu",
-            "--trainer.gradient_clip_val=1",
-            "--trainer.log_every_n_steps=1",
-            "--trainer.enable_progress_bar=false",
-            "--trainer.enable_model_summary=false",
-            f"--seed_everything={seed}",
-            f"--trainer.default_root_dir={root}",
-        ]
+        given = arguments(backbone(options.out / "backbone"), name, seed)
         with contextlib.redirect_stdout(io.StringIO()):
-            zoo(arguments)
+            zoo(["fit", *given, f"--trainer.default_root_dir={root}"])
     return pd.read_csv(run / "metrics.csv")["train/reward"].dropna().reset_index(drop=True)
 
 

@@ -400,7 +400,7 @@ def test_an_encoding_is_named_by_the_option_that_helps(home, tmp_path, encoding)
     assert "give --encoding" in message
 
 
-@pytest.mark.parametrize("name", ["lines.txt", "lines.jsonl"])
+@pytest.mark.parametrize("name", ["lines.txt", "lines.json"])
 def test_a_text_is_no_clip(home, tmp_path, name):
     (tmp_path / name).write_text("hello\n")
     message = refused("label", tmp_path / name, "--ckpt_path", home / "text")

@@ -153,7 +153,7 @@ def test_the_decoder_starts_without_torch(tmp_path):
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     command = [sys.executable, "-I", "-c", code, CHILD_PROGRAM]
     done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment)
-    parts = ("", ".container", ".cutting", ".frames", ".sound", ".worker")
+    parts = ("", ".container", ".cutting", ".facts", ".frames", ".sound", ".worker")
     assert done.stdout.strip() == str(["zoo", *(f"zoo.media{part}" for part in parts)]), done.stderr
 
 

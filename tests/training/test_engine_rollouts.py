@@ -79,6 +79,18 @@ def test_training_is_that_of_our_own_sampler(home, server, tmp_path, monkeypatch
     assert len(set(server.loads)) > 3  # of the check, and of every step
 
 
+def test_two_processes_share_an_engine(home, server, tmp_path):
+    """Both ask it, under the adapters of the step: those of another step would show in the mismatch."""
+    two = {"trainer__devices": 2, "trainer__strategy": "ddp_fork", "data__batch_size": 2}
+    run = fit(tmp_path, *options(home, server, **two))
+    mismatch = logged(run, "train/sampling/sampling_logp_difference/max")
+    assert len(mismatch) > 2 and 0 < max(mismatch) < 1e-3
+    kept = {path.name.split("-")[1] for path in (run / "rollouts").iterdir()}
+    assert kept == {"0", "1"}
+    moved = [t for name, t in checkpoint(run)["state_dict"].items() if ".lora_B." in name and t.abs().max() > 1e-3]
+    assert moved and not set(server.loads) - set(server.unloads) - set(server.loads[-3:])
+
+
 real = grpo.roll_out
 
 

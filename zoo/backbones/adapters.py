@@ -106,7 +106,7 @@ class AdaptedModel(nn.Module):
             raise ValueError(
                 f"adapters need names of their own, of letters, digits, _ and -; got {name!r}, there are {taken}"
             )
-        layers = self._adaptable_layers(lora.targets)
+        layers = self.adaptable_layers(lora.targets)
         if not layers:
             raise ValueError(f"no linear layer's full name matches the targets {lora.targets!r} of adapter {name}")
         if isinstance(self.model, PeftModel):
@@ -118,7 +118,7 @@ class AdaptedModel(nn.Module):
             if isinstance(module, BaseTunerLayer):
                 module._active_adapter = [adapter for adapter in module.active_adapters if adapter == DEFAULT]
 
-    def _adaptable_layers(self, targets: str) -> list[str]:
+    def adaptable_layers(self, targets: str) -> list[str]:
         """Return full names of linear layers that match, whether or not they already carry adapters."""
         return [
             name

@@ -16,8 +16,10 @@ from zoo.data.mosei import MOSEI
 from zoo.data.resplit import Resplit
 from zoo.data.synthetic import Synthetic
 from zoo.data.synthetic_questions import NamedSynthetic, SyntheticQuestions, SyntheticReasons
+from zoo.data.table import Table
 
 __all__ = ["EmotionData", "Reading", "GoEmotions", "Joint", "MELD", "Synthetic"]
 __all__ += ["DFEW", "EMER", "EmoSet", "MER2024", "MOSEI"]
 __all__ += ["EmoryNLP", "IEMOCAP", "Adaptation", "Resplit"]
 __all__ += ["Conversations", "NamedSynthetic", "SyntheticQuestions", "SyntheticReasons"]
+__all__ += ["Table"]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Protocol, cast
@@ -198,6 +198,23 @@ class EmotionData(LightningDataModule):
 
     def splits(self) -> tuple[Split, ...]:
         return ("train", "dev", "test")
+
+    @property
+    def table_columns(self) -> Mapping[str, str]:
+        """Content -> heading, of columns that have names of their own in tables of such samples; for `zoo label`."""
+        return {}
+
+    def found_options(self) -> Mapping[str, Any]:
+        """Return options that were left open and that the corpus' files decide, e.g. the labels of a table."""
+        return {}
+
+    def settle(self, section: Any) -> None:
+        """Write `found_options` into the section of a config that made this corpus.
+
+        A run keeps its config, so its checkpoint knows them without the files.
+        """
+        for name, value in self.found_options().items():
+            section["init_args"][name] = value
 
     def reachable(self, split: Split, reads: Sequence[str]) -> dict[str, str] | None:
         """Return the best possible answer to each sample for a reader of only these parts: sample id -> label.

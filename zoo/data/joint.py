@@ -43,6 +43,11 @@ class Joint(EmotionData):
     def corpora(self) -> list[EmotionData]:
         return [corpus for part in self.parts for corpus in part.corpora()]
 
+    def settle(self, section: Any) -> None:
+        super().settle(section)
+        for part, inner in zip(self.parts, section["init_args"]["parts"], strict=True):
+            part.settle(inner)
+
     def splits(self) -> tuple[Split, ...]:
         return tuple(split for split in ("train", "dev", "test") if any(split in part.splits() for part in self.parts))
 

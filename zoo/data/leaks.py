@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from itertools import permutations
 from pathlib import Path
 
 import pandas as pd
+from jsonargparse import ArgumentParser
 
 from zoo.data.base import EmotionData
 from zoo.data.emorynlp import EmoryNLP
@@ -65,15 +65,17 @@ def leak_report(
 
 def main(argv: list[str]) -> int:
     """Print the table for every pair of splits of the corpora given, and of every split with each other corpus."""
-    parser = argparse.ArgumentParser("zoo prepare leaks", description="Utterances that two splits or corpora share.")
+    parser = ArgumentParser(prog="zoo prepare leaks", description="Utterances that two splits or corpora share.")
+    parser.add_subclass_arguments(EmotionData, "data", required=False, help="a corpus, as of `zoo fit`: --data Table")
     parser.add_argument("--meld", type=Path, metavar="DIR", help="folder of MELD's CSVs")
     parser.add_argument("--emorynlp", type=Path, metavar="DIR", help="folder of EmoryNLP's CSVs")
     parser.add_argument("--goemotions", type=Path, metavar="DIR", help="folder of the Ekman TSVs")
     parser.add_argument("--synthetic", type=int, metavar="N", help="training dialogues of the embedded corpus")
     parser.add_argument("--min_words", type=int, default=5, help="shorter utterances are everyday phrases (default: 5)")
-    args = parser.parse_args(argv)
+    parsed = parser.parse_args(argv)
+    args = parser.instantiate(parsed)
     whole_number("--min_words", args.min_words)
-    corpora: list[EmotionData] = []
+    corpora: list[EmotionData] = [] if args.data is None else [args.data]
     if args.meld:
         corpora.append(MELD(root=args.meld))
     if args.emorynlp:
@@ -83,7 +85,9 @@ def main(argv: list[str]) -> int:
     if args.synthetic is not None:
         corpora.append(Synthetic(train_dialogues=args.synthetic))
     if not corpora:
-        parser.error("give --meld DIR, --emorynlp DIR, --goemotions DIR, --synthetic N, or several of them")
+        parser.error(
+            "give --meld DIR, --emorynlp DIR, --goemotions DIR, --synthetic N, --data NAME, or several of them"
+        )
     whole = {c.labels.corpus: {f"{c.labels.corpus}/{split}": c.samples(split) for split in c.splits()} for c in corpora}
     datasets = {name: samples for splits in whole.values() for name, samples in splits.items()}
     pairs = list(permutations(datasets, 2))

@@ -161,7 +161,9 @@ def read_text(
     if b"\x1b$" in data or b"\x1b(" in data:
         raise ValueError(f"{path} holds escape sequences of ISO-2022; expected UTF-8. {advice}")
     if b"\x00" in data or data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise ValueError(f"{path} holds zero bytes: UTF-16 or not a text file; expected UTF-8. {advice}")
+        marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) and data[2:4] != b"\x00\x00"
+        hint = f": {option} utf-16" if marked else ""
+        raise ValueError(f"{path} holds zero bytes: UTF-16 or not a text file; expected UTF-8. {advice}{hint}")
     try:
         return data.decode("utf-8"), {}
     except UnicodeDecodeError as error:
@@ -170,7 +172,9 @@ def read_text(
         if (plausible := _plausible(data, name)) is not None:
             return plausible, {f"{path.name} is not UTF-8, read as {'cp1252' if name == WINDOWS else name}": 1}
     tried = f", nor plausible text in {' or '.join(encoding)}" if encoding else ""
-    raise ValueError(f"{path} is not UTF-8 ({where}){tried}; expected UTF-8. {advice}")
+    chinese = _plausible(data, "gb18030")
+    hint = f": it may be Chinese, {option} gb18030" if chinese and _HAN.search(chinese) else ""
+    raise ValueError(f"{path} is not UTF-8 ({where}){tried}; expected UTF-8. {advice}{hint}")
 
 
 def _plausible(data: bytes, encoding: str) -> str | None:
@@ -216,12 +220,18 @@ def read_table(
         encoding, option: see `read_text`.
     """
     text, notes = read_text(path, encoding, option)
+    table = parse_table(text, path, columns, sep, header)
+    table.attrs["notes"] = notes
+    return table
+
+
+def parse_table(text: str, path: Path, columns: Sequence[str], sep: str = ",", header: bool = True) -> pd.DataFrame:
+    """Return the table that a file's text is; see `read_table`, whose arguments these are."""
     rows = _split_rows(text, sep, path)
     names = [name.strip() for name in rows.pop(min(rows))] if header and rows else list(columns)
     if not rows:
-        raise ValueError(
-            f"{path} is empty; expected rows with the columns {', '.join(columns)}. Copy or download it again"
-        )
+        expected = f"rows with the columns {', '.join(columns)}" if columns else "a row of headings, and rows below it"
+        raise ValueError(f"{path} is empty; expected {expected}. Copy or download it again")
     _check_columns(names, columns, path)
     for number, row in rows.items():
         if len(row) != len(names):
@@ -229,9 +239,7 @@ def read_table(
                 f"{path} row {number} has {len(row)} cells, expected {len(names)} ({', '.join(names)}); "
                 f"quote or remove separators inside the text: {some(row)}"
             )
-    table = pd.DataFrame(list(rows.values()), columns=names, index=list(rows), dtype=str)
-    table.attrs["notes"] = notes
-    return table
+    return pd.DataFrame(list(rows.values()), columns=names, index=list(rows), dtype=str)
 
 
 def _split_rows(text: str, sep: str, path: Path) -> dict[int, list[str]]:

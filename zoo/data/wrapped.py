@@ -39,6 +39,10 @@ class WrappedCorpus(EmotionData, ABC):
     def corpora(self) -> list[EmotionData]:
         return self.corpus.corpora()
 
+    def settle(self, section: Any) -> None:
+        super().settle(section)
+        self.corpus.settle(section["init_args"]["corpus"])
+
     @abstractmethod
     def read(self, split: Split) -> Reading:
         """Read one split; see `EmotionData.read`."""

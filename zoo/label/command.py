@@ -8,6 +8,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +41,9 @@ def main(args: list[str]) -> None:
         options.context,
         options.descriptions,
         options.encoding,
-        options.segments,
-        options.subtitles,
+        options.separator,
+        segments=options.segments,
+        subtitles=options.subtitles,
     )
     transcriber = None if options.transcribe is None else Transcriber(options.transcribe)
     media = Media(max_seconds=options.max_clip_seconds)
@@ -58,6 +60,7 @@ def main(args: list[str]) -> None:
         if options.parts:
             raise ValueError("--parts goes without --ckpt_path: which parts of a clip a system reads is its own option")
         system = System(options.ckpt_path, changes)
+        request = replace(request, columns=system.table_columns)
         samples = _samples(request, system.labels(options.labels), media, transcriber)
         about |= {"system": system.name, "checkpoint": options.ckpt_path, "options": changes}
         about |= {"selector": options.selector}
@@ -90,8 +93,8 @@ def _parser() -> argparse.ArgumentParser:
         nargs="?",
         type=Path,
         metavar="CLIP",
-        help="a video, sound or picture, a folder of them, or a CSV "
-        f"table with columns like {TABLE}; may be left out if --text, --descriptions or --subtitles is given",
+        help="a video, sound or picture, a folder of them, or a table (CSV, TSV, JSONL) with columns like "
+        f"{TABLE}; may be left out if --text, --descriptions or --subtitles is given",
     )
     add("--ckpt_path", metavar="NAME", help="run folder, checkpoint, or published name; without it: part by part")
     add("--parts", nargs="+", choices=PARTS, metavar="PART", help=f"without --ckpt_path: some of {', '.join(PARTS)}")
@@ -118,6 +121,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add("--clips", type=Path, metavar="DIR", help="of a table without video: files named after the ids, dia0_utt0.mp4")
     add("--encoding", metavar="NAME", help="of tables and subtitles, e.g. cp1252 or gb18030; UTF-8 if not given")
+    add("--separator", metavar="CHARACTER", help="of the tables' cells, e.g. ';'; what their endings say if not given")
     add("--labels", metavar="CORPUS", help="whose labels, for a run on several corpora")
     add(
         "--selector",

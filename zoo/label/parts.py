@@ -27,8 +27,8 @@ import soundfile
 
 from zoo.backbones.hub import FETCHED
 from zoo.data.descriptions import MAX_SECONDS as MAX_UTTERANCE
+from zoo.data.table_rows import STILL
 from zoo.label.installed import Installed, best_for_faces, best_for_text
-from zoo.label.requests import STILL
 from zoo.label.system import System, silence_lightning
 from zoo.label.used_inputs import NOT_GIVEN, UsedInputs
 from zoo.media import MAX_SECONDS, Media, Unreadable

@@ -3,38 +3,28 @@
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-import pandas as pd
-
-from zoo.data.clips import SOUND, VIDEO, files_below, find_clips
-from zoo.data.text import check_encoding, clean_text, read_table, some, whole_numbers
+from zoo.data.clips import files_below, find_clips
+from zoo.data.table_rows import (
+    CLIP_ENDINGS,
+    KIND,
+    SEPARATORS,
+    Flags,
+    OpenTable,
+    TableRow,
+    clean_utf8,
+    clip_turn,
+    open_table,
+)
+from zoo.data.text import check_encoding, some
 from zoo.schema import Labels, Sample, Turn
 
-STILL = (".jpg", ".jpeg", ".png")
-CLIP_ENDINGS = (*VIDEO, *SOUND, *STILL)
-TEXT_ENDINGS = (".txt", ".jsonl", ".json", ".tsv", ".md", ".srt", ".vtt", ".xlsx", ".yaml", ".yml")
-HEADINGS = {  # of a table, in any case; MELD's own among them
-    "id": "id",
-    "video": "video",
-    "clip": "video",
-    "audio": "audio",
-    "text": "text",
-    "utterance": "text",
-    "speaker": "speaker",
-    "dialogue": "dialogue",
-    "dialogue_id": "dialogue",
-    "utterance_id": "number",
-    "label": "label",
-    "emotion": "label",
-}
-KIND = re.compile(r"[a-z0-9_]+")
-DESCRIPTION = re.compile(rf"({KIND.pattern})_description")
+TEXT_ENDINGS = (".txt", ".json", ".md", ".srt", ".vtt", ".xlsx", ".yaml", ".yml")
+FLAGS = Flags("--", {})
 TABLE = (
     "video, audio, text, speaker, dialogue, id, label (of an earlier turn) and KIND_description, or MELD's Utterance, "
     "Speaker, Emotion, Dialogue_ID and Utterance_ID"
@@ -51,7 +41,9 @@ class Request:
         text, speaker: of one line or clip.
         context: table of the earlier turns of its dialogue.
         descriptions: ``KIND=TEXT``.
-        encoding: of the tables, or of the subtitles.
+        encoding, separator: of the tables, or of the subtitles; None: UTF-8, or ASCII with Windows punctuation that can
+            be nothing else, and what their endings say.
+        columns: content -> heading, of columns of the tables that have names of their own, if they are there.
         segments: whether the clip is cut into utterances where somebody speaks (`zoo.label.utterances`).
         subtitles: a file that says when what is said.
     """
@@ -63,17 +55,19 @@ class Request:
     context: Path | None = None
     descriptions: Sequence[str] = field(default_factory=list)
     encoding: str | None = None
+    separator: str | None = None
+    columns: Mapping[str, str] = field(default_factory=dict)
     segments: bool = False
     subtitles: Path | None = None
 
     @property
     def is_table(self) -> bool:
-        return self.clip is not None and self.clip.suffix.lower() == ".csv" and not self.clip.is_dir()
+        return self.clip is not None and self.clip.suffix.lower() in SEPARATORS and not self.clip.is_dir()
 
     @property
     def asks_for_many(self) -> bool:
         """Whether the clip is a folder or a table."""
-        return self.clip is not None and (self.clip.is_dir() or self.clip.suffix.lower() == ".csv")
+        return self.clip is not None and (self.clip.is_dir() or self.is_table)
 
     @property
     def is_cut(self) -> bool:
@@ -102,7 +96,7 @@ def read_samples(request: Request, labels: Labels) -> list[Sample]:
     if request.clip is None or not request.asks_for_many:
         return [_read_single(request, labels)]
     if request.is_table:
-        return _read_table_samples(request.clip, request.clips, labels, request.encoding)
+        return _read_table_samples(request.clip, request, labels)
     return _read_folder(request.clip, labels)
 
 
@@ -119,22 +113,6 @@ def sample_of(turn: Turn, dialogue: str, labels: Labels, history: Sequence[Turn]
     return Sample(f"{prefix}/{turn.id}", f"{prefix}/{dialogue}", labels, replace(turn, label=None), filled)
 
 
-def clip_turn(id: str, clip: Path | None, **fields: Any) -> Turn:
-    """Return a turn with a file whose ending says what it holds: picture, sound, or both."""
-    suffix = clip.suffix.lower() if clip is not None else ""
-    files = {"video": None if suffix in SOUND else clip, "audio": None if suffix in STILL else clip}
-    return Turn(id, **({"speaker": "", "text": ""} | files | fields))
-
-
-def _clean(text: str, name: str) -> str:
-    """Clean a text as the corpora's readers do. ValueError for bytes of the command line that are not UTF-8."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        raise ValueError(f"{name} is not UTF-8; write it again as UTF-8") from None
-    return clean_text(text)
-
-
 def _parse_descriptions(pairs: Sequence[str]) -> dict[str, str]:
     """Parse descriptions: ``["audio=a calm voice"]`` -> ``{"audio": "a calm voice"}``."""
     descriptions: dict[str, str] = {}
@@ -142,7 +120,7 @@ def _parse_descriptions(pairs: Sequence[str]) -> dict[str, str]:
         kind, _, text = pair.partition("=")
         if not KIND.fullmatch(kind) or kind in descriptions or not text.strip():
             raise ValueError(f"--descriptions got {pair!r}; expected KIND=TEXT, each kind once: audio='a calm voice'")
-        descriptions[kind] = _clean(text, f"the {kind} description")
+        descriptions[kind] = clean_utf8(text, f"the {kind} description")
     return descriptions
 
 
@@ -154,26 +132,28 @@ def open_clip(clip: Path | None) -> Path | None:
             "one line with --text, or subtitles with --subtitles"
         )
     if clip is not None and not clip.is_file():
-        raise FileNotFoundError(f"no file {clip}; expected a video, sound or picture, a folder of them, or a CSV table")
+        raise FileNotFoundError(
+            f"no file {clip}; expected a video, sound or picture, a folder of them, or a table (CSV, TSV, JSONL)"
+        )
     return clip
 
 
 def _read_single(request: Request, labels: Labels) -> Sample:
     """Return the sample of one clip or line."""
     clip = open_clip(request.clip)
-    text, descriptions = _clean(request.text or "", "--text"), _parse_descriptions(request.descriptions)
+    text, descriptions = clean_utf8(request.text or "", "--text"), _parse_descriptions(request.descriptions)
     if clip is None and not text and not descriptions:
         raise ValueError("there is nothing to label: give CLIP, --text or --descriptions")
     history: list[tuple[str | None, Turn]] = []
     if request.context is not None:
-        history = read_turns(request.context, None, labels, request.encoding)
+        history = read_turns(request.context, replace(request, clips=None), labels)
         if len({dialogue for dialogue, _ in history}) > 1:
             raise ValueError(f"{request.context} holds several dialogues; expected the earlier turns of one")
     turn = clip_turn(
         display_path(Path(clip.name)) if clip is not None else "line",
         clip,
         text=text,
-        speaker=_clean(request.speaker, "--speaker"),
+        speaker=clean_utf8(request.speaker, "--speaker"),
         descriptions=descriptions,
     )
     return sample_of(turn, turn.id, labels, [earlier for _, earlier in history])
@@ -195,125 +175,29 @@ def _read_folder(folder: Path, labels: Labels) -> list[Sample]:
 
 
 # --------------------------------------------------------------------------------------------------------------- tables
-@dataclass(frozen=True)
-class TableColumns:
-    """Which columns of a table hold what.
-
-    Attributes:
-        headings: content (a value of `HEADINGS`, or ``KIND_description``) -> heading as it stands in the table.
-    """
-
-    headings: Mapping[str, str]
-
-    @classmethod
-    def match(cls, headings: Sequence[str], path: Path) -> TableColumns:
-        """Find what the headings of a table mean. ValueError if two mean the same."""
-        matched: dict[str, str] = {}
-        for heading in headings:
-            name = heading.lower()
-            content = HEADINGS.get(name, name if DESCRIPTION.fullmatch(name) else None)
-            if content in matched:
-                raise ValueError(
-                    f"{path} has two columns for {content}: {matched[content]} and {heading}; leave one out"
-                )
-            if content is not None:
-                matched[content] = heading
-        return cls(matched)
-
-    def __contains__(self, content: str) -> bool:
-        return content in self.headings
-
-    @property
-    def descriptions(self) -> dict[str, str]:
-        """Kind of description -> content."""
-        return {match[1]: content for content in self.headings if (match := DESCRIPTION.fullmatch(content))}
-
-    @property
-    def hold_input(self) -> bool:
-        """Whether a system can learn anything from the columns: clips, words or descriptions."""
-        return bool(self.descriptions) or bool(self.headings.keys() & {"video", "audio", "text"})
-
-
-@dataclass(frozen=True)
-class TableRow:
-    """One row of a table, whose columns are named by their content.
-
-    Attributes:
-        columns: of the table.
-        cells: content -> text as it stands there.
-        folder: of the table, to which paths are relative.
-        where: file and row, for messages.
-    """
-
-    columns: TableColumns
-    cells: Mapping[str, Any]
-    folder: Path
-    where: str
-
-    def text(self, content: str) -> str:
-        """Return a cell's cleaned text; empty without such a column."""
-        return _clean(self.cells[content], self.where) if content in self.columns else ""
-
-    def path(self, content: str) -> Path | None:
-        """Return the file that a cell names; None for an empty one."""
-        return self.folder / self.text(content) if self.text(content) else None
-
-    def key(self, dialogue: str | None, number: int) -> str:
-        """Return the id of the row: its own, MELD's of dialogue and utterance, or the number of the row."""
-        if "id" in self.columns:
-            return self.text("id")
-        return f"dia{dialogue}_utt{self.cells['number']}" if dialogue and "number" in self.columns else f"row{number}"
-
-    def label(self, labels: Labels) -> str | None:
-        """Return the label word, None for an empty cell. ValueError for a word that is no label."""
-        label = self.text("label").lower() or None
-        if label is not None and label not in labels.names:
-            raise ValueError(
-                f"{self.where}: unknown label {label!r}; this system's are {', '.join(labels.names)}. Correct "
-                "the cell, or leave it empty"
-            )
-        return label
-
-    def turn(self, key: str, label: str | None, clip: Path | None) -> Turn:
-        """Return the row as a turn; ``clip`` is used where the table has no column ``video``."""
-        sound = self.path("audio")
-        descriptions = {kind: self.text(content) for kind, content in self.columns.descriptions.items()}
-        return clip_turn(
-            key,
-            self.path("video") if "video" in self.columns else clip,
-            text=self.text("text"),
-            speaker=self.text("speaker"),
-            label=label,
-            descriptions={kind: text for kind, text in descriptions.items() if text},
-            **({"audio": sound} if sound else {}),
-        )
-
-
-def read_turns(
-    path: Path, clips: Path | None, labels: Labels, encoding: str | None = None
-) -> list[tuple[str | None, Turn]]:
+def read_turns(path: Path, request: Request, labels: Labels) -> list[tuple[str | None, Turn]]:
     """Read the rows of a table in the order in which they are spoken, each with its dialogue.
 
     The dialogue is None without such a column.
 
     Args:
-        path: a CSV file with columns as in `TABLE`.
-        clips: folder of files named after the ids, for a table without ``video``.
+        path: a table with columns as in `TABLE`.
+        request: how it is to be read. ``clips`` is for a table without ``video``.
         labels: the only label words there may be.
-        encoding: of the table; None: UTF-8, or ASCII with Windows punctuation that can be nothing else.
 
     Raises:
         FileNotFoundError, ValueError: naming the file and the row, what was expected and what to do.
     """
-    table, columns = _open_table(path, clips, encoding)
+    clips = request.clips
+    table = _open_table(path, request)
     if clips is not None and not clips.is_dir():
         raise FileNotFoundError(f"--clips {clips} is no folder; expected one with files named after the ids")
     files = find_clips(clips, ["."], CLIP_ENDINGS) if clips is not None else {}
-    rows: list[tuple[tuple[int, int], str | None, Turn]] = []
+    rows: list[tuple[tuple[int, float], str | None, Turn]] = []
     order: dict[str | None, int] = {}  # dialogue -> its position among the dialogues
     ids: set[str] = set()
-    for number, cells in table.iterrows():
-        row = TableRow(columns, cells, path.parent, f"{path} row {number}")
+    for number, cells in table.rows.items():
+        row = TableRow(table.columns, cells, path.parent, f"{path} row {number}")
         dialogue = row.text("dialogue") or None
         key = row.key(dialogue, number)
         if not key or key in ids:
@@ -321,35 +205,44 @@ def read_turns(
                 f"{row.where}: the id {key!r} is {'there twice' if key else 'empty'}; give each row its own"
             )
         ids.add(key)
-        turn = row.turn(key, row.label(labels), files.get(key))
+        turn = row.turn(key, _label(row, labels), files.get(key))
         position = order.setdefault(dialogue, len(order))
-        rows.append(((position, cells["number"] if "number" in columns else len(rows)), dialogue, turn))
+        rows.append(((position, row.order(len(rows))), dialogue, turn))
     return [(dialogue, turn) for _, dialogue, turn in sorted(rows, key=lambda row: row[0])]
 
 
-def _open_table(path: Path, clips: Path | None, encoding: str | None) -> tuple[pd.DataFrame, TableColumns]:
-    """Read a table and rename its columns by their content; say which are not read."""
+def _label(row: TableRow, labels: Labels) -> str | None:
+    """Return the label word, None for an empty cell. ValueError for a word that is no label."""
+    label = row.text("label").lower() or None
+    if label is not None and label not in labels.names:
+        raise ValueError(
+            f"{row.where}: unknown label {label!r}; this system's are {', '.join(labels.names)}. Correct "
+            "the cell, or leave it empty"
+        )
+    return label
+
+
+def _open_table(path: Path, request: Request) -> OpenTable:
+    """Read a table; say what is not read of it."""
     if not path.is_file():
-        raise FileNotFoundError(f"no table {path}; expected a CSV file with columns like {TABLE}")
-    table = read_table(path, (), encoding=check_encoding("--encoding", encoding) or (), option="--encoding")
-    for note in table.attrs["notes"]:
+        raise FileNotFoundError(f"no table {path}; expected a CSV, TSV or JSONL file with columns like {TABLE}")
+    encoding = check_encoding("--encoding", request.encoding) or ()
+    table = open_table(path, FLAGS, request.columns, encoding, request.separator, names_are_required=False)
+    for note in table.notes:
         print(note, file=sys.stderr)
-    columns = TableColumns.match(list(table.columns), path)
-    if not columns.hold_input and clips is None:
-        raise ValueError(f"{path} has the columns {', '.join(table.columns)}; expected some of {TABLE}")
-    if ignored := [heading for heading in table.columns if heading not in columns.headings.values()]:
-        print(f"{path}: columns not read: {', '.join(ignored)}", file=sys.stderr)
-    table = table.rename(columns={heading: content for content, heading in columns.headings.items()})
-    if "number" in columns:
-        table["number"] = whole_numbers(table, ("number",), path)["number"]
-    return table, columns
+    if not table.columns.hold_input and request.clips is None:
+        got = ", ".join([*table.columns.headings.values(), *table.unread])
+        raise ValueError(f"{path} has the columns {got}; expected some of {TABLE}")
+    if table.unread:
+        print(f"{path}: columns not read: {', '.join(table.unread)}", file=sys.stderr)
+    return table
 
 
-def _read_table_samples(path: Path, clips: Path | None, labels: Labels, encoding: str | None) -> list[Sample]:
+def _read_table_samples(path: Path, request: Request, labels: Labels) -> list[Sample]:
     """Return a sample for every row of a table, with the earlier rows of its dialogue as its history."""
     samples: list[Sample] = []
     histories: dict[str, list[Turn]] = {}
-    for dialogue, turn in read_turns(path, clips, labels, encoding):
+    for dialogue, turn in read_turns(path, request, labels):
         name = turn.id if dialogue is None else dialogue
         history = histories.setdefault(name, [])
         samples.append(sample_of(turn, name, labels, history))

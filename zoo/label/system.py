@@ -63,6 +63,12 @@ class System:
         self.seed = self.corpus.seed if self.corpus.seed is not None else int(config.get("seed_everything") or 0)
         self.trained = config.get("trainer") or {}
 
+    @property
+    def table_columns(self) -> Mapping[str, str]:
+        """What the columns of a table are called, where the system was trained on one with names of its own."""
+        corpora = self.corpus.corpora()
+        return corpora[0].table_columns if len(corpora) == 1 else {}
+
     def labels(self, corpus: str | None = None) -> Labels:
         """Return the label set of the system, or of one of its corpora.
 

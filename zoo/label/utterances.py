@@ -10,8 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from zoo.data.table_rows import STILL, clip_turn
 from zoo.data.text import some
-from zoo.label.requests import STILL, Request, clip_turn, display_path, open_clip, sample_of
+from zoo.label.requests import Request, display_path, open_clip, sample_of
 from zoo.label.subtitles import read_subtitles
 from zoo.label.transcription import Transcriber
 from zoo.media import Media, Unreadable

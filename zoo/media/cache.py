@@ -13,7 +13,7 @@ import time
 import zlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -104,6 +104,12 @@ class Media:
         decoder = worker.current_decoder()
         piece, answer = decoder.decode(path, self.timeout, kind="piece", start=start, end=end)
         return piece.tobytes(), float(answer["begin"])
+
+    def facts(self, path: str | os.PathLike[str], part: Literal["video", "audio"]) -> str:
+        """Describe the pictures or the sound of a file in words; nothing is kept. Unreadable if there are none."""
+        limits = {"max_seconds": self.max_seconds, "max_pixels": self.max_pixels}
+        _, answer = worker.current_decoder().decode(path, self.timeout, kind="facts", part=part, **limits)
+        return str(answer["facts"])
 
     @property
     def unreadable(self) -> list[dict[str, Any]]:

@@ -164,13 +164,13 @@ def decode_frames(
     with open_file(path) as fd:
         head = os.pread(fd, 16, 0)
         if head.startswith(PICTURE_MAGIC) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP"):
-            picture = _resize(path, _read_picture(path, fd, max_pixels), size, Fraction(1), count=n or 1)
+            picture = _resize(path, read_picture(path, fd, max_pixels), size, Fraction(1), count=n or 1)
             return np.repeat(_channels_first(picture)[None], n or 1, axis=0), None
 
         with open_container(fd) as container:
             stream = first_stream(path, container, "video")
-            _check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
-            times, step, torn = _read_timeline(path, container, stream, max_seconds)
+            check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
+            times, step, torn = read_timeline(path, container, stream, max_seconds)
             if position != "uniform":  # + half a tick: a frame's own time, rounded, means that frame
                 begin = clip_start(container)
                 targets = [float((begin + Fraction(t)) / stream.time_base) + 0.5 for t in _seconds_of(position, n or 1)]
@@ -208,7 +208,7 @@ def _seconds_of(position: Position, n: int) -> list[float]:
     return [start + (end - start) * ((i + 0.5) / n) for i in range(n)]
 
 
-def _check_pixels(path: str | os.PathLike[str], width: int, height: int, max_pixels: int) -> None:
+def check_pixels(path: str | os.PathLike[str], width: int, height: int, max_pixels: int) -> None:
     """Raise Unreadable for a picture larger than the limit."""
     if width * height > max_pixels:
         raise Unreadable(
@@ -217,7 +217,7 @@ def _check_pixels(path: str | os.PathLike[str], width: int, height: int, max_pix
         )
 
 
-def _read_timeline(
+def read_timeline(
     path: str | os.PathLike[str], container: av.container.InputContainer, stream: Any, max_seconds: float
 ) -> tuple[list[int], int, bool]:
     """Read when each frame is shown, from packets and without decoding.
@@ -329,11 +329,11 @@ def _turn_upright(picture: np.ndarray, frame: av.VideoFrame, pixel: Fraction | N
     return picture[:: -1 if down < 0 else 1, :: -1 if across < 0 else 1], pixel
 
 
-def _read_picture(path: str | os.PathLike[str], fd: int, max_pixels: int) -> np.ndarray:
+def read_picture(path: str | os.PathLike[str], fd: int, max_pixels: int) -> np.ndarray:
     """Read a picture file as uint8 (H, W, 3)."""
     os.lseek(fd, 0, os.SEEK_SET)
     with open(os.dup(fd), "rb") as file, Image.open(file, formats=("JPEG", "PNG", "WEBP")) as picture:
-        _check_pixels(path, picture.width, picture.height, max_pixels)
+        check_pixels(path, picture.width, picture.height, max_pixels)
         image = ImageOps.exif_transpose(picture)
         if image.mode.startswith("I"):  # 16-bit grey: convert would clip it to white
             image = Image.fromarray((np.asarray(image).astype(np.uint32) >> 8).astype(np.uint8))

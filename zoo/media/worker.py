@@ -26,6 +26,7 @@ import numpy as np
 
 from zoo.media.container import Unreadable
 from zoo.media.cutting import cut_picture
+from zoo.media.facts import decode_facts
 from zoo.media.frames import decode_frames
 from zoo.media.sound import decode_waveform
 
@@ -59,7 +60,9 @@ def serve() -> None:
         answer: dict[str, Any]
         try:
             kind = request.pop("kind")
-            if kind == "frames":
+            if kind == "facts":
+                answer = {"note": None, "facts": decode_facts(**request)}
+            elif kind == "frames":
                 array, note = decode_frames(**request)
                 answer = {"note": note}
             elif kind == "piece":
@@ -115,11 +118,11 @@ class Decoder:
         Args:
             path: of the file.
             timeout: seconds it may take.
-            request: ``kind``, "frames", "waveform" or "piece", and the arguments of `decode_frames`, `decode_waveform`
-                or `cut_picture`.
+            request: ``kind``, "frames", "waveform", "piece" or "facts", and the arguments of `decode_frames`,
+                `decode_waveform`, `cut_picture` or `decode_facts`.
 
         Returns:
-            the array, and ``note``, ``rate`` and ``begin`` as those functions return them.
+            the array, and ``note``, ``rate``, ``begin`` and ``facts`` as those functions return them.
 
         Raises:
             Unreadable: as those, or the time limit passed, or the file crashed the decoder.

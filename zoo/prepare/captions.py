@@ -15,7 +15,7 @@ from collections import Counter
 from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentParser
 
@@ -25,6 +25,7 @@ from zoo.media import Media, Unreadable
 from zoo.media.clips import utterance_frames, utterance_sound
 from zoo.prepare.answer_filter import rejection_reason
 from zoo.prepare.answer_store import AnswerStore, CachedClient, keep_settings, map_in_order
+from zoo.prepare.caption_estimate import estimate, in_words
 from zoo.prepare.llm_client import ChatModel, QueryFailed
 from zoo.prepare.options import add_options, announce, build_models
 from zoo.prepare.prompt_files import fill_prompt, load_prompt
@@ -32,6 +33,7 @@ from zoo.schema import Sample, Turn
 from zoo.storage import write_jsonl, write_whole
 
 KINDS = ("video", "audio")
+Style = Literal["plain", "feelings"]
 WRITE_EVERY = 100  # descriptions
 MOST_LISTED = 20  # lines of a printed list; the file has them all
 
@@ -72,6 +74,7 @@ def describe(
     template: Path | None = None,
     workers: int = 1,
     media: Media | None = None,
+    style: Style = "plain",
 ) -> CaptionResult:
     """Describe every utterance that has no description in the file yet, and writes the file.
 
@@ -82,6 +85,8 @@ def describe(
         size: shorter side of the frames in pixels.
         max_words: a longer description is dropped.
         forbidden: a description that has one of these words is dropped.
+        style: of our own prompts, where there is no ``template``: ``plain`` forbids to name feelings, ``feelings`` asks
+            for them, as those of the papers do.
 
     Raises:
         AbortRun: too many failures; what was answered until then is in the file.
@@ -90,7 +95,7 @@ def describe(
     if kind not in KINDS:
         raise ValueError(f"kind is {' or '.join(KINDS)}, got {kind!r}")
     media = media or Media()
-    prompt = fill_prompt(load_prompt(template, f"caption_{kind}", language)[0], frames=frames)
+    prompt = fill_prompt(load_prompt(template, prompt_name(kind, style), language)[0], frames=frames)
     result = CaptionResult()
     earlier = _read(path)
     for turn in turns:
@@ -121,6 +126,11 @@ def describe(
     finally:
         _write(path, earlier, result)
     return result
+
+
+def prompt_name(kind: str, style: Style) -> str:
+    """Return the name of our prompt for a kind of clip."""
+    return f"caption_{kind}" if style == "plain" else f"caption_{kind}_{style}"
 
 
 def _add_text(
@@ -170,6 +180,20 @@ def _parser() -> ArgumentParser:
         metavar="WORD",
         help="drop a description that has one of the corpus' label words or of these words",
     )
+    add(
+        "--style",
+        choices=get_args(Style),
+        default="plain",
+        help="of our prompts: plain forbids to name feelings; feelings asks for them, as the papers' prompts do",
+    )
+    add("--dry_run", action="store_true", help="count questions and tokens, send nothing")
+    add(
+        "--price",
+        type=float,
+        nargs=2,
+        metavar=("IN", "OUT"),
+        help="with --dry_run: per million tokens of questions and of answers",
+    )
     add("--video_template", type=Path, help="your own prompt for frames (Jinja)")
     add("--audio_template", type=Path, help="your own prompt for sound")
     add_options(parser)
@@ -187,7 +211,7 @@ def main(args: list[str]) -> None:
             raise ValueError(f"--{name} is 1 or more, got {options[name]}")
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit is 1 or more, got {options.limit}")
-    (model,) = build_models([options.model], options)
+    model = None if options.dry_run else build_models([options.model], options)[0]
     data = parser.instantiate(options).data
     forbidden = [] if options.forbid_labels is None else [*data.labels.names, *options.forbid_labels]
     turns = {split: utterances(data.samples(split))[: options.limit] for split in options.split}
@@ -197,10 +221,30 @@ def main(args: list[str]) -> None:
             f"none of {count} utterances has a file to look at or listen to; expected clips where the corpus' reader "
             "looks for them (--data.help NAME says where). Correct --data.root, --split or --kinds"
         )
+    if model is None:
+        print(_dry_run(options, turns))
+        return
     inputs = {"video": f"{options.frames} frames of up to {options.size} pixels", "audio": "the sound"}
     sent = f"{' and '.join(inputs[kind] for kind in options.kinds)} of {count} utterances, with a fixed prompt"
     announce([(model, sent, True)], options.yes_send_media)
     _run(options, model, turns, forbidden)
+
+
+def _dry_run(options: Any, turns: dict[str, list[Turn]]) -> str:
+    """Return what would be asked, in words."""
+    media = Media(options.cache, options.clip_timeout, options.max_clip_seconds)
+    estimates = []
+    for kind in options.kinds:
+        prompt, _ = load_prompt(
+            getattr(options, f"{kind}_template"), prompt_name(kind, options.style), options.language
+        )
+        text = fill_prompt(prompt, frames=options.frames)
+        for split, of_split in turns.items():
+            path = options.out / f"{kind}_description_{split}.json"
+            earlier = _read(path)
+            todo = [turn for turn in of_split if turn.id not in earlier]
+            estimates.append((path.name, estimate(todo, kind, text, media, options.frames, options.size)))
+    return in_words(estimates, options.max_words, options.price)
 
 
 def _run(options: Any, model: ChatModel, turns: dict[str, list[Turn]], forbidden: Sequence[str]) -> None:
@@ -216,7 +260,8 @@ def _run(options: Any, model: ChatModel, turns: dict[str, list[Turn]], forbidden
         "size": options.size,
     }
     settings |= {
-        f"{k}_template": load_prompt(template, f"caption_{k}", options.language)[1] for k, template in templates.items()
+        f"{k}_template": load_prompt(template, prompt_name(k, options.style), options.language)[1]
+        for k, template in templates.items()
     }
     keep_settings(out / "settings.json", settings, [*paths.values(), out / "answers.jsonl"])
     media, listed, unanswered = Media(options.cache, options.clip_timeout, options.max_clip_seconds), [], 0
@@ -238,6 +283,7 @@ def _run(options: Any, model: ChatModel, turns: dict[str, list[Turn]], forbidden
                     templates[kind],
                     options.workers,
                     media,
+                    options.style,
                 )
                 print(f"{path}: {len(result.texts)} of {len(turns[split])} utterances ({client.sent} asked so far)")
                 problems = {"dropped": result.dropped, "left out": result.left_out, "no answer": result.unanswered}

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.listing import index
+from zoo.data.table_rows import clip_turn
 from zoo.label.output import answer_row
 from zoo.label.parts import PARTS, PartsLabeler
-from zoo.label.requests import Request, clip_turn, read_samples, sample_of
+from zoo.label.requests import Request, read_samples, sample_of
 from zoo.label.system import System, silence_lightning
 from zoo.label.used_inputs import UsedInputs
 from zoo.label.utterances import read_utterances

@@ -17,9 +17,9 @@ from urllib.parse import urlsplit
 
 from aiohttp import BodyPartReader, web
 
+from zoo.data.table_rows import CLIP_ENDINGS
 from zoo.endpoints import is_local
 from zoo.label.parts import PARTS
-from zoo.label.requests import CLIP_ENDINGS
 from zoo.serve.answers import Answers, Question, Rejected
 from zoo.serve.examples import Examples
 
