@@ -75,14 +75,14 @@ class Answers:
     @functools.cached_property
     def choices(self) -> list[dict[str, str]]:
         """Return the systems by name, with what each is."""
-        found = [{"name": BY_PARTS, "what": "words, face and voice, each by itself, by what is installed here"}]
-        found += [{"name": name, "what": self._systems[name].describe_training()} for name in self.checkpoints]
+        choices = [{"name": BY_PARTS, "what": "words, face and voice, each by itself, by what is installed here"}]
+        choices += [{"name": name, "what": self._systems[name].describe_training()} for name in self.checkpoints]
         shipped = {
             name: entry["what"]
             for name, entry in index().items()
             if entry["source"] == "shipped" and not entry.get("bases") and _is_whole_system(name)
         }
-        return found + [{"name": n, "what": what} for n, what in shipped.items() if n not in self.checkpoints]
+        return choices + [{"name": n, "what": what} for n, what in shipped.items() if n not in self.checkpoints]
 
     @functools.cached_property
     def _labeler(self) -> PartsLabeler:
@@ -203,13 +203,13 @@ def _for_the_page(value: Any) -> Any:
 def _with_parts(sample: Sample, parts: tuple[str, ...]) -> Sample:
     """Return a sample without the parts that are switched off."""
     turn = sample.target
-    shown = replace(
+    reduced = replace(
         turn,
         text=turn.text if "text" in parts else "",
         video=turn.video if "face" in parts else None,
         audio=turn.audio if "voice" in parts else None,
     )
-    return replace(sample, target=shown)
+    return replace(sample, target=reduced)
 
 
 def _conversation(lines: Sequence[tuple[str, str]], labels: Labels) -> list[Sample]:
