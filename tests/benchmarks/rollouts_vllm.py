@@ -59,6 +59,8 @@ START += ["--model.max_length=256", "--model.lr=5e-4", "--data.batch_size=16", "
 SITCOM = ["--model=GRPO", *CORPUS, *LORA, *QUIET, "--model.llm=smollm2-135m", "--model.max_length=256"]
 SITCOM += ["--model.reward_funcs=[zoo.rl.rewards.Correct]", "--model.num_generations=4", "--model.max_new_tokens=6"]
 SITCOM += ["--model.lr=5e-5", "--model.log_completions_steps=0", "--data.batch_size=8"]
+PLAIN = ["--model=CausalLM", *CORPUS, *QUIET, "--model.llm=smollm2-135m", "--model.template=instruction"]
+PLAIN += ["--model.decode=greedy", "--model.max_new_tokens=6", "--model.max_length=256", "--zero_shot=true"]
 MERIT = ["--model=MeritTTRL", *LORA, *QUIET, "--model.llm=smollm2-135m", "--model.vision=tiny-vit-sitcom"]
 MERIT += ["--model.audio=tiny-hubert-sitcom", "--model.frames=4", "--model.audio_tokens=4", "--model.decode=greedy"]
 MERIT += ["--model.num_generations=4", "--model.max_new_tokens=6", "--model.lr=1e-3"]
@@ -97,24 +99,31 @@ class Clock(Callback):
 CLOCK = "--trainer.callbacks+=rollouts_vllm.Clock"
 
 
-def run(verb: str, root: Path, *options: str) -> Path:
-    """Run a command of the zoo; return its run folder."""
-    with contextlib.redirect_stdout(sys.stderr):
-        zoo([verb, *options, f"--trainer.default_root_dir={root}"])
+def fit(root: Path, *options: str) -> Path:
+    """Train, unless that was done before; return the run folder."""
+    if not (root / "done").is_file():
+        with contextlib.redirect_stdout(sys.stderr):
+            zoo(["fit", *options, f"--trainer.default_root_dir={root}"])
+        (root / "done").touch()
     return newest(root)
+
+
+def asked(root: Path, *options: str) -> tuple[list[dict[str, Any]], float]:
+    """Test; return the rows of predictions.jsonl by utterance, and the seconds of the test."""
+    with contextlib.redirect_stdout(sys.stderr):
+        zoo(["test", *options, CLOCK, f"--trainer.default_root_dir={root}"])
+    written = max(root.rglob("predictions.jsonl"), key=lambda path: path.stat().st_mtime)
+    rows = [json.loads(line) for line in written.read_text().splitlines()]
+    clock = max(root.rglob("clock.json"), key=lambda path: path.stat().st_mtime)
+    return sorted(rows, key=lambda row: row["id"]), sum(json.loads(clock.read_text()))
 
 
 def newest(root: Path) -> Path:
     return max((root / "lightning_logs").glob("version_*"), key=lambda p: int(p.name.rpartition("_")[2]))
 
 
-def answers(folder: Path) -> list[dict[str, Any]]:
-    """The rows of predictions.jsonl, by utterance."""
-    rows = [json.loads(line) for line in (folder / "predictions.jsonl").read_text().splitlines()]
-    return sorted(rows, key=lambda row: row["id"])
-
-
 def seconds_of(folder: Path) -> list[float]:
+    """Seconds of each training step of a run."""
     return json.loads((folder / "clock.json").read_text())
 
 
@@ -146,11 +155,11 @@ def sitcom(options: argparse.Namespace) -> Tables:
     steps: Rows = {}
     greedy: Rows = {}
     with Server(options.vllm_python, options.out, SITCOM):
-        start = run("fit", options.out / "start", *START)
+        start = fit(options.out / "start", *START)
         for name, sampler in SAMPLERS.items():
             root = options.out / f"sitcom-{name}"
             limit = f"--trainer.max_steps={options.steps}"
-            trained = run("fit", root, *SITCOM, *sampler, limit, CLOCK, f"--model.start_from={start}")
+            trained = fit(root, *SITCOM, *sampler, limit, CLOCK, f"--model.start_from={start}")
             table = pd.read_csv(trained / "metrics.csv")
             rewards = table["train/reward"].dropna()
             steps[name] = {
@@ -164,17 +173,15 @@ def sitcom(options: argparse.Namespace) -> Tables:
                     steps[name][f"mismatch {what}"] = float(f"{getattr(table[column], what)():.2g}")
             print(name, steps[name], flush=True)
         # the adapters that the engine trained: asked of both, and the engine without them
-        tested = {name: run("test", root, f"--ckpt_path={trained}", CLOCK, *s) for name, s in SAMPLERS.items()}
-        plain = [o for o in SITCOM if not o.startswith("--model.lora")]
-        tested["vllm without adapters"] = run("test", root, *plain, CLOCK, *SAMPLER)
-        ours = answers(tested["own"])
-        for name, folder in tested.items():
-            rows = answers(folder)
+        tested = {name: asked(root, f"--ckpt_path={trained}", *sampler) for name, sampler in SAMPLERS.items()}
+        tested["vllm without adapters"] = asked(options.out / "plain", *PLAIN, *SAMPLER)
+        ours, _ = tested["own"]
+        for name, (rows, seconds) in tested.items():
             greedy[name] = {
                 "n": len(rows),
                 "right": sum(row["predicted"] == row["label"] for row in rows),
                 "the same words as own": sum(a["text"] == b["text"] for a, b in zip(ours, rows, strict=True)),
-                "utterances per second": round(len(rows) / seconds_of(folder)[0], 2),
+                "utterances per second": round(len(rows) / seconds, 2),
             }
             print(name, greedy[name], flush=True)
     return {"sitcom": steps, "greedy": greedy}
@@ -189,10 +196,9 @@ def merit(options: argparse.Namespace) -> Tables:
     given = [*MERIT, f"--data.corpus.root={corpus}", f"--model.cache={options.out / 'media'}"]
     root = options.out / "merit"
     with Server(options.vllm_python, options.out, [*given, *SAMPLER]):
-        trained = run("fit", root, *given, *SAMPLER, "--trainer.max_steps=2")
+        trained = fit(root, *given, *SAMPLER, "--trainer.max_steps=2")
         table = pd.read_csv(trained / "metrics.csv")
-        tests = {name: run("test", root, f"--ckpt_path={trained}", *s) for name, s in SAMPLERS.items()}
-    ours, theirs = (answers(tests[name]) for name in SAMPLERS)
+        (ours, _), (theirs, _) = (asked(root, f"--ckpt_path={trained}", *sampler) for sampler in SAMPLERS.values())
     row = {
         "steps": 2,
         "mismatch mean": float(f"{table['train/sampling/sampling_logp_difference/mean'].mean():.2g}"),
@@ -211,7 +217,7 @@ def killed(options: argparse.Namespace) -> Tables:
     given += ["--save_last_every=4", "--model.sampler.tries=12"]
     measured: Rows = {}
     with Server(options.vllm_python, options.out, toy_options(options)) as server:
-        runs = {name: run("fit", options.out / "killed" / name, *given) for name in ("undisturbed", "once more")}
+        runs = {name: fit(options.out / "killed" / name, *given) for name in ("undisturbed", "once more")}
         for name in ("trainer killed", "engine killed"):
             root = options.out / "killed" / name.replace(" ", "-")
             process = subprocess.Popen(
@@ -221,7 +227,7 @@ def killed(options: argparse.Namespace) -> Tables:
             if name == "trainer killed":
                 process.kill()
                 process.wait()
-                runs[name] = run("fit", root, f"--ckpt_path={newest(root)}")
+                runs[name] = fit(root, f"--ckpt_path={newest(root)}")
             else:
                 server.end()
                 server.start()
