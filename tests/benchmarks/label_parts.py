@@ -115,7 +115,7 @@ def main() -> None:
         print(json.dumps(whole, indent=1))
         wrong = check_parts(home, whole)
         wall, busy = statistics.median(row[1] for row in rows), statistics.median(row[2] for row in rows)
-        print(f"first answer: {wall:.1f} s, {busy:.1f} s of one core (medians of {len(rows)})")
+        table = [["`zoo label` from start to end, bytecode there (median of 3)", f"{busy:.1f}", f"{wall:.1f}", ""]]
         os.chdir(home)
         labeler = PartsLabeler()
         labeler.load()
@@ -126,20 +126,25 @@ def main() -> None:
             answer = labeler(sample)
             answers.append((answer, time.perf_counter() - started, time.process_time() - used_before))
         seconds, busy_each = [one for _, one, _ in answers], [one for _, _, one in answers]
-        parts_used = {part: sum(part in answer.row["used"] for answer, _, _ in answers) for part in PARTS}
-        print(
-            f"next answer: median {statistics.median(seconds):.2f} s, longest {max(seconds):.2f} s; of one core "
-            f"{statistics.median(busy_each):.2f} and {max(busy_each):.2f} s without decoding; used: {parts_used}"
+        used = ", ".join(f"{part} {sum(part in answer.row['used'] for answer, _, _ in answers)}" for part in PARTS)
+        table.append(
+            [
+                f"the next of {options.clips} answers in one process (median; the decoder's process not counted)",
+                f"{statistics.median(busy_each):.2f}",
+                f"{statistics.median(seconds):.2f}, longest {max(seconds):.2f}",
+                f"used: {used}",
+            ]
         )
         started = time.perf_counter()
         samples = read_utterances(Request(Path("film.mp4"), segments=True), labeler.labels, Media())
-        cut = time.perf_counter() - started
+        table.append([f"cutting a film of {length:.0f} s with {options.clips} voices", "-"])
+        table[-1] += [f"{time.perf_counter() - started:.1f}", f"{len(samples)} utterances"]
         started = time.perf_counter()
         with_face = sum("face" in labeler(sample).row["used"] for sample in samples)
-        print(
-            f"film of {length:.0f} s, {options.clips} voices: {len(samples)} utterances in {cut:.1f} s, then "
-            f"{(time.perf_counter() - started) / len(samples):.2f} s each, a face in {with_face}"
-        )
+        table.append(["each of its utterances (mean)", "-"])
+        table[-1] += [f"{(time.perf_counter() - started) / len(samples):.2f}", f"a face in {with_face}"]
+        print("\n| what | s of one core | s by the clock | of it |\n|---|---|---|---|")
+        print("\n".join(f"| {' | '.join(row)} |" for row in table))
         os.chdir(root)
     sys.exit("; ".join(wrong) or 0)
 

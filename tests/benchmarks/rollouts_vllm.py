@@ -60,7 +60,7 @@ SITCOM = ["--model=GRPO", *CORPUS, *LORA, *QUIET, "--model.llm=smollm2-135m", "-
 SITCOM += ["--model.reward_funcs=[zoo.rl.rewards.Correct]", "--model.num_generations=4", "--model.max_new_tokens=6"]
 SITCOM += ["--model.lr=5e-5", "--model.log_completions_steps=0", "--data.batch_size=8"]
 PLAIN = ["--model=CausalLM", *CORPUS, *QUIET, "--model.llm=smollm2-135m", "--model.template=instruction"]
-PLAIN += ["--model.decode=greedy", "--model.max_new_tokens=6", "--model.max_length=256", "--zero_shot=true"]
+PLAIN += ["--model.decode=greedy", "--model.max_new_tokens=6", "--model.max_length=240", "--zero_shot=true"]
 MERIT = ["--model=MeritTTRL", *LORA, *QUIET, "--model.llm=smollm2-135m", "--model.vision=tiny-vit-sitcom"]
 MERIT += ["--model.audio=tiny-hubert-sitcom", "--model.frames=4", "--model.audio_tokens=4", "--model.decode=greedy"]
 MERIT += ["--model.num_generations=4", "--model.max_new_tokens=6", "--model.lr=1e-3"]
