@@ -74,10 +74,18 @@ def served(tmp_path, monkeypatch):
         reply = connection.getresponse()
         return SimpleNamespace(status=reply.status, headers=reply.headers, body=reply.read())
 
-    yield SimpleNamespace(ask=ask, answers=answers, port=port)
+    yield SimpleNamespace(ask=ask, answers=answers, port=port, site=site)
     answers.wait.set()
     loop.call_soon_threadsafe(task.cancel)
     thread.join(20)
+
+
+def soon(holds):
+    """Whether something holds within some seconds."""
+    end = time.monotonic() + 20
+    while not holds() and time.monotonic() < end:
+        time.sleep(0.02)
+    return holds()
 
 
 def form(*parts, question=QUESTION):
@@ -170,11 +178,7 @@ def test_two_users_at_once_wait_for_each_other(served):
     users = [threading.Thread(target=lambda: replies.append(label(served)[0])) for _ in range(2)]
     for user in users:
         user.start()
-    for _ in range(200):
-        if served.answers.at_once:
-            break
-        time.sleep(0.02)
-    time.sleep(0.3)
+    assert soon(lambda: served.site.waiting == 2)
     assert label(served) == (503, {"error": "2 questions are waiting; try again in a minute"})
     served.answers.wait.set()
     for user in users:
@@ -189,14 +193,10 @@ def test_a_cancelled_upload_leaves_nothing(served):
     connection.putheader("Content-Type", f"multipart/form-data; boundary={EDGE}")
     connection.putheader("Content-Length", str(len(body) + 1000))
     connection.endheaders(body[:-200])
-    time.sleep(0.3)
-    assert list(Path(tempfile.gettempdir()).glob("zoo-serve-*"))
+    uploads = Path(tempfile.gettempdir())
+    assert soon(lambda: list(uploads.glob("zoo-serve-*")))
     connection.close()
-    for _ in range(100):
-        if not list(Path(tempfile.gettempdir()).glob("zoo-serve-*")):
-            break
-        time.sleep(0.05)
-    assert not list(Path(tempfile.gettempdir()).glob("zoo-serve-*")) and not served.answers.asked
+    assert soon(lambda: not list(uploads.glob("zoo-serve-*"))) and not served.answers.asked
     assert label(served)[0] == 200
 
 
