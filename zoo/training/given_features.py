@@ -316,9 +316,7 @@ class FeatureFolder:
         try:
             stored = files.read(key)
         except DamagedFeatures as error:
-            raise UnusableFeatures(
-                f"{error}; delete {file.name} and write it again by --model.feature_folder"
-            ) from error
+            raise UnusableFeatures(f"{error}; delete it, and have --model.feature_folder write it again") from error
         if stored is None:
             return None, None, ClipFacts()
         if stored.facts.damage is not None:
@@ -432,9 +430,7 @@ class GivenFeatures(nn.Module):
                 )
         files = trained_on.get("files")
         if not isinstance(files, Mapping):
-            raise ValueError(
-                f"{checkpoint} does not say which {self.folder.part} it was trained on: its contract is damaged"
-            )
+            raise ValueError(f"{checkpoint} is damaged: its contract names no files of {self.folder.part}")
         known = [name for name in files if name in self.folder.files]
         others = [name for name in known if self._hash(name) != files[name]]
         if others:
@@ -454,6 +450,7 @@ __all__ = [
     "PREFIX",
     "FeatureFolder",
     "GivenFeatures",
+    "Modality",
     "UnusableFeatures",
     "is_given",
     "mean_of_parts",

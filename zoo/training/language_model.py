@@ -207,7 +207,7 @@ class LanguageModelModule(EmotionModule):
     @property
     def feature_folders(self) -> Mapping[str, FeatureFolder]:
         """The folders of features that are given in place of encoders."""
-        return {} if self.encoders is None else self.encoders.given
+        return {} if self.encoders is None else {str(name): folder for name, folder in self.encoders.given.items()}
 
     def has_input(self, sample: Sample) -> bool:
         """Return whether a prompt says anything about its sample."""

@@ -383,12 +383,12 @@ class ProjectedEncoders(nn.Module):
             return
         limits = [MEDIA_VERSION, self.media.max_seconds, self.media.max_pixels]
         shared = {"precision": precision, "media": limits}
-        if hasattr(self, "vision") and "vision" not in self.given:
-            of_frames = {"frames": self.frames, "of a frame": "cls" if self.vision.has_cls else "mean"}
-            self.vision_files = FeatureFiles(self.feature_folder, self.vision, {**shared, **of_frames})
-        if hasattr(self, "audio") and "audio" not in self.given:
+        if isinstance(vision := getattr(self, "vision", None), Vision):
+            of_frames = {"frames": self.frames, "of a frame": "cls" if vision.has_cls else "mean"}
+            self.vision_files = FeatureFiles(self.feature_folder, vision, {**shared, **of_frames})
+        if isinstance(audio := getattr(self, "audio", None), Audio):
             parts = {"means": self.audio_tokens, "seconds": self.max_seconds}
-            self.audio_files = FeatureFiles(self.feature_folder, self.audio, {**shared, **parts})
+            self.audio_files = FeatureFiles(self.feature_folder, audio, {**shared, **parts})
 
     def count_missing(self, batch: Mapping[str, Any], events: Counter[str]) -> None:
         """Add what a batch lacked to the events of a test."""
@@ -402,12 +402,13 @@ class ProjectedEncoders(nn.Module):
         """Return (M, F, W) features of the M clips of a batch, one per frame; each clip is encoded once per run."""
         if isinstance(self.vision, GivenFeatures):
             return cast(Tensor, self.vision(batch["frame_features"]))
+        vision = self.vision
         known, new = known_and_new(batch["frame_features"], batch["frames_known"])
 
         def compute(part: list[int]) -> Tensor:
             pixels = cast(Tensor, batch["frames"])[[new[i] for i in part]]
-            hidden = self.vision.hidden(pixels.flatten(0, 1).clone(), normed=True).float()
-            features = hidden[:, 0] if self.vision.has_cls else hidden.mean(1)
+            hidden = vision.hidden(pixels.flatten(0, 1).clone(), normed=True).float()
+            features = hidden[:, 0] if vision.has_cls else hidden.mean(1)
             features = torch.unflatten(features, 0, (len(part), -1))
             if self.vision_files is not None:
                 self.vision_files.write_all(part, batch["frame_keys"], batch["frame_facts"], features)
@@ -419,13 +420,14 @@ class ProjectedEncoders(nn.Module):
         """Return (K, audio_tokens, W) features of the K sounds of a batch; each is encoded once per run."""
         if isinstance(self.audio, GivenFeatures):
             return cast(Tensor, self.audio(batch["wave_features"]))
+        audio = self.audio
         known, new = known_and_new(batch["wave_features"], batch["waves_known"])
 
         def compute(part: list[int]) -> Tensor:
             rows = [new[i] for i in part]
             lengths = cast(Tensor, batch["wave_lengths"])[rows].clone()
             waves = cast(Tensor, batch["waves"])[rows][:, : int(lengths.max())].clone()
-            features = self.audio.pooled(waves, lengths, self.audio_tokens).float()
+            features = audio.pooled(waves, lengths, self.audio_tokens).float()
             if self.audio_files is not None:
                 self.audio_files.write_all(part, batch["wave_keys"], batch["wave_facts"], features)
             return features
