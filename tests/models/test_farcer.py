@@ -545,9 +545,9 @@ def test_a_language_model_in_half_precision_trains_a_projection_in_full(make, me
 
 def test_standardised_and_scaled_features(make, meld):
     plain, model = make(), make(standardise=True, embedding_scale=3.0)
-    turns = {s.target.video: s.target for s in meld.samples("train")}
+    turns = {s.target.video: (s.dialogue, s.target) for s in meld.samples("train")}
     pictures = model.picture_reader()
-    features = model.features(image_batch([pictures.read(t, []) for t in turns.values()]))[:, 0]
+    features = model.features(image_batch([pictures.read(*x, []) for x in turns.values()]))[:, 0]
     torch.testing.assert_close(model.feature_mean, features.mean(0), rtol=1e-4, atol=1e-5)
     standard = (features - features.mean(0)) / features.std(0, unbiased=False)
     sd = model.llm.embed(torch.arange(model.llm.causal_lm.config.vocab_size)).std()

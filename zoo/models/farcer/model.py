@@ -351,9 +351,8 @@ class FARCER(LanguageModelModule):
         known, new = known_and_new(batch["frame_features"], batch["frames_known"])
 
         def compute(part: list[int]) -> Tensor:
-            hidden = (
-                cast(Vision, self.vision).hidden(batch["frames"][[new[i] for i in part]].clone(), normed=False).float()
-            )
+            pixels = batch["frames"][[new[i] for i in part]].clone()
+            hidden = cast(Vision, self.vision).hidden(pixels, normed=False).float()
             features = hidden[:, :1] if self.vision_tokens == "cls" else hidden
             if self.feature_files is not None:
                 self.feature_files.write_all(part, batch["keys"], batch["frame_facts"], features)
