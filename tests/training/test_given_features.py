@@ -202,6 +202,22 @@ def test_merit_trains_on_features_and_goes_on_only_with_them(meld, tiny_llama, t
     assert not torch.equal(again["vision_projection.weight"], first["vision_projection.weight"])
     zoo("test", f"--ckpt_path={run}")
     assert len(rows(run)) == len(MELD(root=meld).samples("test"))
+    # the next stages go on with them
+    stage = {k: v for k, v in named.items() if k != "model__embedding_scale"} | {"data__max_unreadable": 0.1}
+    stage |= {
+        "model__start_from": run,
+        "model__num_generations": 2,
+        "model__max_new_tokens": 2,
+        "trainer__max_steps": 1,
+    }
+    rlvr = {"model": "MeritRLVR", "model__reward_funcs+": "zoo.rl.rewards.Correct", "trainer__limit_val_batches": 0}
+    state = checkpoint(fit(tmp_path / "rlvr", *options(meld, **stage | rlvr)))["state_dict"]
+    assert torch.equal(state["vision.mean"], first["vision.mean"])
+    ttrl = {"model": "MeritTTRL", "data": "Adaptation", "data__corpus": "MELD", "data__corpus__root": meld}
+    stage = {k: v for k, v in stage.items() if not k.startswith("data")} | {"data__batch_size": 8}
+    state = checkpoint(fit(tmp_path / "ttrl", *flags(**stage | ttrl)))["state_dict"]
+    assert torch.equal(state["vision.mean"], first["vision.mean"])
+    assert "is 'features:" in refused("export", f"--ckpt_path={run}", "--system", f"--out={tmp_path / 'published'}")
     # other features
     assert "with standardise True, but" in refused("test", f"--ckpt_path={run}", "--model.standardise=false")
     assert "with parts 2, but" in refused("test", f"--ckpt_path={run}", "--model.frames=3")
