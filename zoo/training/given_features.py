@@ -53,12 +53,12 @@ def is_given(path: str | None) -> bool:
 
 
 def refuse_idle_options(
-    given: Collection[Modality], standardise: bool, feature_folder: Path | None, encoded: int
+    modalities: Collection[Modality], standardise: bool, feature_folder: Path | None, encoded: int
 ) -> None:
     """Refuse options that would do nothing.
 
     Args:
-        given: modalities whose features are given.
+        modalities: those whose features are given.
         standardise: as the option says.
         feature_folder: as the option says.
         encoded: modalities that are read at all.
@@ -66,12 +66,12 @@ def refuse_idle_options(
     Raises:
         ValueError: there is nothing given to standardise, or no encoder whose features could be kept.
     """
-    if standardise and not given:
+    if standardise and not modalities:
         raise ValueError(
             "--model.standardise is for features that are given (--model.vision or --model.audio features:FOLDER), and "
             "there are none; leave it out"
         )
-    if feature_folder is not None and given and len(given) == encoded:
+    if feature_folder is not None and modalities and len(modalities) == encoded:
         raise ValueError(
             "--model.feature_folder keeps features of encoders, and here all are given in files; leave it out"
         )
@@ -179,22 +179,22 @@ class FeatureFolder:
                 f"{self.option} {PREFIX}{self.home}: no such folder; give the one that holds the features, a .npy or "
                 ".safetensors for each utterance (docs/clips.md)"
             )
-        found: dict[str, str] = {}
+        endings: dict[str, str] = {}
         for folder, _, names in os.walk(self.home, followlinks=True):
             for name in names:
                 stem, suffix = os.path.splitext(name)
                 if suffix not in SUFFIXES or name.startswith("."):
                     continue
                 key = (Path(folder).relative_to(self.home) / stem).as_posix()
-                if key in found:
+                if key in endings:
                     raise ValueError(f"{self.home} holds {key}.npy and {key}.safetensors; keep one of the two")
-                found[key] = suffix
-        if not found:
+                endings[key] = suffix
+        if not endings:
             raise FileNotFoundError(
                 f"{self.option} {PREFIX}{self.home}: no {' or '.join(SUFFIXES)} there, or in a folder below it; name "
                 "each file after its utterance, as train/dia0_utt0.npy (docs/clips.md)"
             )
-        return dict(sorted(found.items()))
+        return dict(sorted(endings.items()))
 
     @cached_property
     def by_clip(self) -> FeatureFiles | None:
@@ -202,7 +202,7 @@ class FeatureFolder:
         return FeatureFiles.written_before(self.home) if (self.home / "encoder.json").is_file() else None
 
     @cached_property
-    def some(self) -> list[str]:
+    def looked_at(self) -> list[str]:
         """Names of some files, evenly spread over all."""
         names = list(self.files)
         return [names[i] for i in np.linspace(0, len(names) - 1, min(LOOKED_AT, len(names))).astype(int)]
@@ -215,14 +215,14 @@ class FeatureFolder:
             ValueError: none of them can be read.
         """
         shapes, wrong = Counter[tuple[bool, int]](), ""
-        for name in self.some:
+        for name in self.looked_at:
             try:
                 features = read_features(self.path(name))
                 shapes[features.ndim == 2, features.shape[-1]] += 1
             except UnusableFeatures as error:
                 wrong = wrong or f"{self.path(name)} {error}"
         if not shapes:
-            raise ValueError(f"not one of {len(self.some)} files that were looked at can be read: {wrong}")
+            raise ValueError(f"not one of {len(self.looked_at)} files that were looked at can be read: {wrong}")
         return shapes.most_common(1)[0][0]
 
     def path(self, name: str) -> Path:
@@ -399,7 +399,7 @@ class GivenFeatures(nn.Module):
 
     def record(self) -> dict[str, Any]:
         """Return what a checkpoint says of the features that it was trained on, with the sha256 of some files."""
-        hashes = {name: self._hash(name) for name in self.folder.some}
+        hashes = {name: self._hash(name) for name in self.folder.looked_at}
         return {"width": self.width, "standardise": self.standardise, "parts": self._parts(), "files": hashes}
 
     def _parts(self) -> int:

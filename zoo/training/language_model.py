@@ -207,7 +207,11 @@ class LanguageModelModule(EmotionModule):
     @property
     def feature_folders(self) -> Mapping[str, FeatureFolder]:
         """The folders of features that are given in place of encoders."""
-        return {} if self.encoders is None else {str(name): folder for name, folder in self.encoders.given.items()}
+        return (
+            {}
+            if self.encoders is None
+            else {str(name): folder for name, folder in self.encoders.given_features.items()}
+        )
 
     def has_input(self, sample: Sample) -> bool:
         """Return whether a prompt says anything about its sample."""

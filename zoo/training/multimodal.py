@@ -54,7 +54,7 @@ class MultimodalCollator(PromptCollator):
         max_seconds: a longer waveform is cut to its middle part.
         vision_files, audio_files: features on disk; a clip that is found there is not decoded. One whose file is
             damaged is, and stands in ``problems``.
-        given: folders of features that are read instead of clips.
+        given_features: folders of features that are read instead of clips.
     """
 
     media: Media = field(default_factory=Media)
@@ -66,7 +66,7 @@ class MultimodalCollator(PromptCollator):
     max_seconds: float = 15.0
     vision_files: FeatureFiles | None = None
     audio_files: FeatureFiles | None = None
-    given: Mapping[Modality, FeatureFolder] = field(default_factory=dict)
+    given_features: Mapping[Modality, FeatureFolder] = field(default_factory=dict)
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a rendered prompt; the positions of a mark are -1 (vision) or -2 (audio).
@@ -159,8 +159,8 @@ class MultimodalCollator(PromptCollator):
         def decode() -> tuple[np.ndarray, bool]:
             return utterance_frames(self.media, sample.target, self.frames, side=self.size, square=True), False
 
-        if "vision" in self.given:
-            return self.given["vision"].read(sample.dialogue, sample.target, self.vision_tokens, problems)
+        if "vision" in self.given_features:
+            return self.given_features["vision"].read(sample.dialogue, sample.target, self.vision_tokens, problems)
         path = sample.target.video if self.frames else None
         return None if path is None else read_clip(self.media, sample.target, path, decode, self.vision_files, problems)
 
@@ -168,8 +168,8 @@ class MultimodalCollator(PromptCollator):
         def decode() -> tuple[np.ndarray, bool]:
             return middle_of_sound(utterance_sound(self.media, sample.target), round(self.max_seconds * RATE))
 
-        if "audio" in self.given:
-            return self.given["audio"].read(sample.dialogue, sample.target, self.audio_tokens, problems)
+        if "audio" in self.given_features:
+            return self.given_features["audio"].read(sample.dialogue, sample.target, self.audio_tokens, problems)
         path = sample.target.audio if self.audio_tokens else None
         return None if path is None else read_clip(self.media, sample.target, path, decode, self.audio_files, problems)
 
@@ -216,7 +216,7 @@ class ProjectedEncoders(nn.Module):
             embeddings; None leaves PyTorch's initial weights.
         media: reads the clips.
         feature_folder: where the encoders' features are kept (`zoo.training.feature_files`); None: nowhere.
-        given: the folders of features that are given.
+        given_features: the folders of features that are given.
     """
 
     unreadable_events = ("samples without a readable clip", "samples without readable sound")
@@ -232,14 +232,14 @@ class ProjectedEncoders(nn.Module):
         embedding_scale: float | None,
         media: Media,
         feature_folder: Path | None = None,
-        given: Mapping[Modality, FeatureFolder] | None = None,
+        given_features: Mapping[Modality, FeatureFolder] | None = None,
     ) -> None:
         super().__init__()
         self.make_vision, self.make_audio, self.media = make_vision, make_audio, media
         self.show_text, self.frames, self.audio_tokens, self.max_seconds = show_text, frames, audio_tokens, max_seconds
         self.embedding_scale = embedding_scale
         self.vision_features, self.audio_features = FeatureCache(), FeatureCache()
-        self.feature_folder, self.given = feature_folder, dict(given or {})
+        self.feature_folder, self.given_features = feature_folder, dict(given_features or {})
         self.vision_files: FeatureFiles | None = None
         self.audio_files: FeatureFiles | None = None
 
@@ -274,18 +274,20 @@ class ProjectedEncoders(nn.Module):
             )
         make_vision: Callable[[], Vision | GivenFeatures] | None = None
         make_audio: Callable[[], Audio | GivenFeatures] | None = None
-        given: dict[Modality, FeatureFolder] = {}
+        given_features: dict[Modality, FeatureFolder] = {}
         if is_given(vision[0]):
-            given["vision"] = folder = FeatureFolder.of_option("vision", vision, media)
+            given_features["vision"] = folder = FeatureFolder.of_option("vision", vision, media)
             make_vision = functools.partial(GivenFeatures, folder, frames, standardise)
         elif vision[0] is not None:
             make_vision = functools.partial(Vision, vision[0], dtype=vision[1], revision=vision[2])
         if is_given(audio[0]):
-            given["audio"] = folder = FeatureFolder.of_option("audio", audio, media)
+            given_features["audio"] = folder = FeatureFolder.of_option("audio", audio, media)
             make_audio = functools.partial(GivenFeatures, folder, audio_tokens, standardise)
         elif audio[0] is not None:
             make_audio = functools.partial(Audio, audio[0], dtype=audio[1], revision=audio[2])
-        refuse_idle_options(given, standardise, feature_folder, encoded=sum(x[0] is not None for x in (vision, audio)))
+        refuse_idle_options(
+            given_features, standardise, feature_folder, encoded=sum(x[0] is not None for x in (vision, audio))
+        )
         return cls(
             make_vision,
             make_audio,
@@ -296,7 +298,7 @@ class ProjectedEncoders(nn.Module):
             embedding_scale,
             media,
             None if feature_folder is None else Path(feature_folder),
-            given,
+            given_features,
         )
 
     def build(self, llm: LLM) -> None:
@@ -339,7 +341,7 @@ class ProjectedEncoders(nn.Module):
     def has_input(self, sample: Sample) -> bool:
         """Return whether a sample has words that are shown, or a clip that is encoded."""
         turn = sample.target
-        has = {name: folder.has(sample.dialogue, turn) for name, folder in self.given.items()}
+        has = {name: folder.has(sample.dialogue, turn) for name, folder in self.given_features.items()}
         has_vision = has.get("vision", turn.video is not None) and self.make_vision is not None
         has_audio = has.get("audio", turn.audio is not None) and self.make_audio is not None
         return bool(self.show_text and turn.text) or has_vision or has_audio
@@ -350,9 +352,9 @@ class ProjectedEncoders(nn.Module):
         remedies = {
             part: f"set --model.{name} null"
             for name, (part, make) in makers.items()
-            if make is not None and name not in self.given
+            if make is not None and name not in self.given_features
         }
-        return remedies | {folder.part: folder.remedy() for folder in self.given.values()}
+        return remedies | {folder.part: folder.remedy() for folder in self.given_features.values()}
 
     def input_settings(self, precision: str) -> dict[str, Any]:
         """Return the arguments of `MultimodalCollator` beyond those of `PromptCollator`.
@@ -363,18 +365,18 @@ class ProjectedEncoders(nn.Module):
         has_vision, has_audio = hasattr(self, "vision"), hasattr(self, "audio")
         self._open_files(precision)
         positions: dict[Modality, int] = {"vision": self.frames * has_vision, "audio": self.audio_tokens * has_audio}
-        positions |= {name: folder.positions(positions[name]) for name, folder in self.given.items()}
+        positions |= {name: folder.positions(positions[name]) for name, folder in self.given_features.items()}
         return {
             "media": self.media,
             "show_text": self.show_text,
             "frames": self.frames * has_vision,
-            "size": (self.vision.size or 224) if has_vision and "vision" not in self.given else 0,
+            "size": (self.vision.size or 224) if has_vision and "vision" not in self.given_features else 0,
             "vision_tokens": positions["vision"],
             "audio_tokens": positions["audio"],
             "max_seconds": self.max_seconds,
             "vision_files": self.vision_files,
             "audio_files": self.audio_files,
-            "given": self.given,
+            "given_features": self.given_features,
         }
 
     def _open_files(self, precision: str) -> None:

@@ -224,7 +224,7 @@ class PictureReader:
             speaker in another dialogue.
         pool: (dialogue, turn) of the training split, from which the controls take their faces.
         files: features on disk; a picture that is found there is not decoded.
-        given: features that stand for pictures: a vector, or the mean of a sequence.
+        given_features: features that stand for pictures: a vector, or the mean of a sequence.
     """
 
     media: Media
@@ -232,11 +232,11 @@ class PictureReader:
     faces: Faces = "own"
     pool: Sequence[tuple[str, Turn]] = ()
     files: FeatureFiles | None = None
-    given: FeatureFolder | None = None
+    given_features: FeatureFolder | None = None
 
     def has(self, dialogue: str, turn: Turn) -> bool:
         """Return whether a turn has a picture of its own, or features of one."""
-        return turn.video is not None if self.given is None else self.given.has(dialogue, turn)
+        return turn.video is not None if self.given_features is None else self.given_features.has(dialogue, turn)
 
     def choose(self, turn: Turn, dialogue: str) -> tuple[str, Turn] | None:
         """Return dialogue and turn whose picture is shown for a turn; None if it has none of its own."""
@@ -252,7 +252,7 @@ class PictureReader:
 
     def key(self, dialogue: str, turn: Turn) -> str:
         """Return what identifies the picture of a turn."""
-        if self.given is not None:
+        if self.given_features is not None:
             return f"{dialogue}|{turn.id}"
         return f"{turn.video}|{turn.frame_at}|{turn.crop}"
 
@@ -262,8 +262,8 @@ class PictureReader:
 
     def read(self, dialogue: str, turn: Turn, problems: list[Problem]) -> ReadClip | None:
         """Return the picture, or its features; None if the file gives none (`Media` or ``problems`` say why)."""
-        if self.given is not None:
-            return self.given.read(dialogue, turn, 1, problems)
+        if self.given_features is not None:
+            return self.given_features.read(dialogue, turn, 1, problems)
         if turn.video is None:
             return None
         return read_clip(self.media, turn, turn.video, lambda: (self.decode(turn), False), self.files, problems)
@@ -272,8 +272,8 @@ class PictureReader:
 def _of_samples(problems: Sequence[Problem], samples: Sequence[Sample]) -> list[Problem]:
     """Return problems with the samples of a batch that they concern; an earlier turn without features is none."""
     ids = {sample.id for sample in samples}
-    found: list[Problem] = [{**row, "samples": [x for x in row["samples"] if x in ids]} for row in problems]
-    return [row for row in found if row["samples"] or row["problem"] != "missing"]
+    of_batch: list[Problem] = [{**row, "samples": [x for x in row["samples"] if x in ids]} for row in problems]
+    return [row for row in of_batch if row["samples"] or row["problem"] != "missing"]
 
 
 def image_batch(clips: Sequence[ReadClip]) -> dict[str, Any]:

@@ -182,14 +182,14 @@ class FARCER(LanguageModelModule):
         self.train_shots, self.shots, self.shots_from, self.shot_window = train_shots, shots, shots_from, shot_window
         self.teacher_forcing, self.label_weights, self.decode = teacher_forcing, label_weights, decode
         self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
-        self.given: FeatureFolder | None = None
+        self.given_features: FeatureFolder | None = None
         self.make_vision: Callable[[], Vision | GivenFeatures]
         if is_given(vision) and faces != "none":
             if vision_tokens == "all":
                 raise ValueError("features in files stand for whole pictures: set --model.vision_tokens cls")
-            self.given = FeatureFolder.of_option("vision", (vision, vision_dtype, vision_revision), self.media)
+            self.given_features = FeatureFolder.of_option("vision", (vision, vision_dtype, vision_revision), self.media)
             refuse_idle_options(["vision"], False, feature_folder, encoded=1)
-            self.make_vision = functools.partial(GivenFeatures, self.given, 1)
+            self.make_vision = functools.partial(GivenFeatures, self.given_features, 1)
         else:
             path = cast(str, vision)  # needed only where faces are shown
             self.make_vision = functools.partial(Vision, path, dtype=vision_dtype, revision=vision_revision)
@@ -279,8 +279,8 @@ class FARCER(LanguageModelModule):
                 raise ValueError(
                     f"faces: {self.faces} takes its faces from the training split, which shows fewer than two speakers"
                 )
-        if self.given is not None:
-            return PictureReader(self.media, 0, self.faces, pool, given=self.given)
+        if self.given_features is not None:
+            return PictureReader(self.media, 0, self.faces, pool, given_features=self.given_features)
         vision = cast(Vision, self.vision)
         if self.feature_folder is not None:
             self.feature_files = FeatureFiles(
@@ -299,7 +299,11 @@ class FARCER(LanguageModelModule):
     def has_picture(self, sample: Sample) -> bool:
         """Return whether a sample has a clip or picture, or features of one."""
         target = sample.target
-        return target.video is not None if self.given is None else self.given.has(sample.dialogue, target)
+        return (
+            target.video is not None
+            if self.given_features is None
+            else self.given_features.has(sample.dialogue, target)
+        )
 
     def collator(self, training: bool) -> FarcerCollator:  # type: ignore[override]  # its prompts have another form
         """Return what writes samples as prompts with images, in training with their answers."""
@@ -320,14 +324,14 @@ class FARCER(LanguageModelModule):
 
     def required_files(self, stage: str) -> Mapping[str, str]:
         """Return that clips are read, if faces are shown."""
-        if self.given is not None:
-            return {self.given.part: self.given.remedy()}
+        if self.given_features is not None:
+            return {self.given_features.part: self.given_features.remedy()}
         return {} if self.faces == "none" else {"video": "set --model.faces none for a text-only model"}
 
     @property
     def feature_folders(self) -> Mapping[str, FeatureFolder]:
         """The folder of features that are given in place of pictures."""
-        return {} if self.given is None else {"vision": self.given}
+        return {} if self.given_features is None else {"vision": self.given_features}
 
     def has_input(self, sample: Sample) -> bool:
         """Return whether a prompt says anything about its sample."""

@@ -141,9 +141,11 @@ class Merit(SupervisedFineTuning):
         super().__init__(lora=lora, decode="score", max_new_tokens=max_new_tokens, **kwargs)
         self.decode = decode
         media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
-        seen, heard = (vision, vision_dtype, vision_revision), (audio, audio_dtype, audio_revision)
-        shown = show_text, frames, audio_tokens, max_seconds, embedding_scale
-        self.own_encoders(ProjectedEncoders.of_paths(seen, heard, media, *shown, feature_folder, standardise))
+        vision_option, audio_option = (vision, vision_dtype, vision_revision), (audio, audio_dtype, audio_revision)
+        numbers = show_text, frames, audio_tokens, max_seconds, embedding_scale
+        self.own_encoders(
+            ProjectedEncoders.of_paths(vision_option, audio_option, media, *numbers, feature_folder, standardise)
+        )
         self.distances = LabelDistances(distance, neutral_distance, angles)
         self.voted_answers = VotedAnswers(votes, vote_temperature)
 
@@ -242,9 +244,11 @@ class MeritRLVR(GRPOModule):
             lora=lora, num_generations=num_generations, max_new_tokens=max_new_tokens, objective=objective, **kwargs
         )
         media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
-        seen, heard = (vision, vision_dtype, vision_revision), (audio, audio_dtype, audio_revision)
-        shown = show_text, frames, audio_tokens, max_seconds, embedding_scale
-        self.own_encoders(ProjectedEncoders.of_paths(seen, heard, media, *shown, feature_folder, standardise))
+        vision_option, audio_option = (vision, vision_dtype, vision_revision), (audio, audio_dtype, audio_revision)
+        numbers = show_text, frames, audio_tokens, max_seconds, embedding_scale
+        self.own_encoders(
+            ProjectedEncoders.of_paths(vision_option, audio_option, media, *numbers, feature_folder, standardise)
+        )
         self.distances = LabelDistances(distance, neutral_distance, angles)
         self.voted_answers = VotedAnswers(votes, vote_temperature)
         self.decode = decode

@@ -73,7 +73,7 @@ class Unimodal(EmotionModule):
     ) -> None:
         super().__init__(**kwargs)
         self.standardise = standardise
-        self.given: FeatureFolder | None = None
+        self.given_features: FeatureFolder | None = None
         self.verbalizer, self.new_head, self.dropout = verbalizer, new_head, dropout
         self.class_weight, self.label_smoothing = class_weight, label_smoothing
         self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
@@ -106,14 +106,14 @@ class Unimodal(EmotionModule):
 
     def required_files(self, stage: str) -> Mapping[str, str]:
         """Return the file of the modality, or the features of it that are given."""
-        if self.given is not None:
-            return {self.given.part: self.given.remedy()}
+        if self.given_features is not None:
+            return {self.given_features.part: self.given_features.remedy()}
         return {"video" if self.modality == "face" else "audio": ""}
 
     @property
     def feature_folders(self) -> Mapping[str, FeatureFolder]:
         """The folder of features that are given in place of clips."""
-        return {} if self.given is None else {self.modality: self.given}
+        return {} if self.given_features is None else {self.modality: self.given_features}
 
     def give_features(self, modality: Modality, path: str, dtype: Dtype, revision: str | None, idle: str) -> None:
         """Take a folder of features in place of an encoder, if that is what the option names.
@@ -130,7 +130,7 @@ class Unimodal(EmotionModule):
             if idle or self.new_head is None:
                 need = f"leave out {idle}" if idle else "put a head on them: --model.new_head '[neutral, ...]'"
                 raise ValueError(f"--model.{modality} {path} gives features, not clips, and no classes; {need}")
-            self.given = FeatureFolder.of_option(modality, (path, dtype, revision), self.media)
+            self.given_features = FeatureFolder.of_option(modality, (path, dtype, revision), self.media)
         refuse_idle_options([modality] * is_given(path), self.standardise, None, encoded=1)
 
     def setup(self, stage: str) -> None:
@@ -254,8 +254,8 @@ class FaceClassifier(Unimodal):
         return self.vision
 
     def build(self) -> None:
-        given = None if self.given is None else GivenFeatures(self.given, 1, self.standardise)
-        self.vision: Vision | GivenFeatures = given or self.make_vision()
+        features = None if self.given_features is None else GivenFeatures(self.given_features, 1, self.standardise)
+        self.vision: Vision | GivenFeatures = features or self.make_vision()
         self.add_head()
 
     def backbones(self) -> Mapping[str, Backbone]:
@@ -263,8 +263,8 @@ class FaceClassifier(Unimodal):
         return {"vision": self.vision}
 
     def collator(self, training: bool) -> FaceCollator | FeatureCollator:
-        if self.given is not None:
-            return FeatureCollator(self.given)
+        if self.given_features is not None:
+            return FeatureCollator(self.given_features)
         look = (self.frames, self.middle, self.size)
         return FaceCollator(self.media, *look, training, self.shift, self.light, self.flip)
 
@@ -334,15 +334,15 @@ class VoiceClassifier(Unimodal):
         return {"audio": self.audio}
 
     def build(self) -> None:
-        given = None if self.given is None else GivenFeatures(self.given, 1, self.standardise)
-        self.audio: Audio | GivenFeatures = given or self.make_audio()
+        features = None if self.given_features is None else GivenFeatures(self.given_features, 1, self.standardise)
+        self.audio: Audio | GivenFeatures = features or self.make_audio()
         self.add_head()
         if self.acoustic_loss:
             self.spectrum = nn.Linear(self.audio.width, MELS)
 
     def collator(self, training: bool) -> VoiceCollator | FeatureCollator:
-        if self.given is not None:
-            return FeatureCollator(self.given)
+        if self.given_features is not None:
+            return FeatureCollator(self.given_features)
         return VoiceCollator(self.media, self.max_seconds, training, self.gain)
 
     def _hidden(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
