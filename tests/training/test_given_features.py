@@ -131,8 +131,18 @@ def test_farcer_and_the_heads_read_what_the_encoder_gave(utterances, tiny_llama,
     for i, s in enumerate(utterances):
         put(tmp_path / "npy" / s.id.split("/")[1] / f"{s.target.id}.npy", np.full((3, WIDTH), i) + [[-1.0], [0], [1]])
     own = farcer(vision=f"features:{tmp_path / 'npy'}")
-    means, batch = features(own)  # earlier turns of which there are none are no problem of the sample
+    means, batch = features(own)
     assert {int(x) for x in means.unique()} == set(range(8)) and batch["problems"] == []
+    damaged = tmp_path / "npy" / "train" / f"{utterances[0].target.id}.npy"
+    content = damaged.read_bytes()
+    damaged.write_bytes(content[:-1])
+    for part, lost in (
+        (utterances[1:2], []),
+        (utterances[:2], [utterances[0].id]),
+    ):  # as an earlier turn no lost sample
+        batch = own.collator(training=False)(part, RNG)
+        assert [row["samples"] for row in batch["problems"]] == [lost] and batch["missing"] == len(part)
+    damaged.write_bytes(content)
     head = FaceClassifier(vision=f"features:{tmp_path / 'npy'}", new_head=list(MELD.labels.names))
     batch = built(head, utterances).collator(training=True)(utterances, RNG)
     assert batch["present"].all() and torch.equal(head.pooled(batch), torch.arange(8.0)[:, None].expand(8, WIDTH))
@@ -211,7 +221,8 @@ def test_merit_trains_on_features_and_goes_on_only_with_them(meld, tiny_llama, t
         "trainer__max_steps": 1,
     }
     rlvr = {"model": "MeritRLVR", "model__reward_funcs+": "zoo.rl.rewards.Correct", "trainer__limit_val_batches": 0}
-    state = checkpoint(fit(tmp_path / "rlvr", *options(meld, **stage | rlvr)))["state_dict"]
+    alone = {k: v for k, v in stage.items() if k != "model__start_from"}  # measures the same utterances itself
+    state = checkpoint(fit(tmp_path / "rlvr", *options(meld, **alone | rlvr)))["state_dict"]
     assert torch.equal(state["vision.mean"], first["vision.mean"])
     ttrl = {"model": "MeritTTRL", "data": "Adaptation", "data__corpus": "MELD", "data__corpus__root": meld}
     stage = {k: v for k, v in stage.items() if not k.startswith("data")} | {"data__batch_size": 8}
