@@ -136,10 +136,8 @@ def test_farcer_and_the_heads_read_what_the_encoder_gave(utterances, tiny_llama,
     damaged = tmp_path / "npy" / "train" / f"{utterances[0].target.id}.npy"
     content = damaged.read_bytes()
     damaged.write_bytes(content[:-1])
-    for part, lost in (
-        (utterances[1:2], []),
-        (utterances[:2], [utterances[0].id]),
-    ):  # as an earlier turn no lost sample
+    # of an earlier turn it is no lost sample
+    for part, lost in ((utterances[1:2], []), (utterances[:2], [utterances[0].id])):
         batch = own.collator(training=False)(part, RNG)
         assert [row["samples"] for row in batch["problems"]] == [lost] and batch["missing"] == len(part)
     damaged.write_bytes(content)
