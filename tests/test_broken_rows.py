@@ -233,7 +233,7 @@ def test_conversations_with_broken_pictures_and_long_answers_are_listed(stage, h
 
 def test_rows_whose_picture_is_not_there_count_against_the_share(home, talks, tmp_path):
     message = refused("fit", *of("stage1", home), *conversations(talks, data__max_unreadable=0.1))
-    assert "1 of 9 train samples have no clip or picture that can be read, more than the 10 %" in message
+    assert "1 of 9 train samples have no clip, picture or features that can be read, more than the 10 %" in message
     assert "talks_gone: image 'gone.png' is not there" in message
 
 
@@ -241,7 +241,7 @@ def test_rows_whose_picture_is_not_there_count_against_the_share(home, talks, tm
 def test_missing_files_beyond_the_share_are_refused_at_the_start(home, tmp_path):
     corpus = spoil(make_corpus(tmp_path / "meld", (2, 1, 1), clips=True), "train", dia0_utt0=None, dia1_utt2=None)
     message = refused("fit", *of("face", home), *data(corpus, data__max_unreadable=0.05))
-    assert "2 of 14 train samples have no clip or picture that can be read, more than the 5 %" in message
+    assert "2 of 14 train samples have no clip, picture or features that can be read, more than the 5 %" in message
     assert "meld/train/dia0_utt0: has no video file; meld/train/dia1_utt2" in message
     assert not list(tmp_path.rglob("*.ckpt"))
     fit(tmp_path, *of("face", home), *data(corpus, data__max_unreadable=0.15, trainer__max_steps=1))
@@ -292,5 +292,5 @@ def test_two_processes_stop_together_beyond_the_share(home, tmp_path, capfd):
             f"--trainer.default_root_dir={tmp_path}",
         )
     run = newest(tmp_path)
-    assert capfd.readouterr().err.count("1 of 14 train samples have no clip or picture that can be read") >= 1
+    assert capfd.readouterr().err.count("1 of 14 train samples have no clip, picture or features that can be read") >= 1
     assert checkpoint(run)["global_step"] <= 7 and metrics(run)["problems"]["train"]["lost"] == 1

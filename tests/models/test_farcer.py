@@ -545,9 +545,9 @@ def test_a_language_model_in_half_precision_trains_a_projection_in_full(make, me
 
 def test_standardised_and_scaled_features(make, meld):
     plain, model = make(), make(standardise=True, embedding_scale=3.0)
-    turns = {s.target.video: s.target for s in meld.samples("train")}
+    turns = {s.target.video: (s.dialogue, s.target) for s in meld.samples("train")}
     pictures = model.picture_reader()
-    features = model.features(image_batch([pictures.read(t, []) for t in turns.values()]))[:, 0]
+    features = model.features(image_batch([pictures.read(*x, []) for x in turns.values()]))[:, 0]
     torch.testing.assert_close(model.feature_mean, features.mean(0), rtol=1e-4, atol=1e-5)
     standard = (features - features.mean(0)) / features.std(0, unbiased=False)
     sd = model.llm.embed(torch.arange(model.llm.causal_lm.config.vocab_size)).std()
@@ -626,14 +626,13 @@ def test_too_long_prompts_lose_their_oldest_turns(make, meld):
 def test_controls_show_other_faces(meld):
     samples = meld.samples("train")
     pool = [(s.dialogue, s.target) for s in samples]
-    speaker = {PictureReader.key(t): (d, t.speaker) for d, t in pool}
     another, constant = (PictureReader(Media(), 32, faces, pool) for faces in ("another", "constant"))
     shown = [another.choose(s.target, s.dialogue) for s in samples]
-    for s, turn in zip(samples, shown, strict=True):
-        dialogue, who = speaker[PictureReader.key(turn)]
-        assert dialogue != s.dialogue and who != s.target.speaker
-        assert another.choose(s.target, s.dialogue) == turn and constant.choose(s.target, s.dialogue) == pool[0][1]
-    assert len({t.id for t in shown}) > len(samples) / 4
+    for s, chosen in zip(samples, shown, strict=True):
+        dialogue, turn = chosen
+        assert chosen in pool and dialogue != s.dialogue and turn.speaker != s.target.speaker
+        assert another.choose(s.target, s.dialogue) == chosen and constant.choose(s.target, s.dialogue) == pool[0]
+    assert len({turn.id for _, turn in shown}) > len(samples) / 4
     bare = Turn("x", "Ada", "hi", "joy")
     assert another.choose(bare, "d") is None and constant.choose(bare, "d") is None  # what is missing stays missing
 

@@ -23,6 +23,7 @@ from zoo.imports import import_object
 from zoo.runs import find_checkpoint, newest_config
 from zoo.schema import Labels
 from zoo.storage import REPOSITORY, parse_yaml, read_json, whole_folder
+from zoo.training.given_features import is_given
 from zoo.training.module import EmotionModule
 from zoo.weights import read_checkpoint
 
@@ -206,6 +207,7 @@ def _is_place(value: str) -> bool:
     path = Path(value)
     return (
         path.is_absolute()
+        or is_given(value)
         or value.startswith(("~", "./", "../", "runs/", "lightning_logs/"))
         or ("/" in value and (path.exists() or (REPOSITORY / path).exists()))
     )

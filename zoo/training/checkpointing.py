@@ -25,9 +25,10 @@ from zoo.backbones.divided import blocks_of, blocks_of_language_model, divide, d
 from zoo.backbones.frozen import FrozenEncoder
 from zoo.backbones.sentence import SentenceEncoder
 from zoo.runs import find_checkpoint, portable_path
+from zoo.training.given_features import GivenFeatures
 from zoo.training.starts import Start, files_of, fingerprint, place_of, read_chain, read_starts, state_of
 
-Backbone = LLM | FrozenEncoder | SentenceEncoder
+Backbone = LLM | FrozenEncoder | SentenceEncoder | GivenFeatures
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class CheckpointedModule(LightningModule):
         self.began_with: Start | None = None  # what the weights came from, if some of them are those of another run
         self.checkpoint_file = Path("checkpoint")  # set by whoever loads one without a trainer
         self._renamed: dict[str, str] = {}  # names before adapters were added -> now
-        self.identities: dict[str, dict[str, str | None]] = {}  # of the backbones that something identifies
+        self.identities: dict[str, dict[str, Any]] = {}  # of the backbones that something identifies
 
     # ---- what a system fills in
     @abstractmethod
@@ -193,6 +194,7 @@ class CheckpointedModule(LightningModule):
                 "revision": backbone.revision,
                 "fingerprint": fingerprints[name],
                 **({"quantize": quantize} if (quantize := getattr(backbone, "quantize", None)) else {}),
+                **({"features": backbone.record()} if isinstance(backbone, GivenFeatures) else {}),
             }
             for name, backbone in self.backbones().items()
             if fingerprints[name] is not None
@@ -417,7 +419,7 @@ class CheckpointedModule(LightningModule):
         """Check that a checkpoint was trained on the same base models.
 
         Raises:
-            ValueError: one has other weights or another config; it is named.
+            ValueError: one has other weights or another config, or other features were given; it is named.
         """
         for name, present in self.identities.items():
             trained_on = contract["bases"].get(name)
@@ -427,6 +429,9 @@ class CheckpointedModule(LightningModule):
                     f"{trained_on.get('quantize')}, but here it is {present.get('quantize')}; give --model.quantize "
                     f"{trained_on.get('quantize') or 'null'}"
                 )
+            backbone = self.backbones()[name]
+            if isinstance(backbone, GivenFeatures) and trained_on and "features" in trained_on:
+                backbone.require_same(trained_on["features"], path)
             if trained_on and trained_on["fingerprint"] != present["fingerprint"]:
                 raise ValueError(
                     f"{path} was trained on the base model {trained_on['path']!r} (revision {trained_on['revision']}), "

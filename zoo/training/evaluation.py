@@ -103,6 +103,8 @@ class EvaluatedModule(ReadingModule):
             if any(self.has_file(s, part) for s in self.data.samples(split)):
                 continue
             corpus, root = type(self.data).__name__, getattr(self.data, "root", None)
+            if part not in ("video", "audio"):
+                raise ValueError(f"no {split} sample of {corpus} has {part}: {remedy}")
             what = "a clip or picture (video)" if part == "video" else "a clip or recording (audio)"
             where = "give the folder that holds the files (--data.root)"
             if root is not None:

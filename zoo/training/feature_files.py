@@ -103,6 +103,13 @@ class FeatureFiles:
         self.home = folder / self.encoder
         write_whole(self.home / "encoder.json", text)  # also where it is there: a folder one may not write to is told
 
+    @classmethod
+    def written_before(cls, home: Path) -> FeatureFiles:
+        """Return the features in ``FOLDER/{encoder}``, which one of these made, to be read without the encoder."""
+        files = cls.__new__(cls)
+        files.encoder, files.home = home.resolve().name, home
+        return files
+
     def path(self, clip: tuple[Hashable, ...]) -> Path:
         """Return the file of a clip's features.
 

@@ -205,6 +205,7 @@ class GRPOModule(RewardedModule):
 
     def on_fit_start(self) -> None:
         """Check that the model can share a prompt between its answers, and watch the first rewards."""
+        super().on_fit_start()
         self.llm.check_sharing()
         self._first_rewards, self._steps_watched = set(), 0
 

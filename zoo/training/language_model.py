@@ -26,6 +26,7 @@ from zoo.training.batch import Batch, PromptBatch, SampleBatch
 from zoo.training.checkpointing import Backbone
 from zoo.training.collator import PromptCollator
 from zoo.training.evaluation import ordered_parts, score_predictions
+from zoo.training.given_features import FeatureFolder
 from zoo.training.module import EmotionModule
 from zoo.training.multimodal import MultimodalCollator, ProjectedEncoders
 from zoo.training.prompting import (
@@ -202,6 +203,15 @@ class LanguageModelModule(EmotionModule):
     def required_files(self, stage: str) -> Mapping[str, str]:
         """Return the files that the encoders read."""
         return {} if self.encoders is None else self.encoders.required_files()
+
+    @property
+    def feature_folders(self) -> Mapping[str, FeatureFolder]:
+        """The folders of features that are given in place of encoders."""
+        return (
+            {}
+            if self.encoders is None
+            else {str(name): folder for name, folder in self.encoders.given_features.items()}
+        )
 
     def has_input(self, sample: Sample) -> bool:
         """Return whether a prompt says anything about its sample."""

@@ -16,6 +16,7 @@ from torch import Tensor
 from zoo.schema import Collator
 from zoo.training.batch import Batch
 from zoo.training.evaluation import EvaluatedModule
+from zoo.training.given_features import GivenFeatures
 from zoo.training.optimization import Schedule, learning_rate_factor, parameter_groups
 
 
@@ -112,6 +113,12 @@ class EmotionModule(EvaluatedModule):
     def optimizer_steps(self) -> float:
         """Return how many steps the run will take; infinite if nothing ends it."""
         return self.trainer.estimated_stepping_batches
+
+    def on_fit_start(self) -> None:
+        """Measure the features that are given, where they are standardised."""
+        for backbone in self.backbones().values():
+            if isinstance(backbone, GivenFeatures):
+                backbone.measure(self.data.samples("train"))
 
     def on_train_start(self) -> None:
         """Give a resumed run's optimizer the options of now.

@@ -30,6 +30,7 @@ from zoo.training.batch import IGNORE_INDEX, MultimodalBatch
 from zoo.training.collator import PromptCollator
 from zoo.training.feature_cache import FeatureCache
 from zoo.training.feature_files import FeatureFiles, ReadClip, known_and_new, read_clip, stacked_features
+from zoo.training.given_features import FeatureFolder, GivenFeatures, Modality, is_given, refuse_idle_options
 
 # Marks of a template. In a corpus' own texts both are written apart (`zoo.prompts.escape`): no corpus can say them.
 VISION, AUDIO = "<|vision|>", "<|audio|>"
@@ -53,6 +54,7 @@ class MultimodalCollator(PromptCollator):
         max_seconds: a longer waveform is cut to its middle part.
         vision_files, audio_files: features on disk; a clip that is found there is not decoded. One whose file is
             damaged is, and stands in ``problems``.
+        given_features: folders of features that are read instead of clips.
     """
 
     media: Media = field(default_factory=Media)
@@ -64,6 +66,7 @@ class MultimodalCollator(PromptCollator):
     max_seconds: float = 15.0
     vision_files: FeatureFiles | None = None
     audio_files: FeatureFiles | None = None
+    given_features: Mapping[Modality, FeatureFolder] = field(default_factory=dict)
 
     def tokenize(self, text: str) -> list[int]:
         """Return the token ids of a rendered prompt; the positions of a mark are -1 (vision) or -2 (audio).
@@ -156,6 +159,8 @@ class MultimodalCollator(PromptCollator):
         def decode() -> tuple[np.ndarray, bool]:
             return utterance_frames(self.media, sample.target, self.frames, side=self.size, square=True), False
 
+        if "vision" in self.given_features:
+            return self.given_features["vision"].read(sample.dialogue, sample.target, self.vision_tokens, problems)
         path = sample.target.video if self.frames else None
         return None if path is None else read_clip(self.media, sample.target, path, decode, self.vision_files, problems)
 
@@ -163,6 +168,8 @@ class MultimodalCollator(PromptCollator):
         def decode() -> tuple[np.ndarray, bool]:
             return middle_of_sound(utterance_sound(self.media, sample.target), round(self.max_seconds * RATE))
 
+        if "audio" in self.given_features:
+            return self.given_features["audio"].read(sample.dialogue, sample.target, self.audio_tokens, problems)
         path = sample.target.audio if self.audio_tokens else None
         return None if path is None else read_clip(self.media, sample.target, path, decode, self.audio_files, problems)
 
@@ -196,11 +203,12 @@ class ProjectedEncoders(nn.Module):
     """Two frozen encoders, and a linear layer each into the input space of a language model.
 
     Every frame gives one vision token (the encoder's CLS token, or its mean); a waveform gives ``audio_tokens`` means
-    over equal parts.
+    over equal parts. Features that are given in files (`zoo.training.given_features`) take as many positions, or one
+    where a file holds a single vector.
 
     Args:
-        make_vision: makes the image encoder; None: none.
-        make_audio: makes the HuBERT; None: none.
+        make_vision: makes the image encoder, or the features in its place; None: none.
+        make_audio: makes the HuBERT, or the features in its place; None: none.
         show_text: whether the utterance's words are shown.
         frames, audio_tokens: positions of a clip in the prompt, and of its sound.
         max_seconds: a longer waveform is cut to its middle part.
@@ -208,14 +216,15 @@ class ProjectedEncoders(nn.Module):
             embeddings; None leaves PyTorch's initial weights.
         media: reads the clips.
         feature_folder: where the encoders' features are kept (`zoo.training.feature_files`); None: nowhere.
+        given_features: the folders of features that are given.
     """
 
     unreadable_events = ("samples without a readable clip", "samples without readable sound")
 
     def __init__(
         self,
-        make_vision: Callable[[], Vision] | None,
-        make_audio: Callable[[], Audio] | None,
+        make_vision: Callable[[], Vision | GivenFeatures] | None,
+        make_audio: Callable[[], Audio | GivenFeatures] | None,
         show_text: bool,
         frames: int,
         audio_tokens: int,
@@ -223,13 +232,14 @@ class ProjectedEncoders(nn.Module):
         embedding_scale: float | None,
         media: Media,
         feature_folder: Path | None = None,
+        given_features: Mapping[Modality, FeatureFolder] | None = None,
     ) -> None:
         super().__init__()
         self.make_vision, self.make_audio, self.media = make_vision, make_audio, media
         self.show_text, self.frames, self.audio_tokens, self.max_seconds = show_text, frames, audio_tokens, max_seconds
         self.embedding_scale = embedding_scale
         self.vision_features, self.audio_features = FeatureCache(), FeatureCache()
-        self.feature_folder = feature_folder
+        self.feature_folder, self.given_features = feature_folder, dict(given_features or {})
         self.vision_files: FeatureFiles | None = None
         self.audio_files: FeatureFiles | None = None
 
@@ -245,26 +255,39 @@ class ProjectedEncoders(nn.Module):
         max_seconds: float,
         embedding_scale: float | None,
         feature_folder: Path | None = None,
+        standardise: bool = False,
     ) -> ProjectedEncoders:
         """Return encoders that will be read from folders, published names, hub ids or files.
 
         Args:
             vision, audio: path, dtype and hub revision of each; path None: none.
             media, show_text, frames, audio_tokens, max_seconds, embedding_scale, feature_folder: as of the class.
+            standardise: give features that are given mean 0 and deviation 1.
 
         Raises:
-            ValueError: numbers that make no sense, or nothing to show.
+            ValueError: numbers that make no sense, nothing to show, or nothing to standardise or to keep.
         """
         if frames < 1 or audio_tokens < 1 or max_seconds <= 0 or not (show_text or vision[0] or audio[0]):
             raise ValueError(
                 "need frames >= 1, audio_tokens >= 1, max_seconds > 0, and show_text, vision or audio; got "
                 f"{frames}, {audio_tokens}, {max_seconds}, {show_text}, {vision[0]}, {audio[0]}"
             )
-        make_vision = make_audio = None
-        if vision[0] is not None:
+        make_vision: Callable[[], Vision | GivenFeatures] | None = None
+        make_audio: Callable[[], Audio | GivenFeatures] | None = None
+        given_features: dict[Modality, FeatureFolder] = {}
+        if is_given(vision[0]):
+            given_features["vision"] = folder = FeatureFolder.of_option("vision", vision, media)
+            make_vision = functools.partial(GivenFeatures, folder, frames, standardise)
+        elif vision[0] is not None:
             make_vision = functools.partial(Vision, vision[0], dtype=vision[1], revision=vision[2])
-        if audio[0] is not None:
+        if is_given(audio[0]):
+            given_features["audio"] = folder = FeatureFolder.of_option("audio", audio, media)
+            make_audio = functools.partial(GivenFeatures, folder, audio_tokens, standardise)
+        elif audio[0] is not None:
             make_audio = functools.partial(Audio, audio[0], dtype=audio[1], revision=audio[2])
+        refuse_idle_options(
+            given_features, standardise, feature_folder, encoded=sum(x[0] is not None for x in (vision, audio))
+        )
         return cls(
             make_vision,
             make_audio,
@@ -275,6 +298,7 @@ class ProjectedEncoders(nn.Module):
             embedding_scale,
             media,
             None if feature_folder is None else Path(feature_folder),
+            given_features,
         )
 
     def build(self, llm: LLM) -> None:
@@ -303,8 +327,8 @@ class ProjectedEncoders(nn.Module):
             if hasattr(self, name):
                 getattr(self, name).requires_grad_(False)
 
-    def backbones(self) -> dict[str, Vision | Audio]:
-        """Return the encoders by name."""
+    def backbones(self) -> dict[str, Vision | Audio | GivenFeatures]:
+        """Return the encoders, or the features in their place, by name."""
         return {name: getattr(self, name) for name in ("vision", "audio") if hasattr(self, name)}
 
     # ---- what is read
@@ -317,14 +341,20 @@ class ProjectedEncoders(nn.Module):
     def has_input(self, sample: Sample) -> bool:
         """Return whether a sample has words that are shown, or a clip that is encoded."""
         turn = sample.target
-        has_vision = turn.video is not None and self.make_vision is not None
-        has_audio = turn.audio is not None and self.make_audio is not None
+        has = {name: folder.has(sample.dialogue, turn) for name, folder in self.given_features.items()}
+        has_vision = has.get("vision", turn.video is not None) and self.make_vision is not None
+        has_audio = has.get("audio", turn.audio is not None) and self.make_audio is not None
         return bool(self.show_text and turn.text) or has_vision or has_audio
 
     def required_files(self) -> dict[str, str]:
         """Return which files are read, each with the option that does without."""
-        remedies = {"video": "set --model.vision null"} if self.make_vision is not None else {}
-        return remedies | ({"audio": "set --model.audio null"} if self.make_audio is not None else {})
+        makers = {"vision": ("video", self.make_vision), "audio": ("audio", self.make_audio)}
+        remedies = {
+            part: f"set --model.{name} null"
+            for name, (part, make) in makers.items()
+            if make is not None and name not in self.given_features
+        }
+        return remedies | {folder.part: folder.remedy() for folder in self.given_features.values()}
 
     def input_settings(self, precision: str) -> dict[str, Any]:
         """Return the arguments of `MultimodalCollator` beyond those of `PromptCollator`.
@@ -334,16 +364,19 @@ class ProjectedEncoders(nn.Module):
         """
         has_vision, has_audio = hasattr(self, "vision"), hasattr(self, "audio")
         self._open_files(precision)
+        positions: dict[Modality, int] = {"vision": self.frames * has_vision, "audio": self.audio_tokens * has_audio}
+        positions |= {name: folder.positions(positions[name]) for name, folder in self.given_features.items()}
         return {
             "media": self.media,
             "show_text": self.show_text,
             "frames": self.frames * has_vision,
-            "size": (self.vision.size or 224) if has_vision else 0,
-            "vision_tokens": self.frames * has_vision,
-            "audio_tokens": self.audio_tokens * has_audio,
+            "size": (self.vision.size or 224) if has_vision and "vision" not in self.given_features else 0,
+            "vision_tokens": positions["vision"],
+            "audio_tokens": positions["audio"],
             "max_seconds": self.max_seconds,
             "vision_files": self.vision_files,
             "audio_files": self.audio_files,
+            "given_features": self.given_features,
         }
 
     def _open_files(self, precision: str) -> None:
@@ -352,12 +385,12 @@ class ProjectedEncoders(nn.Module):
             return
         limits = [MEDIA_VERSION, self.media.max_seconds, self.media.max_pixels]
         shared = {"precision": precision, "media": limits}
-        if hasattr(self, "vision"):
-            of_frames = {"frames": self.frames, "of a frame": "cls" if self.vision.has_cls else "mean"}
-            self.vision_files = FeatureFiles(self.feature_folder, self.vision, {**shared, **of_frames})
-        if hasattr(self, "audio"):
+        if isinstance(vision := getattr(self, "vision", None), Vision):
+            of_frames = {"frames": self.frames, "of a frame": "cls" if vision.has_cls else "mean"}
+            self.vision_files = FeatureFiles(self.feature_folder, vision, {**shared, **of_frames})
+        if isinstance(audio := getattr(self, "audio", None), Audio):
             parts = {"means": self.audio_tokens, "seconds": self.max_seconds}
-            self.audio_files = FeatureFiles(self.feature_folder, self.audio, {**shared, **parts})
+            self.audio_files = FeatureFiles(self.feature_folder, audio, {**shared, **parts})
 
     def count_missing(self, batch: Mapping[str, Any], events: Counter[str]) -> None:
         """Add what a batch lacked to the events of a test."""
@@ -369,12 +402,15 @@ class ProjectedEncoders(nn.Module):
     # ---- features
     def encode_frames(self, batch: MultimodalBatch) -> Tensor:
         """Return (M, F, W) features of the M clips of a batch, one per frame; each clip is encoded once per run."""
+        if isinstance(self.vision, GivenFeatures):
+            return cast(Tensor, self.vision(batch["frame_features"]))
+        vision = self.vision
         known, new = known_and_new(batch["frame_features"], batch["frames_known"])
 
         def compute(part: list[int]) -> Tensor:
             pixels = cast(Tensor, batch["frames"])[[new[i] for i in part]]
-            hidden = self.vision.hidden(pixels.flatten(0, 1).clone(), normed=True).float()
-            features = hidden[:, 0] if self.vision.has_cls else hidden.mean(1)
+            hidden = vision.hidden(pixels.flatten(0, 1).clone(), normed=True).float()
+            features = hidden[:, 0] if vision.has_cls else hidden.mean(1)
             features = torch.unflatten(features, 0, (len(part), -1))
             if self.vision_files is not None:
                 self.vision_files.write_all(part, batch["frame_keys"], batch["frame_facts"], features)
@@ -384,13 +420,16 @@ class ProjectedEncoders(nn.Module):
 
     def encode_waves(self, batch: MultimodalBatch) -> Tensor:
         """Return (K, audio_tokens, W) features of the K sounds of a batch; each is encoded once per run."""
+        if isinstance(self.audio, GivenFeatures):
+            return cast(Tensor, self.audio(batch["wave_features"]))
+        audio = self.audio
         known, new = known_and_new(batch["wave_features"], batch["waves_known"])
 
         def compute(part: list[int]) -> Tensor:
             rows = [new[i] for i in part]
             lengths = cast(Tensor, batch["wave_lengths"])[rows].clone()
             waves = cast(Tensor, batch["waves"])[rows][:, : int(lengths.max())].clone()
-            features = self.audio.pooled(waves, lengths, self.audio_tokens).float()
+            features = audio.pooled(waves, lengths, self.audio_tokens).float()
             if self.audio_files is not None:
                 self.audio_files.write_all(part, batch["wave_keys"], batch["wave_facts"], features)
             return features

@@ -21,6 +21,7 @@ from zoo.schema import CorpusView, LazySamples, Problem, Sample, Split
 from zoo.storage import write_whole
 from zoo.training.batch import Batch
 from zoo.training.checkpointing import CheckpointedModule
+from zoo.training.given_features import FeatureFolder
 
 NAMED = 3  # files and samples that a line in the terminal names
 NAMED_IN_ERRORS = 20
@@ -83,8 +84,8 @@ class Problems:
         """Return the message of a run that ends because more samples were lost than may be."""
         examples = self._examples(split, NAMED_IN_ERRORS, LOST)
         return (
-            f"{len(self.lost[split])} of {samples} {split} samples have no clip or picture that can be read, more than "
-            f"the {100 * share:g} % of --data.max_unreadable: {examples}. Put the files "
+            f"{len(self.lost[split])} of {samples} {split} samples have no clip, picture or features that can be read, "
+            f"more than the {100 * share:g} % of --data.max_unreadable: {examples}. Put the files "
             "where the corpus' reader looks (`zoo prepare media --root DIR` lists what is wrong with each), or raise "
             "--data.max_unreadable"
         )
@@ -108,13 +109,23 @@ class ReadingModule(CheckpointedModule):
     def required_files(self, stage: str) -> Mapping[str, str]:
         """Return which files of an utterance are read (``video``, ``audio``), each with the option that does without.
 
+        Features that are given instead are a ``part`` of their own, with what to do where there are none.
+
         A split in which no sample has such a file is refused before any work: its scores would be those of an empty
         input.
         """
         return {}
 
+    @property
+    def feature_folders(self) -> Mapping[str, FeatureFolder]:
+        """The folders of features that are given in place of clips, by modality: ``vision``, ``audio``."""
+        return {}
+
     def has_file(self, sample: Sample, part: str) -> bool:
-        """Return whether a sample has a file that is read as its ``video`` or ``audio``."""
+        """Return whether a sample has a file that is read as its ``video`` or ``audio``, or given features of it."""
+        for folder in self.feature_folders.values():
+            if folder.part == part:
+                return folder.has(sample.dialogue, sample.target)
         return getattr(sample.target, part) is not None
 
     def lacks_file(self, sample: Sample, part: str) -> bool:

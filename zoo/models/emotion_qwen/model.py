@@ -60,6 +60,7 @@ from zoo.training.batch import SampleBatch
 from zoo.training.checkpointing import Backbone
 from zoo.training.evaluation import ordered_parts
 from zoo.training.feature_cache import FeatureCache
+from zoo.training.given_features import is_given
 from zoo.training.language_model import score_labels
 from zoo.training.sft import SupervisedFineTuning
 
@@ -167,6 +168,12 @@ class EmotionQwen(SupervisedFineTuning):
             raise ValueError(f"force_gate {force_gate} chooses an expert of the hybrid projector; {projector} has none")
         if match_hybrid and projector != "mlp":
             raise ValueError(f"match_hybrid widens the mlp projector; got projector {projector}")
+        if is_given(vision):
+            raise ValueError(
+                f"--model.vision {vision}: Emotion-Qwen's compressor joins squares of neighbouring patches of a "
+                "tower's grid, which features in files have none of; give a vision tower, or take MERIT or FARCER for "
+                "these features"
+            )
         self.make_vision = functools.partial(
             PatchVision,
             vision,

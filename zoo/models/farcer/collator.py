@@ -17,6 +17,7 @@ from zoo.prompts import CONTROL, PromptTemplate, escape, label_words
 from zoo.schema import Labels, Problem, Sample, Turn
 from zoo.training.batch import SampleBatch
 from zoo.training.feature_files import FeatureFiles, ReadClip, read_clip, stacked_features
+from zoo.training.given_features import FeatureFolder
 from zoo.training.prompting import answer_ids, chat_text
 
 # Two marks of a template. In a corpus' own texts both are written apart (`escape`), so that no corpus can say them.
@@ -223,6 +224,7 @@ class PictureReader:
             speaker in another dialogue.
         pool: (dialogue, turn) of the training split, from which the controls take their faces.
         files: features on disk; a picture that is found there is not decoded.
+        given_features: features that stand for pictures: a vector, or the mean of a sequence.
     """
 
     media: Media
@@ -230,33 +232,48 @@ class PictureReader:
     faces: Faces = "own"
     pool: Sequence[tuple[str, Turn]] = ()
     files: FeatureFiles | None = None
+    given_features: FeatureFolder | None = None
 
-    def choose(self, turn: Turn, dialogue: str) -> Turn | None:
-        """Return the turn whose picture is shown for a turn; None if it has none of its own."""
-        if turn.video is None:
+    def has(self, dialogue: str, turn: Turn) -> bool:
+        """Return whether a turn has a picture of its own, or features of one."""
+        return turn.video is not None if self.given_features is None else self.given_features.has(dialogue, turn)
+
+    def choose(self, turn: Turn, dialogue: str) -> tuple[str, Turn] | None:
+        """Return dialogue and turn whose picture is shown for a turn; None if it has none of its own."""
+        if not self.has(dialogue, turn):
             return None
         if self.faces == "constant":
-            return self.pool[0][1]
+            return self.pool[0]
         if self.faces == "another":
             start = zlib.crc32(f"{dialogue}/{turn.id}".encode())
             ring = (self.pool[(start + i) % len(self.pool)] for i in range(len(self.pool)))
-            return next(other for name, other in ring if name != dialogue and other.speaker != turn.speaker)
-        return turn
+            return next((name, x) for name, x in ring if name != dialogue and x.speaker != turn.speaker)
+        return dialogue, turn
 
-    @staticmethod
-    def key(turn: Turn) -> str:
+    def key(self, dialogue: str, turn: Turn) -> str:
         """Return what identifies the picture of a turn."""
+        if self.given_features is not None:
+            return f"{dialogue}|{turn.id}"
         return f"{turn.video}|{turn.frame_at}|{turn.crop}"
 
     def decode(self, turn: Turn) -> np.ndarray:
         """Return the picture, uint8 (3, S, S). Unreadable if the file gives none."""
         return utterance_frames(self.media, turn, 1, side=(self.size, self.size), rows=KEPT_ROWS)[0]
 
-    def read(self, turn: Turn, problems: list[Problem]) -> ReadClip | None:
-        """Return the picture, or its features; None if the file gives none (`Media` notes why)."""
+    def read(self, dialogue: str, turn: Turn, problems: list[Problem]) -> ReadClip | None:
+        """Return the picture, or its features; None if the file gives none (`Media` or ``problems`` say why)."""
+        if self.given_features is not None:
+            return self.given_features.read(dialogue, turn, 1, problems)
         if turn.video is None:
             return None
         return read_clip(self.media, turn, turn.video, lambda: (self.decode(turn), False), self.files, problems)
+
+
+def _of_samples(problems: Sequence[Problem], samples: Sequence[Sample]) -> list[Problem]:
+    """Return problems with the samples of a batch that they concern; an earlier turn without features is none."""
+    ids = {sample.id for sample in samples}
+    of_batch: list[Problem] = [{**row, "samples": [x for x in row["samples"] if x in ids]} for row in problems]
+    return [row for row in of_batch if row["samples"] or row["problem"] != "missing"]
 
 
 def image_batch(clips: Sequence[ReadClip]) -> dict[str, Any]:
@@ -342,7 +359,7 @@ class FarcerCollator:
             "mask": mask,
             "image_at": image_at,
             "image": torch.tensor(image, dtype=torch.int64),
-            "problems": problems,
+            "problems": _of_samples(problems, samples),
             **image_batch(readable),
             "missing": sum(prompt.missing for prompt in prompts),
             "without_picture": sum(not prompt.images for prompt in prompts),
@@ -428,9 +445,9 @@ class FarcerCollator:
         chosen = None if self.pictures is None else self.pictures.choose(turn, dialogue)
         if self.pictures is None or chosen is None:
             return None
-        key = self.pictures.key(chosen)
+        key = self.pictures.key(*chosen)
         if key not in frames:
-            frames[key] = self.pictures.read(chosen, problems)
+            frames[key] = self.pictures.read(*chosen, problems)
         return None if frames[key] is None else key
 
     def _answers(self, samples: Sequence[Sample]) -> dict[str, Tensor]:

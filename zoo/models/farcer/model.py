@@ -30,7 +30,7 @@ Differs from the paper (P) and its published code (C):
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, cast
 
@@ -53,6 +53,7 @@ from zoo.training.checkpointing import Backbone
 from zoo.training.evaluation import ordered_parts
 from zoo.training.feature_cache import CLIPS_AT_ONCE, FeatureCache
 from zoo.training.feature_files import FeatureFiles, known_and_new
+from zoo.training.given_features import FeatureFolder, GivenFeatures, is_given, refuse_idle_options
 from zoo.training.language_model import LanguageModelModule, score_labels
 
 PROMPTS = 10  # few-shot prompts that training draws from (Sec. III-C)
@@ -63,8 +64,9 @@ class FARCER(LanguageModelModule):
     """Faces as tokens in a frozen LLM.
 
     Args:
-        vision: folder, published name or hub id of the image encoder; P: trpakov/vit-face-expression. Not needed with
-            ``faces: none``.
+        vision: folder, published name or hub id of the image encoder; P: trpakov/vit-face-expression; or
+            ``features:FOLDER`` of given features (see `zoo.training.given_features`), a vector each or the mean of a
+            sequence. Not needed with ``faces: none``.
         vision_dtype: dtype of its weights; C: float32, and bfloat16 of the language model.
         vision_revision: hub revision to pin.
         layers: linear layers of the projection; P: 1 or 3.
@@ -174,14 +176,23 @@ class FARCER(LanguageModelModule):
                 f"faces: {faces} needs an image encoder: give its folder with --model.vision, or set "
                 "--model.faces none for a text-only model"
             )
-        path = cast(str, vision)  # needed only where faces are shown
-        self.make_vision = functools.partial(Vision, path, dtype=vision_dtype, revision=vision_revision)
         self.layers, self.dropout = layers, dropout
         self.vision_tokens, self.standardise, self.embedding_scale = vision_tokens, standardise, embedding_scale
         self.faces, self.image_placement, self.past_labels = faces, image_placement, past_labels
         self.train_shots, self.shots, self.shots_from, self.shot_window = train_shots, shots, shots_from, shot_window
         self.teacher_forcing, self.label_weights, self.decode = teacher_forcing, label_weights, decode
         self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
+        self.given_features: FeatureFolder | None = None
+        self.make_vision: Callable[[], Vision | GivenFeatures]
+        if is_given(vision) and faces != "none":
+            if vision_tokens == "all":
+                raise ValueError("features in files stand for whole pictures: set --model.vision_tokens cls")
+            self.given_features = FeatureFolder.of_option("vision", (vision, vision_dtype, vision_revision), self.media)
+            refuse_idle_options(["vision"], False, feature_folder, encoded=1)
+            self.make_vision = functools.partial(GivenFeatures, self.given_features, 1)
+        else:
+            path = cast(str, vision)  # needed only where faces are shown
+            self.make_vision = functools.partial(Vision, path, dtype=vision_dtype, revision=vision_revision)
         self.image_features = FeatureCache()
         self.feature_folder = None if feature_folder is None else Path(feature_folder)
         self.feature_files: FeatureFiles | None = None
@@ -199,7 +210,7 @@ class FARCER(LanguageModelModule):
         if self.embedding_scale is not None and not embeddings.weight.is_meta:  # else sizes alone are wanted
             self.embedding_deviation = float(embeddings.weight.std())
         self.vision = self.make_vision().freeze()
-        if self.vision_tokens == "cls" and not self.vision.has_cls:
+        if isinstance(self.vision, Vision) and self.vision_tokens == "cls" and not self.vision.has_cls:
             raise ValueError(f"{self.vision.path} has no CLS token; set --model.vision_tokens all")
         self.mp = make_projection(self.vision.width, self.llm.width, self.layers, self.dropout)
         if self.standardise:
@@ -244,7 +255,9 @@ class FARCER(LanguageModelModule):
             tokenizer=self.llm.tokenizer,
             template=self.template,
             pictures=self.faces != "none",
-            tokens_per_picture=self.vision.tokens if self.faces != "none" and self.vision_tokens == "all" else 1,
+            tokens_per_picture=cast(Vision, self.vision).tokens
+            if self.faces != "none" and self.vision_tokens == "all"
+            else 1,
             window=self.window,
             past_labels=self.past_labels,
             block=self.image_placement == "block",
@@ -261,15 +274,18 @@ class FARCER(LanguageModelModule):
             return None
         pool = []
         if self.faces != "own":
-            pool = [(s.dialogue, s.target) for s in self.data.samples("train") if s.target.video]
+            pool = [(s.dialogue, s.target) for s in self.data.samples("train") if self.has_picture(s)]
             if len({t.speaker for _, t in pool}) < 2:
                 raise ValueError(
                     f"faces: {self.faces} takes its faces from the training split, which shows fewer than two speakers"
                 )
+        if self.given_features is not None:
+            return PictureReader(self.media, 0, self.faces, pool, given_features=self.given_features)
+        vision = cast(Vision, self.vision)
         if self.feature_folder is not None:
             self.feature_files = FeatureFiles(
                 self.feature_folder,
-                self.vision,
+                vision,
                 {
                     "precision": str(self.trainer.precision),
                     "media": [MEDIA_VERSION, self.media.max_seconds, self.media.max_pixels],
@@ -278,7 +294,16 @@ class FARCER(LanguageModelModule):
                     "tokens": self.vision_tokens,
                 },
             )
-        return PictureReader(self.media, cast(int, self.vision.size), self.faces, pool, self.feature_files)
+        return PictureReader(self.media, cast(int, vision.size), self.faces, pool, self.feature_files)
+
+    def has_picture(self, sample: Sample) -> bool:
+        """Return whether a sample has a clip or picture, or features of one."""
+        target = sample.target
+        return (
+            target.video is not None
+            if self.given_features is None
+            else self.given_features.has(sample.dialogue, target)
+        )
 
     def collator(self, training: bool) -> FarcerCollator:  # type: ignore[override]  # its prompts have another form
         """Return what writes samples as prompts with images, in training with their answers."""
@@ -299,7 +324,14 @@ class FARCER(LanguageModelModule):
 
     def required_files(self, stage: str) -> Mapping[str, str]:
         """Return that clips are read, if faces are shown."""
+        if self.given_features is not None:
+            return {self.given_features.part: self.given_features.remedy()}
         return {} if self.faces == "none" else {"video": "set --model.faces none for a text-only model"}
+
+    @property
+    def feature_folders(self) -> Mapping[str, FeatureFolder]:
+        """The folder of features that are given in place of pictures."""
+        return {} if self.given_features is None else {"vision": self.given_features}
 
     def has_input(self, sample: Sample) -> bool:
         """Return whether a prompt says anything about its sample."""
@@ -323,7 +355,8 @@ class FARCER(LanguageModelModule):
         known, new = known_and_new(batch["frame_features"], batch["frames_known"])
 
         def compute(part: list[int]) -> Tensor:
-            hidden = self.vision.hidden(batch["frames"][[new[i] for i in part]].clone(), normed=False).float()
+            pixels = batch["frames"][[new[i] for i in part]].clone()
+            hidden = cast(Vision, self.vision).hidden(pixels, normed=False).float()
             features = hidden[:, :1] if self.vision_tokens == "cls" else hidden
             if self.feature_files is not None:
                 self.feature_files.write_all(part, batch["keys"], batch["frame_facts"], features)
@@ -349,7 +382,7 @@ class FARCER(LanguageModelModule):
         if reader is None:
             raise RuntimeError("faces: none has no pictures to measure")
         pictured = [picture for dialogue, turn in turns if (picture := reader.choose(turn, dialogue)) is not None]
-        clips = {reader.key(t): clip for t in pictured if (clip := reader.read(t, [])) is not None}
+        clips = {reader.key(*x): clip for x in pictured if (clip := reader.read(*x, [])) is not None}
         if not clips:
             raise ValueError("no picture of the training split could be read; `zoo prepare media --root DIR` lists why")
         items = list(clips.values())

@@ -73,8 +73,8 @@ class Merit(SupervisedFineTuning):
     """Supervised start: LoRA and the projections are trained to name the emotion (Sec. 3.3).
 
     Args:
-        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`); None: the
-            system sees nothing.
+        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`), or
+            ``features:FOLDER`` of given ones (see `zoo.training.given_features`); None: the system sees nothing.
         audio: the same of the HuBERT (see `zoo.backbones.Audio`); None: it hears nothing.
         vision_dtype, audio_dtype: dtypes of their weights.
         vision_revision, audio_revision: hub revisions to pin.
@@ -88,6 +88,8 @@ class Merit(SupervisedFineTuning):
         timeout: seconds one clip may take to decode.
         max_clip_seconds: a longer clip or film is not read, and counted.
         feature_folder: keep the encoders' features here, each clip's once for all runs; None: of this run, in memory.
+        standardise: give features of a ``features:FOLDER`` mean 0 and deviation 1 in every dimension, measured on 512
+            training utterances before the first step and stored with the weights (ours).
         distance: W from ``plutchik``'s wheel, or from embeddings of the label words in the language model (``lm``) or a
             ``sentence`` encoder (`zoo.backbones.sentence`).
         neutral_distance: of neutral, the wheel's centre, to all other labels.
@@ -123,6 +125,7 @@ class Merit(SupervisedFineTuning):
         timeout: float = 30.0,
         max_clip_seconds: float = MAX_SECONDS,
         feature_folder: Path | None = None,
+        standardise: bool = False,
         distance: Distance = "plutchik",
         neutral_distance: float = 0.5,
         angles: dict[str, float | None] | None = None,
@@ -137,18 +140,11 @@ class Merit(SupervisedFineTuning):
             raise ValueError(f"decode {decode} takes prompts of words only; decode by score, greedy or vote")
         super().__init__(lora=lora, decode="score", max_new_tokens=max_new_tokens, **kwargs)
         self.decode = decode
+        media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
+        vision_option, audio_option = (vision, vision_dtype, vision_revision), (audio, audio_dtype, audio_revision)
+        numbers = show_text, frames, audio_tokens, max_seconds, embedding_scale
         self.own_encoders(
-            ProjectedEncoders.of_paths(
-                vision=(vision, vision_dtype, vision_revision),
-                audio=(audio, audio_dtype, audio_revision),
-                media=Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds),
-                show_text=show_text,
-                frames=frames,
-                audio_tokens=audio_tokens,
-                max_seconds=max_seconds,
-                embedding_scale=embedding_scale,
-                feature_folder=feature_folder,
-            )
+            ProjectedEncoders.of_paths(vision_option, audio_option, media, *numbers, feature_folder, standardise)
         )
         self.distances = LabelDistances(distance, neutral_distance, angles)
         self.voted_answers = VotedAnswers(votes, vote_temperature)
@@ -176,8 +172,8 @@ class MeritRLVR(GRPOModule):
     which rewards they get. The options of input and votes are those of `Merit`.
 
     Args:
-        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`); None: the
-            system sees nothing.
+        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`), or
+            ``features:FOLDER`` of given ones (see `zoo.training.given_features`); None: the system sees nothing.
         audio: the same of the HuBERT (see `zoo.backbones.Audio`); None: it hears nothing.
         vision_dtype, audio_dtype: dtypes of their weights.
         vision_revision, audio_revision: hub revisions to pin.
@@ -191,6 +187,8 @@ class MeritRLVR(GRPOModule):
         timeout: seconds one clip may take to decode.
         max_clip_seconds: a longer clip or film is not read, and counted.
         feature_folder: keep the encoders' features here, each clip's once for all runs; None: of this run, in memory.
+        standardise: give features of a ``features:FOLDER`` mean 0 and deviation 1 in every dimension, measured on 512
+            training utterances before the first step and stored with the weights (ours).
         distance: W from ``plutchik``'s wheel, or from embeddings of the label words in the language model (``lm``) or a
             ``sentence`` encoder (`zoo.backbones.sentence`).
         neutral_distance: of neutral, the wheel's centre, to all other labels.
@@ -229,6 +227,7 @@ class MeritRLVR(GRPOModule):
         timeout: float = 30.0,
         max_clip_seconds: float = MAX_SECONDS,
         feature_folder: Path | None = None,
+        standardise: bool = False,
         distance: Distance = "plutchik",
         neutral_distance: float = 0.5,
         angles: dict[str, float | None] | None = None,
@@ -244,18 +243,11 @@ class MeritRLVR(GRPOModule):
         super().__init__(
             lora=lora, num_generations=num_generations, max_new_tokens=max_new_tokens, objective=objective, **kwargs
         )
+        media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
+        vision_option, audio_option = (vision, vision_dtype, vision_revision), (audio, audio_dtype, audio_revision)
+        numbers = show_text, frames, audio_tokens, max_seconds, embedding_scale
         self.own_encoders(
-            ProjectedEncoders.of_paths(
-                vision=(vision, vision_dtype, vision_revision),
-                audio=(audio, audio_dtype, audio_revision),
-                media=Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds),
-                show_text=show_text,
-                frames=frames,
-                audio_tokens=audio_tokens,
-                max_seconds=max_seconds,
-                embedding_scale=embedding_scale,
-                feature_folder=feature_folder,
-            )
+            ProjectedEncoders.of_paths(vision_option, audio_option, media, *numbers, feature_folder, standardise)
         )
         self.distances = LabelDistances(distance, neutral_distance, angles)
         self.voted_answers = VotedAnswers(votes, vote_temperature)

@@ -2,7 +2,8 @@
 
 Not a paper: the baselines that show how far a face or a voice goes without words, and the way the zoo's own small
 encoders are made. The encoder is whatever `Vision` or `Audio` reads; a head that comes with it is used, by name of its
-classes, so a published expression classifier can be tested as it is (``--zero_shot``).
+classes, so a published expression classifier can be tested as it is (``--zero_shot``). Features that somebody else has
+computed (``features:FOLDER``, `zoo.training.given_features`) take the encoder's place under a new head.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -24,11 +25,13 @@ from zoo.backbones import Audio, Vision
 from zoo.backbones.llm import Dtype
 from zoo.media import MAX_SECONDS, Media, Unreadable
 from zoo.media.clips import RATE, middle_of_sound, utterance_frames, utterance_sound
+from zoo.models.unimodal.features import FeatureCollator
 from zoo.prompts import label_words
 from zoo.schema import Labels, Prediction, Sample
 from zoo.training.batch import SampleBatch
 from zoo.training.checkpointing import Backbone
 from zoo.training.evaluation import score_predictions
+from zoo.training.given_features import FeatureFolder, GivenFeatures, Modality, is_given, refuse_idle_options
 from zoo.training.module import EmotionModule
 from zoo.training.multimodal import pad_waves
 from zoo.training.optimization import class_weights
@@ -51,6 +54,8 @@ class Unimodal(EmotionModule):
         cache: folder of decoded clips (see `zoo.media.Media`); None decodes at every visit.
         timeout: seconds one clip may take to decode.
         max_clip_seconds: a longer clip or film is not read, and counted.
+        standardise: give features of a ``features:FOLDER`` mean 0 and deviation 1 in every dimension, measured on 512
+            training utterances before the first step and stored with the weights.
     """
 
     def __init__(
@@ -63,9 +68,12 @@ class Unimodal(EmotionModule):
         cache: Path | None = None,
         timeout: float = 30.0,
         max_clip_seconds: float = MAX_SECONDS,
+        standardise: bool = False,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.standardise = standardise
+        self.given_features: FeatureFolder | None = None
         self.verbalizer, self.new_head, self.dropout = verbalizer, new_head, dropout
         self.class_weight, self.label_smoothing = class_weight, label_smoothing
         self.media = Media(Path(cache) if cache else None, timeout=timeout, max_seconds=max_clip_seconds)
@@ -80,8 +88,8 @@ class Unimodal(EmotionModule):
     # ---- what the two modalities fill in
     @property
     @abstractmethod
-    def encoder(self) -> Vision | Audio:
-        """The encoder, once built."""
+    def encoder(self) -> Vision | Audio | GivenFeatures:
+        """The encoder, or the features in its place, once built."""
 
     @abstractmethod
     def pooled(self, batch: dict[str, Any]) -> Tensor:
@@ -97,8 +105,33 @@ class Unimodal(EmotionModule):
         return (f"no readable {self.modality}",)
 
     def required_files(self, stage: str) -> Mapping[str, str]:
-        """Return the file of the modality."""
+        """Return the file of the modality, or the features of it that are given."""
+        if self.given_features is not None:
+            return {self.given_features.part: self.given_features.remedy()}
         return {"video" if self.modality == "face" else "audio": ""}
+
+    @property
+    def feature_folders(self) -> Mapping[str, FeatureFolder]:
+        """The folder of features that are given in place of clips."""
+        return {} if self.given_features is None else {self.modality: self.given_features}
+
+    def give_features(self, modality: Modality, path: str, dtype: Dtype, revision: str | None, idle: str) -> None:
+        """Take a folder of features in place of an encoder, if that is what the option names.
+
+        Args:
+            modality: that of the option.
+            path, dtype, revision: of the option.
+            idle: names of options that were given and would do nothing to features.
+
+        Raises:
+            ValueError: options that would do nothing.
+        """
+        if is_given(path):
+            if idle or self.new_head is None:
+                need = f"leave out {idle}" if idle else "put a head on them: --model.new_head '[neutral, ...]'"
+                raise ValueError(f"--model.{modality} {path} gives features, not clips, and no classes; {need}")
+            self.given_features = FeatureFolder.of_option(modality, (path, dtype, revision), self.media)
+        refuse_idle_options([modality] * is_given(path), self.standardise, None, encoded=1)
 
     def setup(self, stage: str) -> None:
         super().setup(stage)
@@ -175,7 +208,8 @@ class FaceClassifier(Unimodal):
     """Face alone.
 
     Args:
-        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`).
+        vision: folder, published name, hub id or file of the image encoder (see `zoo.backbones.Vision`), or
+            ``features:FOLDER``, of which a sequence counts as its mean.
         dtype: dtype of its weights.
         revision: hub revision to pin.
         frames: frames per clip, evenly spaced over its middle part; training sees one of them, drawn anew at each
@@ -209,23 +243,28 @@ class FaceClassifier(Unimodal):
                 "need frames >= 1, 0 < middle <= 1, shift >= 0 and 0 <= light < 1; got "
                 f"{frames}, {middle}, {shift}, {light}"
             )
+        options = {"shift": shift, "light": light, "flip": flip}
+        self.give_features("vision", vision, dtype, revision, ", ".join(k for k, value in options.items() if value))
         self.make_vision = functools.partial(Vision, vision, dtype=dtype, revision=revision)
         self.frames, self.middle, self.size = frames, middle, size
         self.shift, self.light, self.flip = shift, light, flip
 
     @property
-    def encoder(self) -> Vision:
+    def encoder(self) -> Vision | GivenFeatures:
         return self.vision
 
     def build(self) -> None:
-        self.vision = self.make_vision()
+        features = None if self.given_features is None else GivenFeatures(self.given_features, 1, self.standardise)
+        self.vision: Vision | GivenFeatures = features or self.make_vision()
         self.add_head()
 
     def backbones(self) -> Mapping[str, Backbone]:
         """Return the image encoder."""
         return {"vision": self.vision}
 
-    def collator(self, training: bool) -> FaceCollator:
+    def collator(self, training: bool) -> FaceCollator | FeatureCollator:
+        if self.given_features is not None:
+            return FeatureCollator(self.given_features)
         look = (self.frames, self.middle, self.size)
         return FaceCollator(self.media, *look, training, self.shift, self.light, self.flip)
 
@@ -234,21 +273,26 @@ class FaceClassifier(Unimodal):
         return per_frame(frames.flatten(0, 1)).unflatten(0, frames.shape[:2])
 
     def pooled(self, batch: dict[str, Any]) -> Tensor:
+        vision = self.vision
+        if isinstance(vision, GivenFeatures):
+            return cast(Tensor, vision(batch["features"]))
+
         def one(frames: Tensor) -> Tensor:
-            hidden = self.vision.hidden(frames, normed=True)
-            return hidden[:, 0] if self.vision.has_cls else hidden.mean(1)
+            hidden = vision.hidden(frames, normed=True)
+            return hidden[:, 0] if vision.has_cls else hidden.mean(1)
 
         return self._frames(batch, one).mean(1)
 
     def own_logits(self, batch: dict[str, Any]) -> Tensor:
-        return torch.log_softmax(self._frames(batch, self.vision.logits).float(), -1).mean(1)
+        return torch.log_softmax(self._frames(batch, cast(Vision, self.vision).logits).float(), -1).mean(1)
 
 
 class VoiceClassifier(Unimodal):
     """Voice alone.
 
     Args:
-        audio: folder, published name, hub id or file of HuBERT weights (see `zoo.backbones.Audio`).
+        audio: folder, published name, hub id or file of HuBERT weights (see `zoo.backbones.Audio`), or
+            ``features:FOLDER``, of which a sequence counts as its mean.
         dtype: dtype of its weights.
         revision: hub revision to pin.
         max_seconds: a longer waveform is cut to its middle part, counted.
@@ -275,12 +319,14 @@ class VoiceClassifier(Unimodal):
             raise ValueError(
                 f"need max_seconds > 0, gain >= 0 and acoustic_loss >= 0, got {max_seconds}, {gain}, {acoustic_loss}"
             )
+        options = {"gain": gain, "acoustic_loss": acoustic_loss}
+        self.give_features("audio", audio, dtype, revision, ", ".join(k for k, value in options.items() if value))
         self.make_audio = functools.partial(Audio, audio, dtype=dtype, revision=revision)
         self.max_seconds, self.gain, self.acoustic_loss = max_seconds, gain, acoustic_loss
         self.spectrum: nn.Linear | None = None
 
     @property
-    def encoder(self) -> Audio:
+    def encoder(self) -> Audio | GivenFeatures:
         return self.audio
 
     def backbones(self) -> Mapping[str, Backbone]:
@@ -288,34 +334,41 @@ class VoiceClassifier(Unimodal):
         return {"audio": self.audio}
 
     def build(self) -> None:
-        self.audio = self.make_audio()
+        features = None if self.given_features is None else GivenFeatures(self.given_features, 1, self.standardise)
+        self.audio: Audio | GivenFeatures = features or self.make_audio()
         self.add_head()
         if self.acoustic_loss:
             self.spectrum = nn.Linear(self.audio.width, MELS)
 
-    def collator(self, training: bool) -> VoiceCollator:
+    def collator(self, training: bool) -> VoiceCollator | FeatureCollator:
+        if self.given_features is not None:
+            return FeatureCollator(self.given_features)
         return VoiceCollator(self.media, self.max_seconds, training, self.gain)
 
     def _hidden(self, batch: dict[str, Any]) -> tuple[Tensor, Tensor]:
         """Return the encoder's frames, computed once per batch: both tasks read them."""
         if "hidden" not in batch:
-            batch["hidden"] = self.audio.hidden(batch["waves"], batch["lengths"])
+            batch["hidden"] = cast(Audio, self.audio).hidden(batch["waves"], batch["lengths"])
         return batch["hidden"]
 
     def pooled(self, batch: dict[str, Any]) -> Tensor:
+        if isinstance(self.audio, GivenFeatures):
+            return cast(Tensor, self.audio(batch["features"]))
         hidden, frames = self._hidden(batch)  # zero after the end
         return hidden.sum(1) / frames[:, None].to(hidden.dtype)
 
     def own_logits(self, batch: dict[str, Any]) -> Tensor:
-        if self.spectrum is None or self.audio.layer_weights is not None:
-            return self.audio.logits(batch["waves"], batch["lengths"])
-        return self.audio.classify(*self._hidden(batch))
+        audio = cast(Audio, self.audio)
+        if self.spectrum is None or audio.layer_weights is not None:
+            return audio.logits(batch["waves"], batch["lengths"])
+        return audio.classify(*self._hidden(batch))
 
     def extra_loss(self, batch: dict[str, Any]) -> Tensor | float:
         if self.spectrum is None:
             return 0.0
+        audio = cast(Audio, self.audio)
         hidden, frames = self._hidden(batch)
-        target = log_mel(batch["waves"], self.audio.stride, self.audio.shortest)  # (B, T', MELS)
+        target = log_mel(batch["waves"], audio.stride, audio.shortest)  # (B, T', MELS)
         t = min(hidden.shape[1], target.shape[1])
         used = (torch.arange(t, device=hidden.device) < frames[:, None]) & batch["present"][:, None]
         error = (self.spectrum(hidden[:, :t].float()) - target[:, :t])[used]
