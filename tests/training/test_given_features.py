@@ -359,7 +359,7 @@ BAD = {
     "NaN": (lambda p: put(p, [1.0, np.nan]), "NaN or infinity"),
     "infinity": (lambda p: put(p, [1.0, np.inf]), "NaN or infinity"),
     "too large for float32": (lambda p: put(p, [1e300]), "NaN or infinity"),
-    "objects": (lambda p: put(p, np.array([Evil()], object), allow_pickle=True), "cannot be read as .npy .*[Oo]bject"),
+    "objects": (lambda p: put(p, np.array([Evil()], object)), "cannot be read as .npy .*[Oo]bject"),
     "a pickle": (lambda p: p.write_bytes(pickle.dumps(Evil())), "cannot be read as .npy"),
     "no bytes": (lambda p: p.write_bytes(b""), "cannot be read as .npy"),
     "an archive": (lambda p: np.savez(p.open("wb"), features=np.ones(3)), "cannot be read as .npy"),
