@@ -112,10 +112,12 @@ def test_what_nobody_waits_for_is_left_after_an_utterance(answers):
 
 def test_subtitles_alone_are_the_words(answers, tmp_path):
     (tmp_path / "film.srt").write_text(
+        "00:00:05,000 --> 00:00:04,000\nNo.\n\n"
         "00:00:01,000 --> 00:00:02,000\nI miss her.\n\n00:00:03,000 --> 00:00:04,000\nOh!\n"
     )
     answer = answers(Question(("parts",), subtitles=tmp_path / "film.srt"))
     assert [(u["start"], u["text"]) for u in answer["utterances"]] == [(1.0, "I miss her."), (3.0, "Oh!")]
+    assert answer["left_out"] == ["line 1: '00:00:05,000 --> 00:00:04,000' does not end after it begins"]
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ from zoo.data.table_rows import clean_utf8, clip_turn
 from zoo.label.output import answer_row
 from zoo.label.parts import PARTS, PartsLabeler
 from zoo.label.requests import Request, read_samples, sample_of
+from zoo.label.subtitles import read_subtitles
 from zoo.label.system import System, silence_lightning
 from zoo.label.used_inputs import UsedInputs
 from zoo.label.utterances import read_utterances
@@ -100,7 +101,8 @@ class Answers:
 
         Returns:
             ready for JSON: ``utterances`` (id, start, end, speaker, text), and for each system ``name`` and ``rows``,
-            one for each utterance, of `zoo label`'s form, those of the parts with ``description``; or ``error``.
+            one for each utterance, of `zoo label`'s form, those of the parts with ``description``; and ``left_out``,
+            what of the subtitles could not be read.
 
         Raises:
             Rejected: naming what is wrong with the question, or with a system; or nobody waits any more.
@@ -128,7 +130,8 @@ class Answers:
                 except (ValueError, OSError) as error:  # what is missing, in words for users: weights, a folder
                     raise Rejected(f"{name}: {error}") from None
                 systems.append({"name": name, "rows": rows})
-            return {"utterances": utterances, "systems": systems}
+            left_out = [] if question.subtitles is None else list(read_subtitles(question.subtitles).problems)
+            return {"utterances": utterances, "systems": systems, "left_out": left_out}
 
     # ---- the samples
     def _labels(self, name: str) -> Labels:

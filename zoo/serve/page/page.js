@@ -112,7 +112,8 @@ async function ask(event) {
     state.asked = asked;
     state.chosen = 0;
     showAnswer();
-    say(`Answered in ${((performance.now() - started) / 1000).toFixed(1)} s.`);
+    const out = answer.left_out.length ? ` Left out of the subtitles: ${answer.left_out.join("; ")}.` : "";
+    say(`Answered in ${((performance.now() - started) / 1000).toFixed(1)} s.${out}`);
     $("answer").focus({ preventScroll: false });
   } catch (error) {
     say(error.name === "AbortError" ? "Cancelled." : error.message, error.name !== "AbortError");
