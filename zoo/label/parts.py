@@ -206,8 +206,8 @@ class PartsLabeler:
                 missing["audio"], audio = error.reason, None
         if video is None:
             return replace(turn, video=None, audio=audio, start=None, end=None), 0.0
-        seen = replace(turn, video=video, audio=audio, start=max(0.0, start - begin), end=end - begin)
-        return seen, max(0.0, begin - start)
+        inside = max(0.0, start - begin)
+        return replace(turn, video=video, audio=audio, start=inside, end=end - begin), max(0.0, begin - start)
 
     def _sound(self, film: Path) -> np.ndarray:
         """Return the sound of a film at 16 kHz, which is kept until another film is asked for."""

@@ -244,8 +244,8 @@ def _conversation(lines: Sequence[tuple[str, str]], labels: Labels) -> list[Samp
     for number, (speaker, text) in enumerate(lines, 1):
         if len(text) > MOST_CHARACTERS or len(speaker) > MOST_CHARACTERS:
             raise ValueError(f"line {number} has {len(text)} characters; expected at most {MOST_CHARACTERS}")
-        words = {what: clean_utf8(said, f"line {number}") for what, said in (("speaker", speaker), ("text", text))}
-        turns.append(clip_turn(f"line {number}", None, **words))
+        name = f"line {number}"
+        turns.append(clip_turn(name, None, speaker=clean_utf8(speaker, name), text=clean_utf8(text, name)))
     return [sample_of(turn, "conversation", labels, turns[:i]) for i, turn in enumerate(turns)]
 
 

@@ -125,8 +125,8 @@ class Site:
             response = web.json_response({"error": error.reason}, status=error.status)
         except Exception as error:  # of a system or a library, in whatever type: the page waits for an object
             traceback.print_exc(file=sys.stderr)
-            said = f"the server could not answer ({type(error).__name__}); its terminal says why"
-            response = web.json_response({"error": said}, status=500)
+            message = f"the server could not answer ({type(error).__name__}); its terminal says why"
+            response = web.json_response({"error": message}, status=500)
         response.headers.update(HEADERS)
         return response
 
@@ -167,20 +167,19 @@ class Site:
 
     async def _read(self, request: web.Request, folder: Path) -> Question:
         """Read a form: ``clip`` and ``subtitles`` (files), ``question`` (JSON). Rejected if it is not one."""
-        fields: dict[str, Any] | None = None
+        read: dict[str, dict[str, Any]] = {}  # name of the part -> what it says
         files: dict[str, Path] = {}
         endings = {"clip": CLIP_ENDINGS, "subtitles": SUBTITLES}
         sizes = {"clip": round(self.limits.megabytes * 2**20), "subtitles": MOST_TEXT}
         try:
             async with asyncio.timeout(self.limits.upload_seconds):
                 async for part in await request.multipart():
-                    twice = part.name in files or (part.name == "question" and fields is not None)
-                    if not isinstance(part, BodyPartReader) or twice:
+                    if not isinstance(part, BodyPartReader) or part.name in files or part.name in read:
                         raise Rejected("the form has a part twice, or parts within parts")
                     if part.name in endings:
                         files[part.name] = await _save(part, folder, endings[part.name], sizes[part.name])
                     elif part.name == "question":
-                        fields = _parse(await _bytes(part, MOST_TEXT))
+                        read[part.name] = _parse(await _bytes(part, MOST_TEXT))
                     else:
                         raise Rejected(f"the form has a part {part.name!r}; expected clip, subtitles and question")
         except TimeoutError:
@@ -189,9 +188,9 @@ class Site:
             raise Rejected("the upload was cut off") from None
         except (ValueError, HttpProcessingError) as error:
             raise error if isinstance(error, Rejected) else Rejected(f"the form cannot be read: {error}") from None
-        if fields is None:
+        if not read:
             raise Rejected("the form has no part question; expected clip, subtitles and question")
-        return Question(clip=files.get("clip"), subtitles=files.get("subtitles"), **fields)
+        return Question(clip=files.get("clip"), subtitles=files.get("subtitles"), **read["question"])
 
 
 def _is_local(host: str) -> bool:
