@@ -270,6 +270,7 @@ def test_damage_is_said_of_every_utterance_and_of_the_film(film, reader):
 
 # ---- in Python
 def test_one_labeler_answers_many_times(clips, reader):
+    (READER.parent / ".DS_Store").write_bytes(b"of another program")
     labeler = PartsLabeler()
     labeler.load()
     system, describer = labeler._system.module, labeler._describer

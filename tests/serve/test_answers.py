@@ -92,6 +92,8 @@ def test_what_is_refused(answers, example, tmp_path, monkeypatch):
     )
     assert "nobody speaks in it" in said(Question(("parts",), clip=silent, segments=True))
     assert "--" not in said(Question(("parts",), clip=silent, segments=True))  # the page has no such options
+    (tmp_path / "wide.srt").write_text("00:00:01,000 --> 00:00:02,000\nOh!\n", encoding="utf-16")
+    assert said(Question(("parts",), subtitles=tmp_path / "wide.srt")).endswith("Save it as UTF-8 again")
     monkeypatch.setattr(serve_answers, "MOST_UTTERANCES", 2)
     assert "that is 3 utterances; this page answers 2 at once" in said(base)
 

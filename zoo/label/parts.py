@@ -26,6 +26,7 @@ import numpy as np
 import soundfile
 
 from zoo.backbones.hub import FETCHED
+from zoo.checkpoints.listing import index
 from zoo.data.descriptions import MAX_SECONDS as MAX_UTTERANCE
 from zoo.data.table_rows import STILL
 from zoo.label.installed import Installed, best_for_faces, best_for_text
@@ -297,8 +298,8 @@ def _falling(scores: Mapping[str, float]) -> dict[str, float]:
 
 def _file_of(name: str) -> str:
     """Return the path of the one file of a pulled reader of faces."""
-    (file,) = (FETCHED / name).iterdir()
-    return str(file)
+    (file,) = index()[name]["files"]
+    return str(FETCHED / name / file)
 
 
 def _seconds(video: Path) -> float:

@@ -220,7 +220,7 @@ def _for_the_page(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     words = {"--segments": "the cut into utterances", "--subtitles": "subtitles", "--text": "what is said"}
-    without_hints = re.sub(r" \(--[^)]*\)", "", value)
+    without_hints = re.sub(r"(, or say which encoding it is in)? \(--[^)]*\)(: --encoding [\w-]+)?", "", value)
     return re.sub("|".join(words), lambda match: words[match[0]], without_hints)
 
 
