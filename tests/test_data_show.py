@@ -60,6 +60,12 @@ def test_a_corpus_alone(home, capsys):
     assert "prompt" not in out
 
 
+def test_no_heading_reaches_the_terminal_as_it_is(tmp_path, capsys):
+    write_csv(tmp_path / "t.csv", [{"text": f"Oh {i}", "label": "ab"[i % 2], "\x1b[31mred": "x"} for i in range(9)])
+    out = shown(capsys, *flags(data="Table", data__root=tmp_path))
+    assert "\x1b" not in out and "columns not read: \\x1b[31mred" in out
+
+
 def test_a_system_writes_its_prompts(home, capsys):
     model = flags(model="CausalLM", model__llm=home / "llm", model__window=1)
     out = shown(capsys, *own(home, rows=2), *model)  # --rows needs no dots

@@ -64,7 +64,7 @@ def main(args: list[str]) -> None:
     if options.get("model") is not None:
         system = cast(EmotionModule, instantiated("model", EmotionModule, options["model"], file))
     for line in show(data, system, options["split"], options["rows"]):
-        print(line)
+        print(_visible(line))  # headings, ids and names of files, too, are of others
 
 
 def make_parser() -> ZooParser:

@@ -84,6 +84,13 @@ def film(page: Page) -> None:
         page.click("#download")
     answer = json.loads(Path(download.value.path()).read_text())
     check("JSON to download", len(answer["utterances"]) == rows and answer["systems"][0]["name"] == "parts")
+    canvases = "[...document.querySelectorAll('#detail .faces canvas')]"
+    painted = f"{canvases}.filter(c => c.getContext('2d').getImageData(0, 0, 144, 144).data.some(Boolean)).length"
+    page.wait_for_timeout(3000)
+    before = page.evaluate(painted)
+    page.set_input_files("#file", str(HOME / "clip1.mp4"))
+    page.wait_for_timeout(3000)
+    check("an answer is not drawn upon another film", before > 0 == page.evaluate(painted), f"{before} faces before")
 
 
 def conversation(page: Page) -> None:

@@ -12,6 +12,7 @@ this machine. Screenshots of 1400 and 420 pixels, dark and light, lie in ``--out
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import subprocess
 import sys
@@ -43,8 +44,8 @@ def main() -> None:
             assert server.stdout is not None
             started = time.perf_counter()
             address = server.stdout.readline().split()[0]
-            urllib.request.urlopen(f"{address}/api/systems", timeout=300).read()  # waits until all is loaded
-            print(f"ready, everything loaded, after {time.perf_counter() - started:.1f} s")
+            urllib.request.urlopen(line_of_words(address), timeout=300).read()  # waits until all is loaded
+            print(f"ready, everything loaded and a line answered, after {time.perf_counter() - started:.1f} s")
             steps = Path(__file__).with_name("browser_steps.py")
             command = [options.playwright_python, str(steps), address, options.chromium, str(home), str(options.out)]
             code = subprocess.run(command, check=False).returncode
@@ -54,6 +55,14 @@ def main() -> None:
         left = [path.name for path in Path(tempfile.gettempdir()).glob("zoo-serve-*")]
     print(f"uploads left behind: {left or 'none'}")
     sys.exit(code or bool(left))
+
+
+def line_of_words(address: str) -> urllib.request.Request:
+    """Return a question about one line."""
+    question = json.dumps({"systems": ["parts"], "parts": ["text"], "lines": [["", "Oh!"]], "segments": False})
+    body = f'--edge\r\nContent-Disposition: form-data; name="question"\r\n\r\n{question}\r\n--edge--\r\n'
+    kind = {"Content-Type": "multipart/form-data; boundary=edge"}
+    return urllib.request.Request(f"{address}/api/label", body.encode(), kind)
 
 
 if __name__ == "__main__":

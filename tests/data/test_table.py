@@ -118,6 +118,24 @@ def test_a_column_of_splits_without_dev_has_some_dialogues_drawn_for_it(tmp_path
     data = corpus(tmp_path, table)
     assert len({s.dialogue for s in samples(data, "dev")}) == 1 and len(data.samples("test")) == 3
     assert any(what.startswith("no dev rows") for what in data.population("dev")["notes"])
+    one = [row | {"split": "train" if row["dialogue"] == "d0" else "test"} for row in talk()]
+    assert corpus(tmp_path, one).splits() == ("train", "test")  # which is left, the only one to train on
+
+
+def test_labels_are_cleaned_as_texts_are(tmp_path):
+    table = talk()
+    table[0]["label"] = "\ufeff" + table[0]["label"] + "\x01"
+    assert corpus(tmp_path, table).labels.names == ("calm", "playful", "tense")
+    (tmp_path / "half").mkdir()
+    (tmp_path / "half" / "t.jsonl").write_text('{"text": "Oh.", "label": "a\\ud800"}\n{"text": "Hm.", "label": "b"}\n')
+    with pytest.raises(ValueError, match="t.jsonl is not UTF-8"):
+        Table(root=tmp_path / "half").splits()
+
+
+def test_a_name_that_stands_twice_but_for_spaces(tmp_path):
+    (tmp_path / "t.jsonl").write_text('{"text": "Oh.", " text": "Hm.", "label": "a"}\n')
+    with pytest.raises(ValueError, match="line 1 names a column twice"):
+        Table(root=tmp_path).splits()
 
 
 def test_what_cannot_be_used_is_counted_and_listed(tmp_path):

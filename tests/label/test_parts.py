@@ -17,6 +17,8 @@ from tests.runs_helper import refused
 from zoo.label import installed
 from zoo.label.parts import PARTS, PartsLabeler
 from zoo.label.requests import Request, read_samples
+from zoo.label.utterances import read_utterances
+from zoo.media import Media
 from zoo.media.clips import RATE
 from zoo.models.emotion_qwen.faces import EMOTIONS
 from zoo.sitcom.clips import render
@@ -237,8 +239,38 @@ def test_subtitles_are_rows(film, reader, capsys):
     assert row["start"] == 1.0 and row["label"] == first["label"] and "parts" not in row
 
 
+def test_an_utterance_that_begins_before_the_picture(face, reader):
+    """The face is seen from second 1.6 to 3.6, and gone from 2.4 on, which is not the utterance's any more."""
+    wall, times = np.full_like(face, 120), [1600 + 40 * i for i in range(50)]
+    pictures = [face if time < 2400 else wall for time in times]
+    write_clip(Path("late.mp4"), pictures, spoken()[None], rate=RATE, times=times)
+    labeler = PartsLabeler(("face", "voice"))
+    labels = labeler.labels
+    Path("late.srt").write_text("00:00:01,000 --> 00:00:02,400\nOh!\n")
+    (sample,) = read_utterances(Request(clip=Path("late.mp4"), subtitles=Path("late.srt")), labels, labeler.media)
+    answer = labeler(sample)
+    assert answer.row["used"] == ["face", "voice"]
+    seen = [face.time for face in answer.description.faces]
+    assert len(seen) == len(answer.description.frame_times) and 0.6 <= min(seen) < max(seen) < 1.4
+
+
+def test_damage_is_said_of_every_utterance_and_of_the_film(film, reader):
+    content = bytearray(film.read_bytes())
+    media = Media()
+    for place in np.random.default_rng(0).integers(len(content) // 4, len(content) // 2, 300):
+        content[place] ^= 0xFF
+    film.write_bytes(content)
+    media.waveform(film, RATE)
+    assert (damage := media.damage(film)) is not None
+    Path("film.srt").write_text("".join(f"00:00:0{i},000 --> 00:00:0{i},900\nOh!\n\n" for i in (1, 5)))
+    for row in label(film, "--subtitles", "film.srt"):
+        assert f"film.mp4: {damage}" in row["damaged"]
+        assert all(line.startswith("film.mp4: ") for line in row["damaged"])
+
+
 # ---- in Python
 def test_one_labeler_answers_many_times(clips, reader):
+    (READER.parent / ".DS_Store").write_bytes(b"of another program")
     labeler = PartsLabeler()
     labeler.load()
     system, describer = labeler._system.module, labeler._describer

@@ -44,6 +44,19 @@ def test_a_piece_shows_what_the_film_shows(tmp_path, what):
         assert np.array_equal(got, frames(media, path, start, end))
 
 
+@pytest.mark.parametrize("name", ["film.mp4", "film.mkv"])
+def test_a_picture_that_begins_after_the_sound(tmp_path, name):
+    pictures = [np.full((64, 96, 3), 5 * i, np.uint8) for i in range(50)]
+    times = [1500 + 40 * i for i in range(50)]  # seconds 1.5 to 3.5
+    media, path = Media(), write_clip(tmp_path / name, pictures, sine(200, 4, 44_100), times=times)
+    data, begin = media.piece(path, 0.5, 2.5)
+    assert begin == pytest.approx(1.5, abs=0.03)
+    (tmp_path / "piece").write_bytes(data)
+    assert np.array_equal(frames(media, tmp_path / "piece", 0.0, 2.5 - begin), frames(media, path, begin, 2.5))
+    with pytest.raises(Unreadable, match="no frames from 0.2 to 1 s"):
+        media.piece(path, 0.2, 1.0)
+
+
 def test_what_cannot_be_cut(tmp_path):
     media = Media()
     with pytest.raises(Unreadable, match="no frames from 60 to 61 s"):

@@ -1037,7 +1037,7 @@ def test_a_dry_run_counts_and_sends_nothing(server, meld, capsys):
     zoo(*describe(meld, server, "--limit", 1))
     sent, turns = len(server.requests), len(MELD(root=meld).samples("train"))
     capsys.readouterr()
-    for more in ((), ("--price", 1000, 0)):
+    for more in ((), ("--price", 1000, 100_000)):
         # 2 frames of 1 x 1 patches; of the sound 25 tokens a second; prompts of 4 characters a token
         zoo(*describe(meld, server, "--kinds", "video", "audio", "--dry_run", *more))
         told = capsys.readouterr().out
@@ -1049,7 +1049,11 @@ def test_a_dry_run_counts_and_sends_nothing(server, meld, capsys):
         assert f"audio_description_train.json: {turns} questions" in told and "nothing was sent" in told
         assert len(server.requests) == sent
     every = int(re.search(r"about (\d+) tokens of questions", told).group(1))
-    assert f"cost: at most about {every / 1000:.2f}" in told
+    questions = 2 * turns - 1
+    usual, most = (every / 1000 + questions * tokens / 10 for tokens in (80 * 1.5, 800))  # --max_words, --max_tokens
+    assert f"cost: about {usual:.2f}, at most about {most:.2f}" in told
+    assert "--price goes with --dry_run" in refused(*describe(meld, server, "--price", 1000, 0))
+    assert len(server.requests) == sent
 
 
 def test_a_dry_run_needs_no_address(meld, capsys):

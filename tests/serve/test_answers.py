@@ -67,7 +67,8 @@ def test_words_stay_as_they_were_said(answers):
 
 def test_an_answer_nobody_waits_for_is_not_computed(answers, monkeypatch):
     monkeypatch.setattr(Answers, "_samples", lambda *a: pytest.fail("computed"))
-    assert answers(Question(("parts",), lines=LINES), gone=lambda: True) == {}
+    with pytest.raises(Rejected, match="nobody waits"):
+        answers(Question(("parts",), lines=LINES), gone=lambda: True)
 
 
 def test_what_is_refused(answers, example, tmp_path, monkeypatch):
@@ -91,5 +92,56 @@ def test_what_is_refused(answers, example, tmp_path, monkeypatch):
     )
     assert "nobody speaks in it" in said(Question(("parts",), clip=silent, segments=True))
     assert "--" not in said(Question(("parts",), clip=silent, segments=True))  # the page has no such options
+    (tmp_path / "wide.srt").write_text("00:00:01,000 --> 00:00:02,000\nOh!\n", encoding="utf-16")
+    assert said(Question(("parts",), subtitles=tmp_path / "wide.srt")).endswith("Save it as UTF-8 again")
     monkeypatch.setattr(serve_answers, "MOST_UTTERANCES", 2)
     assert "that is 3 utterances; this page answers 2 at once" in said(base)
+
+
+def test_what_nobody_waits_for_is_left_after_an_utterance(answers):
+    for systems in (("parts",), ("dialoguellm-sitcom",)):
+        asked = []
+
+        def gone(asked=asked):
+            asked.append(None)
+            return len(asked) > 2
+
+        with pytest.raises(Rejected, match="nobody waits"):
+            answers(Question(systems, lines=LINES * 8), gone)
+        assert len(asked) == 3
+    assert answers(Question(("parts",), lines=LINES[:1]))["systems"][0]["rows"][0]["label"]  # the next one is answered
+
+
+def test_subtitles_alone_are_the_words(answers, tmp_path):
+    (tmp_path / "film.srt").write_text(
+        "00:00:05,000 --> 00:00:04,000\nNo.\n\n"
+        "00:00:01,000 --> 00:00:02,000\nI miss her.\n\n00:00:03,000 --> 00:00:04,000\nOh!\n"
+    )
+    answer = answers(Question(("parts",), subtitles=tmp_path / "film.srt"))
+    assert [(u["start"], u["text"]) for u in answer["utterances"]] == [(1.0, "I miss her."), (3.0, "Oh!")]
+    assert answer["left_out"] == ["line 1: '00:00:05,000 --> 00:00:04,000' does not end after it begins"]
+
+
+@pytest.mark.parametrize(
+    ("question", "said"),
+    [
+        ({"segments": True, "lines": (("", "Oh!"),)}, "what is said goes with one utterance"),
+        ({"lines": LINES}, "a clip goes with one line, got 3"),
+    ],
+)
+def test_words_of_a_film_are_not_dropped(answers, example, question, said):
+    with pytest.raises(Rejected, match=said):
+        answers(Question(("parts",), clip=example, **question))
+
+
+def test_words_are_read_as_the_command_reads_them(answers):
+    (utterance,) = answers(Question(("parts",), lines=(("Nina", "it\u00e2\u20ac\u2122s so\0 good"),)))["utterances"]
+    assert utterance["text"] == "it\u2019s so good"
+    with pytest.raises(Rejected, match="line 1 is not UTF-8"):
+        answers(Question(("parts",), lines=(("Nina", "half \ud800"),)))
+
+
+def test_a_system_without_its_weights_says_so(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)  # where nothing was pulled
+    with pytest.raises(Rejected, match="smollm2-goemotions: no language model at 'smollm2-135m'"):
+        Answers(["smollm2-goemotions"])(Question(("smollm2-goemotions",), lines=LINES))

@@ -39,6 +39,8 @@ class StandIn:
         assert self.wait.wait(20)
         time.sleep(0.05)
         self.at_once -= 1
+        if question.lines and question.lines[0][1] == "break":
+            raise RuntimeError("no memory")
         if question.clip is not None:
             self.folders.append(question.clip.parent)
             self.asked.append((question, question.clip.read_bytes(), gone()))
@@ -74,9 +76,13 @@ def served(tmp_path, monkeypatch):
         reply = connection.getresponse()
         return SimpleNamespace(status=reply.status, headers=reply.headers, body=reply.read())
 
-    yield SimpleNamespace(ask=ask, answers=answers, port=port, site=site)
+    def end():
+        loop.call_soon_threadsafe(task.cancel)
+
+    yield SimpleNamespace(ask=ask, answers=answers, port=port, site=site, end=end)
     answers.wait.set()
-    loop.call_soon_threadsafe(task.cancel)
+    if thread.is_alive():
+        end()
     thread.join(20)
 
 
@@ -128,6 +134,8 @@ def test_a_clip_is_answered_and_deleted(served):
         ([], {**QUESTION, "parts": ["smell"]}, "the part question is JSON"),
         ([], {**QUESTION, "lines": [["one"]]}, "the part question is JSON"),
         ([], [1], "the part question is JSON"),
+        ([("question", None, b"{}")], QUESTION, "a part twice"),
+        ([("clip", "a\0b.mp4", b"x")], QUESTION, "the form cannot be read"),
     ],
 )
 def test_what_is_refused(served, parts, question, said):
@@ -143,11 +151,65 @@ def test_no_form_at_all(served):
     assert reply.status == 400 and "error" in json.loads(reply.body)
 
 
+def test_a_form_without_a_question(served):
+    body = (
+        form(("clip", "a.mp4", b"x"))
+        .replace(b"question", b"clip", 1)
+        .replace(b'"clip"', b'"clip"; filename="b.mp4"', 1)
+    )
+    body = body[body.index(b"--" + EDGE.encode(), 5) :]  # the clip alone
+    reply = served.ask("POST", "/api/label", body, {"Content-Type": f"multipart/form-data; boundary={EDGE}"})
+    assert reply.status == 400 and "no part question" in json.loads(reply.body)["error"]
+
+
+def test_an_error_of_a_system_is_said(served, capsys):
+    question = {**QUESTION, "lines": [["", "break"]]}
+    status, answer = label(served, question=question)
+    assert status == 500 and "could not answer (RuntimeError)" in answer["error"]
+    assert "RuntimeError: no memory" in capsys.readouterr().err
+    assert label(served)[0] == 200
+
+
+def test_the_page_opens_while_somebody_waits(served):
+    served.ask("GET", "/api/systems")
+    served.answers.wait.clear()
+    user = threading.Thread(target=label, args=(served,))
+    user.start()
+    for _ in range(200):
+        if served.answers.at_once:
+            break
+        time.sleep(0.02)
+    try:
+        assert json.loads(served.ask("GET", "/api/systems").body)["systems"] == served.answers.choices
+        assert len(json.loads(served.ask("GET", "/api/examples").body)) == 4
+        assert user.is_alive()  # still: the stand-in gives up after 20 s
+    finally:
+        served.answers.wait.set()
+        user.join(20)
+
+
+def test_a_server_that_ends_waits_for_no_question(served):
+    served.answers.wait.clear()
+    user = threading.Thread(target=label, args=(served,))
+    user.start()
+    for _ in range(200):
+        if served.answers.at_once:
+            break
+        time.sleep(0.02)
+    served.end()
+    time.sleep(0.3)
+    served.answers.wait.set()
+    user.join(20)
+    ((_, _, gone),) = served.answers.asked
+    assert gone
+
+
 def test_other_sites_are_refused(served):
-    for host in ("evil.example", f"evil.example:{served.port}", "127.0.0.1.evil.example"):
+    for host in ("evil.example", f"evil.example:{served.port}", "127.0.0.1.evil.example", "[::1", "localhost]"):
         assert served.ask("GET", "/", host=host).status == 403
     assert served.ask("GET", "/", host=f"localhost:{served.port}").status == 200
-    assert label(served, Origin="http://evil.example")[0] == 403 and not served.answers.asked
+    for origin in ("http://evil.example", "null", "http://[::1"):
+        assert label(served, Origin=origin)[0] == 403 and not served.answers.asked
     assert label(served, Origin=f"http://127.0.0.1:{served.port}")[0] == 200
 
 
@@ -186,7 +248,7 @@ def test_two_users_at_once_wait_for_each_other(served):
     assert replies == [200, 200] and served.answers.most_at_once == 1
 
 
-def test_a_cancelled_upload_leaves_nothing(served):
+def test_a_cancelled_upload_leaves_nothing(served, caplog):
     connection = http.client.HTTPConnection("127.0.0.1", served.port, timeout=10)
     connection.putrequest("POST", "/api/label")
     body = form(("clip", "a.mp4", b"x" * 500))
@@ -198,6 +260,7 @@ def test_a_cancelled_upload_leaves_nothing(served):
     connection.close()
     assert soon(lambda: not list(uploads.glob("zoo-serve-*"))) and not served.answers.asked
     assert label(served)[0] == 200
+    assert not caplog.records  # it is no error of the server
 
 
 def test_a_slow_upload_ends(served):

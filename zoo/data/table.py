@@ -13,7 +13,7 @@ import numpy as np
 
 from zoo.data.base import EmotionData, Reading, dialogue_samples
 from zoo.data.descriptions import load_descriptions
-from zoo.data.table_rows import KIND, SEPARATORS, Flags, OpenTable, TableColumns, TableRow, open_table
+from zoo.data.table_rows import KIND, SEPARATORS, Flags, OpenTable, TableColumns, TableRow, clean_utf8, open_table
 from zoo.data.text import some, whole_number
 from zoo.schema import Labels, Split, Turn
 
@@ -288,7 +288,7 @@ class Table(EmotionData):
 
     def _labels_of(self, table: OpenTable, path: Path) -> Labels:
         """Return the labels that occur. ValueError if they are too few or too many to be labels."""
-        words = sorted({" ".join(cells["label"].split()).lower() for cells in table.rows.values()} - {""})
+        words = sorted({clean_utf8(cells["label"], str(path)).lower() for cells in table.rows.values()} - {""})
         heading = table.columns.headings["label"]
         if not 2 <= len(words) <= MOST_LABELS:
             raise ValueError(
@@ -307,7 +307,7 @@ class Table(EmotionData):
             row = TableRow(table.columns, cells, self.folder, f"{path} row {number}", confined=True)
             dialogue = row.text("dialogue") or None
             key = row.key(dialogue, number)
-            word = " ".join(cells["label"].split()).lower() or None
+            word = row.text("label").lower() or None
             if word is not None and word not in labels.names:
                 unknown.append(f"{word!r} in row {number}")
             if "dialogue" in table.columns and dialogue is None:
@@ -371,8 +371,8 @@ class Table(EmotionData):
                     f"{one.row.where}: the dialogue {one.dialogue!r} stands in {parts[one.dialogue]} and in {split}; "
                     "what is trained on cannot be tested on. Put it into one split, or give two dialogues two names"
                 )
-        if "dev" not in parts.values() and self.dev_share:
-            trained = sorted(dialogue for dialogue, split in parts.items() if split == "train")
+        trained = sorted(dialogue for dialogue, split in parts.items() if split == "train")
+        if "dev" not in parts.values() and self.dev_share and len(trained) > 1:  # of one, nothing would be left
             parts |= self._drawn(trained, 0.0)
             n = sum(split == "dev" for split in parts.values())
             self._table_notes[

@@ -315,7 +315,7 @@ def _parse_lines(text: str, path: Path) -> pd.DataFrame:
             raise ValueError(
                 f'{path} line {number} is not JSON ({error}); expected {{"text": "Oh.", "label": "joy"}}. Correct it'
             ) from None
-        if not isinstance(pairs, _Pairs) or len(dict(pairs)) < len(pairs):
+        if not isinstance(pairs, _Pairs) or len({name.strip() for name, _ in pairs}) < len(pairs):
             what = "names a column twice" if isinstance(pairs, _Pairs) else f"holds a {type(pairs).__name__}"
             raise ValueError(
                 f'{path} line {number} {what}; expected one object, {{"text": "Oh.", "label": "joy"}}. Correct it'

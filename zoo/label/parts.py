@@ -26,6 +26,7 @@ import numpy as np
 import soundfile
 
 from zoo.backbones.hub import FETCHED
+from zoo.checkpoints.listing import index
 from zoo.data.descriptions import MAX_SECONDS as MAX_UTTERANCE
 from zoo.data.table_rows import STILL
 from zoo.label.installed import Installed, best_for_faces, best_for_text
@@ -81,7 +82,8 @@ class PartsLabeler:
         self.media = Media(max_seconds=max_seconds)
         self.text_system, self.face_reader = best_for_text(), best_for_faces()
         self._lock = threading.Lock()
-        self._wave: tuple[Any, np.ndarray] | None = None  # which file, its sound: of the film that is cut
+        # of the film that is cut: which file, its sound, what is damaged of it
+        self._wave: tuple[Any, np.ndarray, str | None] | None = None
 
     @functools.cached_property
     def labels(self) -> Labels:
@@ -163,9 +165,10 @@ class PartsLabeler:
             audio=turn.audio if "voice" in self.parts else None,
         )
         missing: dict[str, str] = {}
+        late = 0.0
         with tempfile.TemporaryDirectory() as folder:
             if turn.start is not None and turn.end is not None:
-                turn = self._cut(turn, Path(folder), missing)
+                turn, late = self._cut(turn, Path(folder), missing)
             elif turn.video is not None and (length := _seconds(turn.video)) > MAX_UTTERANCE:
                 limit = f"lasts {length:.0f} s, and an utterance at most {MAX_UTTERANCE} s"
                 why = f"{limit}; give --segments or --subtitles"
@@ -176,19 +179,20 @@ class PartsLabeler:
                 description = self._describer.describe_turn(turn)
             except Unreadable as error:
                 return None, {"video": error.reason, "audio": error.reason} | missing
-        return description, missing | dict(description.missing)
+        return _shifted(description, late), missing | dict(description.missing)
 
-    def _cut(self, turn: Turn, folder: Path, missing: dict[str, str]) -> Turn:
+    def _cut(self, turn: Turn, folder: Path, missing: dict[str, str]) -> tuple[Turn, float]:
         """Return a turn whose files hold its seconds of the film and little else, so that no film is read to its end.
 
-        The picture is copied (`Media.piece`), the sound is that of the whole film, decoded once.
+        The picture is copied (`Media.piece`), the sound is that of the whole film, decoded once. Also returned is by
+        how many seconds the picture begins later than the turn: that of a film may begin after its sound.
         """
         start, end = float(turn.start or 0), float(turn.end or 0)
         video, audio, begin = turn.video, turn.audio, start
         if video is not None:
             try:
                 piece, begin = self.media.piece(video, start, end)
-                video = folder / "piece"
+                video = folder / video.name  # by which damage is reported
                 video.write_bytes(piece)
             except Unreadable as error:
                 missing["video"], video = error.reason, None
@@ -201,9 +205,10 @@ class PartsLabeler:
                 soundfile.write(audio, part, RATE, subtype="FLOAT")
             except Unreadable as error:
                 missing["audio"], audio = error.reason, None
-        inside = None if video is None else max(0.0, start - begin)
-        until = None if inside is None else inside + end - start
-        return replace(turn, video=video, audio=audio, start=inside, end=until)
+        if video is None:
+            return replace(turn, video=None, audio=audio, start=None, end=None), 0.0
+        inside = max(0.0, start - begin)
+        return replace(turn, video=video, audio=audio, start=inside, end=end - begin), max(0.0, begin - start)
 
     def _sound(self, film: Path) -> np.ndarray:
         """Return the sound of a film at 16 kHz, which is kept until another film is asked for."""
@@ -213,8 +218,11 @@ class PartsLabeler:
             return self.media.waveform(film, RATE)  # which says what is wrong
         key = film, state.st_size, state.st_mtime_ns, state.st_ino
         if self._wave is None or self._wave[0] != key:
-            self._wave = key, self.media.waveform(film, RATE)
-        return self._wave[1]
+            self._wave = key, self.media.waveform(film, RATE), self.media.damage(film)
+        _, wave, damage = self._wave
+        if damage is not None:  # of every utterance that is cut out of it
+            self.media.report(film, damage, "damaged")
+        return wave
 
     def _face(self, description: ClipDescription | None, missing: Mapping[str, str]) -> Part:
         """Return what the face says."""
@@ -273,6 +281,12 @@ def _row(parts: dict[str, Part]) -> dict[str, Any]:
     }
 
 
+def _shifted(description: ClipDescription, seconds: float) -> ClipDescription:
+    """Return a description with what is seen so much later."""
+    faces = tuple(face._replace(time=face.time + seconds) for face in description.faces)
+    return replace(description, faces=faces, frame_times=tuple(time + seconds for time in description.frame_times))
+
+
 def _words(turn: Turn) -> Turn:
     """Return a turn without its clip."""
     return replace(turn, video=None, audio=None, start=None, end=None, crop=None)
@@ -284,8 +298,8 @@ def _falling(scores: Mapping[str, float]) -> dict[str, float]:
 
 def _file_of(name: str) -> str:
     """Return the path of the one file of a pulled reader of faces."""
-    (file,) = (FETCHED / name).iterdir()
-    return str(file)
+    (file,) = index()[name]["files"]
+    return str(FETCHED / name / file)
 
 
 def _seconds(video: Path) -> float:

@@ -29,7 +29,7 @@ def cut_picture(path: str | os.PathLike[str], start: float, end: float) -> tuple
 
     Returns:
         the bytes of the piece, uint8 (N,), an MP4 or a Matroska; and the second of the film at which it begins, at or
-        before ``start``.
+        before ``start``, or where the picture of the film begins, if that is later.
 
     Raises:
         Unreadable: no video, frames without times of their own, none in these seconds, or a piece that is too large.
@@ -50,7 +50,7 @@ def cut_picture(path: str | os.PathLike[str], start: float, end: float) -> tuple
                 packets = _packets(path, container, stream, first, last)
                 if packets and packets[0].pts <= first or not seek:
                     break
-        if not packets or max(packet.pts + (packet.duration or 1 / tick) for packet in packets) <= first:
+        if not packets or packets[0].pts >= last or max(p.pts + (p.duration or 1 / tick) for p in packets) <= first:
             raise Unreadable(path, f"has no frames from {start:g} to {end:g} s")
         begin = packets[0].pts
         with open_container(fd) as container:

@@ -70,12 +70,15 @@ def _picture_tokens(pictures: np.ndarray) -> int:
     return count * max(round(height / PATCH), 1) * max(round(width / PATCH), 1)
 
 
-def in_words(estimates: Sequence[tuple[str, Estimate]], max_words: int, price: Sequence[float] | None) -> str:
+def in_words(
+    estimates: Sequence[tuple[str, Estimate]], max_words: int, max_tokens: int, price: Sequence[float] | None
+) -> str:
     """Return the estimates as lines of text.
 
     Args:
         estimates: name of the file and what it would take.
-        max_words: of an answer; what is longer is dropped.
+        max_words: of an answer; what is longer is dropped, and has been paid for.
+        max_tokens: at which the server cuts an answer off.
         price: per million tokens of questions, and of answers; None: not told.
     """
     lines = []
@@ -83,11 +86,14 @@ def in_words(estimates: Sequence[tuple[str, Estimate]], max_words: int, price: S
         unread = f", {e.unreadable} of {e.looked_at} clips looked at cannot be read" if e.unreadable else ""
         lines.append(f"{name}: {e.questions} questions, about {e.input_tokens} tokens{unread}")
     asked, sent = sum(e.questions for _, e in estimates), sum(e.input_tokens for _, e in estimates)
-    answered = round(asked * max_words * 1.5)  # a word is one to two tokens
+    most = asked * max_tokens
+    usual = min(most, round(asked * max_words * 1.5))  # a word is one to two tokens
     lines.append(
-        f"together: {asked} questions, about {sent} tokens of questions and at most about {answered} of answers"
+        f"together: {asked} questions, about {sent} tokens of questions and {usual} of answers of --max_words words "
+        f"(at most {most}, were each cut off at --max_tokens)"
     )
     if price is not None:
-        lines.append(f"cost: at most about {(sent * price[0] + answered * price[1]) / 1e6:.2f}, in the unit of --price")
+        usual_cost, most_cost = ((sent * price[0] + answers * price[1]) / 1e6 for answers in (usual, most))
+        lines.append(f"cost: about {usual_cost:.2f}, at most about {most_cost:.2f}, in the unit of --price")
     lines.append("nothing was sent (--dry_run)")
     return "\n".join(lines)

@@ -209,6 +209,8 @@ def main(args: list[str]) -> None:
     for name in ("frames", "size", "max_words", "workers"):
         if options[name] < 1:
             raise ValueError(f"--{name} is 1 or more, got {options[name]}")
+    if options.price is not None and not options.dry_run:
+        raise ValueError("--price goes with --dry_run, which says what would be paid; without it, questions are sent")
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit is 1 or more, got {options.limit}")
     model = None if options.dry_run else build_models([options.model], options)[0]
@@ -244,7 +246,7 @@ def _dry_run(options: Any, turns: dict[str, list[Turn]]) -> str:
             earlier = _read(path)
             todo = [turn for turn in of_split if turn.id not in earlier]
             estimates.append((path.name, estimate(todo, kind, text, media, options.frames, options.size)))
-    return in_words(estimates, options.max_words, options.price)
+    return in_words(estimates, options.max_words, options.max_tokens, options.price)
 
 
 def _run(options: Any, model: ChatModel, turns: dict[str, list[Turn]], forbidden: Sequence[str]) -> None:

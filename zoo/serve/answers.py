@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 from zoo.checkpoints.listing import index
-from zoo.data.table_rows import clip_turn
+from zoo.data.table_rows import clean_utf8, clip_turn
 from zoo.label.output import answer_row
 from zoo.label.parts import PARTS, PartsLabeler
 from zoo.label.requests import Request, read_samples, sample_of
+from zoo.label.subtitles import read_subtitles
 from zoo.label.system import System, silence_lightning
 from zoo.label.used_inputs import UsedInputs
 from zoo.label.utterances import read_utterances
@@ -96,14 +97,15 @@ class Answers:
         """Answer a question.
 
         Args:
-            gone: whether nobody waits for the answer any more.
+            gone: whether nobody waits for the answer any more, or the server ends; asked after every utterance.
 
         Returns:
             ready for JSON: ``utterances`` (id, start, end, speaker, text), and for each system ``name`` and ``rows``,
-            one for each utterance, of `zoo label`'s form, those of the parts with ``description``; or ``error``.
+            one for each utterance, of `zoo label`'s form, those of the parts with ``description``; and ``left_out``,
+            what of the subtitles could not be read.
 
         Raises:
-            Rejected: naming what is wrong with the question.
+            Rejected: naming what is wrong with the question, or with a system; or nobody waits any more.
         """
         known = {choice["name"] for choice in self.choices}
         if unknown := [name for name in question.systems if name not in known]:
@@ -114,13 +116,22 @@ class Answers:
             utterances: list[Row] = []
             systems: list[Row] = []
             for name in question.systems:
-                if gone():
-                    return {}
-                samples = self._samples(question, self._labels(name))
-                utterances = [_utterance(sample) for sample in samples]
-                rows = self._by_parts(samples, question.parts) if name == BY_PARTS else self._by_system(name, samples)
+                _check_waits(gone)
+                try:
+                    labels = self._labels(name)
+                    samples = self._samples(question, labels)
+                    utterances = [_utterance(sample) for sample in samples]
+                    if name == BY_PARTS:
+                        rows = self._by_parts(samples, question.parts, gone)
+                    else:
+                        rows = self._by_system(name, samples, gone)
+                except Rejected:
+                    raise
+                except (ValueError, OSError) as error:  # what is missing, in words for users: weights, a folder
+                    raise Rejected(f"{name}: {error}") from None
                 systems.append({"name": name, "rows": rows})
-            return {"utterances": utterances, "systems": systems}
+            left_out = [] if question.subtitles is None else list(read_subtitles(question.subtitles).problems)
+            return {"utterances": utterances, "systems": systems, "left_out": left_out}
 
     # ---- the samples
     def _labels(self, name: str) -> Labels:
@@ -132,16 +143,21 @@ class Answers:
     def _samples(self, question: Question, labels: Labels) -> list[Sample]:
         """Return the utterances of a question. Rejected if there are none, or too many."""
         try:
-            if question.clip is None:
+            cut = question.segments or question.subtitles is not None
+            if question.clip is None and not cut:
                 samples = _conversation(question.lines, labels)
-            elif question.segments or question.subtitles is not None:
-                request = Request(clip=question.clip, segments=question.segments, subtitles=question.subtitles)
-                samples = read_utterances(request, labels, Media(max_seconds=self.max_seconds))
+            elif len(question.lines) > 1:
+                raise ValueError(f"a clip goes with one line, got {len(question.lines)}; give their times as subtitles")
             else:
                 speaker, text = question.lines[0] if question.lines else ("", "")
-                samples = read_samples(Request(clip=question.clip, text=text, speaker=speaker), labels)
+                request = Request(
+                    question.clip, text=text, speaker=speaker, segments=question.segments, subtitles=question.subtitles
+                )
+                media = Media(max_seconds=self.max_seconds)
+                samples = read_utterances(request, labels, media) if cut else read_samples(request, labels)
         except (ValueError, OSError) as error:  # also Unreadable: their messages are for users
-            folder = f"{question.clip.parent}/" if question.clip is not None else "\0"
+            file = question.clip or question.subtitles
+            folder = f"{file.parent}/" if file is not None else "\0"
             raise Rejected(_for_the_page(str(error).replace(folder, ""))) from None
         if len(samples) > MOST_UTTERANCES:
             raise Rejected(
@@ -156,9 +172,10 @@ class Answers:
             self._systems[name] = System(name)
         return self._systems[name]
 
-    def _by_parts(self, samples: Sequence[Sample], parts: tuple[str, ...]) -> list[Row]:
+    def _by_parts(self, samples: Sequence[Sample], parts: tuple[str, ...], gone: Callable[[], bool]) -> list[Row]:
         rows = []
         for sample in samples:
+            _check_waits(gone)
             answer = self._labeler(_with_parts(sample, parts))
             row = answer.row | {"parts": {p: what for p, what in answer.row["parts"].items() if p in parts}}
             description = None if answer.description is None else answer.description.row()
@@ -166,16 +183,23 @@ class Answers:
             rows.append(_for_the_page(row | error) | {"description": description})
         return rows
 
-    def _by_system(self, name: str, samples: Sequence[Sample]) -> list[Row]:
+    def _by_system(self, name: str, samples: Sequence[Sample], gone: Callable[[], bool]) -> list[Row]:
         rows: dict[str, Row] = {}
 
         def note(sample: Sample, p: Prediction, inputs: UsedInputs, seconds: float) -> None:
+            _check_waits(gone)
             rows[sample.id] = answer_row(p, inputs, seconds)
 
         with tempfile.TemporaryDirectory() as folder:
             failed = self._system(name).answer(samples, Path(folder), note)
         errors = {id: {"label": None, "error": why} for id, why in failed.items()}
         return [rows.get(sample.id) or errors[sample.id] for sample in samples]
+
+
+def _check_waits(gone: Callable[[], bool]) -> None:
+    """Rejected if nobody waits for an answer: those of others come first."""
+    if gone():
+        raise Rejected("nobody waits for the answer any more, or the server ends")
 
 
 def _is_whole_system(name: str) -> bool:
@@ -196,7 +220,7 @@ def _for_the_page(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     words = {"--segments": "the cut into utterances", "--subtitles": "subtitles", "--text": "what is said"}
-    without_hints = re.sub(r" \(--[^)]*\)", "", value)
+    without_hints = re.sub(r"(, or say which encoding it is in)? \(--[^)]*\)(: --encoding [\w-]+)?", "", value)
     return re.sub("|".join(words), lambda match: words[match[0]], without_hints)
 
 
@@ -220,7 +244,8 @@ def _conversation(lines: Sequence[tuple[str, str]], labels: Labels) -> list[Samp
     for number, (speaker, text) in enumerate(lines, 1):
         if len(text) > MOST_CHARACTERS or len(speaker) > MOST_CHARACTERS:
             raise ValueError(f"line {number} has {len(text)} characters; expected at most {MOST_CHARACTERS}")
-        turns.append(clip_turn(f"line {number}", None, speaker=speaker, text=text))
+        name = f"line {number}"
+        turns.append(clip_turn(name, None, speaker=clean_utf8(speaker, name), text=clean_utf8(text, name)))
     return [sample_of(turn, "conversation", labels, turns[:i]) for i, turn in enumerate(turns)]
 
 

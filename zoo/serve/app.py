@@ -7,15 +7,17 @@ import contextlib
 import functools
 import json
 import re
+import sys
 import tempfile
+import traceback
 from collections.abc import Awaitable, Callable
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 from aiohttp import BodyPartReader, web
+from aiohttp.http_exceptions import HttpProcessingError
 
 from zoo.data.table_rows import CLIP_ENDINGS
 from zoo.endpoints import is_local
@@ -77,15 +79,28 @@ class Site:
         self.answers, self.examples, self.limits = answers, examples, limits
         self.only_local = is_local(f"http://{host}")
         self.waiting = 0
+        self.closing = False
         self._worker = ThreadPoolExecutor(1, "answers")
+        self._maker = ThreadPoolExecutor(1, "examples")
+        self._choices: Future[Any] | None = None
 
     def warm(self) -> None:
         """Begin to load what the first question needs; questions wait for it."""
+        self._choose()
         self._worker.submit(self.answers.load)
+
+    def _choose(self) -> Future[Any]:
+        """Return what can be asked, once it is known: whoever opens the page waits for no question of another one."""
+        self._choices = self._choices or self._worker.submit(lambda: self.answers.choices)
+        return self._choices
+
+    async def _close(self, app: web.Application) -> None:
+        self.closing = True
 
     def app(self) -> web.Application:
         """Return the application."""
         app = web.Application(middlewares=[self._guard], client_max_size=CHUNK)
+        app.on_shutdown.append(self._close)
         for path, name in FILES.items():
             app.router.add_get(path, functools.partial(_file, PAGE / name))
         app.router.add_get("/api/systems", self._systems)
@@ -98,32 +113,36 @@ class Site:
     async def _guard(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Refuse what comes from another site, and make every error an object with ``error``."""
         try:
-            host = urlsplit(f"//{request.host}").hostname or ""
-            if self.only_local and not is_local(f"http://{host}" if ":" not in host else f"http://[{host}]"):
+            if self.only_local and not _is_local(request.host):
                 raise web.HTTPForbidden(reason="this server answers to 127.0.0.1 and localhost alone")
             origin = request.headers.get("Origin")
-            if request.method != "GET" and origin is not None and urlsplit(origin).netloc != request.host:
+            if request.method != "GET" and origin is not None and origin.partition("://")[2] != request.host:
                 raise web.HTTPForbidden(reason="the question comes from another site")
             response = await handler(request)
         except Rejected as error:
             response = web.json_response({"error": str(error)}, status=400)
         except web.HTTPException as error:
             response = web.json_response({"error": error.reason}, status=error.status)
+        except Exception as error:  # of a system or a library, in whatever type: the page waits for an object
+            traceback.print_exc(file=sys.stderr)
+            message = f"the server could not answer ({type(error).__name__}); its terminal says why"
+            response = web.json_response({"error": message}, status=500)
         response.headers.update(HEADERS)
         return response
 
     # ---- what is asked
     async def _systems(self, request: web.Request) -> web.StreamResponse:
-        choices = await self._in_worker(lambda: self.answers.choices)
+        choices = await asyncio.shield(asyncio.wrap_future(self._choose()))
         return web.json_response(
             {"systems": choices, "parts": PARTS, "endings": CLIP_ENDINGS, "megabytes": self.limits.megabytes}
         )
 
     async def _example_list(self, request: web.Request) -> web.StreamResponse:
-        return web.json_response(await self._in_worker(self.examples.rows))
+        return web.json_response(await _in_thread(self._maker, self.examples.rows))
 
     async def _example(self, request: web.Request) -> web.StreamResponse:
-        path = self.examples.clip(int(request.match_info["number"]))
+        number = int(request.match_info["number"])
+        path = await _in_thread(self._maker, lambda: self.examples.clip(number))
         if path is None:
             raise web.HTTPNotFound(reason="no such example")
         return web.FileResponse(path, headers={"Content-Type": "video/mp4"})
@@ -140,38 +159,51 @@ class Site:
                 transport = request.transport
 
                 def gone() -> bool:
-                    return transport is None or transport.is_closing()
+                    return self.closing or transport is None or transport.is_closing()
 
-                return web.json_response(await self._in_worker(lambda: self.answers(question, gone)))
+                return web.json_response(await _in_thread(self._worker, lambda: self.answers(question, gone)))
         finally:
             self.waiting -= 1
 
-    async def _in_worker(self, work: Callable[[], Any]) -> Any:
-        """Run something in the one thread that computes; it ends there even if nobody waits for it any more."""
-        return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._worker, work))
-
     async def _read(self, request: web.Request, folder: Path) -> Question:
         """Read a form: ``clip`` and ``subtitles`` (files), ``question`` (JSON). Rejected if it is not one."""
-        fields: dict[str, Any] = {}
+        read: dict[str, dict[str, Any]] = {}  # name of the part -> what it says
         files: dict[str, Path] = {}
         endings = {"clip": CLIP_ENDINGS, "subtitles": SUBTITLES}
         sizes = {"clip": round(self.limits.megabytes * 2**20), "subtitles": MOST_TEXT}
         try:
             async with asyncio.timeout(self.limits.upload_seconds):
                 async for part in await request.multipart():
-                    if not isinstance(part, BodyPartReader) or part.name in files or part.name in fields:
+                    if not isinstance(part, BodyPartReader) or part.name in files or part.name in read:
                         raise Rejected("the form has a part twice, or parts within parts")
                     if part.name in endings:
                         files[part.name] = await _save(part, folder, endings[part.name], sizes[part.name])
                     elif part.name == "question":
-                        fields = _parse(await _bytes(part, MOST_TEXT))
+                        read[part.name] = _parse(await _bytes(part, MOST_TEXT))
                     else:
                         raise Rejected(f"the form has a part {part.name!r}; expected clip, subtitles and question")
         except TimeoutError:
             raise Rejected(f"the upload took over {self.limits.upload_seconds:g} s") from None
-        except ValueError as error:
+        except ConnectionError:  # nobody is left to be told
+            raise Rejected("the upload was cut off") from None
+        except (ValueError, HttpProcessingError) as error:
             raise error if isinstance(error, Rejected) else Rejected(f"the form cannot be read: {error}") from None
-        return Question(clip=files.get("clip"), subtitles=files.get("subtitles"), **fields)
+        if not read:
+            raise Rejected("the form has no part question; expected clip, subtitles and question")
+        return Question(clip=files.get("clip"), subtitles=files.get("subtitles"), **read["question"])
+
+
+def _is_local(host: str) -> bool:
+    """Whether the name that a question gives the server (``Host``) is one of this machine."""
+    try:
+        return is_local(f"http://{host}")
+    except ValueError:  # no name of a host
+        return False
+
+
+async def _in_thread(thread: ThreadPoolExecutor, work: Callable[[], Any]) -> Any:
+    """Run something in one of the threads; it ends there even if nobody waits for it any more."""
+    return await asyncio.shield(asyncio.get_running_loop().run_in_executor(thread, work))
 
 
 async def _file(path: Path, request: web.Request) -> web.StreamResponse:

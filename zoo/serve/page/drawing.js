@@ -145,6 +145,7 @@ function partCard(name, title, part, extra) {
 export function answerCards(name, row, start, source) {
   const box = make("section", { "aria-label": `Answer of ${name}` }, make("h2", { text: name === "parts" ? "Words, face, voice" : name }));
   if (row.error) box.append(make("p", { class: "card off", text: row.error }));
+  for (const damage of row.damaged || []) box.append(make("p", { class: "note", text: `A part of it was used: ${damage}` }));
   if (!row.parts) {
     if (row.error) return box;
     const card = make("div", { class: "card" }, make("p", { class: "says", text: row.label || "no label" }));

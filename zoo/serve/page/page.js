@@ -2,7 +2,8 @@ import { answerCards, drawBoxes, make, seconds } from "/drawing.js";
 
 const $ = (id) => document.getElementById(id);
 const PICTURES = [".jpg", ".jpeg", ".png"];
-const state = { file: null, url: null, answer: null, chosen: 0, request: null, recorder: null, settings: null };
+// asked: the file that the answer is about, which is not drawn upon another one
+const state = { file: null, url: null, answer: null, asked: null, chosen: 0, request: null, recorder: null, settings: null };
 
 function say(text, isError = false) {
   $("status").textContent = text;
@@ -33,20 +34,24 @@ function setFile(file) {
   if (file && picture) { $("video").removeAttribute("src"); $("video").poster = state.url; $("video").load(); }
   else if (file) { $("video").removeAttribute("poster"); $("video").src = state.url; }
   else { $("video").removeAttribute("src"); $("video").load(); }
+  if (state.answer) showDetail();
 }
 
 function source() {
-  return state.url && { url: state.url, picture: PICTURES.includes(ending(state.file.name)) };
+  return state.asked && state.asked === state.file && { url: state.url, picture: PICTURES.includes(ending(state.file.name)) };
 }
 
 async function record() {
   if (state.recorder) { state.recorder.stop(); return; }
   let stream;
+  $("record").disabled = true; // while the browser asks: a second recorder would never be stopped
   try {
     stream = await navigator.mediaDevices.getUserMedia({ video: true, audio: true });
   } catch (error) {
     say(`The camera or microphone cannot be used (${error.name}); allow it for this page, or choose a file.`, true);
     return;
+  } finally {
+    $("record").disabled = false;
   }
   const pieces = [];
   const type = ["video/webm;codecs=vp8,opus", "video/webm", "video/mp4"].find((t) => MediaRecorder.isTypeSupported(t));
@@ -77,18 +82,21 @@ function form() {
   const systems = [$("system").value, $("other").value].filter((name, i, all) => name && all.indexOf(name) === i);
   const parts = [...document.querySelectorAll("#parts input:checked")].map((box) => box.value);
   const clip = kind() === "clip";
+  const subtitles = clip && $("subtitles").files[0];
   data.append("question", JSON.stringify({ systems, parts, lines: lines(), segments: clip && $("segments").checked }));
   if (clip && state.file) data.append("clip", state.file, state.file.name);
-  if (clip && $("subtitles").files[0]) data.append("subtitles", $("subtitles").files[0]);
+  if (subtitles) data.append("subtitles", subtitles, subtitles.name);
   return data;
 }
 
 async function ask(event) {
   event.preventDefault();
-  if (kind() === "clip" && !state.file && !lines().length) return say("Choose a clip, record one, or write what is said.", true);
+  if (state.request || !state.settings) return;
+  const asked = kind() === "clip" ? state.file : null; // another may be chosen before the answer is there
+  if (kind() === "clip" && !asked && !lines().length && !$("subtitles").files[0]) return say("Choose a clip, record one, or write what is said.", true);
   if (kind() === "lines" && !lines().length) return say("Write at least one line.", true);
-  if (state.file && state.file.size > state.settings.megabytes * 2 ** 20) {
-    return say(`The file has ${(state.file.size / 2 ** 20).toFixed(0)} MB; this server takes ${state.settings.megabytes} MB at most.`, true);
+  if (asked && asked.size > state.settings.megabytes * 2 ** 20) {
+    return say(`The file has ${(asked.size / 2 ** 20).toFixed(0)} MB; this server takes ${state.settings.megabytes} MB at most.`, true);
   }
   if (!document.querySelector("#parts input:checked")) return say("Choose at least one part: words, face or voice.", true);
   state.request = new AbortController();
@@ -100,10 +108,12 @@ async function ask(event) {
     const response = await fetch("/api/label", { method: "POST", body: form(), signal: state.request.signal });
     const answer = await response.json();
     if (!response.ok) throw new Error(answer.error || `the server says ${response.status}`);
-    state.answer = { ...answer, file: state.file ? state.file.name : null };
+    state.answer = { ...answer, file: asked ? asked.name : null };
+    state.asked = asked;
     state.chosen = 0;
     showAnswer();
-    say(`Answered in ${((performance.now() - started) / 1000).toFixed(1)} s.`);
+    const out = answer.left_out.length ? ` Left out of the subtitles: ${answer.left_out.join("; ")}.` : "";
+    say(`Answered in ${((performance.now() - started) / 1000).toFixed(1)} s.${out}`);
     $("answer").focus({ preventScroll: false });
   } catch (error) {
     say(error.name === "AbortError" ? "Cancelled." : error.message, error.name !== "AbortError");
@@ -133,19 +143,19 @@ function choose(i) {
   state.chosen = i;
   [...$("timeline").querySelectorAll("button")].forEach((button, k) => button.setAttribute("aria-current", String(k === i)));
   const start = state.answer.utterances[i].start;
-  if (start != null && state.url) $("video").currentTime = start;
+  if (start != null && source()) $("video").currentTime = start;
   showDetail();
 }
 
 function showDetail() {
   const { utterances, systems } = state.answer, i = state.chosen, start = utterances[i].start || 0;
-  $("detail").replaceChildren(...systems.map((system) => answerCards(system.name, system.rows[i], start, kind() === "clip" ? source() : null)));
+  $("detail").replaceChildren(...systems.map((system) => answerCards(system.name, system.rows[i], start, source())));
   boxes();
 }
 
 function boxes() {
   const faces = [];
-  if (state.answer) {
+  if (state.answer && source()) {
     for (const system of state.answer.systems) {
       system.rows.forEach((row, i) => {
         const start = state.answer.utterances[i].start || 0;
@@ -164,11 +174,18 @@ function download() {
 }
 
 // ---- the beginning
+async function got(path) {
+  const reply = await fetch(path);
+  const content = await reply.json();
+  if (!reply.ok) throw new Error(content.error);
+  return content;
+}
+
 async function begin() {
   try {
-    state.settings = await (await fetch("/api/systems")).json();
-  } catch {
-    return say("The server does not answer. Is zoo serve still running?", true);
+    state.settings = await got("/api/systems");
+  } catch (error) {
+    return say(error.name === "TypeError" ? "The server does not answer. Is zoo serve still running?" : error.message, true);
   }
   for (const { name, what } of state.settings.systems) {
     for (const list of [$("system"), $("other")]) list.append(make("option", { value: name, text: name === "parts" ? "words, face, voice" : name, title: what }));
@@ -187,7 +204,12 @@ function about() {
 
 async function showExamples() {
   if (!$("examples-part").open || $("examples").children.length) return;
-  const rows = await (await fetch("/api/examples")).json();
+  let rows;
+  try {
+    rows = await got("/api/examples");
+  } catch (error) {
+    return say(`The examples cannot be shown: ${error.message}`, true);
+  }
   $("examples").replaceChildren(...rows.map((row) => make("li", {}, make("button", {
     type: "button",
     text: `${row.speaker}: ${row.text} (${row.label})`,
