@@ -1,4 +1,4 @@
-"""Rows that stand for many: a paper's table is the product of a few choices, and is run at paper size or as a miniature.
+"""Rows that stand for many: a paper's table is the product of a few choices, run at paper size or as a miniature.
 
     miniature:                                       # what --small replaces; with row of the same name: of that row
       data: {class_path: zoo.data.Synthetic, init_args: {root: runs/sitcom-small}}
@@ -41,6 +41,7 @@ from zoo.benchmark.plan import Miniature
 
 PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 READ_BY_PEOPLE = ("what", "published")
+CORPORA = ("train_data", "data")  # left as they are: a corpus has templates with braces of its own
 WORDS = ("what", "config", "miniature")  # of a value of an axis; anything else there is an option
 
 
@@ -103,7 +104,10 @@ def _product(name: str, row: Namespace) -> Iterator[tuple[str, Namespace]]:
         }
         names = {axis: value for axis, (value, _) in values.items()}
         shown = {axis: str(said.get("what", value)) for axis, (value, said) in values.items()}
-        filled = {key: _fill(v, shown if key in READ_BY_PEOPLE else names, made) for key, v in merged.items()}
+        filled = {
+            key: v if key in CORPORA else _fill(v, shown if key in READ_BY_PEOPLE else names, made)
+            for key, v in merged.items()
+        }
         yield made, Namespace(filled)
 
 
@@ -112,14 +116,14 @@ def _values(name: str, axis: str, said: Any) -> dict[str, dict[str, Any]]:
     values = dict.fromkeys(said, {}) if isinstance(said, list) else said
     if not PLACE.fullmatch(f"{{{axis}}}") or not isinstance(values, dict) or not values:
         raise ValueError(
-            f"row {name}: grid has the axis {axis!r:.80}: {said!r:.80}; expected a word of letters, digits and '_', and "
-            "NAME: {OPTION: VALUE} for each of its values, or a list of names"
+            f"row {name}: grid has the axis {axis!r:.80}: {said!r:.80}; expected a word of letters, digits and '_', "
+            "and NAME: {OPTION: VALUE} for each of its values, or a list of names"
         )
     for value, sets in values.items():
         if not isinstance(value, str) or not re.fullmatch(r"[A-Za-z0-9_-]{1,60}", value):
             raise ValueError(
-                f"row {name}: axis {axis} has a value named {value!r:.80}; expected at most 60 letters, digits, '_' and "
-                "'-', since it is part of the row's name; quote a number"
+                f"row {name}: axis {axis} has a value named {value!r:.80}; expected at most 60 letters, digits, '_' "
+                "and '-', since it is part of the row's name; quote a number"
             )
         if not isinstance(sets, dict):
             raise ValueError(f"row {name}: axis {axis}: {value} is {sets!r:.80}; expected {{OPTION: VALUE}}, or {{}}")
@@ -160,7 +164,7 @@ def _fill(value: Any, names: Mapping[str, str], row: str) -> Any:
     if isinstance(value, dict):
         return {key: _fill(part, names, row) for key, part in value.items()}
     if isinstance(value, Namespace):
-        return Namespace({key: _fill(part, names, row) for key, part in vars(value).items()})
+        return Namespace({k: part if k in CORPORA else _fill(part, names, row) for k, part in vars(value).items()})
     if not isinstance(value, str):
         return value
 

@@ -71,7 +71,7 @@ def render_page(
         papers=[
             paper
             | {
-                "ours": [r | {"repeats": _repeats(r, results)} for r in rows if _stands_in(r, key, paper["package"])],
+                "ours": [{**r, "repeats": _repeats(r, results)} for r in rows if _stands_in(r, key, paper["package"])],
                 "corpora": {_corpus(c) for t in paper["tables"] for c in t["columns"]},
                 "tables": [t | {"decimals": _decimals(t)} for t in paper["tables"]],
             }
