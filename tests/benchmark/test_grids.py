@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import html
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
 import yaml
 
+from tests.benchmark.made_up import made_up
 from tests.runs_helper import refused, zoo
 from zoo.benchmark.command import _parse
 from zoo.benchmark.plan import Bench, published_columns
+from zoo.benchmark.report import write_report
 from zoo.benchmark.run import Job
 
 ROOT = Path(__file__).parents[2]
@@ -204,3 +208,24 @@ def test_published_columns_have_protocol_and_n():
     assert {c["n"] for c in meld} == {280} and "last utterance" in meld[0]["protocol"]
     assert {c["table"] for c in columns} == {"Table IV, MELD", "Table IV, IEMOCAP"}
     assert published_columns("farcer: nobody") == published_columns("nobody: x") == []
+
+
+def papers_page(folder: Path, **row: object) -> str:
+    """The words of FARCER's own rows on the Papers page, on MELD's last utterances."""
+    results, _ = made_up(n=280, dialogues=28, seeds=1, shown=0)
+    results |= {"corpus": "meld", "eval_protocol": "last_utterance"}
+    for made in results["rows"]:
+        made |= row if made["name"] == "farcer" else {}
+    write_report(results, folder, [])
+    page = (folder / "report.html").read_text()
+    ours = page[page.index('id="zoo.models.farcer-ours"') :]
+    return html.unescape(re.sub(r"\s+", " ", re.sub(r"<[^>]*>", " ", ours[: ours.index("</table>")])))
+
+
+def test_the_papers_page_shows_the_published_numbers_of_a_row(tmp_path):
+    said = papers_page(tmp_path, published="farcer: Base FARCER - 3 shot", size="8B")
+    assert "8B, 3.15 M parameters" in said and "not comparable" not in said
+    assert "Table IV, MELD: F1 neutral 70.59 (n 280)" in said and "weighted F1 56.41 (n 280)" in said
+    assert "the last utterance of each dialogue" in said and "IEMOCAP" not in said
+    small = papers_page(tmp_path, published="farcer: Base FARCER - 3 shot", size="small")
+    assert "small, 3.15 M parameters: not comparable" in small and "weighted F1 56.41 (n 280)" in small
