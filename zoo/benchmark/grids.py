@@ -85,38 +85,38 @@ def _product(name: str, row: Namespace) -> Iterator[tuple[str, Namespace]]:
     if row.grid is None:
         yield name, row
         return
-    axes = {axis: _values(name, axis, said) for axis, said in row.grid.items()}
+    axes = {axis: _values(name, axis, setting) for axis, setting in row.grid.items()}
     if not axes:
         raise ValueError(f"row {name}: its grid is empty; give at least one axis, or leave grid out")
     for chosen in itertools.product(*(values.items() for values in axes.values())):
         values = dict(zip(axes, chosen, strict=True))
         made = ".".join([name, *(value for value, _ in chosen)])
-        options = _options(name, {f"{axis} {value}": said for axis, (value, said) in values.items()})
-        overlays = [file for _, said in chosen for file in said.get("config", ())]
+        options = _options(name, {f"{axis} {value}": setting for axis, (value, setting) in values.items()})
+        overlays = [file for _, setting in chosen for file in setting.get("config", ())]
         if overlays and row.config is None:
             raise ValueError(f"row {name}: its grid has config files, and the row none; they are read after the row's")
         merged = {
             **vars(row),
             "options": {**row.options, **options},
             "config": None if row.config is None else [*row.config, *overlays],
-            "miniature": _miniature(row.miniature, [said for _, said in chosen]),
+            "miniature": _miniature(row.miniature, [setting for _, setting in chosen]),
             "grid": None,
         }
         names = {axis: value for axis, (value, _) in values.items()}
-        shown = {axis: str(said.get("what", value)) for axis, (value, said) in values.items()}
+        words = {axis: str(setting.get("what", value)) for axis, (value, setting) in values.items()}
         filled = {
-            key: v if key in CORPORA else _fill(v, shown if key in READ_BY_PEOPLE else names, made)
+            key: v if key in CORPORA else _fill(v, words if key in READ_BY_PEOPLE else names, made)
             for key, v in merged.items()
         }
         yield made, Namespace(filled)
 
 
-def _values(name: str, axis: str, said: Any) -> dict[str, dict[str, Any]]:
+def _values(name: str, axis: str, setting: Any) -> dict[str, dict[str, Any]]:
     """Return the values of an axis: name -> what it sets. A list is one of names that set nothing."""
-    values = dict.fromkeys(said, {}) if isinstance(said, list) else said
+    values = dict.fromkeys(setting, {}) if isinstance(setting, list) else setting
     if not PLACE.fullmatch(f"{{{axis}}}") or not isinstance(values, dict) or not values:
         raise ValueError(
-            f"row {name}: grid has the axis {axis!r:.80}: {said!r:.80}; expected a word of letters, digits and '_', "
+            f"row {name}: grid has the axis {axis!r:.80}: {setting!r:.80}; expected a word of letters, digits and '_', "
             "and NAME: {OPTION: VALUE} for each of its values, or a list of names"
         )
     for value, sets in values.items():
@@ -150,7 +150,7 @@ def _options(name: str, chosen: Mapping[str, Mapping[str, Any]]) -> dict[str, An
 
 def _miniature(row: Namespace | None, chosen: Sequence[Mapping[str, Any]]) -> Namespace | None:
     """Return a row's miniature with what its grid's values put in place of their own options."""
-    options = {key: value for said in chosen for key, value in said.get("miniature", {}).items()}
+    options = {key: value for setting in chosen for key, value in setting.get("miniature", {}).items()}
     if row is None and not options:
         return row
     rest = vars(row) if row is not None else {"data": None, "checkpoint": None, "options": {}, "test_options": {}}

@@ -252,17 +252,17 @@ def _published_problem(row: Row) -> str | None:
     return f"published {row.published!r} is no system of {PUBLISHED.name}; expected PAPER: SYSTEM as printed there"
 
 
-def published_columns(said: str) -> list[dict[str, Any]]:
+def published_columns(published: str) -> list[dict[str, Any]]:
     """Return the published numbers of a system, in the order they are printed in.
 
     Args:
-        said: ``PAPER: SYSTEM``, e.g. ``farcer: Base FARCER - 3 shot``.
+        published: ``PAPER: SYSTEM``, e.g. ``farcer: Base FARCER - 3 shot``.
 
     Returns:
         ``table``, ``protocol``, ``name`` of the column, ``corpus``, ``n`` (None where it is not stated) and ``value``
         of each number; empty for what is not there.
     """
-    paper, _, system = said.partition(": ")
+    paper, _, system = published.partition(": ")
     tables = json.loads(PUBLISHED.read_text(encoding="utf-8")).get(paper, {"tables": []})["tables"]
     return [
         {"table": table["name"], "protocol": table["protocol"], "value": value}

@@ -90,8 +90,8 @@ def render_page(
 
 def _stands_in(row: Row, paper: str, package: str) -> bool:
     """Return whether a row is shown beside a paper's tables: it repeats a row of them, or is the paper's system."""
-    said = row.get("published") or ""
-    return said.startswith(f"{paper}: ") if said else (row.get("model") or "").startswith(package + ".")
+    repeated = row.get("published") or ""
+    return repeated.startswith(f"{paper}: ") if repeated else (row.get("model") or "").startswith(package + ".")
 
 
 def _repeats(row: Row, results: Mapping[str, Any]) -> list[dict[str, Any]]:
@@ -100,9 +100,9 @@ def _repeats(row: Row, results: Mapping[str, Any]) -> list[dict[str, Any]]:
     Returns:
         ``table``, ``protocol`` and ``columns``, of `zoo.benchmark.plan.published_columns`, of each.
     """
-    said = row.get("published")
+    repeated = row.get("published")
     tables: dict[str, dict[str, Any]] = {}
-    for column in published_columns(said) if said else ():
+    for column in published_columns(repeated) if repeated else ():
         if _corpus(column) == results["corpus"].lower():
             table = tables.setdefault(column["table"], {"table": column["table"], "protocol": column["protocol"]})
             table.setdefault("columns", []).append(column)
