@@ -63,7 +63,11 @@ def made(tmp_path_factory) -> Made:
     rows: dict[str, Any] = {
         "plain": {"what": "plain <b>LM</b>", "config": [plain], "seeds": [0, 1], "matched": True},
         "lora": {"what": "LoRA", "config": [lora], "matched": True},
-        "slower": {"what": "plain, other rate", "config": [plain], "options": {"model.lr": 1e-4}},
+        "slower": {
+            "what": "plain, other rate",
+            "config": [plain],
+            "options": {"model.lr": 1e-4, "data.num_workers": 1},
+        },
         "further": {"what": "trained further", "config": [plain], "options": {"model.start_from": "run:plain"}},
         "last": {"what": "last epoch of plain", "checkpoint": "run:plain", "use": "last"},
         "untrained": {"what": "as it is", "config": [plain], "zero_shot": True},

@@ -169,6 +169,7 @@ def row(
         "group": "transductive" if name == "merit-ttrl" else "ranked",
         "eval_protocol": "all_utterances",
         "size": "small",
+        "published": None,
         "reads": reads,
         "source": {"config": [f"configs/{name}/sitcom.yaml"], "options": {"model.lr": 0.001}}
         if trained

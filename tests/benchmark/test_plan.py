@@ -9,6 +9,7 @@ import yaml
 
 from tests.runs_helper import refused
 from zoo.benchmark.command import parser
+from zoo.benchmark.grids import expand
 from zoo.benchmark.plan import Bench, flags
 
 BENCHES = sorted((Path(__file__).parents[2] / "configs" / "bench").glob("*.yaml"))
@@ -36,10 +37,11 @@ def test_shipped_files_are_whole():
         made = parser()
         config = made.parse_object(said)
         made.validate(config)
+        config = expand(config, small=False)
         options = made.instantiate(config)
         bench = Bench(**{name: options[name] for name in Bench.__dataclass_fields__})
         bench.check()
-        assert sorted(bench.order()) == sorted(said["rows"])
+        assert sorted(bench.order()) == sorted(config.rows)
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import multiprocessing
 import os
 import resource
 import runpy
@@ -123,6 +124,9 @@ def _zoo(
     if launch:
         code = launched.run([*launch, sys.executable, "-m", "zoo", verb, *args])
     else:
+        # this process would start a corpus' workers through a server, too, which cannot find a `__main__` that is run
+        # like this one; by the platform's own way they start as those of the plain command do
+        multiprocessing.set_start_method(multiprocessing.get_all_start_methods()[0], force=True)
         sys.argv = ["zoo", verb, *args]
         runpy.run_module("zoo", run_name="__main__", alter_sys=True)
     stop.set()

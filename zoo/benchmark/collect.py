@@ -197,6 +197,7 @@ def _row(
         "group": "transductive" if transductive else "ranked",
         "eval_protocol": records[0]["eval_protocol"],
         "size": row.size,
+        "published": row.published,
         "reads": reads,
         "model": records[0]["model"],
         "matched": row.matched,

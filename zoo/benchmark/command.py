@@ -15,7 +15,8 @@ from typing import Any
 from jsonargparse import ActionConfigFile, ArgumentParser, Namespace  # type: ignore[attr-defined]  # not in its __all__
 
 from zoo.arguments import SentenceParser
-from zoo.benchmark.plan import Bench, Row
+from zoo.benchmark.grids import expand
+from zoo.benchmark.plan import Bench, Miniature, Row
 from zoo.benchmark.run import Job, Outcome, jobs, run
 from zoo.benchmark.scripts import Request, Slurm, write_jobs
 from zoo.configs import refuse_unreadable
@@ -35,7 +36,10 @@ def parser() -> ArgumentParser:
     command_line.add_argument("--config", action=ActionConfigFile, help="benchmark file; a flag beats it")
     command_line.add_class_arguments(Bench)
     command_line.add_argument(
-        "--out", type=Path | None, default=None, help="results; runs/bench/NAME-OF-CONFIG if not given"
+        "--out",
+        type=Path | None,
+        default=None,
+        help="results; runs/bench/NAME-OF-CONFIG if not given, with -small behind it for --small",
     )
     command_line.add_argument(
         "--jobs", type=int, default=1, help="rows that run at the same time, in processes of their own"
@@ -50,6 +54,13 @@ def parser() -> ArgumentParser:
     command_line.add_argument("--redo", type=list[str] | None, default=None, help="forget what these rows have done")
     command_line.add_argument(
         "--report_only", type=bool, default=False, help="run nothing, write the report of what is done"
+    )
+    command_line.add_argument(
+        "--small",
+        type=bool,
+        default=False,
+        help="run the same rows as a miniature, with what the file's section miniature puts in place of corpus, "
+        "backbones and steps",
     )
     command_line.add_argument(
         "--import",
@@ -113,7 +124,9 @@ def _parse(args: Sequence[str]) -> tuple[Bench, Namespace, list[Job]]:
     config = command_line.parse_args(args)
     for file in config.config or ():
         _check_row_keys(Path(str(file)))
-    config.out = config.out or Path("runs/bench") / Path(str(config.config[0]) if config.config else "bench").stem
+    config = expand(config, config.small)
+    name = Path(str(config.config[0]) if config.config else "bench").stem + "-small" * config.small
+    config.out = config.out or Path("runs/bench") / name
     files = command_line.dump(config, skip_unset=False, skip_validation=True)
     options = command_line.instantiate(config)
     bench = Bench(**{name: options[name] for name in Bench.__dataclass_fields__})
@@ -154,6 +167,8 @@ def _check_row_keys(file: Path) -> None:
     rows = content.get("rows") if isinstance(content, dict) else None
     for name, row in (rows if isinstance(rows, dict) else {}).items():
         unknown = sorted(set(row if isinstance(row, dict) else ()) - set(Row.__dataclass_fields__))
+        small = row.get("miniature") if isinstance(row, dict) else None
+        unknown += sorted(set(small if isinstance(small, dict) else ()) - set(Miniature.__dataclass_fields__))
         if unknown:
             known = ", ".join(Row.__dataclass_fields__)
             raise ValueError(f"{file}: row {name} has the unknown keys {', '.join(unknown)}; expected some of {known}")

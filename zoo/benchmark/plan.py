@@ -22,7 +22,25 @@ from typing import Any, Literal
 from zoo.data import Adaptation, EmotionData
 
 Metric = Literal["weighted_f1", "accuracy", "macro_f1", "uar"]
+PUBLISHED = Path(__file__).with_name("published_results.json")
 REFERENCE = re.compile(r"\b(run|results):([A-Za-z0-9_.-]+)")
+
+
+@dataclass(frozen=True)
+class Miniature:
+    """What ``--small`` replaces, so that the same grid runs in minutes: see `zoo.benchmark.grids`.
+
+    Attributes:
+        data: of a benchmark, its corpus; of a row, what it is trained on.
+        checkpoint: of a row, what it tests.
+        options: set over those of the row, after its grid's.
+        test_options: the same of the test.
+    """
+
+    data: EmotionData | None = None
+    checkpoint: str | None = None
+    options: dict[str, Any] = field(default_factory=dict)
+    test_options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -52,6 +70,10 @@ class Row:
         hidden: trained and kept, but not in the table.
         matched: stands in the matched view, whose rows must have had the same language model, training data and steps.
         why: hidden row whose details say why this one answered as it did (a selector's thoughts).
+        grid: axis -> name of a value -> options: the row stands for their product, see `zoo.benchmark.grids`.
+        miniature: what ``--small`` replaces in this row, after what the benchmark's own replaces.
+        published: what the row repeats, as ``PAPER: SYSTEM`` of published_results.json; the report's Papers page puts
+            those numbers beside it.
         reads: of benchmark files written before a system said itself what it reads; not used.
     """
 
@@ -70,6 +92,9 @@ class Row:
     hidden: bool = False
     matched: bool = False
     why: str | None = None
+    grid: dict[str, Any] | None = None
+    miniature: Miniature | None = None
+    published: str | None = None
     reads: list[str] | None = None
 
     @property
@@ -99,6 +124,7 @@ class Bench:
         utterances: at most so many single utterances are shown in the report, whole dialogues from the first on.
         show_texts: whether the report shows words, faces and descriptions of the corpus. Without, it can be passed on
             where the corpus cannot: ids and answers alone.
+        miniature: what ``--small`` replaces in every row, see `zoo.benchmark.grids`.
     """
 
     title: str
@@ -108,6 +134,7 @@ class Bench:
     metric: Metric = "weighted_f1"
     utterances: int = 200
     show_texts: bool = True
+    miniature: Miniature | None = None
 
     def seeds_of(self, name: str) -> list[int]:
         seeds = self.rows[name].seeds
@@ -161,7 +188,7 @@ class Bench:
                 f"row name {name!r:.80}: expected at most 200 letters, digits, '_', '.' and '-', and not "
                 "dots alone, since it names a folder"
             )
-        problem = _source_problem(row) or _training_problem(row) or _option_problem(row)
+        problem = _source_problem(row) or _training_problem(row) or _option_problem(row) or _published_problem(row)
         for reference in (m for value in row.values() for m in REFERENCE.finditer(value)):
             problem = problem or self._reference_problem(reference)
         if problem:
@@ -216,6 +243,36 @@ def _option_problem(row: Row) -> str | None:
         if re.match(r"data(\.class_path|$)|config$|ckpt_path$|trainer\.(default_root_dir|logger)$", key):
             return f"option {key} is the benchmark's own; use train_data, adapt, config or checkpoint"
     return None
+
+
+def _published_problem(row: Row) -> str | None:
+    """Return what is wrong with what a row says it repeats."""
+    if row.published is None or published_columns(row.published):
+        return None
+    return f"published {row.published!r} is no system of {PUBLISHED.name}; expected PAPER: SYSTEM as printed there"
+
+
+def published_columns(published: str) -> list[dict[str, Any]]:
+    """Return the published numbers of a system, in the order they are printed in.
+
+    Args:
+        published: ``PAPER: SYSTEM``, e.g. ``farcer: Base FARCER - 3 shot``.
+
+    Returns:
+        ``table``, ``protocol``, ``name`` of the column, ``corpus``, ``n`` (None where it is not stated) and ``value``
+        of each number; empty for what is not there.
+    """
+    paper, _, system = published.partition(": ")
+    tables = json.loads(PUBLISHED.read_text(encoding="utf-8")).get(paper, {"tables": []})["tables"]
+    return [
+        {"table": table["name"], "protocol": table["protocol"], "value": value}
+        | {"name": column["name"], "corpus": column["corpus"], "n": row.get("n", column["n"])}
+        for table in tables
+        for row in table["rows"]
+        if row["system"] == system
+        for column, value in zip(table["columns"], row["values"], strict=True)
+        if value is not None
+    ]
 
 
 def flags(options: Mapping[str, Any]) -> list[str]:

@@ -12,12 +12,12 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from zoo.benchmark.plan import PUBLISHED, published_columns
 from zoo.benchmark.report.content import COSTS, EXPLAINED, METRICS, TRANSDUCTIVE, VERDICTS, Row, few_dialogues
 from zoo.benchmark.report.drawing import curve, scatter, score_axis
 from zoo.benchmark.report.numbers import amount, memory, percent, pvalue, seconds, signed
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
-PUBLISHED = Path(__file__).parents[1] / "published_results.json"
 
 
 def render_page(
@@ -71,11 +71,11 @@ def render_page(
         papers=[
             paper
             | {
-                "ours": [r for r in rows if (r.get("model") or "").startswith(paper["package"] + ".")],
-                "corpora": {c["corpus"].lower() for t in paper["tables"] for c in t["columns"]},
+                "ours": [{**r, "repeats": _repeats(r, results)} for r in rows if _stands_in(r, key, paper["package"])],
+                "corpora": {_corpus(c) for t in paper["tables"] for c in t["columns"]},
                 "tables": [t | {"decimals": _decimals(t)} for t in paper["tables"]],
             }
-            for paper in papers.values()
+            for key, paper in papers.items()
         ],
         data=_embed_data(results, rows, utterances),
         count=len(utterances),
@@ -86,6 +86,32 @@ def render_page(
         script=Markup(script),
         script_hash=base64.b64encode(hashlib.sha256(script.encode()).digest()).decode(),
     )
+
+
+def _stands_in(row: Row, paper: str, package: str) -> bool:
+    """Return whether a row is shown beside a paper's tables: it repeats a row of them, or is the paper's system."""
+    repeated = row.get("published") or ""
+    return repeated.startswith(f"{paper}: ") if repeated else (row.get("model") or "").startswith(package + ".")
+
+
+def _repeats(row: Row, results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Return the published numbers on this corpus that a row repeats, table by table.
+
+    Returns:
+        ``table``, ``protocol`` and ``columns``, of `zoo.benchmark.plan.published_columns`, of each.
+    """
+    repeated = row.get("published")
+    tables: dict[str, dict[str, Any]] = {}
+    for column in published_columns(repeated) if repeated else ():
+        if _corpus(column) == results["corpus"].lower():
+            table = tables.setdefault(column["table"], {"table": column["table"], "protocol": column["protocol"]})
+            table.setdefault("columns", []).append(column)
+    return list(tables.values())
+
+
+def _corpus(column: Mapping[str, Any]) -> str:
+    """Return a published column's corpus as the zoo calls it: CMU-MOSEI is mosei."""
+    return str(column["corpus"]).lower().rpartition("-")[2]
 
 
 def _decimals(published: Mapping[str, Any]) -> list[int]:
