@@ -13,12 +13,13 @@ from PIL import Image
 
 from tests.builders import label_clip, make_corpus
 from tests.media_files import write_clip
+from tests.prepare.looks import Looks
 from tests.runs_helper import refused, zoo
 from zoo.backbones.tiny import make_vit_folder
 from zoo.data import MELD
 from zoo.data.meld import CLIPS
 from zoo.media import Unreadable
-from zoo.models.emotion_qwen.faces import EMOTIONS, Face, WholeFrame
+from zoo.models.emotion_qwen.faces import EMOTIONS, Face
 from zoo.prepare.describe import ClipDescriber, ClipDescription, pauses_between, read_bins, voice_activity
 from zoo.prepare.describe.faces import SeenFace, face_sentence, persons
 from zoo.prepare.describe.voice import voice_sentence
@@ -333,30 +334,22 @@ def test_what_could_not_be_described_is_listed(home, out):
 def test_a_killed_run_goes_on_and_a_repaired_clip_is_described(home, out, tmp_path, monkeypatch):
     root = tmp_path / "home"
     shutil.copytree(home, root)
-    looked, see = [], WholeFrame.analyse
-
-    def analyse(self, frames, *rest):
-        looked.append(len(frames))
-        if len(looked) == 3:
-            raise KeyboardInterrupt
-        return see(self, frames, *rest)
-
-    monkeypatch.setattr(WholeFrame, "analyse", analyse)
+    looks = Looks(monkeypatch)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         zoo(*command(root, tmp_path / "out"))
     assert not (tmp_path / "out" / "describe.json").exists()
     with (tmp_path / "out" / "answers.jsonl").open("a") as file:
         file.write('{"key": "torn')
-    looked[:] = [0] * 3
+    looks.forget()
     zoo(*command(root, tmp_path / "out"))
     data = MELD(root=home / "meld", descriptions=[])
     clips = {s.target.video.read_bytes() for x in data.splits() for s in data.samples(x) if s.target.video}
-    assert len(looked) - 3 == len(clips) - 1 - 2  # one is broken, two were done
+    assert len(looks) == len(clips) - 1 - 2  # one is broken, two were done
     assert contents(tmp_path / "out") == contents(out)
-    looked[:] = [0] * 3
+    looks.forget()
     clip(root, 0).write_bytes(label_clip("joy", "repaired"))
     zoo(*command(root, tmp_path / "out"))
-    assert len(looked) - 3 == 1
+    assert len(looks) == 1
     assert "dia0_utt0" in json.loads((tmp_path / "out" / "video_description_train.json").read_text())
 
 

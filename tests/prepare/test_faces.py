@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from tests.builders import label_clip, make_corpus
+from tests.prepare.looks import Looks
 from tests.runs_helper import refused, zoo
 from zoo.backbones.tiny import make_vit_folder
 from zoo.data import MELD
@@ -89,28 +90,20 @@ def test_what_was_not_found_is_counted_and_listed(home, out):
 def test_a_killed_run_goes_on_and_a_repaired_clip_is_looked_at(home, tmp_path, monkeypatch):
     root = tmp_path / "home"
     shutil.copytree(home, root)
-    looked, see = [], WholeFrame.analyse
-
-    def analyse(self, frames, *rest):
-        looked.append(len(frames))
-        if len(looked) == 3:
-            raise KeyboardInterrupt
-        return see(self, frames, *rest)
-
-    monkeypatch.setattr(WholeFrame, "analyse", analyse)
+    looks = Looks(monkeypatch)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         zoo(*command(root, tmp_path / "out"))
     assert not (tmp_path / "out" / "faces.jsonl").exists()
     with (tmp_path / "out" / "answers.jsonl").open("a") as file:
         file.write('{"key": "torn')
-    looked[:] = [0] * 3
+    looks.forget()
     zoo(*command(root, tmp_path / "out"))
     todo = len({s.target.video.read_bytes() for s in samples(root) if s.target.video}) - 1
-    assert len(looked) - 3 == todo - 2  # two were done
-    looked[:] = [0] * 3
+    assert len(looks) == todo - 2  # two were done
+    looks.forget()
     clip(root, "train", 0).write_bytes(label_clip("joy", "repaired"))
     zoo(*command(root, tmp_path / "out"))
-    assert len(looked) - 3 == 1
+    assert len(looks) == 1
     assert "meld/train/dia0_utt0" in PrecomputedFaces(str(tmp_path / "out" / "faces.jsonl")).rows
 
 

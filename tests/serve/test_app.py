@@ -175,10 +175,7 @@ def test_the_page_opens_while_somebody_waits(served):
     served.answers.wait.clear()
     user = threading.Thread(target=label, args=(served,))
     user.start()
-    for _ in range(200):
-        if served.answers.at_once:
-            break
-        time.sleep(0.02)
+    assert soon(lambda: served.answers.at_once)
     try:
         assert json.loads(served.ask("GET", "/api/systems").body)["systems"] == served.answers.choices
         assert len(json.loads(served.ask("GET", "/api/examples").body)) == 4
@@ -192,10 +189,7 @@ def test_a_server_that_ends_waits_for_no_question(served):
     served.answers.wait.clear()
     user = threading.Thread(target=label, args=(served,))
     user.start()
-    for _ in range(200):
-        if served.answers.at_once:
-            break
-        time.sleep(0.02)
+    assert soon(lambda: served.answers.at_once)
     served.end()
     time.sleep(0.3)
     served.answers.wait.set()

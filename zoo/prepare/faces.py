@@ -25,11 +25,12 @@ from jsonargparse import ArgumentParser, Namespace
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.data import EmotionData
-from zoo.media import MAX_SECONDS, Media, Unreadable
+from zoo.media import Media, Unreadable
 from zoo.media.clips import content_key
 from zoo.models.emotion_qwen.faces import DeepFaceFaces, DlibFaces, FaceAnalyzer, WholeFrame, face_lines
 from zoo.models.emotion_qwen.input import LARGEST, FrameSampling
 from zoo.prepare.answer_store import AnswerStore, keep_settings
+from zoo.prepare.options import add_clip_options
 from zoo.progress import reported
 from zoo.schema import Turn
 from zoo.storage import write_whole
@@ -71,10 +72,7 @@ def _parser() -> ArgumentParser:
     add("--frames", type=int, help="frames per video, as of the system; by --fps if not given")
     add("--fps", type=float, default=2.0, help="frames per second, as of the system (2)")
     add("--max_frames", type=int, default=64, help="at most so many, as of the system (64)")
-    add("--cache", type=Path, help="folder of the decoded clips; none if not given")
-    add("--timeout", "--clip_timeout", type=float, default=30.0, help="seconds one clip may take to decode")
-    add("--max_clip_seconds", type=float, default=MAX_SECONDS, help="a longer clip is left out, and listed")
-    add("--workers", type=int, default=1, help="processes")
+    add_clip_options(parser)
     return parser
 
 

@@ -56,6 +56,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add("--max_clip_seconds", type=float, default=MAX_SECONDS, help="a longer clip is left out, and listed")
 
 
+def add_clip_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the commands that decode a corpus' clips in processes of their own."""
+    add = parser.add_argument
+    add("--cache", type=Path, help="folder of the decoded clips; none if not given")
+    add("--timeout", "--clip_timeout", type=float, default=30.0, help="seconds one clip may take to decode")
+    add("--max_clip_seconds", type=float, default=MAX_SECONDS, help="a longer clip is left out, and listed")
+    add("--workers", type=int, default=1, help="processes")
+
+
 def build_models(names: Sequence[str], options: Any) -> list[ChatModel]:
     """Build the models that the command line names; ``local:PATH`` is a language model on this machine.
 

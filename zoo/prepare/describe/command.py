@@ -23,7 +23,7 @@ from jsonargparse import ArgumentParser, Namespace
 from torch.utils.data import DataLoader, Dataset
 
 from zoo.data import EmotionData
-from zoo.media import MAX_SECONDS, Media, Unreadable
+from zoo.media import Media, Unreadable
 from zoo.media.clips import content_key
 from zoo.models.emotion_qwen.faces import DeepFaceFaces, DlibFaces, FaceAnalyzer, WholeFrame
 from zoo.models.emotion_qwen.input import LARGEST, FrameSampling
@@ -33,6 +33,7 @@ from zoo.prepare.describe.describer import ClipDescriber
 from zoo.prepare.describe.picture import write_picture
 from zoo.prepare.describe.voice import bins_record, read_bins, voice_sentence
 from zoo.prepare.faces import analyzer_settings
+from zoo.prepare.options import add_clip_options
 from zoo.prepare.speech import MEASURES, Bins, fit_bins
 from zoo.progress import duration, reported
 from zoo.schema import Turn
@@ -93,10 +94,7 @@ def _parser() -> ArgumentParser:
     add("--frames", type=int, help="frames per video in which faces are looked for; by --fps if not given")
     add("--fps", type=float, default=4.0, help="such frames per second (4)")
     add("--max_frames", type=int, default=12, help="at most so many (12)")
-    add("--cache", type=Path, help="folder of the decoded clips; none if not given")
-    add("--timeout", "--clip_timeout", type=float, default=30.0, help="seconds one clip may take to decode")
-    add("--max_clip_seconds", type=float, default=MAX_SECONDS, help="a longer clip is left out, and listed")
-    add("--workers", type=int, default=1, help="processes")
+    add_clip_options(parser)
     return parser
 
 
