@@ -26,7 +26,7 @@ from zoo.backbones import LLM
 from zoo.benchmark import records
 from zoo.checkpoints.system_export import _without_tied
 from zoo.data import MELD
-from zoo.label.requests import read_turns
+from zoo.label.requests import Request, read_turns
 from zoo.media import Media, Unreadable
 from zoo.schema import Labels
 from zoo.storage import read_json, read_jsonl, read_yaml
@@ -281,7 +281,7 @@ def test_tables_of_a_corpus(tmp_path):
 def test_tables_to_label(tmp_path):
     file = tmp_path / "table.csv"
     file.write_text('id,text,speaker,dialogue,label\n1,Oh!,Ann,d,joy\n2,"No, é",Bob,d,\n', encoding="utf-8")
-    fuzz(file, lambda: read_turns(file, None, Labels("x", ("joy", "anger"))), 120)
+    fuzz(file, lambda: read_turns(file, Request(), Labels("x", ("joy", "anger"))), 120)
 
 
 def test_clips(tmp_path):
