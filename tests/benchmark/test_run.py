@@ -9,8 +9,10 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import dataclass
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 
@@ -19,7 +21,8 @@ import yaml
 
 from tests.benchmark.conftest import Made, bench, config
 from tests.runs_helper import metrics, refused, rows, zoo
-from zoo.benchmark.run import _complaint
+from zoo.benchmark.run import Commands, _complaint
+from zoo.benchmark.server import server_context
 from zoo.cli import main
 
 
@@ -253,3 +256,25 @@ def test_stopped_in_the_middle_of_a_training_it_ends_as_an_undisturbed_one(name,
     assert json.loads((home / "fit.json").read_text())["interrupted"] == 1
     assert rows(home / "results") == undisturbed
     assert undisturbed != rows(results_of(made, "plain"))
+
+
+def test_an_exit_code_that_two_threads_want_to_read_is_not_lost(monkeypatch):
+    """Starting a process reads the exit codes of those that have ended; what is read twice looks like a failure."""
+    real, reading, calls = forkserver.read_signed, threading.Event(), []
+
+    def slow_once(fd):
+        calls.append(fd)
+        if len(calls) == 2:  # the first number that a process sends is its own
+            reading.set()
+            time.sleep(1)
+        return real(fd)
+
+    monkeypatch.setattr(forkserver, "read_signed", slow_once)
+    commands, codes = Commands(), []
+    context = server_context()
+    first = threading.Thread(target=lambda: codes.append(commands.run(context.Process(target=os.getpid))))
+    first.start()
+    assert reading.wait(120)
+    codes.append(commands.run(context.Process(target=os.getpid)))
+    first.join(60)
+    assert codes == [0, 0]

@@ -29,6 +29,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass, field
+from multiprocessing import connection
 from pathlib import Path
 from typing import Any
 
@@ -77,8 +78,10 @@ class Commands:
                 raise Stopped("the benchmark was asked to stop")
             process.start()
             self._processes.add(process)
-        process.join()
+        connection.wait([process.sentinel])  # reads nothing, so it needs no lock
         with self._lock:
+            # the exit code can be read once, and the start of another process reads those of all that have ended
+            process.join()
             self._processes.discard(process)
         assert process.exitcode is not None
         return process.exitcode
