@@ -11,6 +11,7 @@ repeats a published one. The scores mean nothing: a few steps each.
 """
 
 import argparse
+import html
 import json
 import os
 import random
@@ -64,7 +65,9 @@ def run(name: str, jobs: int, dice: random.Random) -> bool:
     report = out / "results.json"
     said = json.loads(report.read_text()) if report.is_file() else {"rows": [], "failed": []}
     page = (out / "report.html").read_text() if report.is_file() else ""
-    missing = [r["published"] for r in said["rows"] if r["published"] and f"{r['what']}<small>" not in page]
+    missing = [
+        r["published"] for r in said["rows"] if r["published"] and f"{html.escape(r['what'])}<small>" not in page
+    ]
     jobs_done = len(list(out.glob("runs/*/*/spec.json")))
     print(
         f"{name}: {jobs_done} jobs, {len(done)} parts done when killed, {len(again)} of them done again; "
