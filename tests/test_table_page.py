@@ -26,24 +26,24 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capfd):
     (tmp_path / "checkpoints" / "index.yaml").write_text("")
     for module in (listing, system_export):
         monkeypatch.setattr(module, "INDEX", tmp_path / "checkpoints" / "index.yaml")
-    said: dict[str, list[str]] = {}
+    printed: dict[str, list[str]] = {}
     for _, *words in commands(PAGE):
         fast = ["--trainer.accelerator=cpu"] if words[0] in ("fit", "test") else []
         fast += ["--only=[majority,tfidf]"] if words[0] == "bench" else []  # the other row is the fit above
         zoo(*words, *fast)
-        said.setdefault(words[0], []).append(capfd.readouterr().out)
+        printed.setdefault(words[0], []).append(capfd.readouterr().out)
     run, out = Path("runs/calls/lightning_logs/version_0"), Path("runs/calls")
-    assert [len(said[verb]) for verb in ("data", "fit", "test", "label", "bench", "export", "checkpoints")] == [
+    assert [len(printed[verb]) for verb in ("data", "fit", "test", "label", "bench", "export", "checkpoints")] == [
         *(2, 1, 2, 3, 1, 1, 1)
     ]
-    assert all("annoyed, calm, grateful" in shown for shown in said["data"]) and "emotion:" in said["data"][0]
+    assert all("annoyed, calm, grateful" in shown for shown in printed["data"]) and "emotion:" in printed["data"][0]
     # test: better than saying the most frequent label
     scores = metrics(run)
     assert scores["n"] == 43 and list(scores["per_class"]) == LABELS
     assert scores["accuracy"] > 0.7 > max(scores["support"].values()) / 43
     assert "random 10% dev and 20% test of dialogues, seed 0" in scores["eval_protocol"]
     # label: a line, and the whole table with columns of its own names
-    assert json.loads(said["label"][0])["label"] in LABELS
+    assert json.loads(printed["label"][0])["label"] in LABELS
     answers = [json.loads(line) for line in (out / "labels.jsonl").read_text().splitlines()]
     assert len(answers) == 211 and sum("earlier turns" in a["used"] for a in answers) == 151
     results = json.loads((out / "bench" / "results.json").read_text())
@@ -53,5 +53,5 @@ def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capfd):
     assert made["labels"] == LABELS and made["text"] == "said" and not {"root", "file", "descriptions"} & set(made)
     again = max(Path("lightning_logs").glob("version_*"))
     assert rows(again) == rows(run) and metrics(again)["eval_protocol"] == scores["eval_protocol"]
-    assert json.loads(said["label"][2])["label"] == "grateful"
-    assert yaml.safe_load(said["checkpoints"][0])["calls"]["files"].keys() >= {"config.yaml", "weights.safetensors"}
+    assert json.loads(printed["label"][2])["label"] == "grateful"
+    assert yaml.safe_load(printed["checkpoints"][0])["calls"]["files"].keys() >= {"config.yaml", "weights.safetensors"}

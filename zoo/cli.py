@@ -258,7 +258,7 @@ def _imports() -> Iterator[None]:
     """Leave the search for garbage out while a verb imports what it needs.
 
     Imports make millions of objects that stay. Looking through them again and again, once more when the process ends,
-    takes a third of the start: of `zoo label` 9 s against 5.3 s of one core.
+    takes a good part of the start.
     """
     if "torch" in sys.modules:  # in a process that runs several commands nothing may be kept for ever but imports
         yield

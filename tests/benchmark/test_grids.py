@@ -168,20 +168,20 @@ def arguments(job: Job, todo: Sequence[Job], data: Path) -> list[str] | None:
 def test_every_row_is_known_to_its_system(file, small, at_root, tmp_path, capsys):
     bench, todo = plan("--config", file, "--small", json.dumps(small), "--seeds", "[0]", "--out", tmp_path / "out")
     assert any(row.published for row in bench.rows.values())
-    seen = set()
+    parsed_shapes = set()
     for job in todo:
         args = arguments(job, todo, tmp_path / "data.yaml")
         shape = str(args).replace(job.name, "")
-        if args is None or shape in seen:
+        if args is None or shape in parsed_shapes:
             continue
-        seen.add(shape)
+        parsed_shapes.add(shape)
         with pytest.raises(SystemExit) as leaving:
             zoo("fit", *args, "--print_config")
         assert leaving.value.code in (0, None), f"{job}: {capsys.readouterr().err}"
-        said = yaml.safe_load(capsys.readouterr().out)
-        assert said["model"]["class_path"].startswith("zoo.models.")
-        if small and "llm" in said["model"]["init_args"]:
-            assert said["model"]["init_args"]["llm"] == "tiny-llama-sitcom"
+        config = yaml.safe_load(capsys.readouterr().out)
+        assert config["model"]["class_path"].startswith("zoo.models.")
+        if small and "llm" in config["model"]["init_args"]:
+            assert config["model"]["init_args"]["llm"] == "tiny-llama-sitcom"
 
 
 @pytest.mark.parametrize(
@@ -196,9 +196,9 @@ def test_every_row_is_known_to_its_system(file, small, at_root, tmp_path, capsys
 )
 def test_the_published_rows_of_a_table_have_ours_beside_them(name, paper, systems, at_root):
     bench, _ = plan("--config", f"configs/bench/{name}.yaml")
-    said = {row.published for row in bench.rows.values() if row.published}
-    assert len(said) == systems and all(s.startswith(f"{paper}: ") for s in said)
-    assert all(published_columns(s) for s in said)
+    published = {row.published for row in bench.rows.values() if row.published}
+    assert len(published) == systems and all(s.startswith(f"{paper}: ") for s in published)
+    assert all(published_columns(s) for s in published)
 
 
 def test_published_columns_have_protocol_and_n():
@@ -223,9 +223,9 @@ def papers_page(folder: Path, **row: object) -> str:
 
 
 def test_the_papers_page_shows_the_published_numbers_of_a_row(tmp_path):
-    said = papers_page(tmp_path, published="farcer: Base FARCER - 3 shot", size="8B")
-    assert "8B, 3.15 M parameters" in said and "not comparable" not in said
-    assert "Table IV, MELD: F1 neutral 70.59 (n 280)" in said and "weighted F1 56.41 (n 280)" in said
-    assert "the last utterance of each dialogue" in said and "IEMOCAP" not in said
+    page = papers_page(tmp_path, published="farcer: Base FARCER - 3 shot", size="8B")
+    assert "8B, 3.15 M parameters" in page and "not comparable" not in page
+    assert "Table IV, MELD: F1 neutral 70.59 (n 280)" in page and "weighted F1 56.41 (n 280)" in page
+    assert "the last utterance of each dialogue" in page and "IEMOCAP" not in page
     small = papers_page(tmp_path, published="farcer: Base FARCER - 3 shot", size="small")
     assert "small, 3.15 M parameters: not comparable" in small and "weighted F1 56.41 (n 280)" in small

@@ -63,18 +63,19 @@ def run(name: str, jobs: int, dice: random.Random) -> bool:
     code = start(command).wait()
     again = [p for p, written in done.items() if p.stat().st_mtime_ns != written]
     report = out / "results.json"
-    said = json.loads(report.read_text()) if report.is_file() else {"rows": [], "failed": []}
+    results = json.loads(report.read_text()) if report.is_file() else {"rows": [], "failed": []}
     page = (out / "report.html").read_text() if report.is_file() else ""
     missing = [
-        r["published"] for r in said["rows"] if r["published"] and f"{html.escape(r['what'])}<small>" not in page
+        r["published"] for r in results["rows"] if r["published"] and f"{html.escape(r['what'])}<small>" not in page
     ]
     jobs_done = len(list(out.glob("runs/*/*/spec.json")))
     print(
         f"{name}: {jobs_done} jobs, {len(done)} parts done when killed, {len(again)} of them done again; "
-        f"{len(said['rows'])} rows in the report, {len(said['failed'])} failed; {time.perf_counter() - began:.0f} s",
+        f"{len(results['rows'])} rows in the report, {len(results['failed'])} failed; "
+        f"{time.perf_counter() - began:.0f} s",
         flush=True,
     )
-    return not code and not again and not missing and not said["failed"]
+    return not code and not again and not missing and not results["failed"]
 
 
 def main() -> None:

@@ -218,10 +218,10 @@ BAD: dict[str, tuple[list[dict[str, str]], dict[str, Any], list[str]]] = {
 
 @pytest.mark.parametrize("case", BAD)
 def test_bad_tables_are_refused(tmp_path, case):
-    table, options, said = BAD[case]
+    table, options, message = BAD[case]
     with pytest.raises(ValueError) as error:
         corpus(tmp_path, table, **options).reading("train")
-    assert all(words in str(error.value) for words in said), str(error.value)
+    assert all(words in str(error.value) for words in message), str(error.value)
 
 
 CSV = "text,label\nOh.,calm\nAh.,tense\n"
@@ -247,11 +247,11 @@ BYTES: dict[str, tuple[str, bytes, list[str]]] = {
 
 @pytest.mark.parametrize("case", BYTES)
 def test_bad_files_are_refused(tmp_path, case):
-    name, content, said = BYTES[case]
+    name, content, message = BYTES[case]
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError) as error:
         Table(root=tmp_path, file=name).reading("train")
-    assert all(words in str(error.value) for words in said), str(error.value)
+    assert all(words in str(error.value) for words in message), str(error.value)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "gbk"])
@@ -264,13 +264,13 @@ def test_a_named_encoding_is_read(tmp_path, encoding):
 
 def test_the_place_of_the_table_is_said_rightly(tmp_path):
     write(tmp_path, GOOD)
-    for options, said in (
+    for options, message in (
         ({}, "needs its folder: give --data.root"),
         ({"root": tmp_path / "t.csv"}, f"--data.root {tmp_path} --data.file t.csv"),
         ({"root": tmp_path / "absent"}, "there is no such folder"),
         ({"root": tmp_path, "file": "u.csv"}, "no u.csv in"),
     ):
-        with pytest.raises(FileNotFoundError, match=said.replace("(", r"\(")):
+        with pytest.raises(FileNotFoundError, match=message.replace("(", r"\(")):
             Table(**options).reading("train")
     write(tmp_path, GOOD, "u.csv")
     with pytest.raises(FileNotFoundError, match="2 tables in .*it holds t.csv, u.csv.*--data.file"):

@@ -144,8 +144,8 @@ def test_what_is_not_installed_is_named(clips):
     (row,) = label(clips["face"])
     assert row["unused"]["face"] == "not installed: zoo checkpoints pull mini-xception"
     assert row["unused"]["text"].startswith("no words given") and row["label"] is None and row["used"] == ["voice"]
-    said = refused("label", clips["face"], "--parts", "face")
-    assert "no label" in said and "zoo checkpoints pull mini-xception" in said
+    message = refused("label", clips["face"], "--parts", "face")
+    assert "no label" in message and "zoo checkpoints pull mini-xception" in message
 
 
 def test_the_best_that_is_here_is_taken(tmp_path, monkeypatch):
@@ -166,12 +166,12 @@ def test_bad_files(clips, reader, tmp_path):
     Path("words.mp4").write_text("a text")
     (row,) = label("words.mp4", "--text", TEXT)
     assert row["used"] == ["text"] and "is broken, or no video" in row["unused"]["face"]
-    said = refused("label", "words.mp4")
-    assert "nothing of it could be used" in said and "is broken, or no video" in said
+    message = refused("label", "words.mp4")
+    assert "nothing of it could be used" in message and "is broken, or no video" in message
     assert "no label" in refused("label", clips["nothing"])
     film = write_clip(Path("film.mp4"), [np.full((32, 32, 3), 9, np.uint8)] * 122, fps=2)
-    said = refused("label", film)
-    assert "lasts 61 s, and an utterance at most 60 s; give --segments or --subtitles" in said
+    message = refused("label", film)
+    assert "lasts 61 s, and an utterance at most 60 s; give --segments or --subtitles" in message
     assert "words given" in refused("label", film, "--parts", "text")
 
 
@@ -182,7 +182,7 @@ def test_hostile_text_is_a_text():
 
 
 @pytest.mark.parametrize(
-    ("args", "said"),
+    ("args", "message"),
     [
         ((), "nothing to label"),
         (("--text", "Oh.", "--selector", "x"), "name the system with --ckpt_path"),
@@ -195,8 +195,8 @@ def test_hostile_text_is_a_text():
         (("none.mp4",), "no file none.mp4"),
     ],
 )
-def test_refused(args, said):
-    assert said in refused("label", *args)
+def test_refused(args, message):
+    assert message in refused("label", *args)
 
 
 # ---- films

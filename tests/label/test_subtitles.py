@@ -85,10 +85,10 @@ def test_bad_blocks_are_listed(tmp_path):
     subtitles = read(tmp_path, text)
     assert [line.text for line in subtitles.lines] == ["Who took it?", "Not me.", "Last."]
     assert len(subtitles.problems) == 5
-    for problem, said in zip(
+    for problem, message in zip(
         subtitles.problems, ("has no times", "does not end", "does not end", "no text", "no pair of times"), strict=True
     ):
-        assert said in problem and problem.startswith("line ")
+        assert message in problem and problem.startswith("line ")
 
 
 def test_another_encoding_is_named(tmp_path):
@@ -101,7 +101,7 @@ def test_another_encoding_is_named(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name, content, said",
+    "name, content, message",
     [
         ("film.srt", "", "it is empty"),
         ("film.srt", "\0\1\2" * 50, "film.srt"),
@@ -112,8 +112,8 @@ def test_another_encoding_is_named(tmp_path):
         ("film.srt", "<a" * 200_000 + "-->" + "&" * 200_000, "holds no subtitle"),
     ],
 )
-def test_refused(tmp_path, name, content, said):
-    with pytest.raises(ValueError, match=said):
+def test_refused(tmp_path, name, content, message):
+    with pytest.raises(ValueError, match=message):
         read(tmp_path, content, name)
     with pytest.raises(FileNotFoundError, match="expected subtitles"):
         read_subtitles(tmp_path / "none.srt")

@@ -82,7 +82,7 @@ def test_the_history_of_a_long_film_is_bounded(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "request_, said",
+    "request_, message",
     [
         (Request(None, segments=True), "give CLIP"),
         (Request("film.wav", segments=True, subtitles="film.srt"), "give one of them"),
@@ -98,13 +98,13 @@ def test_the_history_of_a_long_film_is_bounded(tmp_path):
         (Request("film.wav", subtitles="damaged.srt"), "holds no subtitle"),
     ],
 )
-def test_refused(film, tmp_path, monkeypatch, request_, said):
+def test_refused(film, tmp_path, monkeypatch, request_, message):
     monkeypatch.chdir(tmp_path)
     soundfile.write("silence.wav", spoken(()), RATE)
     for name in ("face.png", "table.csv", "text.mp4", "film.srt", "damaged.srt"):
         (tmp_path / name).write_text("id,text\n")
     paths = {k: tmp_path / v for k in ("clip", "subtitles") if (v := getattr(request_, k)) is not None}
-    with pytest.raises((ValueError, FileNotFoundError), match=said):
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
         read_utterances(Request(**vars(request_) | paths), LABELS, Media())
 
 

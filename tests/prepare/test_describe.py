@@ -11,13 +11,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.builders import label_clip, make_corpus
+from tests.builders import label_clip
 from tests.media_files import write_clip
-from tests.prepare.looks import Looks
+from tests.prepare import looks
+from tests.prepare.looks import Looks, clip, make_home
 from tests.runs_helper import refused, zoo
-from zoo.backbones.tiny import make_vit_folder
 from zoo.data import MELD
-from zoo.data.meld import CLIPS
 from zoo.media import Unreadable
 from zoo.models.emotion_qwen.faces import EMOTIONS, Face
 from zoo.prepare.describe import ClipDescriber, ClipDescription, pauses_between, read_bins, voice_activity
@@ -35,7 +34,7 @@ class Painted:
     """Finds the squares of skin in `BOXES`; one is happy where its forehead is red, else neutral."""
 
     def analyse(self, frames, clip=None, numbers=None):
-        found = []
+        faces_by_frame = []
         for frame in frames.numpy().astype(int):
             faces = []
             for left, top, right, bottom in BOXES:
@@ -46,8 +45,8 @@ class Painted:
                     mood = "happy" if red - green > 60 else "neutral"
                     rest = dict.fromkeys(EMOTIONS, 0.2 / 6)
                     faces.append(Face((left, top, right, bottom), rest | {mood: 0.8}))
-            found.append(faces)
-        return found
+            faces_by_frame.append(faces)
+        return faces_by_frame
 
 
 def spoken(*parts: tuple[float, bool], hertz: float = 150, height: float = 0.1) -> np.ndarray:
@@ -95,16 +94,16 @@ def test_pauses_of_known_length_are_found_where_they_are():
     wave = spoken((0.5, False), (1.0, True), (0.6, False), (1.5, True), (0.1, False), (0.7, True), (0.4, False))
     expected = [(0.5, 1.5), (2.1, 4.4)]  # a gap of a tenth of a second is none
     for rate, sound in ((RATE, wave), (8000, wave[::2])):
-        found = voice_activity(sound, rate)
-        assert len(found) == 2 and np.abs(np.array(found) - expected).max() < 0.04, found
-    assert pauses_between(found)[0] == pytest.approx((1.5, 2.1), abs=0.04)
+        spans = voice_activity(sound, rate)
+        assert len(spans) == 2 and np.abs(np.array(spans) - expected).max() < 0.04, spans
+    assert pauses_between(spans)[0] == pytest.approx((1.5, 2.1), abs=0.04)
 
 
 def test_noise_hides_no_pause_and_is_no_voice():
     parts = (0.5, False), (1.0, True), (0.8, False), (1.0, True), (0.4, False)
     noise = 0.02 * np.random.default_rng(1).standard_normal(round(3.7 * RATE)).astype(np.float32)
-    found = voice_activity(spoken(*parts) + noise, RATE)
-    assert len(found) == 2 and np.abs(np.array(found) - [(0.5, 1.5), (2.3, 3.3)]).max() < 0.2, found
+    spans = voice_activity(spoken(*parts) + noise, RATE)
+    assert len(spans) == 2 and np.abs(np.array(spans) - [(0.5, 1.5), (2.3, 3.3)]).max() < 0.2, spans
     assert voice_activity(noise, RATE) == []
 
 
@@ -126,16 +125,16 @@ def test_what_is_no_waveform(sound, rate):
 
 def test_the_voice_in_numbers_and_in_words(tmp_path):
     wave = spoken((0.5, False), (1.0, True), (0.6, False), (1.4, True))
-    found = described(tmp_path, wave=wave, face=None)
-    assert found.video == "No picture." and found.scene is None
-    assert found.voice["seconds"] == pytest.approx(3.5, abs=0.1) and found.voice["pauses"] == 1
-    assert found.voice["pitch"] == pytest.approx(150, rel=0.1)
-    spans = sum(end - start for start, end in found.speech)
-    assert found.voice["speech"] == spans / found.voice["seconds"] == pytest.approx(2.4 / 3.5, abs=0.04)
-    assert found.audio.startswith("Voice at ") and "pitch 1" in found.audio
-    assert found.audio.endswith("one pause (0.6 s).")
+    description = described(tmp_path, wave=wave, face=None)
+    assert description.video == "No picture." and description.scene is None
+    assert description.voice["seconds"] == pytest.approx(3.5, abs=0.1) and description.voice["pauses"] == 1
+    assert description.voice["pitch"] == pytest.approx(150, rel=0.1)
+    spans = sum(end - start for start, end in description.speech)
+    assert description.voice["speech"] == spans / description.voice["seconds"] == pytest.approx(2.4 / 3.5, abs=0.04)
+    assert description.audio.startswith("Voice at ") and "pitch 1" in description.audio
+    assert description.audio.endswith("one pause (0.6 s).")
     bins = fit_bins([("ann", {"pitch": p, "loudness": 60.0}) for p in (90.0, 100.0, 110.0, 120.0)], least=3)
-    assert voice_sentence(found.voice, bins, "ann").startswith("Very loud voice; very high pitch; speaking ")
+    assert voice_sentence(description.voice, bins, "ann").startswith("Very loud voice; very high pitch; speaking ")
 
 
 def test_silence_and_no_sound(tmp_path):
@@ -152,29 +151,31 @@ def test_silence_and_no_sound(tmp_path):
 
 # ---- faces
 def test_an_expression_that_changes_is_said(tmp_path):
-    found = described(tmp_path, pictures(3, (1, 0), happy_from=1.5))
-    assert found.video == "A face that turns from neutral to happy (0.80)." and found.chosen_by == "only"
-    assert found.expression["happy"] == pytest.approx(0.45, abs=0.09)
+    description = described(tmp_path, pictures(3, (1, 0), happy_from=1.5))
+    assert description.video == "A face that turns from neutral to happy (0.80)." and description.chosen_by == "only"
+    assert description.expression["happy"] == pytest.approx(0.45, abs=0.09)
     steady = described(tmp_path, pictures(1, (1, 0)))
     assert steady.video == "A face that looks neutral (0.80)."
 
 
 def test_no_face_is_a_description(tmp_path):
-    found = described(tmp_path, pictures(1, (0, 0)))
-    assert found.video == "No face found." and found.faces == () and found.expression is None
+    description = described(tmp_path, pictures(1, (0, 0)))
+    assert description.video == "No face found." and description.faces == () and description.expression is None
     assert described(tmp_path, pictures(1, (1, 1)), face=None).video == "Faces were not looked for."
 
 
 @pytest.mark.parametrize("speaker", [0, 1, None])
 def test_of_two_faces_the_one_that_speaks(tmp_path, speaker):
     wave = spoken((0.6, False), (1.0, True), (0.8, False), (1.2, True), (0.4, False))
-    found = described(tmp_path, pictures(4, (1, 1), speaker, wave), wave)
-    own = [face for face in found.faces if face.described]
-    assert found.scene.faces == 2 and len(own) == len(found.frame_times) == 12 and len(found.faces) == 24
-    assert found.chosen_by == ("largest" if speaker is None else "mouth")
+    description = described(tmp_path, pictures(4, (1, 1), speaker, wave), wave)
+    own = [face for face in description.faces if face.described]
+    assert (
+        description.scene.faces == 2 and len(own) == len(description.frame_times) == 12 and len(description.faces) == 24
+    )
+    assert description.chosen_by == ("largest" if speaker is None else "mouth")
     assert {round(160 * face.box[0]) for face in own} == {BOXES[speaker or 0][0]}
     how = "is largest" if speaker is None else "se mouth moves with the voice"
-    assert found.video.startswith("Of 2 faces, the one ") and how in found.video
+    assert description.video.startswith("Of 2 faces, the one ") and how in description.video
 
 
 def test_of_two_who_speak_alike_the_larger_one(tmp_path):
@@ -215,9 +216,12 @@ def test_cuts_are_counted_and_dark_pictures_named(tmp_path):
     frames = [
         np.clip(shot + rng.integers(-4, 5, shot.shape), 0, 255).astype(np.uint8) for shot in shots for _ in range(25)
     ]
-    found = described(tmp_path, frames)
-    assert found.scene.cuts == pytest.approx((1.0, 2.0), abs=0.09) and found.video == "No face found. There are 2 cuts."
-    assert found.scene.brightness == pytest.approx(70 / 255, abs=0.02)
+    description = described(tmp_path, frames)
+    assert (
+        description.scene.cuts == pytest.approx((1.0, 2.0), abs=0.09)
+        and description.video == "No face found. There are 2 cuts."
+    )
+    assert description.scene.brightness == pytest.approx(70 / 255, abs=0.02)
     fade = [np.full((96, 160, 3), 20 + 3 * i // 2, np.uint8) for i in range(75)]
     assert described(tmp_path, fade).scene.cuts == ()
     flash = [np.full_like(frames[25], 250) if i in (10, 11) else frame for i, frame in enumerate(frames[25:50])]
@@ -230,9 +234,9 @@ def test_cuts_are_counted_and_dark_pictures_named(tmp_path):
 
 def test_a_still(tmp_path):
     Image.fromarray(pictures(0.04, (1, 0))[0]).save(tmp_path / "face.png")
-    found = ClipDescriber(Painted()).describe(tmp_path / "face.png", None)
-    assert found.video == "A face that looks neutral (0.80)." and found.frame_times == (0.0,)
-    assert found.faces[0].box == pytest.approx([v / s for v, s in zip(BOXES[0], (160, 96) * 2, strict=True)])
+    description = ClipDescriber(Painted()).describe(tmp_path / "face.png", None)
+    assert description.video == "A face that looks neutral (0.80)." and description.frame_times == (0.0,)
+    assert description.faces[0].box == pytest.approx([v / s for v, s in zip(BOXES[0], (160, 96) * 2, strict=True)])
 
 
 def test_a_part_of_a_film_and_a_half_of_its_picture(tmp_path):
@@ -252,9 +256,10 @@ def test_a_part_of_a_film_and_a_half_of_its_picture(tmp_path):
 
 def test_the_same_every_time_and_ready_for_json(tmp_path):
     wave = spoken((0.4, False), (1.0, True), (0.5, False), (0.6, True))
-    found = described(tmp_path, pictures(2.5, (1, 1), 1, wave), wave)
-    again = pickle.loads(pickle.dumps(ClipDescriber(Painted()))).describe(tmp_path / "clip.mp4", tmp_path / "clip.mp4")
-    row = found.row()
+    description = described(tmp_path, pictures(2.5, (1, 1), 1, wave), wave)
+    copy = pickle.loads(pickle.dumps(ClipDescriber(Painted())))  # as it comes to a loader's process; bytes of our own
+    again = copy.describe(tmp_path / "clip.mp4", tmp_path / "clip.mp4")
+    row = description.row()
     assert json.dumps(row) == json.dumps(again.row()) and row["scene"]["faces"] == 2
     assert len(row["loudness"]["times"]) == len(row["loudness"]["decibels"]) > 200
     assert row["faces"][0].keys() == {"time", "box", "probabilities", "person", "described"}
@@ -271,8 +276,8 @@ def test_what_cannot_be_read(tmp_path):
         ClipDescriber(Painted()).describe(tmp_path / "clip.mp4", tmp_path / "clip.mp4")
     with pytest.raises(ValueError, match="neither a video nor an audio"):
         ClipDescriber(Painted()).describe(None, None)
-    found = described(tmp_path, pictures(0.4), np.zeros(62 * RATE, np.float32))
-    assert "lasts 62." in found.missing["audio"] and found.audio.startswith(
+    description = described(tmp_path, pictures(0.4), np.zeros(62 * RATE, np.float32))
+    assert "lasts 62." in description.missing["audio"] and description.audio.startswith(
         "The voice was not measured: the sound lasts"
     )
 
@@ -281,25 +286,13 @@ def test_what_cannot_be_read(tmp_path):
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
     """A corpus with clips, of which one is broken, one is missing and one has no sound; and a reader of expressions."""
-    home = tmp_path_factory.mktemp("describe")
-    make_corpus(home / "meld", (2, 1, 1), clips=True)
-    sizes = {"size": 24, "patch": 8, "width": 32, "layers": 1, "heads": 2, "intermediate_size": 32}
-    make_vit_folder(home / "head", EMOTIONS, **sizes)
-    clip(home, 0).write_bytes(b"no clip")
-    clip(home, 1).unlink()
+    home = make_home(tmp_path_factory.mktemp("describe"))
     write_clip(clip(home, 2), pictures(0.5))
     return home
 
 
-def clip(home, number):
-    return home / "meld" / CLIPS["train"] / f"dia0_utt{number}.mp4"
-
-
 def command(home, out, *more):
-    return (
-        *("prepare", "describe", "--data=MELD", f"--data.root={home / 'meld'}", "--data.descriptions=[]"),
-        *("--analyzer=WholeFrame", f"--analyzer.expression={home / 'head'}", f"--out={out}", *more),
-    )
+    return looks.command("describe", home, out, *more)
 
 
 @pytest.fixture(scope="module")
@@ -334,22 +327,22 @@ def test_what_could_not_be_described_is_listed(home, out):
 def test_a_killed_run_goes_on_and_a_repaired_clip_is_described(home, out, tmp_path, monkeypatch):
     root = tmp_path / "home"
     shutil.copytree(home, root)
-    looks = Looks(monkeypatch)
+    seen_clips = Looks(monkeypatch)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         zoo(*command(root, tmp_path / "out"))
     assert not (tmp_path / "out" / "describe.json").exists()
     with (tmp_path / "out" / "answers.jsonl").open("a") as file:
         file.write('{"key": "torn')
-    looks.forget()
+    seen_clips.forget()
     zoo(*command(root, tmp_path / "out"))
     data = MELD(root=home / "meld", descriptions=[])
     clips = {s.target.video.read_bytes() for x in data.splits() for s in data.samples(x) if s.target.video}
-    assert len(looks) == len(clips) - 1 - 2  # one is broken, two were done
+    assert len(seen_clips) == len(clips) - 1 - 2  # one is broken, two were done
     assert contents(tmp_path / "out") == contents(out)
-    looks.forget()
+    seen_clips.forget()
     clip(root, 0).write_bytes(label_clip("joy", "repaired"))
     zoo(*command(root, tmp_path / "out"))
-    assert len(looks) == 1
+    assert len(seen_clips) == 1
     assert "dia0_utt0" in json.loads((tmp_path / "out" / "video_description_train.json").read_text())
 
 

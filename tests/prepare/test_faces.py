@@ -7,14 +7,13 @@ import shutil
 import pytest
 import torch
 
-from tests.builders import label_clip, make_corpus
-from tests.prepare.looks import Looks
+from tests.builders import label_clip
+from tests.prepare import looks
+from tests.prepare.looks import Looks, clip, make_home
 from tests.runs_helper import refused, zoo
-from zoo.backbones.tiny import make_vit_folder
 from zoo.data import MELD
-from zoo.data.meld import CLIPS
 from zoo.media import Media
-from zoo.models.emotion_qwen.faces import EMOTIONS, FaceCapture, PrecomputedFaces, WholeFrame
+from zoo.models.emotion_qwen.faces import FaceCapture, PrecomputedFaces, WholeFrame
 from zoo.models.emotion_qwen.input import FrameSampling
 
 SAMPLING = FrameSampling(frames=3)
@@ -22,25 +21,11 @@ SAMPLING = FrameSampling(frames=3)
 
 @pytest.fixture(scope="module")
 def home(tmp_path_factory):
-    """A corpus with clips, of which one is broken and one is missing, and a reader of expressions."""
-    home = tmp_path_factory.mktemp("faces")
-    make_corpus(home / "meld", (2, 1, 1), clips=True)
-    sizes = {"size": 24, "patch": 8, "width": 32, "layers": 1, "heads": 2, "intermediate_size": 32}
-    make_vit_folder(home / "head", EMOTIONS, **sizes)
-    (clip(home, "train", 0)).write_bytes(b"no clip")
-    (clip(home, "train", 1)).unlink()
-    return home
-
-
-def clip(home, split, number):
-    return home / "meld" / CLIPS[split] / f"dia0_utt{number}.mp4"
+    return make_home(tmp_path_factory.mktemp("faces"))
 
 
 def command(home, out, *more):
-    return (
-        *("prepare", "faces", "--data=MELD", f"--data.root={home / 'meld'}", "--data.descriptions=[]", "--frames=3"),
-        *("--analyzer=WholeFrame", f"--analyzer.expression={home / 'head'}", f"--out={out}", *more),
-    )
+    return looks.command("faces", home, out, "--frames=3", *more)
 
 
 @pytest.fixture(scope="module")
@@ -59,7 +44,7 @@ def test_face_capture_reads_what_was_found(home, out):
     """What the file gives is what the analyzer itself finds, of every clip that can be read."""
     given, media = PrecomputedFaces(str(out / "faces.jsonl")), Media()
     analyzer, captured = WholeFrame(str(home / "head")), 0
-    readable = [s for s in samples(home) if s.target.video and s.target.video != clip(home, "train", 0)]
+    readable = [s for s in samples(home) if s.target.video and s.target.video != clip(home, 0)]
     assert len(readable) > 4 and set(given.rows) == {s.id for s in readable}
     for sample in readable:
         frames = torch.from_numpy(SAMPLING.read(media, sample.target)[0])
@@ -90,20 +75,20 @@ def test_what_was_not_found_is_counted_and_listed(home, out):
 def test_a_killed_run_goes_on_and_a_repaired_clip_is_looked_at(home, tmp_path, monkeypatch):
     root = tmp_path / "home"
     shutil.copytree(home, root)
-    looks = Looks(monkeypatch)
+    seen_clips = Looks(monkeypatch)
     with pytest.raises((KeyboardInterrupt, SystemExit)):
         zoo(*command(root, tmp_path / "out"))
     assert not (tmp_path / "out" / "faces.jsonl").exists()
     with (tmp_path / "out" / "answers.jsonl").open("a") as file:
         file.write('{"key": "torn')
-    looks.forget()
+    seen_clips.forget()
     zoo(*command(root, tmp_path / "out"))
     todo = len({s.target.video.read_bytes() for s in samples(root) if s.target.video}) - 1
-    assert len(looks) == todo - 2  # two were done
-    looks.forget()
-    clip(root, "train", 0).write_bytes(label_clip("joy", "repaired"))
+    assert len(seen_clips) == todo - 2  # two were done
+    seen_clips.forget()
+    clip(root, 0).write_bytes(label_clip("joy", "repaired"))
     zoo(*command(root, tmp_path / "out"))
-    assert len(looks) == 1
+    assert len(seen_clips) == 1
     assert "meld/train/dia0_utt0" in PrecomputedFaces(str(tmp_path / "out" / "faces.jsonl")).rows
 
 

@@ -61,8 +61,10 @@ def test_parts_are_switched_off(answers, example, off):
 
 
 def test_words_stay_as_they_were_said(answers):
-    said = "the --text (--segments) stays"
-    assert answers(Question(("parts",), lines=(("", said),)))["systems"][0]["rows"][0]["parts"]["text"]["said"] == said
+    words = "the --text (--segments) stays"
+    assert (
+        answers(Question(("parts",), lines=(("", words),)))["systems"][0]["rows"][0]["parts"]["text"]["said"] == words
+    )
 
 
 def test_an_answer_nobody_waits_for_is_not_computed(answers, monkeypatch):
@@ -72,30 +74,30 @@ def test_an_answer_nobody_waits_for_is_not_computed(answers, monkeypatch):
 
 
 def test_what_is_refused(answers, example, tmp_path, monkeypatch):
-    def said(question):
+    def refusal(question):
         with pytest.raises(Rejected) as error:
             answers(question)
         return str(error.value)
 
     base = Question(("dialoguellm-sitcom",), lines=LINES)
-    assert "unknown system '../x'; expected one of" in said(replace(base, systems=("../x",)))
-    assert "3 systems were asked" in said(replace(base, systems=(*SMALL, "parts")))
-    assert "there is nothing to label" in said(replace(base, lines=()))
-    assert "line 1 has 3000 characters" in said(replace(base, lines=(("", "x" * 3000),)))
+    assert "unknown system '../x'; expected one of" in refusal(replace(base, systems=("../x",)))
+    assert "3 systems were asked" in refusal(replace(base, systems=(*SMALL, "parts")))
+    assert "there is nothing to label" in refusal(replace(base, lines=()))
+    assert "line 1 has 3000 characters" in refusal(replace(base, lines=(("", "x" * 3000),)))
     text = tmp_path / "clip.mp4"
     text.write_text("no film")
     answer = answers(Question(("parts",), clip=text))["systems"][0]["rows"][0]
     assert answer["label"] is None and "nothing of it could be used" in answer["error"]
-    assert str(tmp_path) not in said(Question(("parts",), clip=text, segments=True))  # no path of this machine
+    assert str(tmp_path) not in refusal(Question(("parts",), clip=text, segments=True))  # no path of this machine
     silent = write_clip(
         tmp_path / "silent.mp4", [np.zeros((48, 64, 3), np.uint8)] * 10, np.zeros((1, 17_640), np.float32)
     )
-    assert "nobody speaks in it" in said(Question(("parts",), clip=silent, segments=True))
-    assert "--" not in said(Question(("parts",), clip=silent, segments=True))  # the page has no such options
+    assert "nobody speaks in it" in refusal(Question(("parts",), clip=silent, segments=True))
+    assert "--" not in refusal(Question(("parts",), clip=silent, segments=True))  # the page has no such options
     (tmp_path / "wide.srt").write_text("00:00:01,000 --> 00:00:02,000\nOh!\n", encoding="utf-16")
-    assert said(Question(("parts",), subtitles=tmp_path / "wide.srt")).endswith("Save it as UTF-8 again")
+    assert refusal(Question(("parts",), subtitles=tmp_path / "wide.srt")).endswith("Save it as UTF-8 again")
     monkeypatch.setattr(serve_answers, "MOST_UTTERANCES", 2)
-    assert "that is 3 utterances; this page answers 2 at once" in said(base)
+    assert "that is 3 utterances; this page answers 2 at once" in refusal(base)
 
 
 def test_what_nobody_waits_for_is_left_after_an_utterance(answers):
@@ -123,14 +125,14 @@ def test_subtitles_alone_are_the_words(answers, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("question", "said"),
+    ("question", "message"),
     [
         ({"segments": True, "lines": (("", "Oh!"),)}, "what is said goes with one utterance"),
         ({"lines": LINES}, "a clip goes with one line, got 3"),
     ],
 )
-def test_words_of_a_film_are_not_dropped(answers, example, question, said):
-    with pytest.raises(Rejected, match=said):
+def test_words_of_a_film_are_not_dropped(answers, example, question, message):
+    with pytest.raises(Rejected, match=message):
         answers(Question(("parts",), clip=example, **question))
 
 

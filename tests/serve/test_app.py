@@ -120,7 +120,7 @@ def test_a_clip_is_answered_and_deleted(served):
 
 
 @pytest.mark.parametrize(
-    ("parts", "question", "said"),
+    ("parts", "question", "message"),
     [
         ([("clip", "notes.txt", b"x")], QUESTION, "the file ends in '.txt'; expected one of .mp4"),
         ([("clip", "clip", b"x")], QUESTION, "the file ends in '.clip'"),
@@ -138,9 +138,9 @@ def test_a_clip_is_answered_and_deleted(served):
         ([("clip", "a\0b.mp4", b"x")], QUESTION, "the form cannot be read"),
     ],
 )
-def test_what_is_refused(served, parts, question, said):
+def test_what_is_refused(served, parts, question, message):
     status, answer = label(served, *parts, question=question)
-    assert status == 400 and said in answer["error"], answer
+    assert status == 400 and message in answer["error"], answer
     assert not list(Path(tempfile.gettempdir()).glob("zoo-serve-*/clip*"))
 
 

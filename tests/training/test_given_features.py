@@ -106,6 +106,7 @@ def test_features_of_the_sitcoms_encoders_give_the_same_answers(utterances, tiny
     monkeypatch.setattr(Media, "waveform", None)
     for vision, audio in (by_key, by_clip):
         given = merit(vision=vision, audio=audio)
+        # the projections alone: the frozen language model is the same, and has no part in them
         missing, unknown = given.load_state_dict(projections, strict=False)
         assert not unknown and len(projections) == 4 and all(k.startswith("llm.") for k in missing)
         embedded, same = answers(given)
@@ -236,8 +237,8 @@ def test_merit_trains_on_features_and_goes_on_only_with_them(meld, tiny_llama, t
     assert "with width 12, but" in refused("test", f"--ckpt_path={run}", f"--model.vision=features:{narrow}")
     for file in narrow.rglob("*.npy"):
         np.save(file, RNG.standard_normal((5, WIDTH)))
-    said = refused("test", f"--ckpt_path={run}", f"--model.vision=features:{narrow}")
-    assert "was trained on other vision features" in said and "files compared" in said
+    message = refused("test", f"--ckpt_path={run}", f"--model.vision=features:{narrow}")
+    assert "was trained on other vision features" in message and "files compared" in message
     moved = tmp_path / "moved" / "meld"
     moved.mkdir(parents=True)
     os.rename(home / "test", moved / "test")
@@ -251,8 +252,11 @@ def test_files_that_cannot_be_used_are_listed_and_counted(meld, tmp_path):
     (home / "test" / "dia0_utt1.npy").write_bytes(b"no numpy")
     named = {"model": "FaceClassifier", "model__vision": f"features:{home}", "trainer__max_steps": 1} | HEAD
     run = fit(tmp_path, *options(meld, **named))
-    said = refused("test", f"--ckpt_path={run}")
-    assert "of 14 test samples have no clip, picture or features that can be read" in said and "NaN or infinity" in said
+    message = refused("test", f"--ckpt_path={run}")
+    assert (
+        "of 14 test samples have no clip, picture or features that can be read" in message
+        and "NaN or infinity" in message
+    )
     zoo("test", f"--ckpt_path={run}", "--data.max_unreadable=0.5")
     told = metrics(run)["problems"]["test"]
     assert told["lost_samples"] == ["meld/test/dia0_utt0", "meld/test/dia0_utt1"]
@@ -276,8 +280,8 @@ def test_a_folder_that_does_not_fit_the_corpus_is_refused_before_any_work(names,
     for name in names or ():
         put(home / f"{name}.npy", np.ones(WIDTH))
     named = {"model": "FaceClassifier", "model__vision": f"features:{home}"} | HEAD
-    said = refused("fit", *options(meld, **named, data__max_unreadable=1))
-    assert re.search(expected, said), said
+    message = refused("fit", *options(meld, **named, data__max_unreadable=1))
+    assert re.search(expected, message), message
     assert not list(tmp_path.rglob("*.ckpt"))
 
 

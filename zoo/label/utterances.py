@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -121,11 +122,11 @@ def utterance_spans(speech: Sequence[Span], seconds: float) -> list[Span]:
             waiting += [group[cut:], group[:cut]]
         else:
             edges = np.linspace(start, end, int((end - start) // LONGEST) + 2).tolist()
-            whole += list(zip(edges, edges[1:], strict=False))
+            whole += itertools.pairwise(edges)
     whole = [span for span in whole if span[1] - span[0] >= SHORTEST]
     if not whole:
         return []
-    befores = [0.0, *((end + start) / 2 for (_, end), (start, _) in zip(whole, whole[1:], strict=False))]
+    befores = [0.0, *((end + start) / 2 for (_, end), (start, _) in itertools.pairwise(whole))]
     return [
         (max(start - MARGIN, before), min(end + MARGIN, after))
         for (start, end), before, after in zip(whole, befores, [*befores[1:], seconds], strict=True)

@@ -81,7 +81,7 @@ class Answers:
         shipped = {
             name: entry["what"]
             for name, entry in index().items()
-            if entry["source"] == "shipped" and not entry.get("bases") and _is_whole_system(name)
+            if entry["source"] == "shipped" and not entry.get("bases") and self._names_emotions(name)
         }
         return choices + [{"name": n, "what": what} for n, what in shipped.items() if n not in self.checkpoints]
 
@@ -113,14 +113,14 @@ class Answers:
         if not 1 <= len(question.systems) <= 2:
             raise Rejected(f"{len(question.systems)} systems were asked; expected one or two")
         with self._one:
-            utterances: list[Row] = []
+            samples: list[Sample] = []
             systems: list[Row] = []
             for name in question.systems:
                 _check_waits(gone)
                 try:
                     labels = self._labels(name)
-                    samples = self._samples(question, labels)
-                    utterances = [_utterance(sample) for sample in samples]
+                    # which utterances there are depends on no system, so a film is cut once
+                    samples = [_with_labels(s, labels) for s in samples] or self._samples(question, labels)
                     if name == BY_PARTS:
                         rows = self._by_parts(samples, question.parts, gone)
                     else:
@@ -131,6 +131,7 @@ class Answers:
                     raise Rejected(f"{name}: {error}") from None
                 systems.append({"name": name, "rows": rows})
             left_out = [] if question.subtitles is None else list(read_subtitles(question.subtitles).problems)
+            utterances = [_utterance(sample) for sample in samples]
             return {"utterances": utterances, "systems": systems, "left_out": left_out}
 
     # ---- the samples
@@ -172,6 +173,14 @@ class Answers:
             self._systems[name] = System(name)
         return self._systems[name]
 
+    def _names_emotions(self, name: str) -> bool:
+        """Whether a published name can be asked: its config.yaml names a corpus with labels."""
+        try:
+            self._system(name).labels()
+        except (ValueError, OSError, KeyError):
+            return False
+        return True
+
     def _by_parts(self, samples: Sequence[Sample], parts: tuple[str, ...], gone: Callable[[], bool]) -> list[Row]:
         rows = []
         for sample in samples:
@@ -200,15 +209,6 @@ def _check_waits(gone: Callable[[], bool]) -> None:
     """Rejected if nobody waits for an answer: those of others come first."""
     if gone():
         raise Rejected("nobody waits for the answer any more, or the server ends")
-
-
-def _is_whole_system(name: str) -> bool:
-    """Whether a published name can be asked: its config.yaml names a corpus."""
-    try:
-        System(name).labels()
-    except (ValueError, OSError, KeyError):
-        return False
-    return True
 
 
 def _for_the_page(value: Any) -> Any:
@@ -247,6 +247,11 @@ def _conversation(lines: Sequence[tuple[str, str]], labels: Labels) -> list[Samp
         name = f"line {number}"
         turns.append(clip_turn(name, None, speaker=clean_utf8(speaker, name), text=clean_utf8(text, name)))
     return [sample_of(turn, "conversation", labels, turns[:i]) for i, turn in enumerate(turns)]
+
+
+def _with_labels(sample: Sample, labels: Labels) -> Sample:
+    """Return the same utterance, to be answered with other labels."""
+    return sample_of(sample.target, sample.dialogue.rpartition("/")[2], labels, sample.history)
 
 
 def _utterance(sample: Sample) -> Row:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from zoo.sitcom.clips import write_clips
 from zoo.sitcom.script import generate
+from zoo.sitcom.settings import Dialogue
 
 SEED = 4711  # of a dialogue that no published system was trained on
 SHOWN = 4
@@ -24,17 +26,17 @@ class Examples:
         return folder
 
     @functools.cached_property
-    def _dialogue(self) -> Any:
+    def _dialogue(self) -> Dialogue:
         (dialogue,) = generate(SEED, 1)
-        return dialogue
+        return replace(dialogue, utterances=dialogue.utterances[:SHOWN])
 
     def rows(self) -> list[dict[str, Any]]:
         """Return number, speaker, words and true label of each."""
         _ = self._folder
-        lines = self._dialogue.utterances[:SHOWN]
-        return [{"number": i, "speaker": u.speaker, "text": u.text, "label": u.label} for i, u in enumerate(lines)]
+        lines = enumerate(self._dialogue.utterances)
+        return [{"number": i, "speaker": u.speaker, "text": u.text, "label": u.label} for i, u in lines]
 
     def clip(self, number: int) -> Path | None:
         """Return the film of an example; None if there is no such."""
-        lines = self._dialogue.utterances[:SHOWN]
+        lines = self._dialogue.utterances
         return Path(self._folder.name) / f"{lines[number].id}.mp4" if number < len(lines) else None

@@ -272,18 +272,18 @@ class FARCER(LanguageModelModule):
         """Return what reads the picture of an utterance; None if no faces are shown."""
         if self.faces == "none":
             return None
-        pool = []
+        vision = self.vision
+        size = cast(int, vision.size) if isinstance(vision, Vision) else 0
+        reader = PictureReader(self.media, size, self.faces, given_features=self.given_features)
         if self.faces != "own":
-            pool = [(s.dialogue, s.target) for s in self.data.samples("train") if self.has_picture(s)]
-            if len({t.speaker for _, t in pool}) < 2:
+            train = ((sample.dialogue, sample.target) for sample in self.data.samples("train"))
+            reader.pool = [turn for turn in train if reader.has(*turn)]
+            if len({t.speaker for _, t in reader.pool}) < 2:
                 raise ValueError(
                     f"faces: {self.faces} takes its faces from the training split, which shows fewer than two speakers"
                 )
-        if self.given_features is not None:
-            return PictureReader(self.media, 0, self.faces, pool, given_features=self.given_features)
-        vision = cast(Vision, self.vision)
-        if self.feature_folder is not None:
-            self.feature_files = FeatureFiles(
+        if isinstance(vision, Vision) and self.feature_folder is not None:
+            reader.files = self.feature_files = FeatureFiles(
                 self.feature_folder,
                 vision,
                 {
@@ -294,16 +294,7 @@ class FARCER(LanguageModelModule):
                     "tokens": self.vision_tokens,
                 },
             )
-        return PictureReader(self.media, cast(int, vision.size), self.faces, pool, self.feature_files)
-
-    def has_picture(self, sample: Sample) -> bool:
-        """Return whether a sample has a clip or picture, or features of one."""
-        target = sample.target
-        return (
-            target.video is not None
-            if self.given_features is None
-            else self.given_features.has(sample.dialogue, target)
-        )
+        return reader
 
     def collator(self, training: bool) -> FarcerCollator:  # type: ignore[override]  # its prompts have another form
         """Return what writes samples as prompts with images, in training with their answers."""

@@ -6,9 +6,9 @@
 One clip in Python:
 
     describer = ClipDescriber(DlibFaces("fer2013_mini_XCEPTION.102-0.66.hdf5"))
-    found = describer.describe(Path("clip.mp4"), Path("clip.mp4"))
-    found.video     # A face that turns from neutral to happy (0.80).
-    found.audio     # Voice at 62 dB, pitch 212 Hz (varies by 41 Hz), ...; speaking 83 % of the time, no pause.
+    description = describer.describe(Path("clip.mp4"), Path("clip.mp4"))
+    description.video     # A face that turns from neutral to happy (0.80).
+    description.audio     # Voice at 62 dB, pitch 212 Hz (varies by 41 Hz), ...; speaking 83 % of the time, no pause.
 """
 
 from zoo.prepare.describe.activity import Loudness, Span, loudness_curve, pauses_between, voice_activity
