@@ -6,7 +6,9 @@ those that run them.
 
 from __future__ import annotations
 
+import os
 import random
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -56,6 +58,22 @@ def tiny_llama(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def tiny_qwen2(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Folder of a small Qwen2 with grouped keys and values. Copy it before changing anything in it."""
     return make_tiny(tmp_path_factory.mktemp("models") / "tiny_qwen2", "qwen2")
+
+
+# ---- what tests may read
+# Folders that git does not have: what lies in them differs from clone to clone
+LEFT_BEHIND = tuple(f"{Path(__file__).parents[1] / name}{os.sep}" for name in ("runs", "lightning_logs"))
+
+
+def _refuse_what_is_left_behind(event: str, arguments: tuple[object, ...]) -> None:
+    # os.open has no mode; the cleaning up of temporary folders calls it with names relative to them
+    if event == "open" and isinstance(arguments[0], (str, os.PathLike)) and arguments[1] is not None:
+        file = os.path.abspath(os.fspath(arguments[0]))
+        if file.startswith(LEFT_BEHIND):
+            raise AssertionError(f"a test opened {file}, which a fresh clone does not have; write it in the test")
+
+
+sys.addaudithook(_refuse_what_is_left_behind)
 
 
 # ---- order

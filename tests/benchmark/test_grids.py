@@ -139,9 +139,19 @@ def test_small_without_a_miniature_is_refused(tmp_path):
 
 
 # ---- the papers' grids
+@pytest.fixture(scope="module")
+def with_sitcom(tmp_path_factory):
+    """A folder as the heads of the files tell a user to make it: with runs/sitcom-small."""
+    folder = tmp_path_factory.mktemp("with_sitcom")
+    for name in ("configs", "checkpoints"):
+        (folder / name).symlink_to(ROOT / name)
+    zoo("prepare", "synthetic", "--dialogues", 3, "--shares", 0.34, 0.33, 0.33, "--out", folder / "runs/sitcom-small")
+    return folder
+
+
 @pytest.fixture()
-def at_root(monkeypatch):
-    monkeypatch.chdir(ROOT)
+def at_root(with_sitcom, monkeypatch):
+    monkeypatch.chdir(with_sitcom)
 
 
 def test_there_are_grids():
