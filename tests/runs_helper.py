@@ -23,6 +23,7 @@ from zoo.cli import main
 from zoo.data import EmotionData
 from zoo.rl import Answer
 
+REPOSITORY = Path(__file__).parents[1]
 QUIET = (
     "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false",

@@ -10,12 +10,11 @@ import pytest
 
 from tests.builders import make_corpus
 from tests.fake_corpus import attach
-from tests.runs_helper import fit, flags, refused, zoo
+from tests.runs_helper import REPOSITORY, fit, flags, refused, zoo
 from zoo.checkpoints.loading import build_module
 from zoo.data import Synthetic
 from zoo.models.farcer import FARCER
 from zoo.rl import Answer
-from zoo.runs import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 

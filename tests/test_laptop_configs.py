@@ -15,11 +15,10 @@ import yaml
 from tests.builders import make_corpus
 from tests.data.miniature import write_goemotions
 from tests.fake_corpus import attach
-from tests.runs_helper import fit, logged, metrics, newest, zoo
+from tests.runs_helper import REPOSITORY, fit, logged, metrics, newest, zoo
 from zoo.checkpoints.listing import index
 from zoo.checkpoints.loading import build_module
 from zoo.data import Synthetic
-from zoo.runs import REPOSITORY
 from zoo.sitcom import release
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 
 from tests.fake_corpus import attach
+from tests.runs_helper import REPOSITORY
 from zoo.checkpoints.loading import build_module
 from zoo.data import Synthetic
 from zoo.label.used_inputs import batch_tensors, equal_inputs
 from zoo.models.baselines.model import Fitted
-from zoo.runs import REPOSITORY
 from zoo.schema import Sample, Turn
 from zoo.sitcom import release
 from zoo.training.evaluation import PARTS

@@ -13,11 +13,11 @@ import yaml
 
 from tests.benchmarks import meld_laptop
 from tests.benchmarks.result_files import DECIMAL, MARK, holds_results, load, markdown, tables, update, write
+from tests.runs_helper import REPOSITORY
 from zoo.benchmark.statistics import LEVEL
 from zoo.checkpoints.listing import index
 from zoo.checkpoints.loading import build_module
 from zoo.data import MELD
-from zoo.runs import REPOSITORY
 
 CARDS = [*sorted(REPOSITORY.glob("zoo/models/*/README.md")), *sorted(REPOSITORY.glob("checkpoints/*/README.md"))]
 DOCUMENTS = [REPOSITORY / "README.md", *sorted(REPOSITORY.glob("docs/*.md")), *CARDS]

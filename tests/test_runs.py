@@ -38,7 +38,7 @@ def repository(tmp_path, monkeypatch):
     root, elsewhere = tmp_path / "repository", tmp_path / "elsewhere"
     root.mkdir()
     elsewhere.mkdir()
-    monkeypatch.setattr(runs, "REPOSITORY", root)
+    monkeypatch.setattr(runs, "SHIPPED", root)
     monkeypatch.chdir(elsewhere)
     return root
 

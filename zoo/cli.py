@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, NoReturn
 from zoo import interrupts
 from zoo.errors import is_refusal, raised_by
 from zoo.renaming import underscore_flags
+from zoo.shipped import name_shipped_configs
 
 if TYPE_CHECKING:
     from zoo.memory import Request
@@ -34,6 +35,7 @@ LIGHTNING_VERBS = {
     "predict": "write predictions.jsonl without scores",
 }
 ZOO_VERBS = {
+    "init": "a folder to begin with: a config, a table of lines to replace by your own, a README: zoo init my-project",
     "bench": "rows side by side on one corpus, with a report: zoo bench --config configs/bench/sitcom.yaml",
     "prepare": "make what a run needs: the embedded sitcom with clips, a small backbone, descriptions, a leak report",
     "data": "a corpus as a system sees it: first rows, labels, what is left out: zoo data show --config FILE",
@@ -272,7 +274,7 @@ def _imports() -> Iterator[None]:
 
 
 def _run(verb: str, args: list[str]) -> None:
-    args = underscore_flags(args)
+    args = name_shipped_configs(underscore_flags(args))
     if verb == "bench":
         from zoo.benchmark.server import start_server
 
@@ -302,6 +304,8 @@ def _command(verb: str) -> Callable[[list[str]], None]:
         from zoo.serve.command import main as command
     elif verb == "data":
         from zoo.data_show import main as command
+    elif verb == "init":
+        from zoo.init import main as command
     elif verb == "memory":
         from zoo.memory import main as command
     elif verb == "rollouts":

@@ -27,7 +27,8 @@ from typing import Any
 from lightning.pytorch import Callback, LightningModule, Trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
 
-from zoo.storage import REPOSITORY, read_json, write_whole
+from zoo.shipped import SHIPPED
+from zoo.storage import read_json, write_whole
 
 METRICS = "metrics.json"
 RESULTS = (METRICS, "predictions.jsonl", "decisions.jsonl", "confusion*.png", "config.test.yaml", "config.predict.yaml")
@@ -109,8 +110,8 @@ def run_of(checkpoint: Path) -> Path | None:
 
 
 def published(name: str) -> Path | None:
-    """Return the folder ``checkpoints/<name>`` of the repository if it is one."""
-    folder = REPOSITORY / "checkpoints" / name
+    """Return the folder ``checkpoints/<name>`` of what comes with the zoo if it is one."""
+    folder = SHIPPED / "checkpoints" / name
     return folder if (folder / "config.yaml").is_file() else None
 
 
@@ -130,7 +131,7 @@ def find_checkpoint(path: str | Path, prefer: str = "best") -> Path:
     if folder is None:
         raise FileNotFoundError(
             f"no checkpoint {str(path)!r}: neither a file, nor a run folder, nor a published name of "
-            f"{REPOSITORY / 'checkpoints'}"
+            f"{SHIPPED / 'checkpoints'}"
         )
     other = {"best": "last", "last": "best"}[prefer]
     for candidate in (

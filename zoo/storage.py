@@ -25,7 +25,6 @@ from typing import Any
 
 import yaml
 
-REPOSITORY = Path(__file__).resolve().parents[1]  # where `checkpoints/` and `configs/` lie in a clone
 MAX_DEPTH = 100  # of nested lists and mappings in a JSON or YAML file
 MAX_NODES = 1_000_000  # of a YAML document once its aliases are written out
 MAX_DIGITS = 1000  # of one number

@@ -31,7 +31,7 @@ def test_fingerprints(tiny_llama, tiny_qwen2, tmp_path):
 
 
 def test_locate(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "REPOSITORY", tmp_path / "repository")
+    monkeypatch.setattr(hub, "SHIPPED", tmp_path / "repository")
     monkeypatch.chdir(tmp_path)
     for folder in ("here", "repository/checkpoints/here", "repository/checkpoints/small", "repository/models/mine"):
         (tmp_path / folder).mkdir(parents=True)
@@ -47,7 +47,7 @@ def test_locate(tmp_path, monkeypatch):
 
 
 def test_files_are_found_for_encoders_alone(tmp_path, monkeypatch):
-    monkeypatch.setattr(hub, "REPOSITORY", tmp_path)
+    monkeypatch.setattr(hub, "SHIPPED", tmp_path)
     monkeypatch.chdir(tmp_path)
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "face.hdf5").write_bytes(b"")

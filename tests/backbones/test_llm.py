@@ -17,11 +17,11 @@ from torch.nn.functional import rms_norm
 from transformers import AutoModelForCausalLM
 
 from tests.conftest import make_tiny
+from tests.runs_helper import REPOSITORY
 from zoo.backbones import LLM, LoRA
 from zoo.backbones.llm import Prefix
 from zoo.backbones.shared_prefix import PackedPlan
 from zoo.backbones.tiny import make_folder
-from zoo.runs import REPOSITORY
 
 RAGGED = (1, 4, 9, 6)  # prompt lengths
 # a trie: 1 to 3 tokens, some with the same first or first two tokens

@@ -20,14 +20,13 @@ from safetensors.torch import load_file, save_file
 
 from tests.builders import make_eyes
 from tests.gguf_files import write_gguf
-from tests.runs_helper import refused, zoo
+from tests.runs_helper import REPOSITORY, refused, zoo
 from zoo import checkpoints
 from zoo.backbones import LLM
 from zoo.backbones.tiny import make_folder
 from zoo.checkpoints import listing, probes
 from zoo.models.emotion_qwen.weights import to_published
 from zoo.models.farcer import weights as farcer
-from zoo.runs import REPOSITORY
 
 CONTENT = bytes(range(256)) * 40
 COMMIT = "0123456789abcdef0123456789abcdef01234567"

@@ -119,7 +119,7 @@ def published(home, runs):
 @pytest.fixture(autouse=True)
 def repository(home, monkeypatch) -> None:
     """Names mean the folders of `home`; backbones are still those of the repository."""
-    monkeypatch.setattr("zoo.runs.REPOSITORY", home)
+    monkeypatch.setattr("zoo.runs.SHIPPED", home)
     monkeypatch.setattr(listing, "INDEX", home / "checkpoints" / "index.yaml")
 
 

@@ -13,7 +13,7 @@ from tests.backbones.test_vision import keras_file
 from tests.label.test_label import label, read
 from tests.label.test_utterances import spoken
 from tests.media_files import write_clip
-from tests.runs_helper import refused
+from tests.runs_helper import REPOSITORY, refused
 from zoo.label import installed
 from zoo.label.parts import PARTS, PartsLabeler
 from zoo.label.requests import Request, read_samples
@@ -24,7 +24,6 @@ from zoo.models.emotion_qwen.faces import EMOTIONS
 from zoo.sitcom.clips import render
 from zoo.sitcom.release import split_dialogues
 from zoo.sitcom.settings import Settings
-from zoo.storage import REPOSITORY
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 

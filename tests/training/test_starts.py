@@ -13,12 +13,11 @@ import pytest
 import torch
 
 from tests.builders import make_corpus, make_llm
-from tests.runs_helper import checkpoint, fit, flags, metrics, newest, refused, rows, same, zoo
+from tests.runs_helper import REPOSITORY, checkpoint, fit, flags, metrics, newest, refused, rows, same, zoo
 from zoo import checkpoints, weights
 from zoo.backbones import LoRA
 from zoo.checkpoints.system_export import _whole
 from zoo.models.causal_lm import CausalLM
-from zoo.runs import REPOSITORY
 from zoo.training.starts import Start, files_of, fingerprint, keep, read_chain, read_starts
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")

@@ -30,7 +30,8 @@ from transformers.utils.import_utils import is_flash_attn_2_available
 from zoo.backbones.chat import with_limits
 from zoo.backbones.folders import no_safetensors, refused_by_name
 from zoo.errors import is_refusal
-from zoo.storage import REPOSITORY, read_json
+from zoo.shipped import SHIPPED
+from zoo.storage import read_json
 
 log = logging.getLogger(__name__)
 
@@ -66,8 +67,8 @@ def locate(path: str, *, what: str, option: str, file_suffixes: Collection[str] 
     Raises:
         FileNotFoundError: it is none of them, or a folder with several such files; the message says where was looked.
     """
-    published = REPOSITORY / "checkpoints"
-    for candidate in (Path(path), REPOSITORY / path, published / path, FETCHED / path):
+    published = SHIPPED / "checkpoints"
+    for candidate in (Path(path), SHIPPED / path, published / path, FETCHED / path):
         if (candidate / "config.json").is_file() or (file_suffixes and candidate.is_file()):
             return str(candidate)
         files = sorted(file for file in candidate.glob("*") if file.suffix in file_suffixes and file.is_file())

@@ -38,6 +38,7 @@ from typing import Any
 from jsonargparse import Namespace
 
 from zoo.benchmark.plan import Miniature
+from zoo.shipped import shipped_config
 
 PLACE = re.compile(r"\{([A-Za-z_][A-Za-z0-9_]*)\}")
 READ_BY_PEOPLE = ("what", "published")
@@ -69,7 +70,8 @@ def expand(config: Namespace, small: bool) -> Namespace:
                 raise ValueError(f"row {made} stands there twice: as itself, or from two grids; rename one")
             if small:
                 replaced |= _shrink(filled, config.miniature)
-            rows[made] = Namespace({**vars(filled), "grid": None, "miniature": None})
+            files = None if filled.config is None else [shipped_config(file) for file in filled.config]
+            rows[made] = Namespace({**vars(filled), "config": files, "grid": None, "miniature": None})
     config.rows = rows
     if small:
         if config.miniature.data is not None:

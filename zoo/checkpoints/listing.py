@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from zoo.backbones.hub import FETCHED
-from zoo.storage import REPOSITORY, inside, read_yaml, sha256_of
+from zoo.shipped import SHIPPED
+from zoo.storage import inside, read_yaml, sha256_of
 
 UNKNOWN = "?"  # of what only the owner of weights or data can say
-INDEX = REPOSITORY / "checkpoints" / "index.yaml"
+INDEX = SHIPPED / "checkpoints" / "index.yaml"
 SOURCES: dict[str, tuple[str, ...]] = {  # source -> fields it needs
     "shipped": (),
     "hub": ("hub", "revision"),

@@ -22,7 +22,8 @@ from zoo.data import EmotionData
 from zoo.imports import import_object
 from zoo.runs import find_checkpoint, newest_config
 from zoo.schema import Labels
-from zoo.storage import REPOSITORY, parse_yaml, read_json, whole_folder
+from zoo.shipped import SHIPPED
+from zoo.storage import parse_yaml, read_json, whole_folder
 from zoo.training.given_features import is_given
 from zoo.training.module import EmotionModule
 from zoo.weights import read_checkpoint
@@ -191,7 +192,7 @@ def _portable(value: Any, key: str) -> Any:
         return [_portable(v, key) for v in value]
     if not isinstance(value, str):
         return value
-    for place in (Path(value), REPOSITORY / value):
+    for place in (Path(value), SHIPPED / value):
         if place.is_dir() and place.resolve().parent == INDEX.parent.resolve():
             return place.name
     if _is_place(value):
@@ -209,7 +210,7 @@ def _is_place(value: str) -> bool:
         path.is_absolute()
         or is_given(value)
         or value.startswith(("~", "./", "../", "runs/", "lightning_logs/"))
-        or ("/" in value and (path.exists() or (REPOSITORY / path).exists()))
+        or ("/" in value and (path.exists() or (SHIPPED / path).exists()))
     )
 
 

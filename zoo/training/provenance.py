@@ -1,4 +1,4 @@
-"""What produced a number: the commit of the zoo and the versions of the libraries."""
+"""What produced a number: version and commit of the zoo, and the versions of the libraries."""
 
 from __future__ import annotations
 
@@ -9,6 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_only
+
+from zoo import __version__
+from zoo.shipped import INSTALLED, SHIPPED
 
 LIBRARIES = ("torch", "lightning", "transformers", "peft")
 
@@ -22,7 +25,9 @@ def provenance() -> dict[str, Any]:
         done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=False)
         return done.stdout.strip() if done.returncode == 0 else ""
 
-    commit = git("rev-parse", "HEAD")
-    changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
-    versions = {name: version(name) for name in LIBRARIES}
-    return {"git": (commit + changed) or None, "versions": versions | {"python": platform.python_version()}}
+    commit = None
+    if SHIPPED != INSTALLED:  # an installed package may lie in the clone of something else
+        changed = "+" if git("status", "--porcelain", "--untracked-files=no") else ""
+        commit = (git("rev-parse", "HEAD") + changed) or None
+    versions = {"zoo": __version__, **{name: version(name) for name in LIBRARIES}}
+    return {"git": commit, "versions": versions | {"python": platform.python_version()}}
