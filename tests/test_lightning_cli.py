@@ -54,6 +54,7 @@ LOGGERS = {
         {"metrics.csv", "events"},
     ),
     "wandb": (["--trainer.logger=WandbLogger", "--trainer.logger.offline=true"], {"metrics.csv", "wandb"}),
+    "mlflow": (["--trainer.logger=MLFlowLogger", "--trainer.logger.tracking_uri=file:../mlruns"], {"metrics.csv"}),
     "two": (
         ["--trainer.logger+=WandbLogger", "--trainer.logger.offline=true", "--trainer.logger+=TensorBoardLogger"],
         {"metrics.csv", "wandb", "events"},
@@ -64,6 +65,7 @@ LOGGERS = {
 @pytest.mark.parametrize("name", LOGGERS)
 def test_everything_of_a_run_lies_in_its_folder(name, options, tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # in place of a server
     arguments, expected = LOGGERS[name]
     runs = 2 if name in ("default", "wandb") else 1  # the second run does not write over the first
     for k in range(runs):

@@ -40,11 +40,14 @@ ZOO_VERBS = {
     "prepare": "make what a run needs: the embedded sitcom with clips, a small backbone, descriptions, a leak report",
     "data": "a corpus as a system sees it: first rows, labels, what is left out: zoo data show --config FILE",
     "memory": "the GPU memory that a fit will need, and the cards it fits on: zoo memory --config FILE --card 24",
+    "compare": "tested runs side by side, each against the first: zoo compare RUN RUN",
+    "doctor": "what this machine can run: packages, devices, disks, models, corpora: zoo doctor [FOLDER ...]",
     "export": "a run's model or adapter as an ordinary folder, or the whole system to publish (--system)",
     "label": "the emotion of one clip, line, folder, table or film: zoo label CLIP --text 'What?' [--ckpt_path NAME]",
     "serve": "a page on this machine that labels clips and conversations, and compares two systems",
     "rollouts": "the line that starts an engine (vLLM) for a config: zoo rollouts serve --config FILE [--run]",
-    "checkpoints": "list, show, pull, convert and verify published checkpoints",
+    "checkpoints": "list, show, pull, convert, verify and push published checkpoints",
+    "completion": "a script for the shell: source <(zoo completion bash)",
 }
 
 
@@ -306,6 +309,14 @@ def _command(verb: str) -> Callable[[list[str]], None]:
         from zoo.data_show import main as command
     elif verb == "init":
         from zoo.init import main as command
+    elif verb == "compare":
+        from zoo.compare import main as command
+    elif verb == "completion":
+        from zoo.completion import main as complete
+
+        return functools.partial(complete, verbs=LIGHTNING_VERBS | ZOO_VERBS)
+    elif verb == "doctor":
+        from zoo.doctor import main as command
     elif verb == "memory":
         from zoo.memory import main as command
     elif verb == "rollouts":

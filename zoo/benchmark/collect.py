@@ -54,7 +54,7 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
         raise ValueError(f"no row was finished, so there is nothing to report; see the log.txt files in {out / 'runs'}")
     records = {name: [read_record(j.results / "metrics.json", TEST) for j in done] for name, done in by_row.items()}
     runs = {name: [read_rows(j.results / "predictions.jsonl", ROW) for j in done] for name, done in by_row.items()}
-    _check_comparable(runs, records)
+    check_comparable(runs, records)
     labels = _single_label_set(bench.data)
     _check_labels(by_row, runs, labels)
     rows = [
@@ -132,10 +132,10 @@ def population(rows: Sequence[Row]) -> str:
     return hashlib.sha256(json.dumps(answered).encode()).hexdigest()[:16]
 
 
-def _check_comparable(
+def check_comparable(
     runs: Mapping[str, Sequence[Sequence[Row]]], records: Mapping[str, Sequence[Mapping[str, Any]]]
 ) -> None:
-    """Raise ValueError naming two rows that were not tested on the same samples, split and protocol."""
+    """Raise ValueError naming two systems that were not tested on the same samples, split and protocol."""
 
     def facts(name: str, i: int) -> tuple[str, str, str]:
         record = records[name][i]
@@ -149,9 +149,9 @@ def _check_comparable(
             ):
                 if a != b:
                     raise ValueError(
-                        f"rows {name} and {first} cannot be ranked together: their {what} differ ({a} of "
+                        f"{name} and {first} cannot be ranked together: their {what} differ ({a} of "
                         f"{len(row_runs[i])} samples against {b} of {len(runs[first][0])}). Test them on the same "
-                        "corpus, split and protocol, or put them into benchmarks of their own"
+                        "corpus, split and protocol, or look at each alone"
                     )
 
 

@@ -69,5 +69,5 @@ def damaged_file(path: Path, reason: str) -> ValueError:
     """Return the error about a file of a job, with the way to do the job again."""
     parts = path.parts
     job = parts[parts.index("runs") + 1] if "runs" in parts[:-1] else None
-    again = f"--redo [{job}]" if job else "--redo and the row's name"
-    return ValueError(f"{path} is damaged ({reason}); do the row again with {again}")
+    again = f"do the row again with --redo [{job}]" if job else "make it again, by zoo test or zoo bench --redo [ROW]"
+    return ValueError(f"{path} is damaged ({reason}); {again}")

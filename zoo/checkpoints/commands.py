@@ -1,4 +1,4 @@
-"""``zoo checkpoints list | show | pull | convert | verify | publish``"""
+"""``zoo checkpoints list | show | pull | convert | verify | publish | push``"""
 
 from __future__ import annotations
 
@@ -13,16 +13,18 @@ from zoo.checkpoints import probes
 from zoo.checkpoints.fetching import check_output, pull
 from zoo.checkpoints.listing import bases_to_pull, differences, entry_of, folder_of, index, terms, verify
 from zoo.checkpoints.loading import build_module, load
+from zoo.checkpoints.pushing import push
 from zoo.checkpoints.system_export import data_labels, new_entry, portable_data, write_system
 from zoo.configs import read_run_config
 from zoo.imports import take_imports, trust_words
 from zoo.storage import whole_folder
 
-VERBS = ("list", "show", "pull", "convert", "verify", "publish")
+VERBS = ("list", "show", "pull", "convert", "verify", "publish", "push")
 
 
 def published(args: list[str]) -> None:
-    """Run ``zoo checkpoints list | show NAME | pull NAME | convert NAME | verify [NAME ...] | publish NAME``.
+    """Run ``zoo checkpoints list | show NAME | pull NAME | convert NAME | verify [NAME ...] | publish NAME |
+    push FOLDER``.
 
     ``--verify`` is ``verify``, and without a verb it lists.
     """
@@ -49,6 +51,12 @@ def published(args: list[str]) -> None:
     check.add_argument("--at", type=Path, help="folder that holds the files of the one that is named")
     make = verbs.add_parser("publish", help="write the probe of a folder of checkpoints/ and print its index entry")
     make.add_argument("name")
+    send = verbs.add_parser("push", help="upload an exported folder to the model hub")
+    send.add_argument("folder", type=Path, help="what zoo export wrote")
+    send.add_argument("--to", required=True, metavar="OWNER/NAME", help="its place on the hub, private unless --public")
+    send.add_argument("--licence", required=True, help="of the weights, as the hub spells it, e.g. apache-2.0")
+    send.add_argument("--public", action="store_true", help="anyone may read it")
+    send.add_argument("--dry_run", action="store_true", help="print what would go, and contact nobody")
     parser.add_argument("--import", metavar="DIR", help="folder whose modules the config.yaml of a checkpoint may name")
     args = take_imports(args)
     options = parser.parse_args(["verify" if arg == "--verify" else arg for arg in args])
@@ -63,6 +71,8 @@ def published(args: list[str]) -> None:
         convert(options.name, options.source, options.out, options.config, options.table)
     elif options.verb == "verify":
         _verify(options.names, options.at)
+    elif options.verb == "push":
+        push(options.folder, options.to, options.licence, options.public, options.dry_run)
     else:
         _publish(options.name)
 
