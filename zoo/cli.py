@@ -51,6 +51,7 @@ ZOO_VERBS = {
 }
 
 
+AT_ONCE = ("init", "completion", "doctor")  # verbs that answer without torch, or begin to
 KEPT = {  # what an interrupted command leaves behind, if more than nothing
     "label": "with --out the labels so far are kept; to go on, ",
     "prepare": "what is done is kept; to go on, ",
@@ -83,6 +84,9 @@ def main(argv: list[str] | None = None) -> None:
         near = difflib.get_close_matches(args[0], verbs, 1)
         meant = f"; did you mean {near[0]}?" if near else ""
         sys.exit(f"zoo: unknown verb {args[0]!r}; expected one of {', '.join(verbs)} (zoo --help){meant}")
+    is_first_process = os.environ.get("LOCAL_RANK", "0") == "0"
+    if args[0] not in AT_ONCE and "torch" not in sys.modules and is_first_process:
+        print(f"zoo {args[0]}: loading PyTorch and what else it needs takes some seconds", file=sys.stderr, flush=True)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # else every loader worker warns about forking
     # of transformers about itself: nothing here asks for that property
     warnings.filterwarnings("ignore", r".*`is_gradient_checkpointing` is deprecated.*")

@@ -22,9 +22,6 @@ import scipy.sparse
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from scipy.special import softmax
-from sklearn.feature_extraction.text import HashingVectorizer
-from sklearn.linear_model import LogisticRegression
-from sklearn.preprocessing import normalize
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
@@ -217,6 +214,9 @@ class TfidfLogistic(Fitted):
             )
         self.C, self.class_weight, self.window, self.pairs = C, class_weight, window, pairs
         self.descriptions, self.least, self.width = tuple(descriptions or ()), least, width
+        # not at the top: importing it takes a quarter of a second, which no other system needs
+        from sklearn.feature_extraction.text import HashingVectorizer
+
         self.counter = HashingVectorizer(analyzer=self.grams, n_features=width, norm=None, alternate_sign=False)
 
     @property
@@ -251,12 +251,16 @@ class TfidfLogistic(Fitted):
     def weighted(table: scipy.sparse.csr_matrix, idf: np.ndarray) -> scipy.sparse.csr_matrix:
         """Rows of length 1; one without a known word stays zero."""
         table = table.multiply(idf.astype(np.float64)).tocsr()
+        from sklearn.preprocessing import normalize
+
         return normalize(table)
 
     def parts(self, labels: Labels) -> dict[str, tuple[int, ...]]:
         return {"idf": (self.width,), "coef": (len(labels), self.width), "intercept": (len(labels),)}
 
     def fitted(self, labels: Labels, samples: Sequence[Sample]) -> dict[str, np.ndarray]:
+        from sklearn.linear_model import LogisticRegression
+
         table, gold = self.counted(samples), np.array([s.label for s in samples])
         df = np.bincount(table.indices, minlength=self.width)
         idf = np.where(df >= self.least, np.log((1 + len(samples)) / (1 + df)) + 1, 0).astype(np.float32)
