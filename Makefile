@@ -2,6 +2,8 @@
 # make real         install, fetch a real language model (93 MB), label some sentences with it, train it for ten minutes, test it
 # make test         install with the dev extra, run make lint, the test suite and the notebooks
 # make lint         ruff, the import rules and the types
+# make docs         write the pages of docs/, the cards and a reference as a site to build/site
+# make coverage     the suite with the share of lines that it runs
 # make constraints  write constraints.txt from what .venv holds (after upgrading something in it)
 # make clean        remove .venv, caches and build leftovers; runs/ stays
 #
@@ -12,6 +14,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 RUNS ?= runs/demo
+FLOOR := 90  # percent of lines
 
 # A stamp is named after the content it was installed from, so neither a checkout nor a touched file installs again.
 CONTENT := $(shell cat pyproject.toml constraints.txt | cksum | cut -d' ' -f1)
@@ -22,7 +25,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # Without bytecode every process compiles all that it imports: 13 s more for each of the many that the tests start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo real test lint constraints clean
+.PHONY: demo real test lint docs coverage constraints clean
 
 # the dev install holds everything the plain one does
 demo: $(if $(wildcard $(DEV)),$(DEV),$(PLAIN))
@@ -47,6 +50,17 @@ real: $(if $(wildcard $(DEV)),$(DEV),$(PLAIN))
 test: $(DEV) lint
 	$(OFFLINE) MKL_CBWR=AVX2,STRICT OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $${PROCESSES:-2} --dist loadfile --no-loadscope-reorder \
 		--nbmake --nbmake-timeout=600 tests notebooks
+
+# --strict: a link that leads nowhere, or a page that no menu names, is an error. NO_MKDOCS_2_WARNING: advertisement of a
+# successor that does not exist yet
+docs: $(DEV)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
+	@printf 'open build/site/index.html\n'
+
+# Most of it in the processes of the tests; what runs in a process that a test starts and kills is not seen
+coverage: $(DEV)
+	$(OFFLINE) MKL_CBWR=AVX2,STRICT OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $${PROCESSES:-2} --dist loadfile --no-loadscope-reorder \
+		--cov=zoo --cov-report=term --cov-fail-under=$(FLOOR) tests
 
 lint: $(DEV)
 	$(BIN)/ruff check .
