@@ -1,6 +1,7 @@
 # make demo         install, test the published systems and two baselines on a fresh sitcom, train one, write report.html
 # make real         install, fetch a real language model (93 MB), label some sentences with it, train it for ten minutes, test it
 # make test         install with the dev extra, run make lint, the test suite and the notebooks
+# make install      into .venv, with the dev extra
 # make lint         ruff, the import rules and the types
 # make docs         write the pages of docs/, the cards and a reference as a site to build/site
 # make coverage     the suite with the share of lines that it runs
@@ -25,7 +26,7 @@ OFFLINE := HF_HUB_OFFLINE=1 TRANSFORMERS_OFFLINE=1
 # Without bytecode every process compiles all that it imports: 13 s more for each of the many that the tests start
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo real test lint docs coverage constraints clean
+.PHONY: demo real install test lint docs coverage constraints clean
 
 # the dev install holds everything the plain one does
 demo: $(if $(wildcard $(DEV)),$(DEV),$(PLAIN))
@@ -61,6 +62,8 @@ docs: $(DEV)
 coverage: $(DEV)
 	$(OFFLINE) MKL_CBWR=AVX2,STRICT OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} $(BIN)/python -m pytest -q -n $${PROCESSES:-2} --dist loadfile --no-loadscope-reorder \
 		--cov=zoo --cov-report=term --cov-fail-under=$(FLOOR) tests
+
+install: $(DEV)
 
 lint: $(DEV)
 	$(BIN)/ruff check .

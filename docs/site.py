@@ -1,4 +1,4 @@
-"""What the site adds to the pages of docs/: README as its first page, the cards, a page per module, and files that pages link to.
+"""What the site adds to the pages of docs/: README as its first page, cards, a page per module, and linked files.
 
 mkdocs calls the functions below by their names (``hooks`` in mkdocs.yml).
 """
