@@ -63,7 +63,8 @@ def test_your_own_llama_trains_on_the_official_release_without_descriptions(tmp_
         file.unlink()
     (tmp_path / "llm").mkdir()
     make_llm(tmp_path / "llm")
-    (section,) = re.findall(r"## Your own LLaMA\n(.*?)\n## ", (ROOT / "README.md").read_text(), re.DOTALL)
+    page = (ROOT / "docs" / "checkpoints.md").read_text()
+    (section,) = re.findall(r"## Your own LLaMA\n(.*?)\n## ", page, re.DOTALL)
     block = re.findall(r"```\n(.*?)```", section, re.DOTALL)[0].replace("\\\n", " ")
     command = block.replace("/models/Llama-2-7b-hf", str(tmp_path / "llm")).replace("/data/", f"{tmp_path}/")
     run = fit(

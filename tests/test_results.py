@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from tests.benchmarks import meld_laptop
-from tests.benchmarks.result_files import DECIMAL, MARK, holds_results, load, markdown, tables, update, write
+from tests.benchmarks.result_files import DECIMAL, MARK, Table, holds_results, load, markdown, tables, update, write
 from tests.runs_helper import REPOSITORY
 from zoo.benchmark.statistics import LEVEL
 from zoo.checkpoints.listing import index
@@ -98,9 +98,16 @@ def as_printed(value: float, number: str) -> bool:
     return abs(100 * value - float(number)) <= 0.5 * 10**-decimals + 1e-9
 
 
+def table_of_the_documents(mark: str) -> Table:
+    """The one table of results/readme.json with this mark."""
+    found = [t for d in DOCUMENTS for t in tables(d.read_text()) if t.mark == ("results/readme.json", mark)]
+    (table,) = found
+    return table
+
+
 @pytest.mark.parametrize("entry", [n for n, e in index().items() if e["source"] == "shipped"])
-def test_readme_card_and_index_give_one_score(entry):
-    (published,) = (t for t in tables((REPOSITORY / "README.md").read_text()) if t.mark and t.mark[1] == "published")
+def test_page_card_and_index_give_one_score(entry):
+    published = table_of_the_documents("published")
     (row,) = (r for r in published.rows if f"checkpoints/{entry})" in r[0])
     card = "\n".join(
         " ".join(r) for t in tables((REPOSITORY / "checkpoints" / entry / "README.md").read_text()) for r in t.rows
@@ -108,15 +115,15 @@ def test_readme_card_and_index_give_one_score(entry):
     reported = index()[entry]["reported"]
     values = [score["value"] for score in reported]
     for number in numbers(row[2]):
-        assert any(as_printed(value, number) for value in values), f"README says {number}, the index {values}"
+        assert any(as_printed(value, number) for value in values), f"docs/checkpoints.md says {number}, the index {values}"
     for value in values:
         on_card = numbers(card)
         missing = f"the card lacks {value}: {on_card}"
         assert any(as_printed(value, n) or as_printed(value / 100, n) for n in on_card), missing
 
 
-def test_numbers_in_the_readmes_sentences_stand_in_its_tables():
-    text = (REPOSITORY / "README.md").read_text(encoding="utf-8")
+def test_numbers_in_sentences_about_results_stand_in_the_tables():
+    text = "\n".join((REPOSITORY / page).read_text(encoding="utf-8") for page in ("README.md", "docs/results.md"))
     stored = load("results/readme.json").values()
     held = {n for table in stored for row in table["rows"] for n in numbers(" ".join(row))}
     allowed = {"0.8"}  # share of descriptions kept on MELD, see below
@@ -153,7 +160,7 @@ def merged(configs: list[Path], options: dict[str, Any]) -> tuple[Path, dict[str
 
 
 @pytest.mark.parametrize("bench", ["sitcom", "meld"])
-def test_the_readme_says_what_each_row_reads(bench):
+def test_the_page_of_results_says_what_each_row_reads(bench):
     rows = yaml.safe_load((REPOSITORY / "configs" / "bench" / f"{bench}.yaml").read_text())["rows"]
     reads = {}
     for row in rows.values():
@@ -173,6 +180,6 @@ def test_the_readme_says_what_each_row_reads(bench):
             for k, v in changes.items()
         }
         reads[row["what"]] = ", ".join(build_module(config, changes).reads) or "nothing"
-    (table,) = (t for t in tables((REPOSITORY / "README.md").read_text()) if t.mark and t.mark[1] == bench)
+    table = table_of_the_documents(bench)
     column = table.header.index("reads")
     assert {r[0]: r[column] for r in table.rows} == reads
