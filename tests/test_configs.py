@@ -192,7 +192,9 @@ def places_of(file: Path) -> list[Path]:
     """Folders that a config's name in a file may be relative to: the repository, and those of the paper's configs."""
     papers = [file.parents[1] if file.parent.name in ("ablations", "mixtures") else file.parent]
     if file.suffix == ".md":
-        papers = [CONFIGS / file.parent.name] if file.parent not in (ROOT, ROOT / "docs") else sorted(CONFIGS.glob("*/"))
+        papers = (
+            [CONFIGS / file.parent.name] if file.parent not in (ROOT, ROOT / "docs") else sorted(CONFIGS.glob("*/"))
+        )
     return [ROOT, CONFIGS / "data", *(paper / part for paper in papers for part in ("", "ablations", "mixtures"))]
 
 

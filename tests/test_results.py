@@ -115,7 +115,9 @@ def test_page_card_and_index_give_one_score(entry):
     reported = index()[entry]["reported"]
     values = [score["value"] for score in reported]
     for number in numbers(row[2]):
-        assert any(as_printed(value, number) for value in values), f"docs/checkpoints.md says {number}, the index {values}"
+        assert any(as_printed(value, number) for value in values), (
+            f"docs/checkpoints.md says {number}, the index {values}"
+        )
     for value in values:
         on_card = numbers(card)
         missing = f"the card lacks {value}: {on_card}"

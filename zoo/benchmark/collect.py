@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -84,6 +85,7 @@ def results(bench: Bench, jobs: Sequence[Job], failed: Mapping[Path, str], out: 
             "failed": _failures(jobs, failed, out),
             "matched": _matched([job for done in by_row.values() for job in done]),
             "notes": _notes(records),
+            "figures": [asdict(figure) for figure in bench.figures],
         }
     )
     return results

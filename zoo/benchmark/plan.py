@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -24,6 +24,45 @@ from zoo.data import Adaptation, EmotionData
 Metric = Literal["weighted_f1", "accuracy", "macro_f1", "uar"]
 PUBLISHED = Path(__file__).with_name("published_results.json")
 REFERENCE = re.compile(r"\b(run|results):([A-Za-z0-9_.-]+)")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure of the report, drawn from the scores of rows.
+
+    Attributes:
+        title: above it, e.g. ``Figure 3: earlier turns``.
+        kind: ``lines``: a line for each entry of `rows`, through its rows at the places `x`; ``bars``: a group of bars
+            for each entry, whose bars are named by `series`; ``labels``: a bar for each entry, of one row, in a group
+            for each label: its F1.
+        rows: name of a line, a group or a row -> names of rows, from grids as they are expanded.
+        x: of ``lines``, the value of the setting at each row of a line.
+        series: of ``bars``, the names of the bars of a group.
+        axis: what the horizontal axis shows.
+    """
+
+    title: str
+    kind: Literal["lines", "bars", "labels"]
+    rows: dict[str, list[str]]
+    x: list[float] = field(default_factory=list)
+    series: list[str] = field(default_factory=list)
+    axis: str = ""
+
+    def problem(self, known: Collection[str]) -> str | None:
+        """Return what is wrong with it; None if it can be drawn. ``known``: names of rows with scores."""
+        expected = {"lines": len(self.x), "bars": len(self.series), "labels": 1}[self.kind]
+        if not self.rows or not expected:
+            return f"kind {self.kind} needs {NEEDED[self.kind]}"
+        for name, names in self.rows.items():
+            if len(names) != expected:
+                return f"{name} has {len(names)} rows; expected {expected}, as many as {WHAT_COUNTS[self.kind]}"
+            if unknown := [row for row in names if row not in known]:
+                return f"{name} names {unknown[0]}, which is no row with scores; there are {', '.join(known)}"
+        return None
+
+
+NEEDED = {"lines": "rows and x", "bars": "rows and series", "labels": "rows"}  # of a figure
+WHAT_COUNTS = {"lines": "x has values", "bars": "series has names", "labels": "a bar has"}
 
 
 @dataclass(frozen=True)
@@ -71,6 +110,7 @@ class Row:
         matched: stands in the matched view, whose rows must have had the same language model, training data and steps.
         why: hidden row whose details say why this one answered as it did (a selector's thoughts).
         grid: axis -> name of a value -> options: the row stands for their product, see `zoo.benchmark.grids`.
+        figures: drawn in the report, in this order.
         miniature: what ``--small`` replaces in this row, after what the benchmark's own replaces.
         published: what the row repeats, as ``PAPER: SYSTEM`` of published_results.json; the report's Papers page puts
             those numbers beside it.
@@ -134,6 +174,7 @@ class Bench:
     metric: Metric = "weighted_f1"
     utterances: int = 200
     show_texts: bool = True
+    figures: list[Figure] = field(default_factory=list)
     miniature: Miniature | None = None
 
     def seeds_of(self, name: str) -> list[int]:
@@ -175,6 +216,10 @@ class Bench:
             raise ValueError("seeds is empty; give at least one training seed")
         for name, row in self.rows.items():
             self._check(name, row)
+        scored = [name for name, row in self.rows.items() if row.ranked]
+        for figure in self.figures:
+            if problem := figure.problem(scored):
+                raise ValueError(f"figure {figure.title!r:.80}: {problem}")
         self.order()
         for name in self.rows:
             for needed in self.needs(name):

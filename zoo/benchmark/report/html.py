@@ -15,6 +15,7 @@ from markupsafe import Markup
 from zoo.benchmark.plan import PUBLISHED, published_columns
 from zoo.benchmark.report.content import COSTS, EXPLAINED, METRICS, TRANSDUCTIVE, VERDICTS, Row, few_dialogues
 from zoo.benchmark.report.drawing import curve, scatter, score_axis
+from zoo.benchmark.report.figures import HEIGHT, PLOT, WIDTH, lay_out
 from zoo.benchmark.report.numbers import amount, memory, percent, pvalue, seconds, signed
 
 TEMPLATES = Path(__file__).parents[1] / "templates"
@@ -67,6 +68,10 @@ def render_page(
             for cost in COSTS
         },
         curves={r["name"]: {key: curve(points) for key, points in r["curves"].items()} for r in rows},
+        figures=[
+            lay_out(figure, {r["name"]: r for r in rows}, metric) | {"width": WIDTH, "height": HEIGHT, "plot": PLOT}
+            for figure in results.get("figures", ())
+        ],
         support=_label_counts(rows, results["labels"]),
         papers=[
             paper
