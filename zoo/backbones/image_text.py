@@ -25,10 +25,11 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
+from zoo.backbones import gguf
 from zoo.backbones.adapters import AdaptedModel
 from zoo.backbones.chat import render_chat
 from zoo.backbones.decoding import longest_beginnings, refuse_unfair
-from zoo.backbones.folders import check_folder, check_tokenizer_files, reads_folder
+from zoo.backbones.folders import check_folder, check_tokenizer_files, reads_folder, refused_by_name
 from zoo.backbones.hub import (
     Attention,
     Dtype,
@@ -52,6 +53,21 @@ PLAIN = {
     "top_p": None,
     "top_k": None,
 }
+
+
+def is_image_text(path: str) -> bool:
+    """Return whether a folder, a name or a hub model holds an image-text model, as its config.json says.
+
+    Raises:
+        FileNotFoundError: nothing at ``path``.
+    """
+    if path.startswith("shape:"):
+        return path.removeprefix("shape:") in TINY_IMAGE_TEXT
+    place = locate(path, what="model", option="local:", file_suffixes=(gguf.SUFFIX,))
+    if Path(place).is_file():
+        return False
+    with refused_by_name(place):
+        return type(AutoConfig.from_pretrained(place, trust_remote_code=False)) in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 
 class PictureChat:
@@ -298,4 +314,4 @@ def longer(inputs: Inputs, more: Tensor, path: str) -> Inputs:
     return grown
 
 
-__all__ = ["ImageTextModel", "Inputs", "PictureChat", "longer"]
+__all__ = ["ImageTextModel", "Inputs", "PictureChat", "is_image_text", "longer"]

@@ -153,7 +153,7 @@ def _miniature(row: Namespace | None, chosen: Sequence[Mapping[str, Any]]) -> Na
     options = {key: value for setting in chosen for key, value in setting.get("miniature", {}).items()}
     if row is None and not options:
         return row
-    empty = {"data": None, "checkpoint": None, "options": {}, "test_options": {}, "alone": False}
+    empty: dict[str, Any] = {"data": None, "checkpoint": None, "options": {}, "test_options": {}, "alone": False}
     rest = vars(row) if row is not None else empty
     return Namespace({**rest, "options": {**rest["options"], **options}})
 
