@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from zoo.backbones import gguf
@@ -163,6 +163,7 @@ class ImageTextModel(AdaptedModel):
         dtype: dtype of the weights.
         revision: hub revision (a commit hash) to pin.
         attention: ``sdpa``, ``eager`` or ``flash_attention_2``.
+        device: ``meta`` builds the architecture without weights.
         gradient_checkpointing: recompute activations in the backward pass.
         option: the option that sets the path, for messages.
 
@@ -181,6 +182,7 @@ class ImageTextModel(AdaptedModel):
         dtype: Dtype = "float32",
         revision: str | None = None,
         attention: Attention = "sdpa",
+        device: str | None = None,
         gradient_checkpointing: bool = False,
         option: str = "--model.vlm",
     ) -> None:
@@ -190,23 +192,19 @@ class ImageTextModel(AdaptedModel):
         self.is_random = path.startswith("shape:")
         if self.is_random:
             self.path = path
-            self.model, processor = self._shape(path.removeprefix("shape:"))
+            with torch.device(device or "cpu"):
+                self.model, processor = self._shape(path.removeprefix("shape:"))
             self.model.to(self.dtype)
         else:
             self.path = locate(path, what="image-text model", option=option)
-            self._check_kind()
+            config = self._read_config()
             processor = AutoProcessor.from_pretrained(self.path, revision=revision, trust_remote_code=False)
-            with without_key_report():
-                self.model, info = read_weights(
-                    AutoModelForImageTextToText,
-                    self.path,
-                    dtype=self.dtype,
-                    revision=revision,
-                    attn_implementation=attention,
-                    trust_remote_code=False,
-                )
-            refuse_misfits(info, self.path)
-            refuse_infinite(dict(self.model.named_parameters()), self.path)
+            options = {"dtype": self.dtype, "attn_implementation": attention, "trust_remote_code": False}
+            if device == "meta":
+                with torch.device(device):
+                    self.model = AutoModelForImageTextToText.from_config(config, **options)
+            else:
+                self.model = self._load(options)
         self.chat = PictureChat(processor, self.path)
         kept = inspect.signature(type(self.causal_lm).forward).parameters
         self._keeps_last_logits = "logits_to_keep" in kept
@@ -221,8 +219,8 @@ class ImageTextModel(AdaptedModel):
             raise ValueError(f"unknown shape {name!r}; expected one of {', '.join(TINY_IMAGE_TEXT)}")
         return tiny_image_text(name)
 
-    def _check_kind(self) -> None:
-        """Raise ValueError for a folder that holds no image-text model."""
+    def _read_config(self) -> Any:
+        """Read the config. ValueError for a folder that holds no image-text model."""
         if Path(self.path).is_dir():
             check_folder(self.path)
             check_tokenizer_files(self.path)
@@ -232,6 +230,15 @@ class ImageTextModel(AdaptedModel):
                 f"{self.path} holds a model of type {config.model_type!r}, which transformers does not list among the "
                 "image-text models; take e.g. Qwen2.5-VL, LLaVA or Idefics3"
             )
+        return config
+
+    def _load(self, options: Mapping[str, Any]) -> PreTrainedModel:
+        """Read the weights, strictly and checked."""
+        with without_key_report():
+            model, info = read_weights(AutoModelForImageTextToText, self.path, revision=self.revision, **options)
+        refuse_misfits(info, self.path)
+        refuse_infinite(dict(model.named_parameters()), self.path)
+        return model
 
     # ---- parts
     def fingerprint(self) -> str | None:

@@ -101,6 +101,7 @@ class LLM(AdaptedModel):
     """
 
     passes = tuple(PASSES)  # what uses the weights
+    shapes = frozenset(SHAPES)  # names of ``shape:``
     turns: Turns | None = None  # where they are divided over processes
 
     @reads_folder

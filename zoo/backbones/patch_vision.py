@@ -184,6 +184,7 @@ class PatchVision(FrozenEncoder):
     """
 
     WHAT, OPTION = "vision tower", "--model.vision"
+    shapes = frozenset(PATCH_SHAPES)
 
     # ---- loading
     def load(self, path: str, dtype: torch.dtype, attention: str, device: str | None) -> None:
