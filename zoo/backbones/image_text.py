@@ -112,8 +112,8 @@ class PictureChat:
         """
         for token in self.control:
             question = question.replace(token, f"{token[0]} {token[1:-1]} {token[-1]}")
-        shown: list[dict[str, str]] = [{"type": "image"}] * pictures
-        messages = [{"role": "user", "content": [*shown, {"type": "text", "text": question}]}]
+        images: list[dict[str, str]] = [{"type": "image"}] * pictures
+        messages = [{"role": "user", "content": [*images, {"type": "text", "text": question}]}]
         if system_prompt is not None:
             messages.insert(0, {"role": "system", "content": [{"type": "text", "text": system_prompt}]})
         try:
@@ -135,9 +135,9 @@ class PictureChat:
             ValueError: the processor of the folder refuses them.
         """
         begins = bool(self.tokenizer.bos_token) and text.startswith(self.tokenizer.bos_token)
-        shown = {"images": [list(pictures)]} if pictures else {}
+        images = {"images": [list(pictures)]} if pictures else {}
         try:
-            made = self.processor(text=[text], return_tensors="pt", add_special_tokens=not begins, **shown)
+            made = self.processor(text=[text], return_tensors="pt", add_special_tokens=not begins, **images)
         except Exception as error:  # processors of many families raise many types; the cause stays chained
             raise ValueError(
                 f"the processor of {self.path} could not make inputs of {len(pictures)} pictures and a text of "
@@ -206,8 +206,8 @@ class ImageTextModel(AdaptedModel):
             else:
                 self.model = self._load(options)
         self.chat = PictureChat(processor, self.path)
-        kept = inspect.signature(type(self.causal_lm).forward).parameters
-        self._keeps_last_logits = "logits_to_keep" in kept
+        options_of_a_pass = inspect.signature(type(self.causal_lm).forward).parameters
+        self._keeps_last_logits = "logits_to_keep" in options_of_a_pass
         self.train()  # transformers loads in eval mode, in which dropout would silently do nothing
         if gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
@@ -258,8 +258,8 @@ class ImageTextModel(AdaptedModel):
             ValueError: inputs of this family that hold something per token which an answer cannot go on.
         """
         ready = longer(self._ready(inputs), answer[:-1].to(next(self.parameters()).device), self.path)
-        kept = {"logits_to_keep": len(answer)} if self._keeps_last_logits else {}
-        logits: Tensor = self.causal_lm(**ready, use_cache=False, **kept).logits
+        wanted = {"logits_to_keep": len(answer)} if self._keeps_last_logits else {}
+        logits: Tensor = self.causal_lm(**ready, use_cache=False, **wanted).logits
         return logits[0, -len(answer) :].float()
 
     @torch.no_grad()

@@ -49,9 +49,9 @@ def inner_decoder(config: PreTrainedConfig) -> InnerDecoder:
     rope = dict(text.rope_parameters)
     sections = rope.pop("mrope_section", None)
     values |= {"rope_parameters": rope, "tie_word_embeddings": config.tie_word_embeddings}
-    own = Qwen2Config(**values)
+    decoder = Qwen2Config(**values)
     mrope = None if sections is None else tuple(sections)
-    return InnerDecoder(own, {"config": own, "key_mapping": RENAMED}, OTHER_PARTS, mrope)
+    return InnerDecoder(decoder, {"config": decoder, "key_mapping": RENAMED}, OTHER_PARTS, mrope)
 
 
 __all__ = ["InnerDecoder", "inner_decoder"]

@@ -20,7 +20,7 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 
 from zoo import weights
 from zoo.backbones import LLM, peft_folder
-from zoo.backbones.adapters import DEFAULT, REFERENCE, AdaptedModel
+from zoo.backbones.adapters import DEFAULT, REFERENCE
 from zoo.backbones.divided import blocks_of, blocks_of_language_model, divide, divide_language_model
 from zoo.backbones.frozen import FrozenEncoder
 from zoo.backbones.image_text import ImageTextModel
@@ -305,9 +305,7 @@ class CheckpointedModule(LightningModule):
         Checkpoints hold them whole: the folder is not needed again.
         """
         parts = self.backbones().items()
-        adapted = [
-            (name, part.lora) for name, part in parts if isinstance(part, AdaptedModel) and part.lora is not None
-        ]
+        adapted = [(name, lora) for name, part in parts if (lora := getattr(part, "lora", None)) is not None]
         if len(adapted) != 1:
             raise ValueError(f"{folder} holds adapters, this model has none; train them further with --model.lora")
         ((backbone, lora),) = adapted

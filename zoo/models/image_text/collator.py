@@ -139,13 +139,13 @@ class QuestionCollator:
     def __call__(self, samples: Sequence[Sample], rng: np.random.Generator) -> dict[str, Any]:
         """Return the batch of some samples."""
         pictures = [self.pictures(s.target) for s in samples]
-        written = [self.write(s, shown) for s, shown in zip(samples, pictures, strict=True)]
-        empty = [not shown and not self._says_anything(s) for s, shown in zip(samples, pictures, strict=True)]
+        written = [self.write(s, frames) for s, frames in zip(samples, pictures, strict=True)]
+        empty = [not frames and not self._says_anything(s) for s, frames in zip(samples, pictures, strict=True)]
         batch = QuestionBatch(
             samples=SampleBatch(samples),
             inputs=[inputs for inputs, _ in written],
             answers=[self.answer(s) for s in samples] if self.training else [],
-            no_clip=sum(not shown for shown in pictures) if self.frames else 0,
+            no_clip=sum(not frames for frames in pictures) if self.frames else 0,
             nothing=sum(empty),
             truncated=sum(shortened for _, shortened in written),
         )

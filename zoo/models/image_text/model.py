@@ -147,8 +147,8 @@ class ImageText(EmotionModule):
     @property
     def reads(self) -> tuple[str, ...]:
         """What the question shows, and faces."""
-        shown = set(parts_shown(self.template, self.window, self.descriptions, self.template_variables))
-        return ordered_parts((shown - (set() if self.show_text else {"text"})) | ({"face"} if self.frames else set()))
+        parts = set(parts_shown(self.template, self.window, self.descriptions, self.template_variables))
+        return ordered_parts((parts - (set() if self.show_text else {"text"})) | ({"face"} if self.frames else set()))
 
     @property
     def unreadable_events(self) -> tuple[str, ...]:
