@@ -86,4 +86,4 @@ def test_sound_and_models_of_texts_are_refused(home, tiny_llama):
     command = ("prepare", "captions", "--data", "MELD", "--data.root", home / "meld", "--out", "out")
     said = refused(*command, "--model", f"local:{home / 'vlm'}", "--kinds", "video", "audio")
     assert "models of this machine hear no sound" in said
-    assert "is a text model; it cannot be given frames" in refused(*command, "--model", f"local:{tiny_llama}")
+    assert "or the folder of an image-text model" in refused(*command, "--model", f"local:{tiny_llama}")
