@@ -16,6 +16,7 @@ from torch import Tensor
 from tests.data.miniature import LABELS, line, write_meld
 from zoo.backbones.patch_vision import small_patch_vision
 from zoo.backbones.tiny import make_folder, make_hubert_folder, make_vit_folder
+from zoo.backbones.tiny_image_text import make_image_text_folder
 from zoo.data.meld import CLIPS
 from zoo.sitcom.clips import encode
 
@@ -106,13 +107,14 @@ def make_home(
     Args:
         dialogues: of the corpus, see `make_corpus`.
         test_is: the split whose files its test split is a copy of.
-        clips: write its clips, and the encoders ``vision`` and ``audio``.
+        clips: write its clips, the encoders ``vision`` and ``audio``, and an image-text model ``vlm``.
         more: further corpora by name, with their dialogues.
     """
     make_llm(folder / "llm")
     if clips:
         make_eyes(folder / "vision")
         make_ears(folder / "audio")
+        make_image_text_folder(folder / "vlm")
     make_corpus(folder / "meld", dialogues, test_is, clips)
     for name, numbers in more.items():
         make_corpus(folder / name, numbers)

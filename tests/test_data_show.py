@@ -97,7 +97,7 @@ def test_places_of_clips_are_counted(home, tmp_path, capsys):
 
 
 def test_a_system_that_reads_no_prompt(home, capsys):
-    assert "Majority reads no prompt" in shown(capsys, *own(home), "--model=Majority")
+    assert "no prompt of Majority is shown here" in shown(capsys, *own(home), "--model=Majority")
 
 
 def test_a_config_of_a_run_is_read(home, tmp_path, capsys):

@@ -218,7 +218,7 @@ class _Prompts:
             return
         name = type(system).__name__
         if not isinstance(system, LanguageModelModule):
-            self.described = f"; {name} reads no prompt"
+            self.described = f"; no prompt of {name} is shown here"
             return
         built = cast(LanguageModelModule, on_meta(system))
         if built.llm.tokenizer is None:

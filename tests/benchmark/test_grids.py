@@ -133,6 +133,17 @@ def test_a_miniature_replaces_what_it_says_and_the_title_names_it(tmp_path):
     assert "bench-small" in str(todo[0].home)
 
 
+def test_a_miniature_may_stand_alone(tmp_path):
+    rows = {
+        "one": {"what": "o", "config": ["CONFIG"], "miniature": {"alone": True, "options": {"model.window": 3}}},
+        "two": {"what": "t", "config": ["CONFIG"], "miniature": {"options": {"model.window": 3}}},
+    }
+    file = written(tmp_path, rows, miniature={"data": DATA, "options": {"model.llm": "s"}})
+    bench, _ = plan("--config", file, "--small", "true")
+    assert bench.rows["one"].options == {"model.window": 3}
+    assert bench.rows["two"].options == {"model.llm": "s", "model.window": 3}
+
+
 def test_small_without_a_miniature_is_refused(tmp_path):
     file = written(tmp_path, {"r": {"what": "r", "config": ["CONFIG"]}})
     assert "has no section miniature" in refused("bench", "--config", file, "--small", "true")
@@ -201,7 +212,7 @@ def test_every_row_is_known_to_its_system(file, small, at_root, tmp_path, capsys
         ("farcer_iemocap", "farcer", 16),
         ("selector_meld", "grpo_selector", 5),
         ("merit_mosei", "merit", 5),
-        ("emotion_qwen", "emotion_qwen", 6),
+        ("emotion_qwen", "emotion_qwen", 9),
     ],
 )
 def test_the_published_rows_of_a_table_have_ours_beside_them(name, paper, systems, at_root):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from tests.benchmarks import memory_divided, memory_paper, memory_small
 from tests.benchmarks.memory_small import CASES, LiveBytes, compare
@@ -14,11 +15,14 @@ from tests.benchmarks.result_files import load
 from zoo.backbones import AUDIO_SHAPES, SHAPES, VISION_SHAPES, LoRA
 from zoo.backbones.patch_vision import PATCH_SHAPES
 from zoo.backbones.shapes import HUB_SHAPES
+from zoo.backbones.tiny_image_text import make_image_text_folder
 from zoo.memory import formula, predict
 from zoo.memory.formula import Rows
 from zoo.memory.prediction import Step, Unpredictable, decoder_of, on_meta
 from zoo.models.baselines import Majority
 from zoo.models.dialoguellm import DialogueLLM
+from zoo.models.emotion_qwen import EmotionQwen
+from zoo.models.image_text import ImageText
 from zoo.models.instructerc import InstructERC
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -131,6 +135,20 @@ def test_adapters_on_some_layers_cost_in_these_alone():
 def test_well_known_hub_ids_name_shapes():
     known = {*SHAPES, *VISION_SHAPES, *AUDIO_SHAPES, *PATCH_SHAPES}
     assert set(HUB_SHAPES.values()) <= known and all("/" in hub_id for hub_id in HUB_SHAPES)
+
+
+def test_a_hub_model_of_several_parts_has_the_shape_of_the_part_that_is_read(tmp_path, monkeypatch):
+    """The table knows the tower of Qwen2.5-VL alone; whoever reads the whole looks at its config."""
+    whole = "Qwen/Qwen2.5-VL-7B-Instruct"
+    tower = on_meta(EmotionQwen(llm="shape:qwen2.5-7b", vision=whole, train=["compressor.*"])).vision
+    assert sum(p.numel() for p in tower.parameters()) == 631_975_680
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    with pytest.raises(FileNotFoundError, match="Qwen2.5-VL-7B-Instruct is no folder here"):
+        on_meta(ImageText(vlm=whole))
+    folder = make_image_text_folder(tmp_path / "vlm")
+    said = predict(ImageText(vlm=str(folder)), Step(1))
+    assert said.parameters == sum(v.numel() for v in load_file(folder / "model.safetensors").values())
+    assert any("activations of ImageText, for which there is no formula" in note for note in said.notes)
 
 
 def test_an_unknown_hub_id_asks_for_a_shape():

@@ -24,7 +24,7 @@ class System:
 
     Attributes:
         args: ``--model`` and what it needs beyond its backbone.
-        backbone: the option that takes it: ``llm``, ``vision`` or ``audio``.
+        backbone: the option that takes it: ``llm``, ``vision``, ``audio`` or ``vlm``.
         others: options that take further backbones, which stay frozen.
         adapters: trains LoRA on a frozen backbone, whose weights its checkpoints must not hold.
         beside: what its checkpoints hold beside adapters, as the beginnings of names.
@@ -104,6 +104,27 @@ SYSTEMS = {
             "--model.mrope=[2,3,3]",
         ),
         overfits=("--model.lr=0.003",),
+    ),
+    "image_text": System(
+        (
+            "--model=ImageText",
+            "--model.template=short",
+            "--model.window=1",
+            "--model.frames=2",
+            "--model.side=32",
+            "--model.lora.r=4",
+            "--model.lora.dropout=0.05",
+            r"--model.lora.targets=model\.language_model\.layers\.\d+\.self_attn\.(q|v)_proj",
+        ),
+        "vlm",
+        adapters=True,
+        calm=(),
+        overfits=(
+            "--model.lora.r=16",
+            "--model.lora.alpha=16",
+            "--model.lora.dropout=0",
+            r"--model.lora.targets=model\.language_model\.layers\.\d+\..*",
+        ),
     ),
     "farcer": System(
         (

@@ -67,6 +67,7 @@ class Audio(FrozenEncoder):
     """
 
     WHAT, OPTION = "audio encoder", "--model.audio"
+    shapes = frozenset(AUDIO_SHAPES)
     passes = ("hidden", "logits", "classify")
 
     def __init__(

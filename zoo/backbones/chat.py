@@ -33,19 +33,27 @@ def _apply_chat_template(
     """
     try:
         template = tokenizer.get_chat_template()
-        text = bounded(
-            _render,
-            [dict(m) for m in conversation],
-            template,
-            add_generation_prompt,
-            dict(tokenizer.special_tokens_map) | options,
-        )
+        text = render_chat(template, conversation, add_generation_prompt, dict(tokenizer.special_tokens_map) | options)
     except (BadTemplate, ValueError) as error:
         raise ValueError(
             f"the chat template of {path} cannot be used: {error}; correct chat_template in its tokenizer_config.json "
             "(or its chat_template.jinja), or leave the chat form out: --model.chat false"
         ) from error
     return tokenizer(text, add_special_tokens=False)["input_ids"] if tokenize else text
+
+
+def render_chat(
+    template: str, conversation: Sequence[Mapping[str, Any]], add_generation_prompt: bool, options: Mapping[str, Any]
+) -> str:
+    """Write a conversation as text, within limits.
+
+    Args:
+        options: what the template sees beside the messages, e.g. the special tokens.
+
+    Raises:
+        BadTemplate, ValueError: the template is damaged, refuses this conversation, or does not end.
+    """
+    return bounded(_render, [dict(m) for m in conversation], template, add_generation_prompt, dict(options))
 
 
 def _render(

@@ -311,8 +311,8 @@ def check_sharing(llm: LLM) -> float | None:
 def score(llm: LLM, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tensor:
     """Compute the log-probability of each candidate after each prompt (see `LLM.score`)."""
     answers = [tuple(candidate) for candidate in candidates]
-    _refuse_unfair(answers)
-    paths = _longest_beginnings(answers)
+    refuse_unfair(answers)
+    paths = longest_beginnings(answers)
     logp: dict[tuple[int, ...], Tensor] = {}  # trie node -> (B, V) log-probabilities of the next token
     if not paths and (prefix.tree is None or prefix.cache is not None):  # all candidates are single tokens
         llm.prefill(prefix)
@@ -332,14 +332,14 @@ def score(llm: LLM, prefix: Prefix, candidates: Sequence[Sequence[int]]) -> Tens
     return torch.stack([sum(rest, start=first) for first, *rest in parts], 1)
 
 
-def _refuse_unfair(answers: Sequence[tuple[int, ...]]) -> None:
+def refuse_unfair(answers: Sequence[tuple[int, ...]]) -> None:
     """Raise ValueError for a candidate that is empty, repeated, or the beginning of another."""
     for i, answer in enumerate(answers):
         if not answer or any(other[: len(answer)] == answer for other in (*answers[:i], *answers[i + 1 :])):
             raise ValueError(f"candidates must be non-empty and none the beginning of another, got {list(answers)}")
 
 
-def _longest_beginnings(answers: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+def longest_beginnings(answers: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
     """Return the inner paths of the candidates' trie that no other inner path continues."""
     inner = {answer[:i] for answer in answers for i in range(1, len(answer))}
     return sorted(path for path in inner if not any(p[: len(path)] == path and p != path for p in inner))

@@ -41,6 +41,7 @@ class FrozenEncoder(nn.Module):
     NOT_FILES: ClassVar[tuple[str, ...]] = ("shape:",)  # beginnings of paths that name no file
     WHAT: ClassVar[str]  # kind of encoder, for messages
     OPTION: ClassVar[str]  # the option that sets the path
+    shapes: ClassVar[frozenset[str]] = frozenset()  # names of ``shape:``
     passes: ClassVar[tuple[str, ...]] = ("hidden",)  # methods that use the weights
 
     @reads_folder

@@ -40,7 +40,9 @@ from zoo.backbones.hub import (
     refuse_misfits,
     refuse_missing_attention,
     stored_dtype,
+    without_key_report,
 )
+from zoo.backbones.inner_decoder import InnerDecoder, inner_decoder
 from zoo.backbones.mrope import SectionedRotary, checked_positions
 from zoo.backbones.prefix import KeyValues, Prefix, StaticPrefix, cached_key_values, positions_from_mask
 from zoo.backbones.quantization import Quantization
@@ -73,7 +75,8 @@ class LLM(AdaptedModel):
 
     Args:
         path: folder, GGUF file (`zoo.backbones.gguf`), published name or hub id; or ``shape:NAME`` with a name of
-            `SHAPES` for a model of that architecture with random weights and no tokenizer.
+            `SHAPES` for a model of that architecture with random weights and no tokenizer. Of a whole Qwen2.5-VL its
+            language model is read (`zoo.backbones.inner_decoder`).
         dtype: dtype of the weights. Always explicit, because a folder's own dtype would be taken otherwise.
         revision: hub revision (a commit hash) to pin.
         attention: ``sdpa``, ``eager`` or ``flash_attention_2``; with the first, answers share their prompt (see
@@ -98,6 +101,7 @@ class LLM(AdaptedModel):
     """
 
     passes = tuple(PASSES)  # what uses the weights
+    shapes = frozenset(SHAPES)  # names of ``shape:``
     turns: Turns | None = None  # where they are divided over processes
 
     @reads_folder
@@ -126,7 +130,7 @@ class LLM(AdaptedModel):
         self.dtype: torch.dtype = getattr(torch, dtype)
         if path.startswith("shape:"):
             kind, values = shape_named(path, SHAPES)
-            config = AutoConfig.for_model(kind, **values)
+            decoder = InnerDecoder(AutoConfig.for_model(kind, **values))
         else:
             place = Path(locate_language_model(path))
             if place.is_file():
@@ -137,9 +141,10 @@ class LLM(AdaptedModel):
             if Path(path).is_dir():
                 check_folder(path)
                 check_tokenizer_files(path)
-            config = AutoConfig.from_pretrained(path, revision=revision)
+            decoder = inner_decoder(AutoConfig.from_pretrained(path, revision=revision))
             self.tokenizer = load_tokenizer(path, revision)
-            check_vocabulary(self.tokenizer, config.get_text_config().vocab_size, path)
+            check_vocabulary(self.tokenizer, decoder.config.get_text_config().vocab_size, path)
+        config, self.stated_mrope = decoder.config, decoder.mrope
         self.pad_id = padding_id(self.tokenizer, config.vocab_size)
         reason = shared_prefix.unsupported_reason(config) if attention == "sdpa" else f"attention is {attention}"
         self.prefix_sharing_unsupported_reason = reason
@@ -153,7 +158,7 @@ class LLM(AdaptedModel):
                 )
         else:
             stored = stored_dtype(path, revision) if mapped else None  # None: a mixture is converted, as it is read
-            self.model = self._load(path, stored or self.dtype, implementation)
+            self.model = self._load(path, decoder, stored or self.dtype, implementation)
         self.causal_lm.generation_config.pad_token_id = self.pad_id
         if mrope is not None:
             decoder = self.causal_lm.get_decoder()
@@ -164,12 +169,12 @@ class LLM(AdaptedModel):
         if gradient_checkpointing:
             self.causal_lm.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def _load(self, path: str, dtype: torch.dtype, attention: str) -> PreTrainedModel:
+    def _load(self, path: str, decoder: InnerDecoder, dtype: torch.dtype, attention: str) -> PreTrainedModel:
         """Read the weights, strictly and checked."""
-        model, info = read_weights(
-            AutoModelForCausalLM, path, dtype=dtype, revision=self.revision, attn_implementation=attention
-        )
-        refuse_misfits(info, path)
+        options = {"dtype": dtype, "revision": self.revision, "attn_implementation": attention, **decoder.options}
+        with without_key_report():
+            model, info = read_weights(AutoModelForCausalLM, path, **options)
+        refuse_misfits(decoder.own(info), path)
         refuse_infinite(dict(model.named_parameters()), path)
         return model
 

@@ -14,6 +14,7 @@ Layers and position rules are transformers' own; the merger is left out because 
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -72,6 +73,8 @@ PATCH_SHAPES: dict[str, dict[str, Any]] = {
     },
 }
 PREFIXES = ("", "visual.", "model.visual.")  # of a bare tower, and of whole models (hub and transformers 5's tree)
+MERGER = "merger."
+MERGER_TENSORS = ("ln_q.weight", "mlp.0.bias", "mlp.0.weight", "mlp.2.bias", "mlp.2.weight")
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)  # CLIP's
 
 
@@ -173,6 +176,7 @@ class PatchVision(FrozenEncoder):
         patch: side of a patch, in pixels.
         temporal: frames per patch.
         merge: side, in patches, of the group that becomes one token.
+        tokens_per_second: positions in time per second of a video (`zoo.backbones.mrope`).
 
     Raises:
         FileNotFoundError: nothing at ``path``, or no safetensors there.
@@ -180,6 +184,7 @@ class PatchVision(FrozenEncoder):
     """
 
     WHAT, OPTION = "vision tower", "--model.vision"
+    shapes = frozenset(PATCH_SHAPES)
 
     # ---- loading
     def load(self, path: str, dtype: torch.dtype, attention: str, device: str | None) -> None:
@@ -199,6 +204,7 @@ class PatchVision(FrozenEncoder):
             self.model = self._read_weights(config, options)
             refuse_infinite(self.model.state_dict(), self.path)
         self.width, self.merge = config.hidden_size, config.spatial_merge_size
+        self.tokens_per_second = config.tokens_per_second
         # whole numbers, see `_check_config`
         self.patch, self.temporal = cast(int, config.patch_size), cast(int, config.temporal_patch_size)
 
@@ -240,6 +246,34 @@ class PatchVision(FrozenEncoder):
 
     def _read_tower(self) -> dict[str, Tensor]:
         """Read the tensors of the tower under its own names, whatever else the files hold, without its merger."""
+        return self._read_part(lambda name: not name.startswith(MERGER))
+
+    def read_merger(self) -> dict[str, Tensor]:
+        """Read the tensors of the merger that stands behind the tower in a folder of a whole Qwen2.5-VL.
+
+        Returns:
+            ``ln_q.weight`` (width,), and ``mlp.0`` and ``mlp.2``, weights and biases: two linear maps, of
+            merge^2 * width numbers to as many, and to those of a token of its language model.
+
+        Raises:
+            ValueError: the folder holds a tower alone, or `path` names no folder.
+        """
+        there = {} if self.path.startswith("shape:") else self._read_part(lambda name: name.startswith(MERGER))
+        state = {name.removeprefix(MERGER): tensor for name, tensor in there.items()}
+        if set(state) != set(MERGER_TENSORS):
+            raise ValueError(
+                f"{self.path} holds {', '.join(sorted(state)) or 'nothing'} of a merger; expected "
+                f"{', '.join(MERGER_TENSORS)}: give the folder of a whole Qwen2.5-VL"
+            )
+        refuse_infinite(state, self.path)
+        return state
+
+    def _read_part(self, is_wanted: Callable[[str], bool]) -> dict[str, Tensor]:
+        """Read some tensors of the tower and its merger, by the names that they have there.
+
+        Args:
+            is_wanted: name -> whether it is read.
+        """
         try:
             index, single = self.find_file("model.safetensors.index.json"), self.find_file("model.safetensors")
             if index is not None:
@@ -259,7 +293,7 @@ class PatchVision(FrozenEncoder):
             wanted = {
                 name: place
                 for name, place in where.items()
-                if name.startswith(begins[0]) and not name.startswith(f"{begins[0]}merger.")
+                if name.startswith(begins[0]) and is_wanted(name.removeprefix(begins[0]))
             }
             state: dict[str, Tensor] = {}
             for place in sorted(set(wanted.values())):
@@ -407,6 +441,7 @@ def small_patch_vision(
         window_size=window,
         fullatt_block_indexes=list(full_attention),
         out_hidden_size=width,
+        tokens_per_second=2,
         initializer_range=width**-0.5,
         architectures=["Qwen2_5_VisionTransformerPretrainedModel"],
     )

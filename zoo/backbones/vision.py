@@ -69,6 +69,7 @@ class Vision(FrozenEncoder):
 
     NOT_FILES = ("shape:", "timm:")
     WHAT, OPTION = "image encoder", "--model.vision"
+    shapes = frozenset(VISION_SHAPES)
     passes = ("hidden", "logits")
 
     # ---- loading

@@ -155,7 +155,8 @@ def _miniature(row: Namespace | None, chosen: Sequence[Mapping[str, Any]]) -> Na
     options = {key: value for setting in chosen for key, value in setting.get("miniature", {}).items()}
     if row is None and not options:
         return row
-    rest = vars(row) if row is not None else {"data": None, "checkpoint": None, "options": {}, "test_options": {}}
+    empty: dict[str, Any] = {"data": None, "checkpoint": None, "options": {}, "test_options": {}, "alone": False}
+    rest = vars(row) if row is not None else empty
     return Namespace({**rest, "options": {**rest["options"], **options}})
 
 
@@ -181,11 +182,13 @@ def _fill(value: Any, names: Mapping[str, str], row: str) -> Any:
 def _shrink(row: Namespace, everywhere: Namespace | Miniature) -> dict[str, None]:
     """Replace what a miniature replaces in a row, its own after the benchmark's; return the options it touched.
 
-    The benchmark's options are those of rows that have a config: a checkpoint of another row is small already.
+    The benchmark's options are those of rows that have a config: a checkpoint of another row is small already. A row
+    whose own miniature is ``alone`` takes none of them.
     """
     row.size = "small"
     replaced: dict[str, None] = {}
-    for part in (everywhere, row.miniature):
+    alone = row.miniature is not None and row.miniature.alone
+    for part in (None if alone else everywhere, row.miniature):
         if part is None:
             continue
         if row.config is not None or part is not everywhere:

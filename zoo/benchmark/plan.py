@@ -74,12 +74,15 @@ class Miniature:
         checkpoint: of a row, what it tests.
         options: set over those of the row, after its grid's.
         test_options: the same of the test.
+        alone: of a row, whose system does not know the options that the benchmark's own miniature sets: only what this
+            one replaces.
     """
 
     data: EmotionData | None = None
     checkpoint: str | None = None
     options: dict[str, Any] = field(default_factory=dict)
     test_options: dict[str, Any] = field(default_factory=dict)
+    alone: bool = False
 
 
 @dataclass(frozen=True)

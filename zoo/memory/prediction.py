@@ -139,7 +139,8 @@ def _without_weights(make: functools.partial[Any]) -> functools.partial[Any]:
     """Return what makes the same backbone on the meta device, by its shape where no config.json is at hand."""
     path, *rest = make.args
     revision = make.keywords.get("revision")
-    if path in HUB_SHAPES and not isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
+    known = HUB_SHAPES.get(path) in getattr(make.func, "shapes", ())  # a hub model may be read whole, or a part of it
+    if known and not isinstance(try_to_load_from_cache(path, "config.json", revision=revision), str):
         path = f"shape:{HUB_SHAPES[path]}"
     return functools.partial(make.func, path, *rest, **{**make.keywords, "device": "meta"})
 
@@ -175,7 +176,7 @@ def predict(system: EmotionModule, step: Step) -> Prediction:
         tokens = step.tokens or built.max_length
         _add_language_model(built, step, tokens, division, parts, moments)
     elif trained:
-        notes.append(f"activations of {type(built).__name__}, which asks no language model")
+        notes.append(f"activations of {type(built).__name__}, for which there is no formula")
     count = sum(p.numel() for p in built.parameters())
     return Prediction(parts, moments, count, sum(p.numel() for p in trained), tokens, tuple(notes))
 

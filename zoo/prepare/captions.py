@@ -1,6 +1,7 @@
 """``zoo prepare captions``: plain descriptions of faces and voices by a model, as files for --data.descriptions.
 
     zoo prepare captions --data MELD --data.root DIR --model NAME --send_to URL --out OUT
+    zoo prepare captions --data MELD --data.root DIR --model local:FOLDER --out OUT       an image-text model here
     zoo fit ... --data.descriptions '[OUT]'
 
 The model sees the frames, or hears the sound, of one utterance: neither its words nor its label. In OUT lie
@@ -26,7 +27,7 @@ from zoo.media.clips import utterance_frames, utterance_sound
 from zoo.prepare.answer_filter import rejection_reason
 from zoo.prepare.answer_store import AnswerStore, CachedClient, keep_settings, map_in_order
 from zoo.prepare.caption_estimate import estimate, in_words
-from zoo.prepare.llm_client import ChatModel, QueryFailed
+from zoo.prepare.llm_client import ChatModel, LocalText, QueryFailed
 from zoo.prepare.options import add_options, announce, build_models
 from zoo.prepare.prompt_files import fill_prompt, load_prompt
 from zoo.schema import Sample, Turn
@@ -170,7 +171,11 @@ def _parser() -> ArgumentParser:
     parser.add_subclass_arguments(EmotionData, "data", required=True, help="a corpus, as of `zoo fit`")
     add("--split", nargs="+", choices=["train", "dev", "test"], default=["train"], help="which, one or several")
     add("--kinds", nargs="+", choices=list(KINDS), default=["video"], help="video: from frames; audio: from the sound")
-    add("--model", required=True, help="its name at the address of --send_to")
+    add(
+        "--model",
+        required=True,
+        help="its name at the address of --send_to; or local:FOLDER, an image-text model on this machine",
+    )
     add("--out", type=Path, required=True, help="folder of the descriptions and the answers")
     add("--frames", type=int, default=8, help="per clip")
     add("--max_words", type=int, default=80, help="a longer description is dropped; a Chinese character is a word")
@@ -204,8 +209,10 @@ def main(args: list[str]) -> None:
     """Run ``zoo prepare captions``."""
     parser = _parser()
     options = parser.parse_args(args)
-    if options.model.startswith("local:"):
-        raise ValueError(f"{options.model} is a text model; it cannot be given frames or sound. Name one of --send_to")
+    if options.model.startswith("local:") and "audio" in options.kinds:
+        raise ValueError(
+            f"{options.model}: models of this machine hear no sound; name one of --send_to, or --kinds video"
+        )
     for name in ("frames", "size", "max_words", "workers"):
         if options[name] < 1:
             raise ValueError(f"--{name} is 1 or more, got {options[name]}")
@@ -214,6 +221,11 @@ def main(args: list[str]) -> None:
     if options.limit is not None and options.limit < 1:
         raise ValueError(f"--limit is 1 or more, got {options.limit}")
     model = None if options.dry_run else build_models([options.model], options)[0]
+    if isinstance(model, LocalText):
+        raise ValueError(
+            f"{options.model} is a text model; it cannot be given frames. Name one of --send_to, or the folder of an "
+            "image-text model, e.g. of Qwen2.5-VL"
+        )
     data = parser.instantiate(options).data
     forbidden = [] if options.forbid_labels is None else [*data.labels.names, *options.forbid_labels]
     turns = {split: utterances(data.samples(split))[: options.limit] for split in options.split}

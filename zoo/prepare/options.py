@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any
 
 from zoo.media import MAX_SECONDS
-from zoo.prepare.llm_client import ChatModel, Endpoint, LocalText
+from zoo.prepare.llm_client import ChatModel, Endpoint
+from zoo.prepare.local_pictures import local_model
 
 KEY_ENV = "ZOO_API_KEY"
 
@@ -66,7 +67,7 @@ def add_clip_options(parser: argparse.ArgumentParser) -> None:
 
 
 def build_models(names: Sequence[str], options: Any) -> list[ChatModel]:
-    """Build the models that the command line names; ``local:PATH`` is a language model on this machine.
+    """Build the models that the command line names; ``local:PATH`` is a model on this machine, of texts or of pictures.
 
     Raises:
         ValueError: no address for a model, a wrong number of addresses or keys, a key that is not there.
@@ -76,7 +77,7 @@ def build_models(names: Sequence[str], options: Any) -> list[ChatModel]:
     if remote and not urls:
         raise ValueError(
             f"no address for {', '.join(remote)}; nothing was sent. Give --send_to URL, e.g. "
-            "http://localhost:8000/v1, or a language model of this machine as local:PATH"
+            "http://localhost:8000/v1, or a model of this machine as local:PATH"
         )
     if urls and len(urls) not in (1, len(remote)):
         raise ValueError(
@@ -92,7 +93,7 @@ def build_models(names: Sequence[str], options: Any) -> list[ChatModel]:
     endpoints = iter(zip(urls, keys, strict=True))
     for name in names:
         if name.startswith("local:"):
-            built.append(LocalText(name.removeprefix("local:"), options.max_tokens))
+            built.append(local_model(name.removeprefix("local:"), options.max_tokens))
         else:
             url, key = next(endpoints)
             built.append(

@@ -23,12 +23,13 @@ from zoo.backbones import LLM, peft_folder
 from zoo.backbones.adapters import DEFAULT, REFERENCE
 from zoo.backbones.divided import blocks_of, blocks_of_language_model, divide, divide_language_model
 from zoo.backbones.frozen import FrozenEncoder
+from zoo.backbones.image_text import ImageTextModel
 from zoo.backbones.sentence import SentenceEncoder
 from zoo.runs import find_checkpoint, portable_path
 from zoo.training.given_features import GivenFeatures
 from zoo.training.starts import Start, files_of, fingerprint, place_of, read_chain, read_starts, state_of
 
-Backbone = LLM | FrozenEncoder | SentenceEncoder | GivenFeatures
+Backbone = LLM | ImageTextModel | FrozenEncoder | SentenceEncoder | GivenFeatures
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -304,7 +305,7 @@ class CheckpointedModule(LightningModule):
         Checkpoints hold them whole: the folder is not needed again.
         """
         parts = self.backbones().items()
-        adapted = [(name, part.lora) for name, part in parts if isinstance(part, LLM) and part.lora is not None]
+        adapted = [(name, lora) for name, part in parts if (lora := getattr(part, "lora", None)) is not None]
         if len(adapted) != 1:
             raise ValueError(f"{folder} holds adapters, this model has none; train them further with --model.lora")
         ((backbone, lora),) = adapted

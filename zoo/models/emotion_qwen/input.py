@@ -178,6 +178,7 @@ class QwenCollator(PromptCollator):
         patch, merge, temporal: the tower's.
         capture: Facial Emotion Capture; None: off.
         mrope: whether prompts have three positions per token.
+        tokens_per_second: positions in time per second of a video; the tower's.
     """
 
     media: Media = field(default_factory=Media)
@@ -191,6 +192,7 @@ class QwenCollator(PromptCollator):
     temporal: int = 2
     capture: FaceCapture | None = None
     mrope: bool = False
+    tokens_per_second: float = 2.0
 
     # ---- reading
     def read_clip(self, turn: Turn, sample_id: str, faces: bool) -> tuple[ClipPatches | None, ClipPatches | None]:
@@ -460,7 +462,7 @@ class QwenCollator(PromptCollator):
                 t, h, w = clip.grid[0].tolist()
                 grid = (t, h // self.merge, w // self.merge)
                 segments.append(grid if clip.seconds is None else (*grid, clip.seconds))
-            positions[:, row, real] = mrope_positions(segments)
+            positions[:, row, real] = mrope_positions(segments, self.tokens_per_second)
         return positions
 
     def _filled(self, ids: Tensor, clips_of_row: list[list[ClipPatches]]) -> Tensor:

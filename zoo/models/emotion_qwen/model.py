@@ -52,7 +52,16 @@ from zoo.backbones.patch_vision import PatchVision
 from zoo.media import MAX_SECONDS, Media
 from zoo.models.emotion_qwen.faces import FaceCapture
 from zoo.models.emotion_qwen.input import LARGEST, FrameSampling, QwenCollator
-from zoo.models.emotion_qwen.parts import Compressed, FusionProjector, HybridCompressor, MLPProjector, inner_to_match
+from zoo.models.emotion_qwen.parts import (
+    Compressed,
+    FusionProjector,
+    HybridCompressor,
+    MergerProjector,
+    MLPProjector,
+    expert_of_merger,
+    inner_to_match,
+    take_merger,
+)
 from zoo.models.emotion_qwen.scores import summarise
 from zoo.prompts import escape
 from zoo.schema import Prediction, Sample
@@ -66,6 +75,7 @@ from zoo.training.sft import SupervisedFineTuning
 
 ATTENTION = r"model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
 LORA = LoRA(r=64, alpha=64.0, dropout=0.05, targets=ATTENTION)  # P
+Projector = HybridCompressor | MLPProjector | FusionProjector | MergerProjector
 
 
 class EmotionQwen(SupervisedFineTuning):
@@ -79,7 +89,10 @@ class EmotionQwen(SupervisedFineTuning):
             whole Qwen2.5-VL, of which the tower alone is read.
         vision_dtype: dtype of tower and compressor.
         vision_revision: hub revision to pin.
-        projector: ``hybrid`` (P), or of the ablation ``mlp`` or ``fusion``.
+        projector: ``hybrid`` (P), of the ablation ``mlp`` or ``fusion``, or ``merger``: that of the whole Qwen2.5-VL
+            that ``vision`` names, so that with the same folder as ``llm`` the system is Qwen2.5-VL (ours).
+        general_start: what the general expert starts from: ``random`` weights, or the ``merger`` of that folder, whose
+            shapes must be the expert's (ours; P: "pre-trained"); see `parts.expert_of_merger`.
         inner: inner width of each expert; None: 4 times the tower's width.
         match_hybrid: give the MLP as many parameters as the Hybrid Compressor has (ours).
         heads: of the gate's attention.
@@ -124,7 +137,8 @@ class EmotionQwen(SupervisedFineTuning):
         vision: str,
         vision_dtype: Dtype = "float32",
         vision_revision: str | None = None,
-        projector: Literal["hybrid", "mlp", "fusion"] = "hybrid",
+        projector: Literal["hybrid", "mlp", "fusion", "merger"] = "hybrid",
+        general_start: Literal["random", "merger"] = "random",
         inner: int | None = None,
         match_hybrid: bool = False,
         heads: int = 8,
@@ -166,6 +180,10 @@ class EmotionQwen(SupervisedFineTuning):
             raise ValueError(f"need frames, max_frames >= 1 and fps > 0; got {frames}, {max_frames} and {fps}")
         if projector != "hybrid" and force_gate != "none":
             raise ValueError(f"force_gate {force_gate} chooses an expert of the hybrid projector; {projector} has none")
+        if projector != "hybrid" and general_start != "random":
+            raise ValueError(f"general_start {general_start} is of the hybrid projector's expert; {projector} has none")
+        if projector == "merger" and not (inner is None and embedding_scale is None):
+            raise ValueError("the merger comes with its weights and its width; leave inner and embedding_scale out")
         if match_hybrid and projector != "mlp":
             raise ValueError(f"match_hybrid widens the mlp projector; got projector {projector}")
         if is_given(vision):
@@ -184,6 +202,7 @@ class EmotionQwen(SupervisedFineTuning):
         )
         self.make_llm = functools.partial(self.make_llm, mrope=None if mrope is None else tuple(mrope))
         self.projector, self.inner, self.match_hybrid, self.heads = projector, inner, match_hybrid, heads
+        self.general_start = general_start
         order: Any = tuple(gate_order)  # a config may give a list; the compressor checks what is in it
         self.make_hybrid = functools.partial(
             HybridCompressor, heads=heads, gate_pool=gate_pool, gate_order=order, force_gate=force_gate
@@ -204,8 +223,14 @@ class EmotionQwen(SupervisedFineTuning):
     def build(self) -> None:
         """Make the language model, the vision tower and the compressor; `train` says which of them are trained."""
         super().build()
+        if self.llm.stated_mrope not in (None, self.llm.mrope):
+            raise ValueError(
+                f"the language model in {self.llm.path} has positions of time, height and width; got --model.mrope "
+                f"{self.llm.mrope}, give {self.llm.stated_mrope}"
+            )
         self.vision = self.make_vision()
         self.compressor = self._make_projector().to(self.vision.dtype)
+        self._read_merger()
         if self.embedding_scale is not None:
             self._scale_last_layers(self.embedding_scale)
         for part in (self.vision, self.compressor):
@@ -221,20 +246,31 @@ class EmotionQwen(SupervisedFineTuning):
         for parameter in (p for layer in last for p in layer.parameters()):
             parameter.mul_(embedding_scale * deviation)
 
-    def _make_projector(self) -> HybridCompressor | MLPProjector | FusionProjector:
+    def _read_merger(self) -> None:
+        """Give the projector, or the general expert, the weights of the merger that stands behind the tower."""
+        if self.vision.model.patch_embed.proj.weight.is_meta:  # sizes alone are wanted
+            return
+        if self.projector == "merger" and not self.vision.path.startswith("shape:"):
+            take_merger(self.compressor, self.vision.read_merger(), self.vision.path)
+        elif self.general_start == "merger":
+            general = cast(HybridCompressor, self.compressor).general
+            take_merger(general, expert_of_merger(self.vision.read_merger()), self.vision.path)
+
+    def _make_projector(self) -> Projector:
         sizes: dict[str, Any] = {"width": self.vision.width, "to": self.llm.width, "merge": self.vision.merge}
         inner = self.inner
         if self.match_hybrid:
             with torch.device("meta"):
                 hybrid = HybridCompressor(**sizes, inner=inner, heads=self.heads)
             inner = inner_to_match(sum(p.numel() for p in hybrid.parameters()), **sizes)
-        kinds: dict[str, Callable[..., HybridCompressor | MLPProjector | FusionProjector]] = {
-            "hybrid": self.make_hybrid,
-            "mlp": MLPProjector,
-            "fusion": FusionProjector,
+        kinds: dict[str, Callable[..., Projector]] = {
+            "hybrid": functools.partial(self.make_hybrid, inner=inner),
+            "mlp": functools.partial(MLPProjector, inner=inner),
+            "fusion": functools.partial(FusionProjector, inner=inner),
+            "merger": MergerProjector,
         }
         with torch.device("meta" if self.vision.model.patch_embed.proj.weight.is_meta else "cpu"):
-            return kinds[self.projector](**sizes, inner=inner)
+            return kinds[self.projector](**sizes)
 
     def backbones(self) -> Mapping[str, Backbone]:
         """Return the language model and the vision tower."""
@@ -263,6 +299,7 @@ class EmotionQwen(SupervisedFineTuning):
                 temporal=self.vision.temporal,
                 capture=self.face_capture,
                 mrope=self.mrope,
+                tokens_per_second=self.vision.tokens_per_second,
             )
         )
 

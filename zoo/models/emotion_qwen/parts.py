@@ -1,6 +1,6 @@
-"""Emotion-Qwen's Hybrid Compressor (Sec. 3.3, Eqs. 1-4) and the two projectors of Table 7 (Sec. 6.2).
+"""Emotion-Qwen's Hybrid Compressor (Sec. 3.3, Eqs. 1-4), the two projectors of Table 7 (Sec. 6.2), Qwen2.5-VL's merger.
 
-They stand between the vision tower and the language model, and all three are called alike:
+They stand between the vision tower and the language model, and all four are called alike:
 
     tokens, gates = compressor(features, grid, order)   # features and order as `PatchVision.hidden` gives them
 
@@ -10,6 +10,7 @@ token of the language model.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Literal, NamedTuple
 
 import torch
@@ -238,6 +239,65 @@ class FusionProjector(_Projector):
         return Compressed(self.rastered(tokens, sizes, order), gates)
 
 
+# ---- what Qwen2.5-VL has in this place
+class MergerProjector(_Projector):
+    """The merger of Qwen2.5-VL (arXiv 2502.13923, Sec. 2.1.1): W GELU(W' RMSNorm(E) + b') + b over merge^2 patches.
+
+    Its tensors have the names that they have there. The inner width is m^2 D.
+    """
+
+    def __init__(self, width: int, to: int, merge: int = 2) -> None:
+        super().__init__(width, merge)
+        merged = merge**2 * width
+        self.ln_q = nn.RMSNorm(width, eps=1e-6)
+        self.mlp = nn.Sequential(nn.Linear(merged, merged), nn.GELU(), nn.Linear(merged, to))
+
+    def forward(self, features: Tensor, grid: Tensor, order: Tensor) -> Compressed:
+        """As `HybridCompressor.forward`, without gates."""
+        sizes = self.sizes(features, grid, order)
+        tokens = self.mlp(self.ln_q(features).reshape(-1, self.merge**2 * self.width))
+        return Compressed(self.rastered(tokens, sizes, order), None)
+
+
+def expert_of_merger(merger: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what an `Expert` takes over from a merger: its two maps.
+
+    An expert has no norm in front (Eqs. 1-2): the scale of the merger's, number by number, goes into the first map, its
+    division by the size of a patch is left out. The expert's own LayerNorm behind stays as it is.
+
+    Args:
+        merger: its tensors, as `zoo.backbones.patch_vision.PatchVision.read_merger` returns them.
+    """
+    first, scale = merger["mlp.0.weight"], merger["ln_q.weight"]
+    return {
+        "fc1.weight": first * scale.repeat(first.shape[1] // len(scale)),
+        "fc1.bias": merger["mlp.0.bias"],
+        "fc2.weight": merger["mlp.2.weight"],
+        "fc2.bias": merger["mlp.2.bias"],
+    }
+
+
+def take_merger(part: nn.Module, state: Mapping[str, Tensor], path: str) -> None:
+    """Give a projector or an expert these tensors of a merger.
+
+    Args:
+        path: where the merger was read, for the message.
+
+    Raises:
+        ValueError: they have other shapes.
+    """
+    present = part.state_dict()
+    wrong = [
+        f"{k} {tuple(v.shape)}, not {tuple(present[k].shape)}" for k, v in state.items() if v.shape != present[k].shape
+    ]
+    if wrong:
+        raise ValueError(
+            f"the merger in {path} does not fit: it has {'; '.join(wrong)}. Take the language model of the same folder "
+            "(--model.llm), and leave --model.inner out"
+        )
+    part.load_state_dict(present | dict(state))
+
+
 def inner_to_match(parameters: int, width: int, to: int, merge: int = 2) -> int:
     """Return the ``inner`` at which an `MLPProjector` has this number of parameters, to the nearest whole one.
 
@@ -254,4 +314,15 @@ def inner_to_match(parameters: int, width: int, to: int, merge: int = 2) -> int:
     return inner
 
 
-__all__ = ["Compressed", "Expert", "FusionProjector", "Gate", "HybridCompressor", "MLPProjector", "inner_to_match"]
+__all__ = [
+    "Compressed",
+    "Expert",
+    "FusionProjector",
+    "Gate",
+    "HybridCompressor",
+    "MLPProjector",
+    "MergerProjector",
+    "expert_of_merger",
+    "inner_to_match",
+    "take_merger",
+]
