@@ -369,10 +369,14 @@ class ZooCLI(LightningCLI):
 def score_table(record: Mapping[str, Any]) -> str:
     """The scores of a ``metrics.json`` as lines of text: with intervals, and by class."""
     lines = []
+    several = "corpora" in record
     for corpus, scores in record.get("corpora", {record["corpus"]: record}).items():
-        official = record["population"]["n_official"]
+        official = None if several else record["population"]["n_official"]  # of all corpora together
         of_official = f" ({official} in the official split)" if official and official != scores["n"] else ""
-        lines.append(f"{corpus}: {scores['n']} utterances of {scores.get('dialogues')} dialogues{of_official}")
+        own = scores.get("eval_protocol", "") if several else ""  # runs of an earlier release state one for all
+        protocol = f", {own.replace('_', ' ')}" if own else ""
+        of_dialogues = f" of {scores['dialogues']} dialogues" if "dialogues" in scores else ""
+        lines.append(f"{corpus}: {scores['n']} utterances{of_dialogues}{protocol}{of_official}")
         for name in ("weighted_f1", "accuracy", "macro_f1", "uar", "war"):
             if name in scores:
                 interval = scores.get("ci95", {}).get(name)

@@ -27,7 +27,8 @@ def summarise(module: EmotionQwen, rows: Sequence[Row], label_summary: Callable[
     if all(part and all(r["label"] is not None for r in part) for part in by_corpus.values()):
         summary = label_summary()
     else:  # some answers have no label: conversations
-        summary = _summary_of_labelled(by_corpus, module.data.label_sets, len(rows))
+        evaluations = _evaluate_labelled(by_corpus, module.data.label_sets)
+        summary = module.join_evaluations(evaluations, len(rows))
     references = {s.id: s.answer for s in module.data.samples("test") if s.answer is not None}
     for corpus, part in by_corpus.items():
         scores = summary["corpora"][corpus] if "corpora" in summary else summary
@@ -42,14 +43,15 @@ def summarise(module: EmotionQwen, rows: Sequence[Row], label_summary: Callable[
     return summary
 
 
-def _summary_of_labelled(
-    by_corpus: Mapping[str, Sequence[Row]], label_sets: Mapping[str, Labels], n: int
-) -> dict[str, Any]:
-    parts = {}
+def _evaluate_labelled(
+    by_corpus: Mapping[str, Sequence[Row]], label_sets: Mapping[str, Labels]
+) -> dict[str, dict[str, Any]]:
+    """Return corpus -> the scores of those of its answers that have a label, or their number alone."""
+    parts: dict[str, dict[str, Any]] = {}
     for corpus, part in by_corpus.items():
         labelled = [r for r in part if r["label"] is not None]
         parts[corpus] = evaluate(labelled, label_sets[corpus]) if labelled else {"n": len(part)}
-    return next(iter(parts.values())) if len(parts) == 1 else {"n": n, "corpora": parts}
+    return parts
 
 
 def gold_in_answer(rows: Sequence[Row], labels: Labels, verbalizer: Mapping[str, str] | None) -> dict[str, float]:
