@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import json
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 import yaml
 
 from tests.builders import make_llm, make_patch_vision
-from tests.data.miniature_clips import write_dfew, write_mer2024
-from tests.runs_helper import fit, flags, metrics, newest, rows, zoo
+from tests.data.miniature_clips import clip, write_dfew, write_emer, write_mer2024
+from tests.runs_helper import fit, flags, metrics, newest, refused, rows, zoo
 from zoo import data as zoo_data
+from zoo.metrics import Unscored
+from zoo.training.judge import read_rating
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "emotion_qwen"
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
@@ -98,3 +103,131 @@ def test_the_configs_over_several_sets_can_be_built(config):
     protocols = zoo_data.Joint(parts).protocols
     assert protocols.items() >= {"mer2024": "mer2024_semi", "dfew": "fold_1_of_5"}.items()
     assert len(protocols) == len(parts)
+
+
+# ---- explanations, and who rates them
+class JudgeServer:
+    """An OpenAI-style endpoint that answers by what the prompt says. ``answers_as``: the model it says it is."""
+
+    def __init__(self) -> None:
+        self.bodies: list[dict] = []
+        self.answers_as: str | None = None
+        self.status, self.text = 200, "7"
+        judge = self
+
+        class Handler(BaseHTTPRequestHandler):
+            def do_POST(self) -> None:
+                body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+                judge.bodies.append(body)
+                prompt = body["messages"][0]["content"]
+                text = "Both name it: 4 or 5." if "kitchen" in prompt else judge.text
+                reply = {"model": judge.answers_as or body["model"], "choices": [{"message": {"content": text}}]}
+                self.send_response(judge.status)
+                self.end_headers()
+                self.wfile.write(json.dumps(reply).encode())
+
+            def log_message(self, *args: object) -> None: ...
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self.server.server_address[1]}/v1"
+        threading.Thread(target=self.server.serve_forever, args=(0.01,), daemon=True).start()
+
+
+@pytest.fixture
+def judge_server() -> Iterator[JudgeServer]:
+    judge = JudgeServer()
+    yield judge
+    judge.server.shutdown()
+    judge.server.server_close()
+
+
+@pytest.fixture(scope="module")
+def tuned(home, tmp_path_factory) -> Path:
+    own = flags(data="MER2024", data__root=home / "mer", model__lora__r=2, trainer__max_steps=1)
+    return fit(tmp_path_factory.mktemp("tuned"), *model_options(home), *own)
+
+
+def explained(run: Path, emer: Path, *more: str) -> list[str]:
+    own = flags(data="EMER", data__root=emer, data__task="explain", model__max_new_tokens=4)
+    return ["test", f"--ckpt_path={run}", *own, *more]
+
+
+def judged(model: str, **options: object) -> list[str]:
+    return [*flags(**{f"model__judge__{key}": value for key, value in ({"model": model} | options).items()})]
+
+
+def emer_with_clips(folder: Path) -> Path:
+    for i, name in enumerate(("00000001", "00000002", "00000100", "00000101")):
+        clip(folder / f"video/sample_{name}.mp4", i)
+    return write_emer(folder)
+
+
+def test_clips_of_emer_are_scored_by_their_explanations(tuned, tmp_path, judge_server):
+    """Those without a label, too; by exact words and by a judge, whose scores are kept."""
+    emer = emer_with_clips(tmp_path / "emer")
+    judge = judged("rater-0613", send_to=judge_server.url, cache=tmp_path / "scores.jsonl")
+    zoo(*explained(tuned, emer, *judge))
+    said = metrics(tuned)
+    assert (said["n"], said["eval_protocol"], said["population"]["n_official"]) == (4, "emer_v2_explanations", 332)
+    assert [row["label"] for row in rows(tuned)] == [None] * 4 and all(row["text"] for row in rows(tuned))
+    reasons = said["reasons"]
+    assert reasons["n"] == 4 and 0 <= reasons["clue_overlap/f1"] <= 1
+    ratings = {k: v for k, v in reasons.items() if "rater-0613" in k}
+    names = [k.removeprefix("judge/") for k in ratings if k.startswith("judge/")]
+    assert [name.rpartition("/")[0] for name in names] == ["clue_overlap/rater-0613", "label_overlap/rater-0613"]
+    assert ratings == {f"judge/{n}": 7 for n in names} | {f"unscored/{n}": 2 for n in names}  # "4 or 5" is no score
+    prompts = [body["messages"][0]["content"] for body in judge_server.bodies]
+    assert len(prompts) == 8 and all(body["temperature"] == 0 for body in judge_server.bodies)
+    for row in rows(tuned):
+        assert sum(f"Candidate: {row['text']}\n" in prompt for prompt in prompts) >= 2  # one for each score
+    assert sum("a man shouts about a ladder" in prompt for prompt in prompts) == 2
+    zoo(*explained(tuned, emer, *judge))
+    assert metrics(tuned)["reasons"] == reasons and len(judge_server.bodies) == 8 + 4  # the unscored are asked again
+    own = tmp_path / "mine.txt"
+    own.write_text("Rate {{ candidate }} by {{ reference }}.")
+    zoo(*explained(tuned, emer, *judge, f"--model.judge.clue_prompt={own}"))
+    other = [k for k in metrics(tuned)["reasons"] if k.startswith("judge/")]
+    assert other[0] not in reasons and other[1] in reasons  # another prompt is another metric
+
+
+def test_a_judge_that_cannot_be_one_is_refused(tuned, tmp_path, judge_server):
+    emer = emer_with_clips(tmp_path / "emer")
+    judge = judged("rater", send_to=judge_server.url, cache=tmp_path / "scores.jsonl")
+    judge_server.answers_as = "rater-0613"
+    assert "asked for rater and answered as rater-0613" in refused(*explained(tuned, emer, *judge))
+    assert not (tmp_path / "scores.jsonl").exists()
+    judge_server.answers_as, judge_server.status = None, 400
+    message = refused(*explained(tuned, emer, *judge, "--model.judge.max_failures=1"))
+    assert "left 2 questions unanswered" in message and "predictions.jsonl" in message
+    zoo(*explained(tuned, emer, *judge))
+    said = metrics(tuned)["reasons"]
+    assert [v for k, v in said.items() if k.startswith("unscored/")] == [4, 4]
+    assert not [k for k in said if k.startswith("judge/")]
+    before = len(judge_server.bodies)
+    assert "ABSENT_KEY is not set" in refused(*explained(tuned, emer, *judge, "--model.judge.key_env=ABSENT_KEY"))
+    assert "has no address" in refused(*explained(tuned, emer, *judged("rater")))
+    assert "has an address" in refused(*explained(tuned, emer, *judged("local:x", send_to=judge_server.url)))
+    assert len(judge_server.bodies) == before
+
+
+def test_a_language_model_of_this_machine_is_a_judge(home, tuned, tmp_path):
+    emer = emer_with_clips(tmp_path / "emer")
+    zoo(*explained(tuned, emer, *judged(f"local:{home / 'llm'}", cache=tmp_path / "scores.jsonl", max_tokens=2)))
+    said = metrics(tuned)["reasons"]
+    assert {k.rpartition("/")[0].partition(":")[0] for k in said if k.startswith("unscored/")} == {
+        "unscored/clue_overlap/local",
+        "unscored/label_overlap/local",
+    }
+
+
+@pytest.mark.parametrize(
+    ("text", "rating"),
+    [("7", 7), ("7.5", 7.5), ("Score: 7/10", 7), ("7 out of 10.", 7), ("10", 10), ("0", 0)]
+    + [(text, None) for text in ("", "none", "11", "6 or 7", "7/20", "-3", "0.5.5", "7th")],
+)
+def test_a_rating_is_one_number(text, rating):
+    if rating is None:
+        with pytest.raises(Unscored, match="expected one number from 0 to 10"):
+            read_rating(text)
+    else:
+        assert read_rating(text) == rating

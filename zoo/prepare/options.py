@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.backbones.llm_client import ChatModel, Endpoint, LocalText
 from zoo.media import MAX_SECONDS
-from zoo.prepare.llm_client import ChatModel, Endpoint, LocalText
 
 KEY_ENV = "ZOO_API_KEY"
 

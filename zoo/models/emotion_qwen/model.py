@@ -31,7 +31,8 @@ Differs from the paper (P) and its published code (C, which lacks the model, sta
   by masking token id 0, which is a word.
 - Prompts are worded by us. Answers are read strictly: the first line must name exactly one label. C counts a hit where
   the true word occurs anywhere in the answer; ``gold_in_answer`` reports that number beside ours, under its own name.
-- Explanations: clue and label overlap by exact words (`zoo.metrics.reason_overlap`); P's are given by a language model.
+- Explanations: clue and label overlap by exact words (`zoo.metrics.reason_overlap`), and as P's by a language model
+  (`judge`), which is asked in our own words.
 """
 
 from __future__ import annotations
@@ -50,6 +51,7 @@ from zoo.backbones.divided import is_divided
 from zoo.backbones.llm import Dtype
 from zoo.backbones.patch_vision import PatchVision
 from zoo.media import MAX_SECONDS, Media
+from zoo.metrics import Judge
 from zoo.models.emotion_qwen.faces import FaceCapture
 from zoo.models.emotion_qwen.input import LARGEST, FrameSampling, QwenCollator
 from zoo.models.emotion_qwen.parts import Compressed, FusionProjector, HybridCompressor, MLPProjector, inner_to_match
@@ -61,6 +63,7 @@ from zoo.training.checkpointing import Backbone
 from zoo.training.evaluation import ordered_parts
 from zoo.training.feature_cache import FeatureCache
 from zoo.training.given_features import is_given
+from zoo.training.judge import ExplanationJudge
 from zoo.training.language_model import score_labels
 from zoo.training.sft import SupervisedFineTuning
 
@@ -105,6 +108,8 @@ class EmotionQwen(SupervisedFineTuning):
         max_new_tokens: of written answers (C: 128, explanations 1024).
         gold_in_answer: also report the authors' gold-conditioned accuracy, as ``accuracy_gold_in_answer``: the true
             word occurs anywhere in the written answer, whatever else does.
+        judge: a language model that rates explanations in ``zoo test``, beside the overlap of exact words; None: none
+            is asked. P: gpt-3.5-turbo-16k.
         max_length: longest prompt; longer ones lose old words, and where clips leave no room for words, faces and the
             oldest clips, which is listed. An answer of more than ``max_new_tokens`` may take what the prompt leaves of
             it; beyond, it loses its end. C: 2048, 14336 and more with videos.
@@ -114,6 +119,7 @@ class EmotionQwen(SupervisedFineTuning):
     """
 
     renamed_options = {"token_scale": "embedding_scale", "words": "show_text"}
+    unpublished_options = ("judge",)
     templates = Path(__file__).parent / "templates"
     template_variables = {"question": "", "earlier": "", "vision": "", "faces": "", "still": False}
     unreadable_events = ("samples without a readable clip",)
@@ -144,6 +150,7 @@ class EmotionQwen(SupervisedFineTuning):
         decode: Literal["score", "greedy"] = "score",
         max_new_tokens: int = 128,
         gold_in_answer: bool = False,
+        judge: ExplanationJudge | None = None,
         max_length: int = 2048,
         cache: Path | None = None,
         timeout: float = 30.0,
@@ -193,6 +200,8 @@ class EmotionQwen(SupervisedFineTuning):
         self.min_pixels, self.max_pixels, self.video_max_pixels = min_pixels, max_pixels, video_max_pixels
         self.media = Media(Path(cache) if cache else None, timeout, max_clip_seconds, LARGEST)
         self.gold_in_answer, self.embedding_scale = gold_in_answer, embedding_scale
+        self.judge = judge
+        self.ratings: Sequence[Judge] = ()
         self.compressed_clips = FeatureCache()
 
     @property
@@ -285,6 +294,8 @@ class EmotionQwen(SupervisedFineTuning):
                 "say what is trained: --model.train with regular expressions of parameter names (a stage of "
                 r"configs/emotion_qwen, e.g. ['compressor\.general\..*', 'vision\..*']), or --model.lora"
             )
+        if stage == "test" and self.judge is not None:
+            self.ratings = self.judge.ratings()  # before any work: an address, a key or a prompt may be wrong
         if stage in ("fit", "validate"):  # free answers are not counted as labels
             labelled = {s.labels.corpus for s in self.data.samples("dev") if s.answer is None}
             self.val_metrics = {c: m for c, m in self.val_metrics.items() if c in labelled}

@@ -37,7 +37,8 @@ def summarise(module: EmotionQwen, rows: Sequence[Row], label_summary: Callable[
             scores["gate_emotion"] = sum(gates) / len(gates)
         explained = [r for r in part if r["id"] in references]
         if explained:
-            scores["reasons"] = reason_overlap(explained, {r["id"]: references[r["id"]] for r in explained})
+            reasons = {r["id"]: str(references[r["id"]]) for r in explained}
+            scores["reasons"] = reason_overlap(explained, reasons, module.ratings)
         if module.gold_in_answer:
             scores |= gold_in_answer(part, module.data.label_sets[corpus], module.verbalizer)
     return summary
