@@ -5,17 +5,30 @@ from __future__ import annotations
 import json
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import yaml
+from sklearn.metrics import accuracy_score, f1_score
 
 from tests.builders import make_llm, make_patch_vision
 from tests.data.miniature_clips import clip, write_dfew, write_emer, write_mer2024
+from tests.fake_corpus import attach
+from tests.media_files import write_clip
 from tests.runs_helper import fit, flags, metrics, newest, refused, rows, zoo
 from zoo import data as zoo_data
+from zoo.data import MER2024
+from zoo.media import Media
+from zoo.media.frames import PixelBudget
 from zoo.metrics import Unscored
+from zoo.models.emotion_qwen import EmotionQwen
+from zoo.models.emotion_qwen.sampling import FrameSampling
+from zoo.models.emotion_qwen.scores import last_in_answer
+from zoo.schema import Turn
 from zoo.training.judge import read_rating
 
 CONFIGS = Path(__file__).parents[2] / "configs" / "emotion_qwen"
@@ -231,3 +244,88 @@ def test_a_rating_is_one_number(text, rating):
             read_rating(text)
     else:
         assert read_rating(text) == rating
+
+
+# ---- the authors' rules
+def numbers_of_theirs(total: int, rate: float, fps: float) -> list[int]:
+    """The numbers of the frames, written out from the rule of their code."""
+    n = min(max(total / rate * fps, 4), min(768, total) // 2 * 2, total)
+    return [round(i * (total - 1) / (n // 2 * 2 - 1)) for i in range(int(n // 2 * 2))]
+
+
+@pytest.mark.parametrize(
+    ("total", "rate", "fps"), [(30, 10, 2.0), (5, 10, 2.0), (3, 10, 2.0), (25, 25, 3.0), (60, 10, 3.0), (33, 10, 3.0)]
+)
+def test_the_authors_frames(tmp_path, total, rate, fps):
+    """Each frame's shade is its number, so that it says which one was taken."""
+    path = tmp_path / "clip.mp4"
+    frames = [np.full((32, 32, 3), 4 * i, np.uint8) for i in range(total)]
+    write_clip(path, frames, None, fps=rate)
+    turn = Turn("a", "", "", video=path)
+    pixels, seconds = FrameSampling(fps=fps, max_frames=1, rule="authors").read(Media(), turn)
+    expected = numbers_of_theirs(total, rate, fps)
+    assert [round(float(frame.mean()) / 4) for frame in pixels] == expected
+    assert len(expected) % 2 == 0 and (len(expected) >= 4 or total < 4)
+    assert seconds == pytest.approx(total / rate / len(expected))
+    ours, _ = FrameSampling(fps=fps).read(Media(), turn)
+    assert len(ours) == max(1, round(total / rate * fps))
+
+
+def test_the_authors_pixels(home, tmp_path):
+    """A clip of 224 x 224 has 144 tokens per step with their floor, 64 with ours; many frames share a budget."""
+    path = tmp_path / "clip.mp4"
+    write_clip(path, [np.full((224, 224, 3), 90, np.uint8)] * 8, None, fps=8)
+    sizes = {"patch": 14, "merge": 2, "min_pixels": 56 * 56, "video_max_pixels": 448 * 448}
+    model = EmotionQwen(llm=str(home / "llm"), vision=str(home / "vision"), template="plain", fps=4.0)
+    attach(model, SimpleNamespace(run_seed=0), state=SimpleNamespace(fn="test"))
+    model.configure_model()
+    tokens = {}
+    for rule in ("ours", "authors"):
+        collator = replace(model.collator(False), sampling=FrameSampling(fps=4.0, rule=rule), **sizes)
+        clip, _ = collator.read_clip(Turn("a", "", "", video=path), "a", faces=False)
+        tokens[rule] = clip.tokens / clip.grid[0, 0].item()
+    assert tokens == {"ours": 64, "authors": 144}
+    theirs, given = FrameSampling(rule="authors"), PixelBudget(28, 56 * 56, 10**7)
+    assert theirs.budget(given, 4) == PixelBudget(28, 128 * 28 * 28, 768 * 28 * 28)
+    assert theirs.budget(given, 768) == PixelBudget(28, 128 * 28 * 28, int(128_000 * 28 * 28 * 0.9 / 768 * 2))
+    assert theirs.budget(PixelBudget(28, 56 * 56, 448 * 448), 768).most == 448 * 448
+    assert FrameSampling().budget(given, 768) == given
+
+
+def test_the_authors_scorer_of_mer2024():
+    texts = {"happy": "Happy.", "sad": "not sad but worried", "angry": "no idea", "neutral": "I am unhappy"}
+    texts |= {"worried": ""}
+    answered = [
+        {"id": f"mer2024/test/{label}", "dialogue": label, "label": label, "text": text, "predicted": None}
+        for label, text in texts.items()
+    ]
+    assert [max((w in t.lower(), w) for w in MER2024.labels.names)[1] for t in texts.values()] == [
+        "happy",
+        "worried",
+        "worried",
+        "happy",
+        "worried",
+    ]
+    said = last_in_answer([*answered, answered[0] | {"id": "x", "label": None}], MER2024.labels, None)
+    true, taken = list(texts), ["happy", "worried", "worried", "happy", "worried"]
+    assert said == {
+        "accuracy_last_in_answer": pytest.approx(accuracy_score(true, taken)),
+        "weighted_f1_last_in_answer": pytest.approx(f1_score(true, taken, average="weighted")),
+    }
+    assert last_in_answer([answered[0] | {"label": None}], MER2024.labels, None) == {}
+
+
+def test_the_authors_scores_stand_beside_ours(tuned, home):
+    options = flags(model__decode="greedy", model__last_in_answer="true", model__gold_in_answer="true")
+    zoo("test", f"--ckpt_path={tuned}", *options, "--model.max_new_tokens=2", "--model.frame_rule=authors")
+    said = metrics(tuned)
+    assert {
+        "accuracy",
+        "accuracy_gold_in_answer",
+        "accuracy_last_in_answer",
+        "weighted_f1_last_in_answer",
+    } <= said.keys()
+    worried = [row["label"] == "worried" for row in rows(tuned)]
+    named = [any(word in row["text"].lower() for word in MER2024.labels.names) for row in rows(tuned)]
+    if not any(named):
+        assert said["accuracy_last_in_answer"] == pytest.approx(sum(worried) / len(worried))

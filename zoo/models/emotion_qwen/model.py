@@ -23,14 +23,15 @@ Differs from the paper (P) and its published code (C, which lacks the model, sta
 - Budgets: P's "1280 x 784" is ``max_pixels`` 1280 * 28 * 28; C passes that of pictures under a name nobody reads.
   Video: 2 frames per second in C's training, 3 in P and its evaluation.
 - Frames: ours are the middles of equal parts of a video, 1 to 64 of them, each of at least 56 * 56 pixels; C takes an
-  even number of at least 4, from the first to the last, of at least 128 * 28 * 28 pixels. Published weights are
-  therefore asked about smaller pictures here.
+  even number of at least 4, from the first to the last, of at least 128 * 28 * 28 pixels. Published weights are asked
+  about pictures of the size they know with ``frame_rule: authors``.
 - A conversation of several answers is one sample per answer, each with the picture and all earlier turns, so steps and
   epochs count differently from C, which has all answers in one sample. ``--data.answers together`` is C's way.
 - Chat text: ours is the tokenizer's own format; C puts a newline before the end token of an answer, and hides padding
   by masking token id 0, which is a word.
 - Prompts are worded by us. Answers are read strictly: the first line must name exactly one label. C counts a hit where
-  the true word occurs anywhere in the answer; ``gold_in_answer`` reports that number beside ours, under its own name.
+  the true word occurs anywhere in the answer (DFEW), or takes the last label of the alphabet that does (MER2024);
+  ``gold_in_answer`` and ``last_in_answer`` report those numbers beside ours, under their own names.
 - Explanations: clue and label overlap by exact words (`zoo.metrics.reason_overlap`), and as P's by a language model
   (`judge`), which is asked in our own words.
 """
@@ -53,8 +54,9 @@ from zoo.backbones.patch_vision import PatchVision
 from zoo.media import MAX_SECONDS, Media
 from zoo.metrics import Judge
 from zoo.models.emotion_qwen.faces import FaceCapture
-from zoo.models.emotion_qwen.input import LARGEST, FrameSampling, QwenCollator
+from zoo.models.emotion_qwen.input import LARGEST, QwenCollator
 from zoo.models.emotion_qwen.parts import Compressed, FusionProjector, HybridCompressor, MLPProjector, inner_to_match
+from zoo.models.emotion_qwen.sampling import FrameSampling
 from zoo.models.emotion_qwen.scores import summarise
 from zoo.prompts import escape
 from zoo.schema import Prediction, Sample
@@ -94,6 +96,7 @@ class EmotionQwen(SupervisedFineTuning):
             PyTorch's initial weights.
         frames: frames of a video, evenly spaced; None: by ``fps``.
         fps: frames per second of a video (C: 2 in training; P: 3), up to ``max_frames``.
+        frame_rule: ``ours`` or ``authors``: which frames are taken, and the least pixels of each (see `FrameSampling`).
         min_pixels, max_pixels: budget of a picture.
         video_max_pixels: budget of each frame of a video (C: 448 * 448 in training, 768 * 28 * 28 in evaluation).
         face_capture: Facial Emotion Capture (P); None: off.
@@ -108,6 +111,9 @@ class EmotionQwen(SupervisedFineTuning):
         max_new_tokens: of written answers (C: 128, explanations 1024).
         gold_in_answer: also report the authors' gold-conditioned accuracy, as ``accuracy_gold_in_answer``: the true
             word occurs anywhere in the written answer, whatever else does.
+        last_in_answer: also report accuracy and weighted F1 by the authors' rule for MER2024, as
+            ``accuracy_last_in_answer`` and ``weighted_f1_last_in_answer``: of the label words anywhere in the written
+            answer the last one of the alphabet; without any the last of all ("worried").
         judge: a language model that rates explanations in ``zoo test``, beside the overlap of exact words; None: none
             is asked. P: gpt-3.5-turbo-16k.
         max_length: longest prompt; longer ones lose old words, and where clips leave no room for words, faces and the
@@ -141,6 +147,7 @@ class EmotionQwen(SupervisedFineTuning):
         frames: int | None = None,
         fps: float = 2.0,
         max_frames: int = 64,
+        frame_rule: Literal["ours", "authors"] = "ours",
         min_pixels: int = 56 * 56,
         max_pixels: int = 1280 * 28 * 28,
         video_max_pixels: int = 448 * 448,
@@ -150,6 +157,7 @@ class EmotionQwen(SupervisedFineTuning):
         decode: Literal["score", "greedy"] = "score",
         max_new_tokens: int = 128,
         gold_in_answer: bool = False,
+        last_in_answer: bool = False,
         judge: ExplanationJudge | None = None,
         max_length: int = 2048,
         cache: Path | None = None,
@@ -196,10 +204,11 @@ class EmotionQwen(SupervisedFineTuning):
             HybridCompressor, heads=heads, gate_pool=gate_pool, gate_order=order, force_gate=force_gate
         )
         self.show_text, self.face_capture, self.mrope = show_text, face_capture, mrope is not None
-        self.frames, self.fps, self.max_frames = frames, fps, max_frames
+        self.sampling = FrameSampling(frames, fps, max_frames, frame_rule)
         self.min_pixels, self.max_pixels, self.video_max_pixels = min_pixels, max_pixels, video_max_pixels
         self.media = Media(Path(cache) if cache else None, timeout, max_clip_seconds, LARGEST)
-        self.gold_in_answer, self.embedding_scale = gold_in_answer, embedding_scale
+        self.gold_in_answer, self.last_in_answer = gold_in_answer, last_in_answer
+        self.embedding_scale = embedding_scale
         self.judge = judge
         self.ratings: Sequence[Judge] = ()
         self.compressed_clips = FeatureCache()
@@ -263,7 +272,7 @@ class EmotionQwen(SupervisedFineTuning):
                 QwenCollator,
                 media=self.media,
                 show_text=self.show_text,
-                sampling=FrameSampling(self.frames, self.fps, self.max_frames),
+                sampling=self.sampling,
                 min_pixels=self.min_pixels,
                 max_pixels=self.max_pixels,
                 video_max_pixels=self.video_max_pixels,

@@ -41,6 +41,8 @@ def summarise(module: EmotionQwen, rows: Sequence[Row], label_summary: Callable[
             scores["reasons"] = reason_overlap(explained, reasons, module.ratings)
         if module.gold_in_answer:
             scores |= gold_in_answer(part, module.data.label_sets[corpus], module.verbalizer)
+        if module.last_in_answer:
+            scores |= last_in_answer(part, module.data.label_sets[corpus], module.verbalizer)
     return summary
 
 
@@ -61,3 +63,22 @@ def gold_in_answer(rows: Sequence[Row], labels: Labels, verbalizer: Mapping[str,
     texts = [(words[r["label"]], r["text"]) for r in rows if r["label"] is not None and "text" in r]
     hits = [re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None for word, text in texts]
     return {"accuracy_gold_in_answer": sum(hits) / len(hits)} if hits else {}
+
+
+def last_in_answer(rows: Sequence[Row], labels: Labels, verbalizer: Mapping[str, str] | None) -> dict[str, float]:
+    """Score as the authors' code for MER2024 does: of the label words in an answer the last one of the alphabet counts.
+
+    A word counts inside of another one, too ("unhappy" holds "happy"); of an answer without any the last of all is
+    taken, which is "worried" for MER2024.
+    """
+    words = dict(zip(labels.names, label_words(labels, verbalizer), strict=True))
+    answered = [r for r in rows if r["label"] is not None and "text" in r]
+    if not answered:
+        return {}
+
+    def take(text: str) -> str:
+        return max(words, key=lambda name: (words[name].lower() in text.lower(), words[name]))
+
+    chosen = [{**r, "predicted": take(r["text"])} for r in answered]
+    result = evaluate(chosen, labels, draws=1)
+    return {f"{score}_last_in_answer": result[score] for score in ("accuracy", "weighted_f1")}
