@@ -133,7 +133,7 @@ class JudgeServer:
                 body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
                 judge.bodies.append(body)
                 prompt = body["messages"][0]["content"]
-                text = "Both name it: 4 or 5." if "kitchen" in prompt else judge.text
+                text = "calm, 4 or 5" if "kitchen" in prompt or "calm" in prompt else judge.text
                 reply = {"model": judge.answers_as or body["model"], "choices": [{"message": {"content": text}}]}
                 self.send_response(judge.status)
                 self.end_headers()
@@ -190,12 +190,16 @@ def test_clips_of_emer_are_scored_by_their_explanations(tuned, tmp_path, judge_s
     assert [name.rpartition("/")[0] for name in names] == ["clue_overlap/rater-0613", "label_overlap/rater-0613"]
     assert ratings == {f"judge/{n}": 7 for n in names} | {f"unscored/{n}": 2 for n in names}  # "4 or 5" is no score
     prompts = [body["messages"][0]["content"] for body in judge_server.bodies]
-    assert len(prompts) == 8 and all(body["temperature"] == 0 for body in judge_server.bodies)
+    assert len(prompts) == 4 + 3 * 4 and all(body["temperature"] == 0 for body in judge_server.bodies)
     for row in rows(tuned):
-        assert sum(f"Candidate: {row['text']}\n" in prompt for prompt in prompts) >= 2  # one for each score
+        assert sum(f"Candidate: {row['text']}\n" in prompt for prompt in prompts) >= 1  # of the clues
+        assert sum(f"Description: {row['text']}" in prompt for prompt in prompts) >= 1  # summed up
     assert sum("a man shouts about a ladder" in prompt for prompt in prompts) == 2
+    assert sum("Reference: 7\n\nCandidate: 7" in prompt for prompt in prompts) == 2  # the summaries
     zoo(*explained(tuned, emer, *judge))
-    assert metrics(tuned)["reasons"] == reasons and len(judge_server.bodies) == 8 + 4  # the unscored are asked again
+    assert (
+        metrics(tuned)["reasons"] == reasons and len(judge_server.bodies) == 16 + 2 + 6
+    )  # the unscored are asked again
     own = tmp_path / "mine.txt"
     own.write_text("Rate {{ candidate }} by {{ reference }}.")
     zoo(*explained(tuned, emer, *judge, f"--model.judge.clue_prompt={own}"))

@@ -14,30 +14,32 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from zoo.backbones.llm_client import AbortRun, ChatModel, Endpoint, LocalText, QueryFailed
 from zoo.metrics import CachedJudge, Unscored
-from zoo.prompts import load_template
+from zoo.prompts import PromptTemplate, load_template
 
 TEMPLATES = Path(__file__).parent / "templates"
-SCORES = ("clue_overlap", "label_overlap")
 NUMBER = re.compile(r"(?<![\w./-])(\d+(?:\.\d+)?)(?:\s*(?:/|out of)\s*10)?(?![\w/]|\.\d)")
 
 
 class Rating:
-    """One score from 0 to 10 by one model and one prompt; a `zoo.metrics.Judge`.
+    """One score from 0 to 10 by one model and its prompts; a `zoo.metrics.Judge`.
 
     Args:
         score: what is rated, the first part of `name`.
         model: who is asked.
         prompt: template file, or the name of one of ours; shows ``reference`` and ``candidate``.
+        summary: the same of a prompt that shows ``text`` and by which the model sums up both texts first; None: they
+            are rated as they are.
         max_failures: questions without an answer, after which no further one is asked.
 
     Attributes:
-        name: ``SCORE/MODEL/HASH``, with the beginning of the sha256 of the prompt.
+        name: ``SCORE/MODEL/HASH``, with the beginning of the sha256 of the prompts.
     """
 
-    def __init__(self, score: str, model: ChatModel, prompt: str, max_failures: int) -> None:
-        self.template = load_template(prompt, TEMPLATES)
-        path = Path(prompt) if Path(prompt).is_file() else TEMPLATES / f"{prompt}.txt"
-        self.name = f"{score}/{model.name}/{hashlib.sha256(path.read_bytes()).hexdigest()[:8]}"
+    def __init__(self, score: str, model: ChatModel, prompt: str, summary: str | None, max_failures: int) -> None:
+        files = [_prompt_file(name) for name in (prompt, summary) if name is not None]
+        self.prompt, *self.summary = (load_template(str(file), TEMPLATES) for file in files)
+        content = b"".join(file.read_bytes() for file in files)
+        self.name = f"{score}/{model.name}/{hashlib.sha256(content).hexdigest()[:8]}"
         self.model, self.max_failures, self.failures = model, max_failures, 0
 
     def __call__(self, reference: str, answer: str) -> float:
@@ -47,10 +49,15 @@ class Rating:
             Unscored: the model gave no answer, or none with one number from 0 to 10.
             AbortRun: too many questions had no answer, or none would have one.
         """
+        for prompt in self.summary:
+            reference, answer = (self._ask(prompt, text=text) for text in (reference, answer))
+        return read_rating(self._ask(self.prompt, reference=reference, candidate=answer))
+
+    def _ask(self, prompt: PromptTemplate, **texts: str) -> str:
         try:
-            text = self.model(self.template.render(reference=reference, candidate=answer).strip())
+            return self.model(prompt.render(**texts).strip())
         except TemplateError as error:
-            raise AbortRun(f"the judge's prompt cannot be filled: {error}; it may use reference, candidate") from None
+            raise AbortRun(f"the judge's prompt cannot be filled: {error}; it may use {', '.join(texts)}") from None
         except QueryFailed as error:
             self.failures += 1
             if self.failures > self.max_failures:
@@ -60,7 +67,15 @@ class Rating:
                     "predictions.jsonl"
                 ) from None
             raise Unscored(str(error)) from None
-        return read_rating(text)
+
+
+def _prompt_file(name: str) -> Path:
+    """Return a prompt's file: the user's own, or ours of this name. FileNotFoundError without one."""
+    path = Path(name) if Path(name).is_file() else TEMPLATES / f"{name}.txt"
+    if not path.is_file():
+        names = ", ".join(sorted(file.stem for file in TEMPLATES.glob("judge_*.txt")))
+        raise FileNotFoundError(f"no prompt {name!r} for the judge: give a file, or one of {names}")
+    return path
 
 
 def read_rating(text: str) -> float:
@@ -77,7 +92,10 @@ def read_rating(text: str) -> float:
 
 @dataclass(frozen=True)
 class ExplanationJudge:
-    """A language model that rates clue and label overlap of written explanations from 0 to 10.
+    """A language model that rates clue and label overlap of written explanations.
+
+    As in the authors' evaluation, which is EMER's: it is asked how much of the reference's clues an answer names; and
+    it first sums up the emotions of both texts, then is asked how well those agree. At temperature 0, in our own words.
 
     Each score's name says the model and the prompt, so those of two judges are never the same metric. There is no other
     judge in its place: what it does not rate is counted as unscored, and left out of the mean. Nothing is sent unless
@@ -90,6 +108,7 @@ class ExplanationJudge:
         key_env: environment variable that holds the key; None: no key.
         cache: file of the scores there are; what stands in it is not asked again. It holds no text.
         clue_prompt, label_prompt: ours, or files of your own that show ``reference`` and ``candidate``.
+        emotions_prompt: ours, or a file of your own that shows ``text``.
         max_tokens: of an answer.
         timeout: seconds one request may take.
         max_failures: questions without an answer after which the test stops.
@@ -101,6 +120,7 @@ class ExplanationJudge:
     cache: Path = Path("runs/judge.jsonl")
     clue_prompt: str = "judge_clue_overlap"
     label_prompt: str = "judge_label_overlap"
+    emotions_prompt: str = "judge_emotions"
     max_tokens: int = 64
     timeout: float = 120.0
     max_failures: int = 20
@@ -135,5 +155,8 @@ class ExplanationJudge:
                 rank_zero_info(
                     f"leaves this machine, to {model.host} ({model.name}): reference and answer of each sample"
                 )
-        prompts = zip(SCORES, (self.clue_prompt, self.label_prompt), strict=True)
-        return [CachedJudge(Rating(score, model, prompt, self.max_failures), self.cache) for score, prompt in prompts]
+        ratings = (
+            Rating("clue_overlap", model, self.clue_prompt, None, self.max_failures),
+            Rating("label_overlap", model, self.label_prompt, self.emotions_prompt, self.max_failures),
+        )
+        return [CachedJudge(rating, self.cache) for rating in ratings]
