@@ -126,6 +126,7 @@ class EmotionQwen(SupervisedFineTuning):
 
     renamed_options = {"token_scale": "embedding_scale", "words": "show_text"}
     unpublished_options = ("judge",)
+    weightless_options = ("judge", "face_capture")
     templates = Path(__file__).parent / "templates"
     template_variables = {"question": "", "earlier": "", "vision": "", "faces": "", "still": False}
     unreadable_events = ("samples without a readable clip",)
