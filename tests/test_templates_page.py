@@ -86,5 +86,6 @@ def test_a_run_with_a_template_of_its_own(template, tmp_path, capsys):
     run = fit(tmp_path, *options, "--trainer.max_steps=1")
     zoo("test", f"--ckpt_path={run}")
     assert json.loads((run / "metrics.json").read_text())["n"] > 0
-    path.write_text("{{ target.text }} {{ wordz }}")
-    assert "wordz" in refused("fit", *options, "--trainer.max_steps=1")
+    other = tmp_path / "other.txt"
+    other.write_text("{{ target.text }} {{ wordz }}")
+    assert "wordz" in refused("fit", *options, f"--model.template={other}", "--trainer.max_steps=1")
