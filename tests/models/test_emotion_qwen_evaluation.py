@@ -25,7 +25,7 @@ from zoo.data import MER2024
 from zoo.media import Media
 from zoo.media.frames import PixelBudget
 from zoo.metrics import Unscored
-from zoo.models.emotion_qwen import EmotionQwen
+from zoo.models.emotion_qwen import EmotionQwen, faces
 from zoo.models.emotion_qwen.sampling import FrameSampling
 from zoo.models.emotion_qwen.scores import last_in_answer
 from zoo.schema import Turn
@@ -333,3 +333,50 @@ def test_the_authors_scores_stand_beside_ours(tuned, home):
     named = [any(word in row["text"].lower() for word in MER2024.labels.names) for row in rows(tuned)]
     if not any(named):
         assert said["accuracy_last_in_answer"] == pytest.approx(sum(worried) / len(worried))
+
+
+# ---- the paper's setting is the config's, and ablations see the same data
+def test_face_capture_is_on_from_stage_2_on():
+    def of(name: str) -> object:
+        return yaml.safe_load((CONFIGS / name).read_text())["model"]["init_args"].get("face_capture")
+
+    on = [of(f"{name}.yaml") for name in ("stage2", "stage3", "tune_full", "tune_lora", "adapters")]
+    assert on[0]["class_path"].endswith("FaceCapture") and on == [on[0]] * 5
+    assert of("ablations/stage1_mlp.yaml") == on[0]  # its first stage holds the data of stage 2
+    assert of("stage1.yaml") is None and of("ablations/no_face_capture.yaml") is None
+    for overlay in ("stage1_fusion", "stage2_fusion", "stage3_fusion", "stage3_mlp"):  # as the hybrid's stage
+        assert "face_capture" not in (CONFIGS / "ablations" / f"{overlay}.yaml").read_text()
+
+
+def test_the_projectors_learn_from_the_data_of_the_hybrid():
+    """The MLP's first stage mixes what stages 1 and 2 have; the fusion projector goes through the three stages."""
+
+    def files(name: str) -> list[dict]:
+        return yaml.safe_load((CONFIGS / "mixtures" / f"{name}.yaml").read_text())["train"]
+
+    assert files("stages_1_and_2") == files("stage1") + files("stage2")
+    bench = yaml.safe_load((CONFIGS.parent / "bench" / "emotion_qwen.yaml").read_text())["rows"]
+    mixtures = {
+        name: row["train_data"]["init_args"].get("mixture") for name, row in bench.items() if "train_data" in row
+    }
+    of = {name: f"configs/emotion_qwen/mixtures/{m}.yaml" for name, m in (("a", "stages_1_and_2"), ("b", "stage2"))}
+    assert mixtures["stage1_mlp"] == of["a"] and mixtures["stage2_fusion"] == mixtures["stage2"] == of["b"]
+    assert mixtures["stage3_other"] == mixtures["stage3"]
+    assert bench["stage2_fusion"]["options"] == {"model.start_from": "run:stage1.fusion"}
+    later = bench["stage3_other"]["grid"]["projector"]
+    starts = {name: value["model.start_from"] for name, value in later.items()}
+    assert starts == {"mlp": "run:stage1_mlp", "fusion": "run:stage2_fusion"}
+
+
+def test_a_size_is_asked_without_the_detector_of_faces(home, monkeypatch, capsys):
+    """`zoo memory` needs neither dlib nor the weights that face capture would load."""
+    monkeypatch.setattr(faces, "import_optional", lambda *args: pytest.fail("dlib was asked for"))
+    capture = "zoo.models.emotion_qwen.faces.FaceCapture"
+    options = flags(model__train=r"['compressor\..*']", model__face_capture=capture, data="MER2024")
+    analyzer = flags(
+        model__face_capture__analyzer="zoo.models.emotion_qwen.faces.DlibFaces",
+        model__face_capture__analyzer__expression="nowhere",
+        data__root=home / "mer",
+    )
+    zoo("memory", *model_options(home), *options, *analyzer)
+    assert "MiB" in (out := capsys.readouterr().out) or "GiB" in out

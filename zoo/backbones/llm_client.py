@@ -133,11 +133,11 @@ class Endpoint:
     def _read(self, reply: str) -> str:
         """Return the answer in a reply. Raises TryAgain, QueryFailed or AbortRun."""
         text = _answer_text(reply)
-        said = json.loads(reply).get("model", self.name)
-        if self.pinned and said != self.name:
+        answered_as = json.loads(reply).get("model", self.name)
+        if self.pinned and answered_as != self.name:
             raise AbortRun(
-                f"{self._server.url} was asked for {self.name} and answered as {said}; expected a name that means one "
-                "model. Give the name it answers as"
+                f"{self._server.url} was asked for {self.name} and answered as {answered_as}; expected a name that "
+                "means one model. Give the name it answers as"
             )
         return text
 

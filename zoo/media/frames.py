@@ -177,16 +177,7 @@ def decode_frames(
             stream = first_stream(path, container, "video")
             check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
             times, step, torn = read_timeline(path, container, stream, max_seconds)
-            if position == "ends":
-                targets = [float(times[i]) for i in np.linspace(0, len(times) - 1, n or 1).round().astype(int)]
-            elif position != "uniform":  # + half a tick: a frame's own time, rounded, means that frame
-                begin = clip_start(container)
-                targets = [float((begin + Fraction(t)) / stream.time_base) + 0.5 for t in _seconds_of(position, n or 1)]
-            elif n is None:
-                targets = [float(t) for t in times]
-            else:
-                span = times[-1] + step - times[0]
-                targets = [times[0] + (i + 0.5) / n * span for i in range(n)]
+            targets = _times_wanted(n, position, times, step, clip_start(container), stream.time_base)
             decoded = float((times[-1] + step * (not torn) - times[0]) * stream.time_base)
             torn = torn or missing_bytes(fd) > 0
             frame = float(step * stream.time_base)
@@ -206,6 +197,27 @@ def decode_frames(
         if frames is None:
             raise Unreadable(path, "has a video stream of which no frame decodes; replace or convert it")
         return frames, note or (f"damaged: {lost[0]} of {len(times)} frames" if lost[0] else None)
+
+
+def _times_wanted(
+    n: int | None, position: Position, times: list[int], step: int, begin: Fraction, tick: Fraction
+) -> list[float]:
+    """Return the times, in ticks, at which frames are wanted.
+
+    Args:
+        times: when each frame is shown, in ticks.
+        step: ticks of a frame.
+        begin: where the clip starts, in seconds.
+        tick: in seconds.
+    """
+    if position == "ends":
+        return [float(times[i]) for i in np.linspace(0, len(times) - 1, n or 1).round().astype(int)]
+    if position != "uniform":  # + half a tick: a frame's own time, rounded, means that frame
+        return [float((begin + Fraction(t)) / tick) + 0.5 for t in _seconds_of(position, n or 1)]
+    if n is None:
+        return [float(t) for t in times]
+    span = times[-1] + step - times[0]
+    return [times[0] + (i + 0.5) / n * span for i in range(n)]
 
 
 def _seconds_of(position: Position, n: int) -> list[float]:

@@ -32,18 +32,27 @@ def summarise(module: EmotionQwen, rows: Sequence[Row], label_summary: Callable[
     references = {s.id: s.answer for s in module.data.samples("test") if s.answer is not None}
     for corpus, part in by_corpus.items():
         scores = summary["corpora"][corpus] if "corpora" in summary else summary
-        gates = [r["details"]["gate_emotion"] for r in part if "gate_emotion" in (r.get("details") or {})]
-        if gates:
-            scores["gate_emotion"] = sum(gates) / len(gates)
-        explained = [r for r in part if r["id"] in references]
-        if explained:
-            reasons = {r["id"]: str(references[r["id"]]) for r in explained}
-            scores["reasons"] = reason_overlap(explained, reasons, module.ratings)
-        if module.gold_in_answer:
-            scores |= gold_in_answer(part, module.data.label_sets[corpus], module.verbalizer)
-        if module.last_in_answer:
-            scores |= last_in_answer(part, module.data.label_sets[corpus], module.verbalizer)
+        scores |= _scores_beside_labels(module, part, module.data.label_sets[corpus], references)
     return summary
+
+
+def _scores_beside_labels(
+    module: EmotionQwen, rows: Sequence[Row], labels: Labels, references: Mapping[str, str]
+) -> dict[str, Any]:
+    """Return what is measured of a corpus' answers beside their labels: gates, explanations, the authors' ways."""
+    scores: dict[str, Any] = {}
+    gates = [r["details"]["gate_emotion"] for r in rows if "gate_emotion" in (r.get("details") or {})]
+    if gates:
+        scores["gate_emotion"] = sum(gates) / len(gates)
+    explained = [r for r in rows if r["id"] in references]
+    if explained:
+        reasons = {r["id"]: references[r["id"]] for r in explained}
+        scores["reasons"] = reason_overlap(explained, reasons, module.ratings)
+    if module.gold_in_answer:
+        scores |= gold_in_answer(rows, labels, module.verbalizer)
+    if module.last_in_answer:
+        scores |= last_in_answer(rows, labels, module.verbalizer)
+    return scores
 
 
 def _evaluate_labelled(
