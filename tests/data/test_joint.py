@@ -2,6 +2,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from tests.data.miniature import write_goemotions, write_meld
+from zoo.data.adaptation import Adaptation
 from zoo.data.base import EmotionData
 from zoo.data.goemotions import GoEmotions
 from zoo.data.joint import Joint
@@ -68,6 +69,8 @@ def test_every_part_keeps_its_protocol(roots):
     assert joint.protocols == {"meld": "last_utterance", "goemotions": "all_utterances"}
     assert joint.protocol == "meld: last_utterance, goemotions: all_utterances"
     assert Joint([joint]).protocols == joint.protocols
+    adapted = Adaptation(joint).protocols
+    assert adapted == {name: f"{protocol}, transductive" for name, protocol in joint.protocols.items()}
     assert [s.labels.corpus for s in joint.samples("test")].count("meld") == 3  # a test dialogue's last one each
 
 
