@@ -30,6 +30,10 @@ class FakeCorpus:
     def label_sets(self) -> dict[str, Labels]:
         return {s.labels.corpus: s.labels for s in self.all}
 
+    @property
+    def protocols(self) -> dict[str, str]:
+        return dict.fromkeys(self.label_sets, self.protocol)
+
     def samples(self, split: Split) -> list[Sample]:
         return self.all
 

@@ -234,13 +234,18 @@ class Collator(Protocol):
 class CorpusView(Protocol):
     """What a system may know of its data: `zoo.data.EmotionData`, or a stand-in in a test."""
 
-    protocol: str
     is_ad_hoc: bool
     max_unreadable: float
     eval_batch_size: int
 
     @property
+    def protocol(self) -> str: ...
+
+    @property
     def label_sets(self) -> Mapping[str, Labels]: ...
+
+    @property
+    def protocols(self) -> Mapping[str, str]: ...
 
     @property
     def run_seed(self) -> int: ...

@@ -41,9 +41,9 @@ from tests.benchmarks import grpo_toy
 from tests.benchmarks.vllm_server import URL, Server
 from tests.fake_vllm import contract, sent
 from zoo.backbones import LLM, LoRA
+from zoo.backbones.llm_client import _message
 from zoo.backbones.sent_adapters import write_adapter
 from zoo.cli import main as zoo
-from zoo.prepare.llm_client import _message
 
 SAMPLER = ["--model.sampler.kind=vllm", f"--model.sampler.url={URL}"]
 TOY = ["--model=GRPO", "--data=Synthetic", "--model.reward_funcs=[grpo_toy.says_yes]", "--model.max_new_tokens=1"]
@@ -278,7 +278,7 @@ def record(options: argparse.Namespace) -> None:
         path.write_text(json.dumps(recorded, indent=1, sort_keys=True) + "\n", encoding="utf-8")
 
 
-CHAT = {"model": "base", "max_tokens": 40, "temperature": 0.0}  # as `zoo.prepare.llm_client.Endpoint` asks
+CHAT = {"model": "base", "max_tokens": 40, "temperature": 0.0}  # as `zoo.backbones.llm_client.Endpoint` asks
 CHATS = {
     "answered": CHAT | {"messages": [_message("Say one word about the sea.", None, None)]},
     "cut off": CHAT | {"max_tokens": 2, "messages": [_message("Tell me about the sea.", None, None)]},

@@ -38,7 +38,7 @@ from zoo.data.base import Reading
 from zoo.media import Media
 from zoo.media.frames import PixelBudget
 from zoo.models.emotion_qwen.faces import DlibFaces, FaceCapture, PrecomputedFaces, face_lines
-from zoo.models.emotion_qwen.input import FrameSampling
+from zoo.models.emotion_qwen.sampling import FrameSampling
 from zoo.models.merit import Merit
 from zoo.schema import Sample, Turn
 

@@ -5,6 +5,7 @@ from tests.data.miniature import write_csv
 from tests.data.miniature_clips import EMER_ROWS, clip, write_emer, write_mer2024
 from tests.runs_helper import fit_corpus, metrics, refused, rows, zoo
 from zoo.data import EMER
+from zoo.data.emer import QUESTION
 from zoo.metrics import reason_overlap
 
 
@@ -50,6 +51,18 @@ def test_clips(corpus):
     clip(corpus / "video/sample_00000002.avi", 0, sound=False)
     samples = EMER(root=corpus).samples("test")
     assert [s.target.video is not None for s in samples] == [False, True, False, False]
+
+
+def test_an_explanation_can_be_asked_for(corpus):
+    """Of every clip; the reference is the answer that is compared, and no label is scored."""
+    data, labelled = EMER(root=corpus, task="explain"), EMER(root=corpus)
+    samples = data.samples("test")
+    assert {s.id: s.answer for s in samples} == data.reasons() == labelled.reasons() and len(samples) == 4
+    assert {s.question for s in samples} == {QUESTION} and {s.target.label for s in samples} == {None}
+    assert all(s.target.descriptions == {} and s.answer not in s.question for s in samples)
+    assert data.protocol == "emer_v2_explanations" and {s.question for s in labelled.samples("test")} == {None}
+    with pytest.raises(ValueError, match="task is label or explain, got 'why'"):
+        EMER(root=corpus, task="why")
 
 
 def test_there_is_a_test_split_only(corpus):

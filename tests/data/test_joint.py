@@ -2,6 +2,7 @@ import pytest
 from jsonargparse import ArgumentParser
 
 from tests.data.miniature import write_goemotions, write_meld
+from zoo.data.adaptation import Adaptation
 from zoo.data.base import EmotionData
 from zoo.data.goemotions import GoEmotions
 from zoo.data.joint import Joint
@@ -55,13 +56,22 @@ def test_refusals(roots):
         Joint([meld, goemotions, MELD(root=roots[0])])
     with pytest.raises(ValueError, match="Joint got the corpora none; expected at least one"):
         Joint([])
-    with pytest.raises(ValueError, match="protocols, {'meld': 'last_utterance', 'goemotions': 'all_utterances'}"):
-        Joint([MELD(root=roots[0], protocol="last_utterance"), goemotions])
     with pytest.raises(ValueError, match="Joint got limit 3; expected it on each part"):
         Joint([meld, goemotions], limit=3)
     with pytest.raises(ValueError, match="Joint got root"):
         Joint([meld], root=roots[0])
-    assert Joint([MELD(root=roots[0], protocol="last_utterance")]).protocol == "last_utterance"
+
+
+def test_every_part_keeps_its_protocol(roots):
+    last, goemotions = MELD(root=roots[0], protocol="last_utterance"), GoEmotions(root=roots[1])
+    assert Joint([last]).protocol == "last_utterance"
+    joint = Joint([last, goemotions])
+    assert joint.protocols == {"meld": "last_utterance", "goemotions": "all_utterances"}
+    assert joint.protocol == "meld: last_utterance, goemotions: all_utterances"
+    assert Joint([joint]).protocols == joint.protocols
+    adapted = Adaptation(joint).protocols
+    assert adapted == {name: f"{protocol}, transductive" for name, protocol in joint.protocols.items()}
+    assert [s.labels.corpus for s in joint.samples("test")].count("meld") == 3  # a test dialogue's last one each
 
 
 def test_from_a_config(roots):

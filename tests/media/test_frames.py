@@ -32,6 +32,14 @@ def test_frames_of_a_part_are_those_shown_at_the_centres_of_its_parts(usual):
         assert numbers(read_frames(usual, n, (start, end))) == [numbers(frame)[0] for frame in alone]
 
 
+def test_frames_from_the_first_to_the_last(usual):
+    for n in (2, 4, 8, 38):
+        assert numbers(read_frames(usual, n, "ends")) == [round(i * 37 / (n - 1)) for i in range(n)]
+    assert numbers(Media().frames(usual, 4, "ends")) == [0, 12, 25, 37]
+    with pytest.raises(ValueError, match="position='ends' needs n"):
+        read_frames(usual, position="ends")
+
+
 def test_a_short_clip_repeats_its_frames(tmp_path):
     path = write_clip(tmp_path / "short.mp4", [grey(i) for i in range(3)])
     assert numbers(read_frames(path, 7)) == [0, 0, 1, 1, 1, 2, 2]

@@ -440,6 +440,7 @@ def test_reason_overlap_by_hand():
             "label_overlap/recall": 1 / 2,
             "label_overlap/f1": 1 / 2,
             "judge/length": 34 / 2,
+            "unscored/length": 0,
         }
     )
     assert "label_overlap/f1" not in metrics.reason_overlap(rows[:1], {"2": REASONS["2"]})

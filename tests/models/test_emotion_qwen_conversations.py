@@ -21,7 +21,7 @@ from tests.runs_helper import fit, flags, metrics, rows, zoo
 from zoo.data import Conversations
 from zoo.media.container import member_path
 from zoo.models.emotion_qwen import EmotionQwen
-from zoo.models.emotion_qwen.input import seconds_of
+from zoo.models.emotion_qwen.sampling import seconds_of
 from zoo.sitcom.clips import encode
 
 CHAT = (

@@ -14,7 +14,7 @@ from tests.runs_helper import refused, zoo
 from zoo.data import MELD
 from zoo.media import Media
 from zoo.models.emotion_qwen.faces import FaceCapture, PrecomputedFaces, WholeFrame
-from zoo.models.emotion_qwen.input import FrameSampling
+from zoo.models.emotion_qwen.sampling import FrameSampling
 
 SAMPLING = FrameSampling(frames=3)
 

@@ -13,8 +13,8 @@ import torch
 from tests.builders import make_corpus
 from tests.runs_helper import refused, zoo
 from zoo.backbones.image_text import ImageTextModel, is_image_text
+from zoo.backbones.llm_client import AbortRun, LocalText
 from zoo.backbones.tiny_image_text import make_image_text_folder
-from zoo.prepare.llm_client import AbortRun, LocalText
 from zoo.prepare.local_pictures import LocalPictures, local_model
 
 FRAMES = np.full((2, 3, 32, 48), 40, np.uint8)  # a dark frame and a bright one

@@ -26,11 +26,12 @@ from tests.builders import label_clip, make_corpus
 from tests.data.miniature import LABELS
 from tests.runs_helper import refused, zoo
 from zoo import endpoints
+from zoo.backbones import llm_client
+from zoo.backbones.llm_client import AbortRun, Endpoint, LocalText, QueryFailed
 from zoo.data import MELD
 from zoo.media import Media
-from zoo.prepare import answer_filter, answer_store, captions, llm_client, prompt_files
+from zoo.prepare import answer_filter, answer_store, captions, prompt_files
 from zoo.prepare.answer_store import AnswerStore, CachedClient
-from zoo.prepare.llm_client import AbortRun, Endpoint, LocalText, QueryFailed
 from zoo.prepare.options import KEY_ENV
 from zoo.prepare.ver import clips as ver_clips
 

@@ -168,9 +168,14 @@ def _scores(run: Path) -> list[dict[str, Any]]:
     record = read_json(run / "metrics.json") if (run / "metrics.json").is_file() else {}
     if "split" not in record:  # never tested; a training alone lists what it could not read
         return []
-    row = {"corpus": record["corpus"], "split": record["split"], "n": record["n"], "protocol": record["eval_protocol"]}
-    metrics = [key for key in ("weighted_f1", "accuracy") if key in record]
-    return [row | {"metric": key, "value": round(record[key], 4)} for key in metrics]
+    corpora = record.get("corpora", {}) if "weighted_f1" not in record else {}  # of several protocols: none over all
+    return [
+        {"corpus": corpus, "split": record["split"], "n": scores["n"], "protocol": scores["eval_protocol"]}
+        | {"metric": key, "value": round(scores[key], 4)}
+        for corpus, scores in (corpora or {record["corpus"]: record}).items()
+        for key in ("weighted_f1", "accuracy")
+        if key in scores
+    ]
 
 
 def parse_pair(text: str) -> tuple[str, Any]:

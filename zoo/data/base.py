@@ -192,6 +192,11 @@ class EmotionData(LightningDataModule):
         """corpus name -> Labels; several when corpora are joined."""
         return {self.labels.corpus: self.labels}
 
+    @property
+    def protocols(self) -> dict[str, str]:
+        """corpus name -> its own protocol; different ones where such corpora are joined."""
+        return dict.fromkeys(self.label_sets, self.protocol)
+
     def corpora(self) -> list[EmotionData]:
         """Return the corpora that the samples come from: itself, or those that it joins, divides or adapts."""
         return [self]

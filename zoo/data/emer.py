@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any, Literal
 
 import pandas as pd
@@ -20,6 +21,10 @@ ADVICE = (
 FILES = {"v1": "gt-eng.csv", "v2": "final-EMER-reason.csv"}
 FOLDERS = ("video", "video-labeled", "video-unlabeled")
 OFFICIAL = {"v1": 100, "v2": 332}
+QUESTION = (
+    "Which emotions does the person in the video show? Explain by which signs one can tell: the face, movements, the "
+    "surroundings, the voice and what is said."
+)
 
 
 class EMER(EmotionData):
@@ -34,22 +39,25 @@ class EMER(EmotionData):
     Optional: clips ``{name}.mp4`` or ``.avi`` in ``video``, ``video-labeled`` or ``video-unlabeled``, and for v2 the
     challenge's ``label-disdim.csv`` and ``label-transcription.csv`` (see `MER2024`), which hold the words and the one
     emotion word of its clips; without them v2 knows those of the clips it shares with ``gt-eng.csv``, if that is there
-    (39 clips). The other clips have label None: they cannot be scored by ``zoo test``, only by their explanations.
+    (39 clips). The other clips have label None: they cannot be scored by ``zoo test`` on their labels, only, with
+    ``--data.task explain``, on their explanations.
 
     An explanation is a reference answer, so no prompt may show it: it is not among a turn's descriptions but in
-    `reasons`. Scores of free answers::
+    `reasons`, and with ``explain`` in ``Sample.answer``. Scores of other free answers::
 
         data = EMER(root=ROOT)
         rows = [json.loads(line) for line in open("predictions.jsonl")]    # of `zoo predict`, with their "text"
         zoo.metrics.reason_overlap(rows, data.reasons())                  # clue and label overlap by exact words
 
     The authors state 100 clips (v1, short explanations, no neutral clips) and 332 (v2). Their own scores are given by
-    a language model as judge, see `zoo.metrics.CachedJudge`.
+    a language model as judge, see `zoo.training.judge.ExplanationJudge`.
 
     Licence: none stated for the annotations; the clips are MER2023's, academic research only by signed agreement.
 
     Args:
         version: v1 or v2 of the explanations; protocols of their own.
+        task: ``label``: the emotion word is asked for. ``explain``: an explanation is (`QUESTION`, in our words), of
+            every clip; it is compared with the reference, and no label is scored. A protocol of its own.
     """
 
     licence = "none stated for the annotations; clips academic research only, by signed agreement (MER2023)"
@@ -57,11 +65,14 @@ class EMER(EmotionData):
     labels = Labels("emer", MER2024.labels.names)
     encodings = MER2024.encodings
 
-    def __init__(self, version: Literal["v1", "v2"] = "v2", **kwargs: Any) -> None:
+    def __init__(
+        self, version: Literal["v1", "v2"] = "v2", task: Literal["label", "explain"] = "label", **kwargs: Any
+    ) -> None:
         super().__init__(**kwargs)
         one_of("version", version, ("v1", "v2"))
-        self.version = version
-        self.protocol = f"emer_{version}"
+        one_of("task", task, ("label", "explain"))
+        self.version, self.explains = version, task == "explain"
+        self.protocol = f"emer_{version}" + "_explanations" * self.explains
         self._reasons: dict[str, str] = {}
 
     def splits(self) -> tuple[Split, ...]:
@@ -85,11 +96,15 @@ class EMER(EmotionData):
         clips = find_clips(self.folder, FOLDERS, notes=notes)
         samples = []
         for row in table.itertuples():
-            sample = single(self.labels, split, row.key, row.text, row.label or None, clips.get(row.key))
+            label = None if self.explains else row.label or None
+            sample = single(self.labels, split, row.key, row.text, label, clips.get(row.key))
+            if self.explains:
+                sample = replace(sample, question=QUESTION, answer=row.reason)
             samples.append(sample)
             self._reasons[sample.id] = row.reason
         notes.update(modalities(samples))
-        notes["without an emotion word"] = sum(s.target.label is None for s in samples)
+        if not self.explains:
+            notes["without an emotion word"] = sum(s.target.label is None for s in samples)
         return Reading(samples, OFFICIAL[self.version], excluded, dict(notes), clips_missing(samples))
 
     def _gt(self, notes: Counter[str]) -> tuple[pd.DataFrame, dict[str, str]]:

@@ -12,7 +12,9 @@ from zoo.schema import Labels, Sample, Split
 class Joint(EmotionData):
     """Concatenates corpora, e.g. for DialogueLLM's joint fit.
 
-    Every sample carries its corpus' labels, so prompts and scores use those; results are reported per corpus.
+    Every sample carries its corpus' labels, so prompts and scores use those; results are reported per corpus, each with
+    its own protocol and number of samples. Where the protocols differ, a test gives no score over all corpora;
+    a validation still takes the plain mean, which chooses the checkpoint.
 
     Args:
         parts: the corpora. Of a part only what decides its samples counts (root, captions, limit, ...); batch sizes,
@@ -30,11 +32,18 @@ class Joint(EmotionData):
         for option, value in (("root", self.root), ("limit", self.limit), ("encoding", self.encoding)):
             if value is not None:
                 raise ValueError(f"Joint got {option} {value}; expected it on each part, Joint has none of its own")
-        protocols = {name: part.protocol for part in parts for name in part.label_sets}
-        if len(set(protocols.values())) > 1:
-            raise ValueError(f"Joint got parts of different protocols, {protocols}; expected one. Give each the same")
         self.parts = parts
-        self.protocol = parts[0].protocol
+
+    @property
+    def protocol(self) -> str:  # type: ignore[override]  # that of the parts
+        """The protocol of all parts; where they differ, that of each behind its corpus' name."""
+        if len(set(self.protocols.values())) == 1:
+            return next(iter(self.protocols.values()))
+        return ", ".join(f"{name}: {protocol}" for name, protocol in self.protocols.items())
+
+    @property
+    def protocols(self) -> dict[str, str]:
+        return {name: protocol for part in self.parts for name, protocol in part.protocols.items()}
 
     @property
     def label_sets(self) -> dict[str, Labels]:

@@ -36,6 +36,12 @@ class WrappedCorpus(EmotionData, ABC):
     def label_sets(self) -> dict[str, Labels]:
         return self.corpus.label_sets
 
+    @property
+    def protocols(self) -> dict[str, str]:
+        """Return the protocol of each inner corpus, with what this one's adds behind it."""
+        added = self.protocol.removeprefix(self.corpus.protocol)
+        return {name: f"{protocol}{added}" for name, protocol in self.corpus.protocols.items()}
+
     def corpora(self) -> list[EmotionData]:
         return self.corpus.corpora()
 

@@ -35,7 +35,7 @@ from zoo.label.used_inputs import NOT_GIVEN, UsedInputs
 from zoo.media import MAX_SECONDS, Media, Unreadable
 from zoo.media.clips import RATE
 from zoo.models.emotion_qwen.faces import DlibFaces
-from zoo.models.emotion_qwen.input import FrameSampling, seconds_of
+from zoo.models.emotion_qwen.sampling import FrameSampling, seconds_of
 from zoo.prepare.describe import ClipDescriber, ClipDescription
 from zoo.schema import Labels, Prediction, Sample, Turn
 

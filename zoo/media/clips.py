@@ -18,7 +18,7 @@ from torchvision.transforms.v2.functional import resize
 
 from zoo.media.cache import Media
 from zoo.media.container import Unreadable
-from zoo.media.frames import PixelBudget, Size
+from zoo.media.frames import PixelBudget, Position, Size
 from zoo.schema import Turn
 
 RATE = 16_000  # Hz
@@ -49,6 +49,7 @@ def utterance_frames(
     *,
     side: Size = None,
     square: bool = False,
+    ends: bool = False,
     middle: float = 1.0,
     rows: tuple[float, float] = (0.0, 1.0),
 ) -> np.ndarray:
@@ -60,6 +61,7 @@ def utterance_frames(
         n: how many frames, at least 1.
         side: (height, width) in pixels, whatever the shape of the picture is; or the length of the shorter side with
             the aspect kept; or a budget of pixels, which reduces only what is not cropped; None: as in the file.
+        ends: take those from the first frame to the last, of an utterance that is a whole file.
         square: cut each frame to the square in its middle; needs the shorter ``side``.
         middle: share of the utterance around its middle over which the frames are spread.
         rows: share of the height that is kept, from and to, where the picture is cropped to a speaker's half.
@@ -77,7 +79,8 @@ def utterance_frames(
     first = (spread - n) // 2
     decoded_size = side if turn.crop is None else None
     if turn.start is None or turn.end is None:
-        frames = media.frames(turn.video, n=spread, size=decoded_size)[first : first + n]
+        position: Position = "ends" if ends else "uniform"
+        frames = media.frames(turn.video, n=spread, position=position, size=decoded_size)[first : first + n]
         frames = _speaker_half(frames, turn, rows)
     else:
         begin, end = (turn.start + (turn.end - turn.start) * (part / spread) for part in (first, first + n))

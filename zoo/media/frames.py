@@ -73,7 +73,7 @@ class PixelBudget(NamedTuple):
         return smaller if halved else (height, width)
 
 
-Position = Literal["uniform", "middle"] | float | tuple[float, float]
+Position = Literal["uniform", "ends", "middle"] | float | tuple[float, float]
 Size = int | tuple[int, int] | PixelBudget | None
 
 
@@ -91,7 +91,8 @@ def read_frames(
     Args:
         n: how many frames, spread over the clip: those shown at the centres of n equal parts. A clip with fewer frames
             than n repeats them. None: every frame; one that cannot be decoded is replaced by the one before it.
-        position: "uniform" as above; "middle": the one frame shown at half time; a time in seconds: the one frame
+        position: "uniform" as above; "ends": the n frames whose numbers go from the first to the last in equal steps,
+            rounded; "middle": the one frame shown at half time; a time in seconds: the one frame
             shown then (the first before the clip starts, the last after it ends); or two times: the n frames are
             spread over that part of the clip.
         size: (height, width), or the length of the shorter side with the aspect kept; None: as in the file. With a
@@ -125,9 +126,14 @@ def normalize_request(n: int | None, position: Position, size: Size) -> tuple[in
         if not (math.isfinite(end) and 0 <= start < end) or n is None:
             raise ValueError(f"a part of a clip needs n, and two times in seconds, 0 <= from < to; got {n}, {position}")
         position = float(start), float(end)
+    elif position == "ends":
+        if n is None:
+            raise ValueError("position='ends' needs n, the number of frames from the first to the last; got None")
     elif position != "uniform":
         if isinstance(position, str | bool) or not (math.isfinite(position) and position >= 0):
-            raise ValueError(f"position is 'uniform', 'middle' or a time in seconds, 0 or more; got {position!r}")
+            raise ValueError(
+                f"position is 'uniform', 'ends', 'middle' or a time in seconds, 0 or more; got {position!r}"
+            )
         if n not in (None, 1):
             raise ValueError(f"position={position!r} is one frame, but n={n}; leave n out")
         n, position = 1, float(position)
@@ -171,14 +177,7 @@ def decode_frames(
             stream = first_stream(path, container, "video")
             check_pixels(path, stream.codec_context.width, stream.codec_context.height, max_pixels)
             times, step, torn = read_timeline(path, container, stream, max_seconds)
-            if position != "uniform":  # + half a tick: a frame's own time, rounded, means that frame
-                begin = clip_start(container)
-                targets = [float((begin + Fraction(t)) / stream.time_base) + 0.5 for t in _seconds_of(position, n or 1)]
-            elif n is None:
-                targets = [float(t) for t in times]
-            else:
-                span = times[-1] + step - times[0]
-                targets = [times[0] + (i + 0.5) / n * span for i in range(n)]
+            targets = _times_wanted(n, position, times, step, clip_start(container), stream.time_base)
             decoded = float((times[-1] + step * (not torn) - times[0]) * stream.time_base)
             torn = torn or missing_bytes(fd) > 0
             frame = float(step * stream.time_base)
@@ -198,6 +197,27 @@ def decode_frames(
         if frames is None:
             raise Unreadable(path, "has a video stream of which no frame decodes; replace or convert it")
         return frames, note or (f"damaged: {lost[0]} of {len(times)} frames" if lost[0] else None)
+
+
+def _times_wanted(
+    n: int | None, position: Position, times: list[int], step: int, begin: Fraction, tick: Fraction
+) -> list[float]:
+    """Return the times, in ticks, at which frames are wanted.
+
+    Args:
+        times: when each frame is shown, in ticks.
+        step: ticks of a frame.
+        begin: where the clip starts, in seconds.
+        tick: in seconds.
+    """
+    if position == "ends":
+        return [float(times[i]) for i in np.linspace(0, len(times) - 1, n or 1).round().astype(int)]
+    if position != "uniform":  # + half a tick: a frame's own time, rounded, means that frame
+        return [float((begin + Fraction(t)) / tick) + 0.5 for t in _seconds_of(position, n or 1)]
+    if n is None:
+        return [float(t) for t in times]
+    span = times[-1] + step - times[0]
+    return [times[0] + (i + 0.5) / n * span for i in range(n)]
 
 
 def _seconds_of(position: Position, n: int) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 
 from zoo.arguments import ZooParser, options_of_fit, parser_of_fit
 from zoo.configs import instantiated
+from zoo.imports import import_object
 from zoo.memory.cards import CARDS, GIB, Card, card_of
 from zoo.memory.prediction import Prediction, Step, predict
 from zoo.training.module import EmotionModule
@@ -56,7 +57,10 @@ def make_parser() -> ZooParser:
 def prediction_of(options: Options) -> Prediction:
     """Return the prediction for a config."""
     file = Path(options["config"]) if options.get("config") else None
-    return predict(instantiated("model", EmotionModule, copy.deepcopy(options["model"]), file), step_of(options))
+    model = copy.deepcopy(options["model"])
+    for name in import_object(model["class_path"]).weightless_options:
+        model["init_args"].pop(name, None)
+    return predict(instantiated("model", EmotionModule, model, file), step_of(options))
 
 
 def step_of(options: Options) -> Step:

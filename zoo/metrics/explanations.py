@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import math
@@ -72,6 +73,10 @@ def overlap(reference: Collection[str], answer: Collection[str]) -> dict[str, fl
     return {"precision": precision, "recall": recall, "f1": 2 * both / (len(reference) + len(answer)) if both else 0.0}
 
 
+class Unscored(ValueError):
+    """A judge gave this answer no score; it may give the next one."""
+
+
 class Judge(Protocol):
     """A judge that scores an answer against a reference: usually a language model behind a service of yours.
 
@@ -82,14 +87,16 @@ class Judge(Protocol):
 
     name: str
 
-    def __call__(self, reference: str, answer: str) -> float: ...
+    def __call__(self, reference: str, answer: str) -> float:
+        """Return the score of an answer. `Unscored` without one."""
+        ...
 
 
 class CachedJudge:
     """A judge that is asked once per (judge, reference, answer); the scores are kept in a JSON-lines file.
 
-    A row holds the judge's name, a hash of the two texts and the score; no text, as a corpus may not be passed on. An
-    unfinished last row, as an interrupted run leaves it, is asked again.
+    A row holds the judge's name, a hash of the two texts and the score; no text, as a corpus may not be passed on. What
+    got no score, or has an unfinished last row, as an interrupted run leaves it, is asked again.
 
     Args:
         judge: any `Judge`.
@@ -139,7 +146,8 @@ def reason_overlap(
 
     - clue_overlap: of all words but function words (`clues`), over all samples.
     - label_overlap: of the emotions named (`emotions`), over the samples whose reference names one.
-    - judge/NAME: mean score of each judge, on its own scale.
+    - judge/NAME: mean of a judge's scores, on its own scale, over the samples that it scored; absent if it scored none.
+    - unscored/NAME: samples that it gave no score.
 
     A sample without an answer has an empty one: it counts with 0 overlap, and the judges are asked about it.
 
@@ -150,7 +158,7 @@ def reason_overlap(
 
     Returns:
         n, unanswered, references_without_emotion; clue_overlap/{precision,recall,f1}, label_overlap/{...} (absent if no
-        reference names an emotion), judge/NAME.
+        reference names an emotion), judge/NAME, unscored/NAME.
 
     Raises:
         ValueError: no rows, or not one row for each reference, or two judges of one name.
@@ -171,8 +179,20 @@ def reason_overlap(
         for part in ("precision", "recall", "f1") if scored else ():
             result[f"{kind}/{part}"] = float(np.mean([one[part] for one in scored]))
     for judge in judges:
-        result[f"judge/{judge.name}"] = float(np.mean([judge(*pair) for pair in pairs]))
+        scores = _scores_of(judge, pairs)
+        if scores:
+            result[f"judge/{judge.name}"] = float(np.mean(scores))
+        result[f"unscored/{judge.name}"] = len(pairs) - len(scores)
     return result
+
+
+def _scores_of(judge: Judge, pairs: Sequence[tuple[str, str]]) -> list[float]:
+    """Return a judge's scores of pairs of reference and answer, without those that it did not score."""
+    scores = []
+    for pair in pairs:
+        with contextlib.suppress(Unscored):
+            scores.append(judge(*pair))
+    return scores
 
 
 def _check_references(rows: Sequence[Row], reasons: Mapping[str, str], judges: Sequence[Judge]) -> None:

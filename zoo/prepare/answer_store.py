@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 
-from zoo.prepare.llm_client import AbortRun, ChatModel, QueryFailed
+from zoo.backbones.llm_client import AbortRun, ChatModel, QueryFailed
 from zoo.progress import reported
 from zoo.storage import InUse, locked, write_whole
 

@@ -20,6 +20,7 @@ from typing import Any, Literal, get_args
 
 from jsonargparse import ArgumentParser
 
+from zoo.backbones.llm_client import ChatModel, LocalText, QueryFailed
 from zoo.data import EmotionData
 from zoo.data.text import clean_text
 from zoo.media import Media, Unreadable
@@ -27,7 +28,6 @@ from zoo.media.clips import utterance_frames, utterance_sound
 from zoo.prepare.answer_filter import rejection_reason
 from zoo.prepare.answer_store import AnswerStore, CachedClient, keep_settings, map_in_order
 from zoo.prepare.caption_estimate import estimate, in_words
-from zoo.prepare.llm_client import ChatModel, LocalText, QueryFailed
 from zoo.prepare.options import add_options, announce, build_models
 from zoo.prepare.prompt_files import fill_prompt, load_prompt
 from zoo.schema import Sample, Turn

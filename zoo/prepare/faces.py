@@ -28,7 +28,8 @@ from zoo.data import EmotionData
 from zoo.media import Media, Unreadable
 from zoo.media.clips import content_key
 from zoo.models.emotion_qwen.faces import DeepFaceFaces, DlibFaces, FaceAnalyzer, WholeFrame, face_lines
-from zoo.models.emotion_qwen.input import LARGEST, FrameSampling
+from zoo.models.emotion_qwen.input import LARGEST
+from zoo.models.emotion_qwen.sampling import FrameSampling
 from zoo.prepare.answer_store import AnswerStore, keep_settings
 from zoo.prepare.options import add_clip_options
 from zoo.progress import reported
@@ -72,6 +73,7 @@ def _parser() -> ArgumentParser:
     add("--frames", type=int, help="frames per video, as of the system; by --fps if not given")
     add("--fps", type=float, default=2.0, help="frames per second, as of the system (2)")
     add("--max_frames", type=int, default=64, help="at most so many, as of the system (64)")
+    add("--frame_rule", choices=["ours", "authors"], default="ours", help="which frames, as of the system (ours)")
     add_clip_options(parser)
     return parser
 
@@ -97,7 +99,7 @@ def main(args: list[str]) -> None:
     with AnswerStore(out / "answers.jsonl") as store:
         keys = _keys(turns, media, left_out)
         new = {key: turns[name] for name, key in keys.items() if store.get(key) is None}
-        sampling = FrameSampling(options.frames, options.fps, options.max_frames)
+        sampling = FrameSampling(options.frames, options.fps, options.max_frames, options.frame_rule)
         analysed = _Analysed(list(new.values()), objects.analyzer, media, sampling)
         unreadable = _analyse(analysed, list(new), store, settings["analyzer"], options.workers)
         left_out |= {name: unreadable[key] for name, key in keys.items() if key in unreadable}
@@ -152,6 +154,7 @@ def _settings(options: Namespace, analyzer: FaceAnalyzer) -> dict[str, Any]:
         "frames": options.frames,
         "fps": options.fps,
         "max_frames": options.max_frames,
+        **({} if options.frame_rule == "ours" else {"frame_rule": options.frame_rule}),  # earlier folders have none
     }
 
 

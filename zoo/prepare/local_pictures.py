@@ -1,5 +1,7 @@
-"""An image-text model on this machine that answers questions about pictures, as `zoo.prepare.llm_client.LocalText` does
-about texts."""
+"""An image-text model on this machine that answers questions about pictures.
+
+`zoo.backbones.llm_client.LocalText` does so about texts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from zoo.prepare.llm_client import AbortRun, ChatModel, LocalText, QueryFailed
+from zoo.backbones.llm_client import AbortRun, ChatModel, LocalText, QueryFailed
 
 
 class LocalPictures:

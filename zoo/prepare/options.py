@@ -11,8 +11,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from zoo.backbones.llm_client import ChatModel, Endpoint
 from zoo.media import MAX_SECONDS
-from zoo.prepare.llm_client import ChatModel, Endpoint
 from zoo.prepare.local_pictures import local_model
 
 KEY_ENV = "ZOO_API_KEY"

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from typing import NotRequired, TypedDict
 
+import torch
 from torch import Tensor
 
+from zoo.backbones import Prefix
 from zoo.backbones.row_tree import RowTree
-from zoo.schema import Problem, Sample
+from zoo.schema import Prediction, Problem, Sample
 from zoo.training.feature_files import ClipFacts
 
 IGNORE_INDEX = -100  # target id that carries no loss
@@ -104,3 +106,23 @@ class MultimodalBatch(PromptBatch):
     no_audio: int
     nothing: int
     waves_cut: int
+
+
+def answer_in_groups(
+    prefix: Prefix, samples: SampleBatch, method: Callable[[Sample], Callable[[Prefix, SampleBatch], list[Prediction]]]
+) -> list[Prediction]:
+    """Answer the samples of a batch by several methods, each for its group; return the answers in order.
+
+    Args:
+        method: sample -> what answers it, with all others that it answers.
+    """
+    groups: dict[Callable[[Prefix, SampleBatch], list[Prediction]], list[int]] = {}
+    for i, sample in enumerate(samples):
+        groups.setdefault(method(sample), []).append(i)
+    if len(groups) == 1:
+        return next(iter(groups))(prefix, samples)
+    predictions: dict[int, Prediction] = {}
+    for answer, rows in groups.items():
+        part = prefix.rows(torch.tensor(rows, device=prefix.mask.device))
+        predictions |= dict(zip(rows, answer(part, SampleBatch([samples[i] for i in rows])), strict=True))
+    return [predictions[i] for i in range(len(samples))]

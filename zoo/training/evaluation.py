@@ -255,17 +255,30 @@ class EvaluatedModule(ReadingModule):
             evaluations[corpus] = evaluate(rows_of_corpus(rows, corpus), labels)
             picture = "confusion.png" if len(label_sets) == 1 else f"confusion_{corpus}.png"
             confusion_picture(evaluations[corpus], labels, run / picture, f"{type(self).__name__} on {corpus} test")
+        return self.join_evaluations(evaluations, len(rows))
+
+    def join_evaluations(self, evaluations: Mapping[str, dict[str, Any]], n: int) -> dict[str, Any]:
+        """Return what metrics.json says about several corpora: their plain mean, unless their protocols differ.
+
+        Args:
+            evaluations: corpus -> its scores and their n; those of a single corpus are returned as they are.
+            n: of all corpora together.
+        """
         if len(evaluations) == 1:
             return next(iter(evaluations.values()))
+        protocols = self.data.protocols
+        alike = len({protocols[corpus] for corpus in evaluations}) == 1
+        means = {
+            score: float(np.mean([e[score] for e in evaluations.values()]))
+            for score in self.scores
+            if alike and all(score in e for e in evaluations.values())  # some may lack a score of a system's own
+        }
+        none = "none: the protocols of the corpora differ" if not alike else "none: the corpora have no score in common"
         return {
-            "n": len(rows),
-            **{
-                score: float(np.mean([e[score] for e in evaluations.values()]))
-                for score in self.scores
-                if all(score in e for e in evaluations.values())  # some corpora may lack a score of a system's own
-            },
-            "aggregation": "plain mean over corpora",
-            "corpora": evaluations,
+            "n": n,
+            **means,
+            "aggregation": "plain mean over corpora" if means else none,
+            "corpora": {corpus: {"eval_protocol": protocols[corpus], **e} for corpus, e in evaluations.items()},
         }
 
     # ---- prediction

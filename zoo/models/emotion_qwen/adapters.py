@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from zoo.backbones import LoRA, Prefix
-from zoo.models.emotion_qwen.model import EmotionQwen, answer_in_groups
+from zoo.models.emotion_qwen.model import EmotionQwen
 from zoo.runs import find_checkpoint
 from zoo.schema import Prediction, Sample
-from zoo.training.batch import SampleBatch
+from zoo.training.batch import SampleBatch, answer_in_groups
 from zoo.training.checkpointing import is_named, public_path
 from zoo.training.starts import read_chain, state_of
 

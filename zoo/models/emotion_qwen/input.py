@@ -7,16 +7,13 @@ prompt as the compressor will give tokens. What is missing or unreadable has no 
 
 from __future__ import annotations
 
-import functools
 import itertools
-import os
 import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import av
 import numpy as np
 import torch
 from torch import Tensor
@@ -24,10 +21,9 @@ from torch import Tensor
 from zoo.backbones.mrope import Segment, mrope_positions
 from zoo.backbones.patch_vision import to_patches
 from zoo.media import Media, Unreadable
-from zoo.media.clips import utterance_frames
-from zoo.media.container import first_stream, open_container, open_file
-from zoo.media.frames import LONGEST, PixelBudget
+from zoo.media.frames import PixelBudget
 from zoo.models.emotion_qwen.faces import FaceCapture
+from zoo.models.emotion_qwen.sampling import STILL, FrameSampling
 from zoo.prompts import escape
 from zoo.schema import Problem, Sample, Turn
 from zoo.training.batch import IGNORE_INDEX
@@ -40,80 +36,8 @@ LEARNT = ("<|learnt:begin|>", "<|learnt:end|>")  # an earlier answer that is lea
 MARK = re.compile(r"(<\|clip:\d+:\d+\|>|<\|learnt:(?:begin|end)\|>)")  # of a clip: which input, how many tokens
 TURN = re.compile(r"<\|turn:(user|assistant|system)\|>")  # what follows was said by this one
 PLACE = re.compile(r"<(?:image|video)>")  # in a question: here goes the clip
-STILL = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 LARGEST = 8192 * 8192  # pixels of a picture; beyond, it counts as unreadable
 IS_LEARNT = 2**32  # added to the ids of tokens of a prompt that are learnt, until they are a batch
-
-
-def seconds_of(path: Path) -> float:
-    """Return how long a video is, as its header states; nothing is decoded.
-
-    Raises:
-        Unreadable: there is no video, or the header does not state it.
-    """
-    with open_file(path) as handle:
-        status = os.fstat(handle)
-    return _stated_seconds(path, (status.st_size, status.st_mtime_ns, status.st_ino))
-
-
-@functools.lru_cache(maxsize=65536)
-def _stated_seconds(path: Path, version: tuple[int, ...]) -> float:
-    """Read what the header states; once for each version of a file, which may be replaced."""
-    with open_file(path) as handle, open_container(handle) as container:
-        stream = first_stream(path, container, "video")
-        if stream.duration and stream.time_base:
-            return float(stream.duration * stream.time_base)
-        if container.duration:
-            return container.duration / av.time_base
-    raise Unreadable(path, "its header states no length, so it has no frames per second; set --model.frames")
-
-
-@dataclass(frozen=True)
-class FrameSampling:
-    """Which frames of a video are shown.
-
-    Args:
-        frames: evenly spaced; None: by ``fps``.
-        fps: frames per second, up to ``max_frames``.
-    """
-
-    frames: int | None = None
-    fps: float = 2.0
-    max_frames: int = 64
-
-    def read(
-        self, media: Media, turn: Turn, budgets: tuple[PixelBudget, PixelBudget] | None = None
-    ) -> tuple[np.ndarray, float | None]:
-        """Return the frames of an utterance's picture or video, and the seconds between two of them (None: a picture).
-
-        Args:
-            budgets: of a picture and of a video's frames, to which large ones are reduced; None: they stay as they are.
-
-        Returns:
-            uint8 (F, 3, H, W), RGB.
-
-        Raises:
-            Unreadable: nothing to be had, or over 200 times longer than wide.
-        """
-        path = turn.video
-        if path is None:
-            raise ValueError(f"{turn.id} has no picture or video to read")
-        if path.suffix.lower() in STILL:
-            n, seconds, turn = 1, None, replace(turn, start=None, end=None)
-        elif turn.start is not None and turn.end is not None:
-            n, seconds = self._spread(turn.end - turn.start)
-        else:
-            n, seconds = self._spread(seconds_of(path))
-        frames = utterance_frames(media, turn, n, side=None if budgets is None else budgets[seconds is not None])
-        height, width = frames.shape[2:]
-        if max(height, width) > LONGEST * min(height, width):
-            raise Unreadable(path, f"{height} x {width} pixels: over {LONGEST} times longer than wide; crop it")
-        return frames, seconds
-
-    def _spread(self, length: float) -> tuple[int, float]:
-        """Return the number of frames of a video, and the seconds between two of them."""
-        n = self.frames or min(self.max_frames, max(1, round(length * self.fps)))
-        return n, max(0.0, length) / n
 
 
 @dataclass(frozen=True)
@@ -229,7 +153,8 @@ class QwenCollator(PromptCollator):
         return picture, video
 
     def _to_patches(self, frames: Tensor, seconds: float | None, key: tuple[Hashable, ...]) -> ClipPatches:
-        _, least, most = self._budgets()[seconds is not None]
+        picture, video = self._budgets()
+        _, least, most = picture if seconds is None else self.sampling.budget(video, len(frames))
         patches, grid = to_patches(frames, least, most, self.patch, self.merge, self.temporal, normalise=False)
         step = None if seconds is None else seconds * self.temporal
         return ClipPatches(patches, grid, len(patches) // self.merge**2, step, key)

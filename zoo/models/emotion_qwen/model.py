@@ -23,15 +23,17 @@ Differs from the paper (P) and its published code (C, which lacks the model, sta
 - Budgets: P's "1280 x 784" is ``max_pixels`` 1280 * 28 * 28; C passes that of pictures under a name nobody reads.
   Video: 2 frames per second in C's training, 3 in P and its evaluation.
 - Frames: ours are the middles of equal parts of a video, 1 to 64 of them, each of at least 56 * 56 pixels; C takes an
-  even number of at least 4, from the first to the last, of at least 128 * 28 * 28 pixels. Published weights are
-  therefore asked about smaller pictures here.
+  even number of at least 4, from the first to the last, of at least 128 * 28 * 28 pixels. Published weights are asked
+  about pictures of the size they know with ``frame_rule: authors``.
 - A conversation of several answers is one sample per answer, each with the picture and all earlier turns, so steps and
   epochs count differently from C, which has all answers in one sample. ``--data.answers together`` is C's way.
 - Chat text: ours is the tokenizer's own format; C puts a newline before the end token of an answer, and hides padding
   by masking token id 0, which is a word.
 - Prompts are worded by us. Answers are read strictly: the first line must name exactly one label. C counts a hit where
-  the true word occurs anywhere in the answer; ``gold_in_answer`` reports that number beside ours, under its own name.
-- Explanations: clue and label overlap by exact words (`zoo.metrics.reason_overlap`); P's are given by a language model.
+  the true word occurs anywhere in the answer (DFEW), or takes the last label of the alphabet that does (MER2024);
+  ``gold_in_answer`` and ``last_in_answer`` report those numbers beside ours, under their own names.
+- Explanations: clue and label overlap by exact words (`zoo.metrics.reason_overlap`), and as P's by a language model
+  (`judge`), which is asked in our own words.
 """
 
 from __future__ import annotations
@@ -50,8 +52,9 @@ from zoo.backbones.divided import is_divided
 from zoo.backbones.llm import Dtype
 from zoo.backbones.patch_vision import PatchVision
 from zoo.media import MAX_SECONDS, Media
+from zoo.metrics import Judge
 from zoo.models.emotion_qwen.faces import FaceCapture
-from zoo.models.emotion_qwen.input import LARGEST, FrameSampling, QwenCollator
+from zoo.models.emotion_qwen.input import LARGEST, QwenCollator
 from zoo.models.emotion_qwen.parts import (
     Compressed,
     FusionProjector,
@@ -62,14 +65,16 @@ from zoo.models.emotion_qwen.parts import (
     inner_to_match,
     take_merger,
 )
+from zoo.models.emotion_qwen.sampling import FrameSampling
 from zoo.models.emotion_qwen.scores import summarise
 from zoo.prompts import escape
 from zoo.schema import Prediction, Sample
-from zoo.training.batch import SampleBatch
+from zoo.training.batch import SampleBatch, answer_in_groups
 from zoo.training.checkpointing import Backbone
 from zoo.training.evaluation import ordered_parts
 from zoo.training.feature_cache import FeatureCache
 from zoo.training.given_features import is_given
+from zoo.training.judge import ExplanationJudge
 from zoo.training.language_model import score_labels
 from zoo.training.sft import SupervisedFineTuning
 
@@ -104,6 +109,7 @@ class EmotionQwen(SupervisedFineTuning):
             PyTorch's initial weights.
         frames: frames of a video, evenly spaced; None: by ``fps``.
         fps: frames per second of a video (C: 2 in training; P: 3), up to ``max_frames``.
+        frame_rule: ``ours`` or ``authors``: which frames are taken, and the least pixels of each (see `FrameSampling`).
         min_pixels, max_pixels: budget of a picture.
         video_max_pixels: budget of each frame of a video (C: 448 * 448 in training, 768 * 28 * 28 in evaluation).
         face_capture: Facial Emotion Capture (P); None: off.
@@ -118,6 +124,11 @@ class EmotionQwen(SupervisedFineTuning):
         max_new_tokens: of written answers (C: 128, explanations 1024).
         gold_in_answer: also report the authors' gold-conditioned accuracy, as ``accuracy_gold_in_answer``: the true
             word occurs anywhere in the written answer, whatever else does.
+        last_in_answer: also report accuracy and weighted F1 by the authors' rule for MER2024, as
+            ``accuracy_last_in_answer`` and ``weighted_f1_last_in_answer``: of the label words anywhere in the written
+            answer the last one of the alphabet; without any the last of all ("worried").
+        judge: a language model that rates explanations in ``zoo test``, beside the overlap of exact words; None: none
+            is asked. P: gpt-3.5-turbo-16k.
         max_length: longest prompt; longer ones lose old words, and where clips leave no room for words, faces and the
             oldest clips, which is listed. An answer of more than ``max_new_tokens`` may take what the prompt leaves of
             it; beyond, it loses its end. C: 2048, 14336 and more with videos.
@@ -127,6 +138,8 @@ class EmotionQwen(SupervisedFineTuning):
     """
 
     renamed_options = {"token_scale": "embedding_scale", "words": "show_text"}
+    unpublished_options = ("judge",)
+    weightless_options = ("judge", "face_capture")
     templates = Path(__file__).parent / "templates"
     template_variables = {"question": "", "earlier": "", "vision": "", "faces": "", "still": False}
     unreadable_events = ("samples without a readable clip",)
@@ -149,6 +162,7 @@ class EmotionQwen(SupervisedFineTuning):
         frames: int | None = None,
         fps: float = 2.0,
         max_frames: int = 64,
+        frame_rule: Literal["ours", "authors"] = "ours",
         min_pixels: int = 56 * 56,
         max_pixels: int = 1280 * 28 * 28,
         video_max_pixels: int = 448 * 448,
@@ -158,6 +172,8 @@ class EmotionQwen(SupervisedFineTuning):
         decode: Literal["score", "greedy"] = "score",
         max_new_tokens: int = 128,
         gold_in_answer: bool = False,
+        last_in_answer: bool = False,
+        judge: ExplanationJudge | None = None,
         max_length: int = 2048,
         cache: Path | None = None,
         timeout: float = 30.0,
@@ -208,10 +224,13 @@ class EmotionQwen(SupervisedFineTuning):
             HybridCompressor, heads=heads, gate_pool=gate_pool, gate_order=order, force_gate=force_gate
         )
         self.show_text, self.face_capture, self.mrope = show_text, face_capture, mrope is not None
-        self.frames, self.fps, self.max_frames = frames, fps, max_frames
+        self.sampling = FrameSampling(frames, fps, max_frames, frame_rule)
         self.min_pixels, self.max_pixels, self.video_max_pixels = min_pixels, max_pixels, video_max_pixels
         self.media = Media(Path(cache) if cache else None, timeout, max_clip_seconds, LARGEST)
-        self.gold_in_answer, self.embedding_scale = gold_in_answer, embedding_scale
+        self.gold_in_answer, self.last_in_answer = gold_in_answer, last_in_answer
+        self.embedding_scale = embedding_scale
+        self.judge = judge
+        self.ratings: Sequence[Judge] = ()
         self.compressed_clips = FeatureCache()
 
     @property
@@ -290,7 +309,7 @@ class EmotionQwen(SupervisedFineTuning):
                 QwenCollator,
                 media=self.media,
                 show_text=self.show_text,
-                sampling=FrameSampling(self.frames, self.fps, self.max_frames),
+                sampling=self.sampling,
                 min_pixels=self.min_pixels,
                 max_pixels=self.max_pixels,
                 video_max_pixels=self.video_max_pixels,
@@ -322,6 +341,8 @@ class EmotionQwen(SupervisedFineTuning):
                 "say what is trained: --model.train with regular expressions of parameter names (a stage of "
                 r"configs/emotion_qwen, e.g. ['compressor\.general\..*', 'vision\..*']), or --model.lora"
             )
+        if stage == "test" and self.judge is not None:
+            self.ratings = self.judge.ratings()  # before any work: an address, a key or a prompt may be wrong
         if stage in ("fit", "validate"):  # free answers are not counted as labels
             labelled = {s.labels.corpus for s in self.data.samples("dev") if s.answer is None}
             self.val_metrics = {c: m for c, m in self.val_metrics.items() if c in labelled}
@@ -477,24 +498,4 @@ class EmotionQwen(SupervisedFineTuning):
         return summarise(self, rows, functools.partial(super().summary, rows, run))
 
 
-def answer_in_groups(
-    prefix: Prefix, samples: SampleBatch, method: Callable[[Sample], Callable[[Prefix, SampleBatch], list[Prediction]]]
-) -> list[Prediction]:
-    """Answer the samples of a batch by several methods, each for its group; return the answers in order.
-
-    Args:
-        method: sample -> what answers it, with all others that it answers.
-    """
-    groups: dict[Callable[[Prefix, SampleBatch], list[Prediction]], list[int]] = {}
-    for i, sample in enumerate(samples):
-        groups.setdefault(method(sample), []).append(i)
-    if len(groups) == 1:
-        return next(iter(groups))(prefix, samples)
-    predictions: dict[int, Prediction] = {}
-    for answer, rows in groups.items():
-        part = prefix.rows(torch.tensor(rows, device=prefix.mask.device))
-        predictions |= dict(zip(rows, answer(part, SampleBatch([samples[i] for i in rows])), strict=True))
-    return [predictions[i] for i in range(len(samples))]
-
-
-__all__ = ["LORA", "EmotionQwen", "answer_in_groups"]
+__all__ = ["LORA", "EmotionQwen"]

@@ -84,7 +84,7 @@ class PrecomputedFaces:
         if numbers is None and self.counts.get(clip, len(frames)) != len(frames):
             raise ValueError(
                 f"{self.file} is about {self.counts[clip]} frames of {clip}, and {len(frames)} are shown; run zoo "
-                "prepare faces with the same --frames, --fps and --max_frames as the system has"
+                "prepare faces with the same --frames, --fps, --max_frames and --frame_rule as the system has"
             )
         result = []
         for number in range(len(frames)) if numbers is None else numbers:

@@ -27,29 +27,43 @@ def summarise(module: EmotionQwen, rows: Sequence[Row], label_summary: Callable[
     if all(part and all(r["label"] is not None for r in part) for part in by_corpus.values()):
         summary = label_summary()
     else:  # some answers have no label: conversations
-        summary = _summary_of_labelled(by_corpus, module.data.label_sets, len(rows))
+        evaluations = _evaluate_labelled(by_corpus, module.data.label_sets)
+        summary = module.join_evaluations(evaluations, len(rows))
     references = {s.id: s.answer for s in module.data.samples("test") if s.answer is not None}
     for corpus, part in by_corpus.items():
         scores = summary["corpora"][corpus] if "corpora" in summary else summary
-        gates = [r["details"]["gate_emotion"] for r in part if "gate_emotion" in (r.get("details") or {})]
-        if gates:
-            scores["gate_emotion"] = sum(gates) / len(gates)
-        explained = [r for r in part if r["id"] in references]
-        if explained:
-            scores["reasons"] = reason_overlap(explained, {r["id"]: references[r["id"]] for r in explained})
-        if module.gold_in_answer:
-            scores |= gold_in_answer(part, module.data.label_sets[corpus], module.verbalizer)
+        scores |= _scores_beside_labels(module, part, module.data.label_sets[corpus], references)
     return summary
 
 
-def _summary_of_labelled(
-    by_corpus: Mapping[str, Sequence[Row]], label_sets: Mapping[str, Labels], n: int
+def _scores_beside_labels(
+    module: EmotionQwen, rows: Sequence[Row], labels: Labels, references: Mapping[str, str]
 ) -> dict[str, Any]:
-    parts = {}
+    """Return what is measured of a corpus' answers beside their labels: gates, explanations, the authors' ways."""
+    scores: dict[str, Any] = {}
+    gates = [r["details"]["gate_emotion"] for r in rows if "gate_emotion" in (r.get("details") or {})]
+    if gates:
+        scores["gate_emotion"] = sum(gates) / len(gates)
+    explained = [r for r in rows if r["id"] in references]
+    if explained:
+        reasons = {r["id"]: references[r["id"]] for r in explained}
+        scores["reasons"] = reason_overlap(explained, reasons, module.ratings)
+    if module.gold_in_answer:
+        scores |= gold_in_answer(rows, labels, module.verbalizer)
+    if module.last_in_answer:
+        scores |= last_in_answer(rows, labels, module.verbalizer)
+    return scores
+
+
+def _evaluate_labelled(
+    by_corpus: Mapping[str, Sequence[Row]], label_sets: Mapping[str, Labels]
+) -> dict[str, dict[str, Any]]:
+    """Return corpus -> the scores of those of its answers that have a label, or their number alone."""
+    parts: dict[str, dict[str, Any]] = {}
     for corpus, part in by_corpus.items():
         labelled = [r for r in part if r["label"] is not None]
         parts[corpus] = evaluate(labelled, label_sets[corpus]) if labelled else {"n": len(part)}
-    return next(iter(parts.values())) if len(parts) == 1 else {"n": n, "corpora": parts}
+    return parts
 
 
 def gold_in_answer(rows: Sequence[Row], labels: Labels, verbalizer: Mapping[str, str] | None) -> dict[str, float]:
@@ -58,3 +72,22 @@ def gold_in_answer(rows: Sequence[Row], labels: Labels, verbalizer: Mapping[str,
     texts = [(words[r["label"]], r["text"]) for r in rows if r["label"] is not None and "text" in r]
     hits = [re.search(rf"(?<!\w){re.escape(word)}(?!\w)", text, re.IGNORECASE) is not None for word, text in texts]
     return {"accuracy_gold_in_answer": sum(hits) / len(hits)} if hits else {}
+
+
+def last_in_answer(rows: Sequence[Row], labels: Labels, verbalizer: Mapping[str, str] | None) -> dict[str, float]:
+    """Score as the authors' code for MER2024 does: of the label words in an answer the last one of the alphabet counts.
+
+    A word counts inside of another one, too ("unhappy" holds "happy"); of an answer without any the last of all is
+    taken, which is "worried" for MER2024.
+    """
+    words = dict(zip(labels.names, label_words(labels, verbalizer), strict=True))
+    answered = [r for r in rows if r["label"] is not None and "text" in r]
+    if not answered:
+        return {}
+
+    def take(text: str) -> str:
+        return max(words, key=lambda name: (words[name].lower() in text.lower(), words[name]))
+
+    chosen = [{**r, "predicted": take(r["text"])} for r in answered]
+    result = evaluate(chosen, labels, draws=1)
+    return {f"{score}_last_in_answer": result[score] for score in ("accuracy", "weighted_f1")}

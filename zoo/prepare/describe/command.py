@@ -26,7 +26,8 @@ from zoo.data import EmotionData
 from zoo.media import Media, Unreadable
 from zoo.media.clips import content_key
 from zoo.models.emotion_qwen.faces import DeepFaceFaces, DlibFaces, FaceAnalyzer, WholeFrame
-from zoo.models.emotion_qwen.input import LARGEST, FrameSampling
+from zoo.models.emotion_qwen.input import LARGEST
+from zoo.models.emotion_qwen.sampling import FrameSampling
 from zoo.prepare.answer_store import AnswerStore, keep_settings
 from zoo.prepare.captions import KINDS, utterances
 from zoo.prepare.describe.describer import ClipDescriber

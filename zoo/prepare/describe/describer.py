@@ -15,7 +15,7 @@ from zoo.media import Media, Unreadable
 from zoo.media.clips import RATE, utterance_frames, utterance_sound
 from zoo.media.frames import PixelBudget
 from zoo.models.emotion_qwen.face_types import Box, FaceAnalyzer
-from zoo.models.emotion_qwen.input import FrameSampling, seconds_of
+from zoo.models.emotion_qwen.sampling import FrameSampling, seconds_of
 from zoo.prepare.describe.activity import Loudness, Span, loudness_curve, pauses_between, voice_activity
 from zoo.prepare.describe.faces import (
     NO_FACE,

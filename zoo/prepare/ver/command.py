@@ -8,10 +8,10 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from zoo.backbones.llm_client import TEXT_ONLY, ChatModel
 from zoo.data import EmotionData
 from zoo.data.text import some
 from zoo.media import Media
-from zoo.prepare.llm_client import TEXT_ONLY, ChatModel
 from zoo.prepare.options import add_options, announce, build_models
 from zoo.prepare.ver.clips import LIST_EXAMPLE, read_list, select_clips
 from zoo.prepare.ver.ratings import collect

@@ -8,11 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from zoo.backbones.llm_client import ChatModel, QueryFailed
 from zoo.media import Media, Unreadable
 from zoo.media.clips import utterance_frames, utterance_sound
 from zoo.prepare.answer_filter import rejection_reason
 from zoo.prepare.answer_store import AnswerStore, CachedClient, keep_settings, map_in_order
-from zoo.prepare.llm_client import ChatModel, QueryFailed
 from zoo.prepare.prompt_files import fill_prompt, load_prompt
 from zoo.prepare.ver.clips import Clip
 from zoo.prepare.ver.ratings import write_ratings

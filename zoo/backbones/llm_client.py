@@ -83,6 +83,7 @@ class Endpoint:
         temperature: 0 is greedy.
         extra: further fields of the request, or other values of these; None takes a field out, e.g.
             ``{"max_tokens": None, "max_completion_tokens": 800}``.
+        pinned: refuse a reply that says another model gave it: the name stands for whatever the service likes.
 
     Raises:
         ValueError: an address that is none, or that would show the key; a key that cannot be sent.
@@ -100,11 +101,12 @@ class Endpoint:
         max_tokens: int = 800,
         temperature: float = 0.0,
         extra: Mapping[str, Any] | None = None,
+        pinned: bool = False,
     ) -> None:
         self.local = is_local(url)
         _check_limits(max_tokens, temperature, extra or {})
         self._server = Server(url, key, timeout, tries, wait)
-        self.name, self.host, self.send_media = model, self._server.host, send_media
+        self.name, self.host, self.send_media, self.pinned = model, self._server.host, send_media, pinned
         fields = {"max_tokens": max_tokens, "temperature": temperature} | dict(extra or {})
         self._fields = {name: value for name, value in fields.items() if value is not None}
 
@@ -117,7 +119,7 @@ class Endpoint:
         body = {"model": self.name, "messages": [_message(prompt, frames, sound)], **self._fields}
         path = "/chat/completions"
         try:
-            return self._server.ask(path, body, _answer_text)
+            return self._server.ask(path, body, self._read)
         except Unanswered as error:
             raise QueryFailed(f"{self.name}: {error}") from None
         except Refused as error:
@@ -127,6 +129,17 @@ class Endpoint:
                     "name or the key, and run the command again"
                 ) from None
             raise QueryFailed(f"{self.name}: {error}") from None
+
+    def _read(self, reply: str) -> str:
+        """Return the answer in a reply. Raises TryAgain, QueryFailed or AbortRun."""
+        text = _answer_text(reply)
+        answered_as = json.loads(reply).get("model", self.name)
+        if self.pinned and answered_as != self.name:
+            raise AbortRun(
+                f"{self._server.url} was asked for {self.name} and answered as {answered_as}; expected a name that "
+                "means one model. Give the name it answers as"
+            )
+        return text
 
 
 def _check_limits(max_tokens: int, temperature: float, extra: Mapping[str, Any]) -> None:
