@@ -66,8 +66,7 @@ class CheckpointedModule(LightningModule):
     owns_no_weights = False  # its weights all come from the runs that its arguments name; it needs no checkpoint
     # options that a published config does not hold: files of the run's machine that nobody else needs
     unpublished_options: ClassVar[tuple[str, ...]] = ("start_from", "cache", "feature_folder")
-    # objects beside the model, which hold none of its weights and may need files of their own: `zoo memory` makes none
-    weightless_options: ClassVar[tuple[str, ...]] = ()
+    weightless_options: ClassVar[tuple[str, ...]] = ()  # objects without weights of the model: `zoo memory` makes none
     example_options: ClassVar[tuple[str, ...]] = ()  # those that say how many solved examples a prompt shows
 
     def __init__(self, train: list[str] | None = None, start_from: str | None = None) -> None:

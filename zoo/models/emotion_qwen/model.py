@@ -18,8 +18,7 @@ Differs from the paper (P) and its published code (C, which lacks the model, sta
 - C's LoRA scripts always train the token embeddings and the gate too, on q, k, v and o, 3 epochs; P freezes them, 5
   epochs. C's full tuning trains language model and emotion expert. `train` says which, the configs hold both.
 - Face capture: P uses DeepFace and states neither detector nor threshold nor how the stream joins. Ours: any
-  `FaceCapture`; the masked frames are a second video before the words; off if no face is sure of anything. C has it off
-  by default.
+  `FaceCapture`; masked frames are a second video before the words; off if no face is sure. C has it off by default.
 - Budgets: P's "1280 x 784" is ``max_pixels`` 1280 * 28 * 28; C passes that of pictures under a name nobody reads.
   Video: 2 frames per second in C's training, 3 in P and its evaluation.
 - Frames: ours are the middles of equal parts of a video, 1 to 64 of them, each of at least 56 * 56 pixels; C takes an
