@@ -2,7 +2,7 @@
 
 Lian et al. 2024 (arXiv 2401.03429) compare ways to fuse features that frozen encoders made before; here are three of
 them: attention (their own baseline), LMF (Liu et al. 2018, arXiv 1806.00064), MISA (Hazarika et al. 2020, arXiv
-2005.03545). The features are files (`zoo.training.given_features`, made by ``zoo prepare features`` or somebody else, such as
+2005.03545). Features are files (`zoo.training.given_features`) that ``zoo prepare features`` or others made, such as
 MERBench's ``UTT`` folders of .npy; of ``FRA`` sequences the mean is taken).
 
 Differs from the papers:
