@@ -4,9 +4,10 @@
     zoo fit ... --data.descriptions '[OUT]' --model.descriptions '[biography]'
 
 The model reads the words of one dialogue, all of them, and no label; it is asked once for each speaker. In OUT lie
-``biography_description_{split}.json``, in which every utterance has the biography of who says it. Beside them, each with
-``biography_`` before its name, are ``settings.json`` with the model's name and the prompt's hash, ``answers.jsonl`` (see
-`zoo.prepare.answer_store.AnswerStore`: a run that was killed goes on), and ``left_out.jsonl``, the speakers without one.
+``biography_description_{split}.json``, in which every utterance has the biography of who says it. Beside them, each
+with ``biography_`` before its name, are ``settings.json`` with the model's name and the prompt's hash,
+``answers.jsonl`` (see `zoo.prepare.answer_store.AnswerStore`: a run that was killed goes on), and ``left_out.jsonl``,
+the speakers without one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""BiosERC: what a speaker is like, and the whole conversation around an utterance, read by a language model (Xue et al. 2024).
+"""BiosERC (Xue et al. 2024): a language model reads who a speaker is, and both sides of an utterance.
 
 arXiv 2407.04279; text alone. A large language model first writes a biography of every speaker of every dialogue, from
 the words of that dialogue: ``zoo prepare biographies`` asks it, and keeps the answers as descriptions of kind
