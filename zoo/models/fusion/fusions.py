@@ -30,9 +30,9 @@ class AttentionFusion(nn.Module):
         self.weigh = nn.Sequential(nn.Linear(modalities * size, size), nn.ReLU(), nn.Linear(size, modalities))
 
     def weights(self, vectors: Tensor, present: Tensor) -> Tensor:
-        """Return (B, M) weights of sum 1, 0 of what is not there; of a sample without anything all are alike."""
+        """Return (B, M) weights of sum 1, 0 of what is not there; of a sample without anything all are 0."""
         scores = self.weigh((vectors * present[..., None]).flatten(1))
-        return torch.softmax(scores.masked_fill(~present, torch.finfo(scores.dtype).min), 1)
+        return torch.softmax(scores.masked_fill(~present, torch.finfo(scores.dtype).min), 1) * present
 
     def forward(self, vectors: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Return the fused vectors, and no loss."""
