@@ -70,10 +70,10 @@ class LowRankFusion(nn.Module):
 
 
 class MisaFusion(nn.Module):
-    """What the modalities share and what each has of its own, six vectors of three, in one layer of attention.
+    """What the modalities share and what each keeps to itself, six vectors of three, in one layer of attention.
 
     MISA (Hazarika et al. 2020), Eq. 2 to 14. Its loss pulls the shared parts together (`central_moment_discrepancy`),
-    keeps shared and own parts apart (`orthogonality`), and lets a decoder rebuild each vector from the two.
+    keeps shared and private parts apart (`orthogonality`), and lets a decoder rebuild each vector from the two.
 
     Args:
         modalities, size: M and D.
@@ -96,26 +96,26 @@ class MisaFusion(nn.Module):
         self.width = 2 * modalities * size
         self.loss_weights = similarity, difference, reconstruction
         self.shared = nn.Sequential(nn.Linear(size, size), nn.Sigmoid())
-        self.own = nn.ModuleList(nn.Sequential(nn.Linear(size, size), nn.Sigmoid()) for _ in range(modalities))
+        self.private = nn.ModuleList(nn.Sequential(nn.Linear(size, size), nn.Sigmoid()) for _ in range(modalities))
         self.decoders = nn.ModuleList(nn.Linear(size, size) for _ in range(modalities))
         self.attention = nn.TransformerEncoderLayer(size, heads, 2 * size, dropout, batch_first=True)
 
     def parts(self, vectors: Tensor) -> tuple[Tensor, Tensor]:
-        """Return what vectors share, and what each has of its own: (B, M, D) both."""
-        own = [encode(vectors[:, m]) for m, encode in enumerate(self.own)]
-        return self.shared(vectors), torch.stack(own, 1)
+        """Return what vectors share, and what each keeps to itself: (B, M, D) both."""
+        private = [encode(vectors[:, m]) for m, encode in enumerate(self.private)]
+        return self.shared(vectors), torch.stack(private, 1)
 
     def forward(self, vectors: Tensor, present: Tensor) -> tuple[Tensor, Tensor]:
         """Return the fused vectors, and the weighted loss."""
-        shared, own = self.parts(vectors)
+        shared, private = self.parts(vectors)
         known = present.repeat(1, 2)  # (B, 2 M): shared parts first
-        hidden = torch.cat([shared, own], 1)
+        hidden = torch.cat([shared, private], 1)
         # attention over nothing has no value, so a sample without anything attends to all, and is left out below
         ignored = ~known & present.any(1, keepdim=True)
         attended = self.attention(hidden, src_key_padding_mask=ignored) * known[..., None]
-        return attended.flatten(1), self.loss(vectors, shared, own, present)
+        return attended.flatten(1), self.loss(vectors, shared, private, present)
 
-    def loss(self, vectors: Tensor, shared: Tensor, own: Tensor, present: Tensor) -> Tensor:
+    def loss(self, vectors: Tensor, shared: Tensor, private: Tensor, present: Tensor) -> Tensor:
         """Return the weighted sum of the three losses, each over the samples that have what it compares."""
         pairs = list(itertools.combinations(range(vectors.shape[1]), 2))
         similarity, difference, reconstruction = self.loss_weights
@@ -123,12 +123,12 @@ class MisaFusion(nn.Module):
         for a, b in pairs:
             both = present[:, a] & present[:, b]
             alike.append(central_moment_discrepancy(shared[both, a], shared[both, b]))
-            apart.append(orthogonality(own[both, a], own[both, b]))
+            apart.append(orthogonality(private[both, a], private[both, b]))
         rebuilt = []
         for m, decode in enumerate(self.decoders):
             there = present[:, m]
-            apart.append(orthogonality(shared[there, m], own[there, m]))
-            error = decode(shared[there, m] + own[there, m]) - vectors[there, m]
+            apart.append(orthogonality(shared[there, m], private[there, m]))
+            error = decode(shared[there, m] + private[there, m]) - vectors[there, m]
             rebuilt.append(error.square().sum() / max(1, error.numel()))
         return similarity * _mean(alike) + difference * _sum(apart) + reconstruction * _mean(rebuilt)
 

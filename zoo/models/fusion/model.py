@@ -75,17 +75,17 @@ class FeatureFusion(EmotionModule):
     ) -> None:
         super().__init__(lr=lr, **kwargs)
         paths: dict[Modality, str | None] = {"text": text, "vision": vision, "audio": audio}
-        given = {modality: path for modality, path in paths.items() if path is not None}
-        for modality, path in given.items():
+        chosen = {modality: path for modality, path in paths.items() if path is not None}
+        for modality, path in chosen.items():
             if not is_given(path):
                 raise ValueError(
                     f"--model.{modality} {path} is no folder of features; give features:FOLDER, which zoo prepare "
                     "features writes"
                 )
-        if len(given) < 2:
+        if len(chosen) < 2:
             raise ValueError(
                 "there is nothing to fuse: give features:FOLDER for two or three of --model.text, --model.vision and "
-                f"--model.audio; got {', '.join(given) or 'none'}"
+                f"--model.audio; got {', '.join(chosen) or 'none'}"
             )
         if min(width, rank, heads) < 1 or width % heads or not 0 <= dropout < 1:
             raise ValueError(
@@ -98,7 +98,7 @@ class FeatureFusion(EmotionModule):
                 f"{similarity}, {difference}, {reconstruction} and {class_weight}"
             )
         media = Media()
-        self.folders = {m: FeatureFolder.of_option(m, (path, "float32", None), media) for m, path in given.items()}
+        self.folders = {m: FeatureFolder.of_option(m, (path, "float32", None), media) for m, path in chosen.items()}
         self.fusion_name, self.width, self.rank, self.heads = fusion, width, rank, heads
         self.misa_weights = similarity, difference, reconstruction
         self.dropout, self.standardise, self.class_weight = dropout, standardise, class_weight

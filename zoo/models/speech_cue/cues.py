@@ -120,7 +120,7 @@ class Ear:
 def cue_sentence(values: Values, bins: Bins, group: str) -> str:
     """Say how an utterance sounds: ``intensity high, ..., pitch very low, ..., speaking rate medium``."""
     levels = {name: LEVELS[bins.level(group, name, value)] for name, value in values.items()}
-    return ", ".join(f"{said} {levels.get(name, UNKNOWN)}" for name, said in SAID.items())
+    return ", ".join(f"{words} {levels.get(name, UNKNOWN)}" for name, words in SAID.items())
 
 
 @dataclass(kw_only=True)
