@@ -23,6 +23,7 @@ CHAT = (
     "{% if add_generation_prompt %}[assistant]\n{% endif %}"
 )
 SYSTEMS = {
+    "bioserc/tiny": {},
     "causal_lm/few_shot": {},
     "causal_lm/sitcom": {},
     "dialoguellm/sitcom": {},

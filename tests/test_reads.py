@@ -24,6 +24,9 @@ SYSTEMS = [
     ("baselines/majority", {}, ()),
     ("baselines/tfidf", {}, ("text",)),
     ("baselines/tfidf", {"window": 1, "descriptions": ["audio"]}, ("text", "turns", "descriptions")),
+    ("bioserc/tiny", {}, ("text", "turns", "later turns")),
+    ("bioserc/tiny", {"descriptions": ["audio"]}, ("text", "turns", "later turns", "descriptions")),
+    ("bioserc/tiny", {"window": 0}, ("text", "later turns")),
     ("causal_lm/sitcom", {}, ("text",)),
     ("causal_lm/few_shot", {}, ("text",)),
     ("dialoguellm/sitcom", {}, ("text", "turns", "descriptions")),
@@ -43,6 +46,8 @@ SYSTEMS = [
     ("selector/tiny", {}, ("text", "turns", "descriptions")),
     ("selector/tiny_classifier", {}, ("text", "turns", "descriptions")),
     ("selector/tiny_classifier", {"selection": "never"}, ("text", "turns")),
+    ("speech_cue/tiny", {}, ("text", "voice")),
+    ("speech_cue/tiny", {"window": 1}, ("text", "turns", "voice")),
     ("unimodal/face_sitcom", {"vision": "tiny-vit-sitcom"}, ("face",)),
     ("unimodal/voice_sitcom", {"audio": "tiny-hubert-sitcom"}, ("voice",)),
 ]
@@ -69,8 +74,10 @@ def bare(sample: Sample, part: str) -> Sample:
 
     if part == "turns":
         return replace(sample, history=())
-    history = sample.history if part == "text" else tuple(map(without, sample.history))
-    return replace(sample, target=without(sample.target), history=history)
+    if part == "later turns":
+        return replace(sample, later=())
+    history, later = (t if part == "text" else tuple(map(without, t)) for t in (sample.history, sample.later))
+    return replace(sample, target=without(sample.target), history=history, later=later)
 
 
 @pytest.mark.usefixtures("elsewhere")
@@ -84,7 +91,7 @@ def test_a_system_reads_what_its_batches_change_with(config, options, reads, cor
     if isinstance(module, Fitted):
         module.on_fit_start()
     collator = module.collator(training=False)
-    sample = next(s for s in corpus.samples("test") if len(s.history) > 1 and len(s.target.text.split()) > 1)
+    sample = next(s for s in corpus.samples("test") if len(s.history) > 1 and s.later and s.target.text.count(" "))
 
     def seen(one: Sample) -> list:
         batch = collator([one], np.random.default_rng(0))

@@ -5,6 +5,7 @@ A prompt is a Jinja template (sandboxed: a template file cannot reach Python). I
     labels    list of label words, in the words the model is to use
     target    the utterance: .speaker .text .descriptions (dict kind -> text, only the kinds asked for)
     history   the window of earlier turns, oldest first, each with the same three
+    later     the window of later turns, in the same form; empty unless a system shows them
     examples  solved examples: each with .target, .history, .label
 
 and ends where the answer begins; white space at its end is dropped, the answer follows as `` word``.
@@ -155,6 +156,7 @@ def render(
     sample: Sample,
     *,
     window: int | None,
+    later_window: int = 0,
     descriptions: Collection[str] = (),
     words: Sequence[str],
     examples: Sequence[Sample] = (),
@@ -165,6 +167,7 @@ def render(
 
     Args:
         window: number of earlier turns to show, of the sample and of each example; None shows all.
+        later_window: number of later turns to show, of the sample alone.
         descriptions: kinds of description to show.
         words: label words (see `label_words`).
         examples: solved examples, in order; each must be labelled.
@@ -189,6 +192,7 @@ def render(
         labels=list(words),
         target=turn_view(sample.target, descriptions),
         history=history(sample),
+        later=[turn_view(t, descriptions) for t in sample.later[:later_window]],
         examples=solved,
         **(variables or {}),
     ).rstrip()

@@ -90,7 +90,7 @@ class Turn:
 
 @dataclass(frozen=True)
 class Sample:
-    """One utterance to classify, with what was said before it.
+    """One utterance to classify, with what was said before it, and after it.
 
     Attributes:
         id: unique over corpora and splits: ``{corpus}/{split}/{turn id}``.
@@ -101,6 +101,8 @@ class Sample:
         question: what is asked about the target; None: which emotion it expresses. The label is then the right choice.
         answer: what is to be written, where that is not the label word, e.g. an explanation; None: the label word.
         learn_history: what the assistant says in ``history`` is learnt, too, beside ``answer``.
+        later: all turns of the dialogue after the target, oldest first, where the corpus knows them. Whoever labels an
+            utterance when it is said does not have them; a system that shows them says so in its `reads`.
     """
 
     id: str
@@ -111,6 +113,7 @@ class Sample:
     question: str | None = None
     answer: str | None = None
     learn_history: bool = False
+    later: tuple[Turn, ...] = ()
 
     @property
     def label(self) -> int:

@@ -210,7 +210,7 @@ def test_every_row_is_known_to_its_system(file, small, at_root, tmp_path, capsys
     [
         ("farcer_meld", "farcer", 16),
         ("farcer_iemocap", "farcer", 16),
-        ("selector_meld", "grpo_selector", 5),
+        ("selector_meld", "grpo_selector", 7),
         ("merit_mosei", "merit", 5),
         ("emotion_qwen", "emotion_qwen", 10),
     ],

@@ -42,10 +42,10 @@ from tests.media_files import write_clip
 from zoo.cli import main as zoo
 from zoo.data import Synthetic
 from zoo.media import read_frames
+from zoo.media.speech import MEASURES, fit_bins
 from zoo.metrics import mean_over_seeds, paired_difference
 from zoo.models.emotion_qwen.faces import DlibFaces, WholeFrame
 from zoo.prepare.describe import UNITS, ClipDescriber
-from zoo.prepare.speech import MEASURES, fit_bins
 from zoo.schema import Labels
 from zoo.sitcom.cues import LABELS
 

@@ -60,6 +60,11 @@ DIALOGUELLM = (
 )
 SYSTEMS = {
     "causal_lm": System(("--model=zoo.models.causal_lm.CausalLM",)),
+    "bioserc": System(
+        ("--model=BiosERC", "--model.template=short", "--model.window=1", "--model.later_window=1"),
+        calm=("--model.embedding_noise=0",),
+    ),
+    "speech_cue": System(("--model=SpeechCueLLM", "--model.template=short", "--model.window=0")),
     "dialoguellm": System(DIALOGUELLM),
     "dialoguellm_lora": System(
         (*DIALOGUELLM, "--model.lora.r=4", "--model.lora.dropout=0.05"),

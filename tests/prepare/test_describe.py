@@ -18,11 +18,11 @@ from tests.prepare.looks import Looks, clip, make_home
 from tests.runs_helper import refused, zoo
 from zoo.data import MELD
 from zoo.media import Unreadable
+from zoo.media.speech import fit_bins
 from zoo.models.emotion_qwen.faces import EMOTIONS, Face
 from zoo.prepare.describe import ClipDescriber, ClipDescription, pauses_between, read_bins, voice_activity
 from zoo.prepare.describe.faces import SeenFace, face_sentence, persons
 from zoo.prepare.describe.voice import voice_sentence
-from zoo.prepare.speech import fit_bins
 from zoo.schema import Turn
 
 RATE = 16_000

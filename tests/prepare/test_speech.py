@@ -13,7 +13,7 @@ from tests.builders import make_corpus
 from tests.runs_helper import refused, zoo
 from zoo.data import MELD
 from zoo.data.meld import CLIPS
-from zoo.prepare.speech import MEASURES, Bins, NotSpeech, fit_bins, measure
+from zoo.media.speech import MEASURES, Bins, NotSpeech, fit_bins, measure
 from zoo.sitcom.clips import encode
 
 RATE = 16_000

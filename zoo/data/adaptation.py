@@ -75,5 +75,5 @@ class Adaptation(WrappedCorpus):
 
 def without_labels(sample: Sample) -> Sample:
     """Return the sample without any label of its dialogue, and without the answer it would be taught."""
-    history = tuple(replace(t, label=None) for t in sample.history)
-    return replace(sample, target=replace(sample.target, label=None), history=history, answer=None)
+    history, later = (tuple(replace(t, label=None) for t in turns) for turns in (sample.history, sample.later))
+    return replace(sample, target=replace(sample.target, label=None), history=history, later=later, answer=None)

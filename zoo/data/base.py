@@ -66,7 +66,7 @@ class Reading:
 def dialogue_samples(
     turns: Sequence[Turn], where: str, dialogue: str, labels: Labels, last_only: bool = False
 ) -> list[Sample]:
-    """Return the labelled turns of one dialogue as samples, each with all turns before it.
+    """Return the labelled turns of one dialogue as samples, each with all turns before and after it.
 
     Args:
         where: ``{corpus}/{split}``; ids are ``{where}/{turn id}``.
@@ -74,7 +74,7 @@ def dialogue_samples(
     """
     scored = [i for i, turn in enumerate(turns) if turn.label is not None]
     return [
-        Sample(f"{where}/{turns[i].id}", dialogue, labels, turns[i], tuple(turns[:i]))
+        Sample(f"{where}/{turns[i].id}", dialogue, labels, turns[i], tuple(turns[:i]), later=tuple(turns[i + 1 :]))
         for i in (scored[-1:] if last_only else scored)
     ]
 

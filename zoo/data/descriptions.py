@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 
 from zoo.data.text import clean_text, drop_repeats, read_table, read_text, some
+from zoo.media.speech import LONGEST
 
 JSON_NAME = re.compile(r"([a-z0-9_]+)_description(?:_(train|dev|test))?\.json")
 SPEECH_NAME = "meld_audio_features.csv"
@@ -22,7 +23,6 @@ EXPECTED = (
 )
 JSON_EXAMPLE = '{"dia0_utt0": "a calm voice"}'
 STAGE_EXAMPLE = '{"split": "train", "id": "dia0_utt0", "scene": "[Scene: a hall]", "before": ["(knocks)"], "after": []}'
-MAX_SECONDS = 60  # a longer "utterance" is a mis-cut clip, and what was measured on it describes something else
 MAX_UNKNOWN = 0.01  # a larger share of unknown keys means the file belongs to another corpus
 
 
@@ -143,8 +143,8 @@ def _read_speech(path: Path, split: str, notes: Counter[str], encoding: str | Se
             f"{path} row {row} ({table.id[row]}): duration is {table.duration[row]!r}; expected seconds like 3.5. "
             "Correct the cell"
         )
-    broken = seconds > MAX_SECONDS
-    notes[f"speech descriptions of a clip over {MAX_SECONDS} s, left out"] += int(broken.sum())
+    broken = seconds > LONGEST
+    notes[f"speech descriptions of a clip over {LONGEST} s, left out"] += int(broken.sum())
     return pd.DataFrame({"key": table["id"], "speech": table["description"].mask(broken, "")})
 
 

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from zoo.data.base import EmotionData, Reading
+from zoo.data.base import EmotionData, Reading, dialogue_samples
 from zoo.data.meld import MELD
 from zoo.schema import Labels, Sample, Split, Turn
 from zoo.sitcom.cues import LABELS
@@ -108,8 +108,13 @@ class Synthetic(EmotionData):
         """Generate the split as written, hidden truth and all: anew at each call, about 0.3 s per 1000 utterances."""
         return split_dialogues(self.corpus_seed, split, self.sizes[split], self.settings)
 
-    def reachable(self, split: Split, reads: Sequence[str]) -> dict[str, str]:
-        """Return the most probable label of every utterance, exact; ``turns`` adds the turns before it."""
+    def reachable(self, split: Split, reads: Sequence[str]) -> dict[str, str] | None:
+        """Return the most probable label of every utterance, exact; ``turns`` adds the turns before it.
+
+        None where turns after it are read, which the posterior does not know.
+        """
+        if "later turns" in reads:
+            return None
         parts = [part for part in reads if part != "turns"]
         answers: dict[str, str] = {}
         for dialogue in self.dialogues(split):
@@ -128,15 +133,11 @@ class Synthetic(EmotionData):
         if self.root is not None:
             official = {s: (self.record["utterances"][s], n) for s, n in self.sizes.items()}
             return _Written(self.root, official).read(split)
-        samples = []
+        samples: list[Sample] = []
         for dialogue in self.dialogues(split):
-            turns = tuple(Turn(u.id, u.speaker, u.text, u.label, u.descriptions) for u in dialogue.utterances)
-            for i, turn in enumerate(turns):
-                samples.append(
-                    Sample(
-                        f"synthetic/{split}/{turn.id}", f"synthetic/{split}/{dialogue.id}", self.labels, turn, turns[:i]
-                    )
-                )
+            turns = [Turn(u.id, u.speaker, u.text, u.label, u.descriptions) for u in dialogue.utterances]
+            where = f"synthetic/{split}"
+            samples += dialogue_samples(turns, where, f"{where}/{dialogue.id}", self.labels)
         return Reading(samples)
 
 

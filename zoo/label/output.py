@@ -34,7 +34,7 @@ def sample_digest(sample: Sample) -> str:
         part = [] if turn.start is None else [turn.start, turn.end]
         return [turn.text, turn.speaker, turn.label, sorted(turn.descriptions.items()), files, *part]
 
-    turns = [content(turn) for turn in (sample.target, *sample.history)] + [sample.labels.corpus]
+    turns = [content(turn) for turn in (sample.target, *sample.history, *sample.later)] + [sample.labels.corpus]
     return hashlib.sha256(json.dumps(turns).encode()).hexdigest()[:16]
 
 

@@ -27,13 +27,13 @@ import soundfile
 
 from zoo.backbones.hub import FETCHED
 from zoo.checkpoints.listing import index
-from zoo.data.descriptions import MAX_SECONDS as MAX_UTTERANCE
 from zoo.data.table_rows import STILL
 from zoo.label.installed import Installed, best_for_faces, best_for_text
 from zoo.label.system import System, silence_lightning
 from zoo.label.used_inputs import NOT_GIVEN, UsedInputs
 from zoo.media import MAX_SECONDS, Media, Unreadable
 from zoo.media.clips import RATE
+from zoo.media.speech import LONGEST as MAX_UTTERANCE
 from zoo.models.emotion_qwen.faces import DlibFaces
 from zoo.models.emotion_qwen.sampling import FrameSampling, seconds_of
 from zoo.prepare.describe import ClipDescriber, ClipDescription

@@ -147,4 +147,7 @@ def with_words(samples: Sequence[Sample], transcriber: Transcriber, media: Media
     def told(turn: Turn) -> Turn:
         return replace(turn, text=words[turn.id]) if turn.id in words else turn
 
-    return [replace(s, target=told(s.target), history=tuple(map(told, s.history))) for s in samples]
+    return [
+        replace(s, target=told(s.target), history=tuple(map(told, s.history)), later=tuple(map(told, s.later)))
+        for s in samples
+    ]

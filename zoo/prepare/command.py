@@ -13,7 +13,9 @@ COMMANDS = {  # command with options of its own -> its module, and what it is fo
     "leaks": ("zoo.data.leaks", "utterances that stand in two splits or two corpora"),
     "speech": ("zoo.prepare.speech", "descriptions of voices from measured loudness, pitch and pace"),
     "describe": ("zoo.prepare.describe.command", "descriptions of faces, voices and pictures, without an endpoint"),
+    "biographies": ("zoo.prepare.biographies", "what a model of yours thinks of the speakers of every dialogue"),
     "captions": ("zoo.prepare.captions", "descriptions of clips and voices by a model of yours"),
+    "features": ("zoo.prepare.features", "one vector for words, face and voice of every utterance, by frozen encoders"),
     "faces": ("zoo.prepare.faces", "faces of a corpus' clips and their expressions, for Emotion-Qwen's face capture"),
     "ver": ("zoo.prepare.ver.command", "reasoning texts for labelled clips by models of yours, rated by you"),
 }

@@ -59,11 +59,16 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 
 def add_clip_options(parser: argparse.ArgumentParser) -> None:
     """Add the options of the commands that decode a corpus' clips in processes of their own."""
+    add_decoding_options(parser)
+    parser.add_argument("--workers", type=int, default=1, help="processes")
+
+
+def add_decoding_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the commands that decode a corpus' clips."""
     add = parser.add_argument
     add("--cache", type=Path, help="folder of the decoded clips; none if not given")
     add("--timeout", "--clip_timeout", type=float, default=30.0, help="seconds one clip may take to decode")
     add("--max_clip_seconds", type=float, default=MAX_SECONDS, help="a longer clip is left out, and listed")
-    add("--workers", type=int, default=1, help="processes")
 
 
 def build_models(names: Sequence[str], options: Any) -> list[ChatModel]:

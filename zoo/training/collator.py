@@ -24,9 +24,11 @@ class PromptCollator:
 
     Args:
         window: earlier turns shown; None: all of them.
+        later_window: later turns shown.
         descriptions: kinds of description shown.
         verbalizer: label -> word the model says, where it differs.
-        max_length: a longer prompt loses old turns, then examples, then its beginning; counted as ``truncated``.
+        max_length: a longer prompt loses later turns, the last first, then old ones, then examples, then its beginning;
+            counted as ``truncated``.
         longest_answer: tokens that an answer may have beside a prompt of ``max_length``; in training a longer one loses
             its end, and is told of in ``problems``. None: any number.
         training: batches hold the answers, too.
@@ -44,6 +46,7 @@ class PromptCollator:
     pad_id: int
     template: PromptTemplate
     window: int | None = 0
+    later_window: int = 0
     descriptions: tuple[str, ...] = ()
     verbalizer: Mapping[str, str] | None = None
     max_length: int
@@ -66,7 +69,7 @@ class PromptCollator:
 
     def length(self, sample: Sample) -> int:
         """Return the number of characters that vary between samples; only the order matters."""
-        turns = (*sample.context(self.window), sample.target)
+        turns = (*sample.context(self.window), sample.target, *sample.later[: self.later_window])
         return sum(len(t.text) + sum(len(t.descriptions.get(k, "")) for k in self.descriptions) for t in turns)
 
     # ---- solved examples
@@ -132,12 +135,13 @@ class PromptCollator:
         """
         sample = self._drop_words(sample, rng)
         examples = self.examples(sample, rng if self.training else np.random.default_rng(self.examples_seed))
-        window, shortened = self.window, False
+        window, later_window, shortened = self.window, min(self.later_window, len(sample.later)), False
         while True:
             text = render(
                 self.template,
                 sample,
                 window=window,
+                later_window=later_window,
                 descriptions=self.descriptions,
                 words=label_words(sample.labels, self.verbalizer),
                 examples=examples,
@@ -148,7 +152,9 @@ class PromptCollator:
             if len(ids) <= self.max_length:
                 return ids, shortened
             shortened = True
-            if window is None or window > 0:
+            if later_window:
+                later_window -= 1
+            elif window is None or window > 0:
                 turns = len(sample.history)
                 window = (turns if window is None else min(window, turns)) - 1
             elif examples:

@@ -29,7 +29,8 @@ from zoo.training.reading import Problems, ReadingModule
 
 log = logging.getLogger(__name__)
 
-PARTS = ("text", "turns", "descriptions", "face", "voice")  # of a sample; turns: what was said before
+# of a sample; turns: what was said before
+PARTS = ("text", "turns", "later turns", "descriptions", "face", "voice")
 SHORT_NAMES = {
     "weighted_f1": "wf1",
     "accuracy": "acc",

@@ -40,7 +40,7 @@ LOOKED_AT = 16  # files that say what a folder holds, and by which it is known a
 STANDARDISING = 512  # training utterances whose mean and deviation are taken
 MAX_BYTES = 2**29  # of a file
 
-Modality = Literal["vision", "audio"]
+Modality = Literal["text", "vision", "audio"]
 
 
 class UnusableFeatures(ValueError):
@@ -154,7 +154,7 @@ class FeatureFolder:
     ) -> None:
         self.option, self.part = f"--model.{modality}", f"{modality} features"
         self.home, self.media = Path(path.removeprefix(PREFIX)), media
-        self.attribute = "video" if modality == "vision" else "audio"
+        self.attribute = {"text": "text", "vision": "video", "audio": "audio"}[modality]
         self._owners: dict[str, str] = {}
         if dtype != "float32" or revision is not None:
             raise ValueError(f"{self.option} {path} names files, which have no dtype or revision; leave the two out")
@@ -198,7 +198,9 @@ class FeatureFolder:
 
     @cached_property
     def by_clip(self) -> FeatureFiles | None:
-        """The files, where --model.feature_folder wrote them under their clips' hashes."""
+        """The files, where --model.feature_folder wrote them under their clips' hashes; words have no clip."""
+        if self.attribute == "text":
+            return None
         return FeatureFiles.written_before(self.home) if (self.home / "encoder.json").is_file() else None
 
     @cached_property

@@ -84,6 +84,7 @@ class LanguageModelModule(EmotionModule):
     encoders: ProjectedEncoders | None = None  # of a system that shows clips
     decode: str = "greedy"  # how answers are read: ``score`` or ``greedy``; a system may know others
     temperature: float = 1.0  # of sampled answers, in systems that sample
+    later_window: int = 0  # later turns shown
 
     llm: LLM
 
@@ -192,7 +193,7 @@ class LanguageModelModule(EmotionModule):
     @property
     def reads(self) -> tuple[str, ...] | None:
         """What the prompt shows, and what the encoders read."""
-        parts = parts_shown(self.template, self.window, self.descriptions, self.template_variables)
+        parts = parts_shown(self.template, self.window, self.descriptions, self.template_variables, self.later_window)
         return parts if self.encoders is None else ordered_parts(self.encoders.parts(parts))
 
     @property
@@ -227,6 +228,7 @@ class LanguageModelModule(EmotionModule):
             pad_id=self.llm.pad_id,
             template=self.template,
             window=self.window,
+            later_window=self.later_window,
             descriptions=self.descriptions,
             verbalizer=self.verbalizer,
             max_length=self.max_length,

@@ -23,28 +23,41 @@ def parts_shown(
     window: int | None,
     descriptions: Sequence[str],
     variables: Mapping[str, Any] | None = None,
+    later_window: int = 0,
 ) -> tuple[str, ...]:
     """Return which of text, turns and descriptions a template shows: those without which it writes another text.
 
     Args:
         template, window, descriptions: as `zoo.prompts.render` takes them.
         variables: values of the template's other variables.
+        later_window: as of `zoo.prompts.render`.
     """
     described = dict.fromkeys(descriptions, "a description")
     earlier = Turn("earlier", "A", "an earlier turn", descriptions=described)
     target = Turn("target", "B", "the utterance", descriptions=described)
-    whole = Sample("sample", "dialogue", Labels("any", ("one", "other")), target, (earlier,))
+    later = Turn("later", "A", "a later turn", descriptions=described)
+    whole = Sample("sample", "dialogue", Labels("any", ("one", "other")), target, (earlier,), later=(later,))
     without = {
         "text": replace(whole, target=replace(target, text="")),
         "turns": replace(whole, history=()),
+        "later turns": replace(whole, later=()),
         "descriptions": replace(
-            whole, target=replace(target, descriptions={}), history=(replace(earlier, descriptions={}),)
+            whole,
+            target=replace(target, descriptions={}),
+            history=(replace(earlier, descriptions={}),),
+            later=(replace(later, descriptions={}),),
         ),
     }
 
     def text(sample: Sample) -> str:
         return render(
-            template, sample, window=window, descriptions=descriptions, words=sample.labels.names, variables=variables
+            template,
+            sample,
+            window=window,
+            later_window=later_window,
+            descriptions=descriptions,
+            words=sample.labels.names,
+            variables=variables,
         )
 
     return tuple(part for part, bare in without.items() if text(bare) != text(whole))

@@ -28,6 +28,8 @@ class SupervisedFineTuning(LanguageModelModule):
         word_dropout: share of words of the utterance left out in training (ours).
         dropout: on the language model's input embeddings and last hidden states in training (ours; LLaMA itself has
             none).
+        embedding_noise: alpha of NEFTune (Jain et al. 2024): in training the input embeddings of a text of T tokens and
+            width D get uniform noise of up to alpha / sqrt(T D); 0 = none.
         decode: ``score`` compares the log-probabilities of the label words, ``greedy`` and ``beam`` generate and parse.
         beams, repetition_penalty: for ``beam``.
     """
@@ -42,6 +44,7 @@ class SupervisedFineTuning(LanguageModelModule):
         class_weight: float = 0.0,
         word_dropout: float = 0.0,
         dropout: float = 0.0,
+        embedding_noise: float = 0.0,
         decode: Literal["score", "greedy", "beam"] = "score",
         beams: int = 4,
         repetition_penalty: float = 1.0,
@@ -60,6 +63,9 @@ class SupervisedFineTuning(LanguageModelModule):
             )
         if not (math.isfinite(class_weight) and class_weight >= 0 and math.isfinite(prompt_loss)):
             raise ValueError(f"need finite class_weight >= 0 and prompt_loss; got {class_weight} and {prompt_loss}")
+        if not (math.isfinite(embedding_noise) and embedding_noise >= 0):
+            raise ValueError(f"need a finite embedding_noise >= 0; got {embedding_noise}")
+        self.embedding_noise = embedding_noise
         self.shots, self.prompt_loss, self.class_weight = shots, prompt_loss, class_weight
         self.word_dropout, self.dropout = word_dropout, nn.Dropout(dropout)
         self.decode, self.beams, self.repetition_penalty = decode, beams, repetition_penalty
@@ -80,6 +86,7 @@ class SupervisedFineTuning(LanguageModelModule):
         # one mask of dropout for what rows share would not be one for each of them
         in_attention = getattr(self.llm.causal_lm.config, "attention_dropout", 0.0)
         drops_out = self.dropout.p > 0 or in_attention > 0 or (self.lora is not None and self.lora.dropout > 0)
+        drops_out = drops_out or self.embedding_noise > 0
         return replace(
             super().collator(training),
             training=training,
@@ -131,7 +138,7 @@ class SupervisedFineTuning(LanguageModelModule):
             weight = torch.where(batch["answer"][:, 1:], weight, self.prompt_loss)
         weight = weight * ((targets != IGNORE_INDEX) & batch["mask"][:, :-1])
         chosen = weight > 0  # only these positions reach the vocabulary
-        embedded, tree = self.dropout(self.embed(batch)), batch.get("tree")
+        embedded, tree = self.dropout(self.with_noise(self.embed(batch), batch["mask"])), batch.get("tree")
         if tree is None:
             states = self.llm.hidden(embedded, batch["mask"], positions=batch.get("positions"))
             hidden = states[:, :-1][chosen]  # (N, D)
@@ -139,6 +146,19 @@ class SupervisedFineTuning(LanguageModelModule):
             hidden = self.llm.hidden_of_tree(embedded, tree)[tree.places[:, :-1][chosen]]
         token_loss = cross_entropy(self.llm.head(self.dropout(hidden)), targets[chosen], reduction="none")
         return (token_loss * weight[chosen]).sum() / weight.sum().clamp(min=1e-9)
+
+    def with_noise(self, embedded: Tensor, mask: Tensor) -> Tensor:
+        """Add the noise of `embedding_noise` to input embeddings, in training only.
+
+        Args:
+            embedded: (B, T, D).
+            mask: (B, T) bool, False on padding, which does not count as length.
+        """
+        if not (self.training and self.embedding_noise):
+            return embedded
+        lengths = mask.sum(1).clamp(min=1)[:, None, None]  # (B, 1, 1)
+        bound = self.embedding_noise / (lengths * embedded.shape[-1]).sqrt()
+        return embedded + (2 * torch.rand_like(embedded) - 1) * bound.to(embedded.dtype)
 
     # ---- answers
     def predict(self, batch: Any) -> list[Prediction]:

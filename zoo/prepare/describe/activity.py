@@ -14,7 +14,7 @@ from scipy.ndimage import binary_dilation, maximum_filter1d
 
 from zoo.media.clips import RATE
 from zoo.media.sound import resample
-from zoo.prepare.speech import ACTIVE, FRAME, HOP, REFERENCE, SILENT, pitch
+from zoo.media.speech import ACTIVE, FRAME, HOP, REFERENCE, SILENT, pitch
 
 AROUND = 5.0  # seconds on both sides of a frame within which the loudest one says what is quiet there
 REACH = 0.15  # seconds around a voiced frame: consonants without voice belong to the speech beside them

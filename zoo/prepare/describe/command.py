@@ -25,6 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 from zoo.data import EmotionData
 from zoo.media import Media, Unreadable
 from zoo.media.clips import content_key
+from zoo.media.speech import MEASURES, Bins, fit_bins
 from zoo.models.emotion_qwen.faces import DeepFaceFaces, DlibFaces, FaceAnalyzer, WholeFrame
 from zoo.models.emotion_qwen.input import LARGEST
 from zoo.models.emotion_qwen.sampling import FrameSampling
@@ -35,7 +36,6 @@ from zoo.prepare.describe.picture import write_picture
 from zoo.prepare.describe.voice import bins_record, read_bins, voice_sentence
 from zoo.prepare.faces import analyzer_settings
 from zoo.prepare.options import add_clip_options
-from zoo.prepare.speech import MEASURES, Bins, fit_bins
 from zoo.progress import duration, reported
 from zoo.schema import Turn
 from zoo.storage import write_whole

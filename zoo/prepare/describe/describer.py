@@ -14,6 +14,7 @@ import torch
 from zoo.media import Media, Unreadable
 from zoo.media.clips import RATE, utterance_frames, utterance_sound
 from zoo.media.frames import PixelBudget
+from zoo.media.speech import Bins, NotSpeech
 from zoo.models.emotion_qwen.face_types import Box, FaceAnalyzer
 from zoo.models.emotion_qwen.sampling import FrameSampling, seconds_of
 from zoo.prepare.describe.activity import Loudness, Span, loudness_curve, pauses_between, voice_activity
@@ -29,7 +30,6 @@ from zoo.prepare.describe.faces import (
 )
 from zoo.prepare.describe.scene import Scene, find_cuts, grey, scene_sentence
 from zoo.prepare.describe.voice import NO_SOUND, measure_voice, voice_sentence
-from zoo.prepare.speech import Bins, NotSpeech
 from zoo.schema import Turn
 
 BUDGET = PixelBudget(2, 4, 460_800)  # of a frame in which faces are looked for: 904 x 508 of a picture of 16 to 9

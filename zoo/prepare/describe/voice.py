@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from zoo.media.clips import RATE
+from zoo.media.speech import MEASURES, Bins, NotSpeech, Values, measure
 from zoo.prepare.describe.activity import Span, pauses_between, voice_activity
-from zoo.prepare.speech import MEASURES, Bins, NotSpeech, Values, measure
 
 UNITS = {  # measure of a voice -> its unit
     "seconds": "s",

@@ -1,0 +1,3 @@
+from zoo.models.bioserc.model import BiosERC
+
+__all__ = ["BiosERC"]

@@ -1,0 +1,3 @@
+from zoo.models.fusion.model import FeatureFusion
+
+__all__ = ["FeatureFusion"]
