@@ -10,10 +10,10 @@ import pytest
 
 from tests.builders import make_corpus, make_llm
 from tests.runs_helper import refused, zoo
+from zoo.backbones.llm_client import QueryFailed
 from zoo.data import MELD
 from zoo.prepare.answer_store import AnswerStore, CachedClient
 from zoo.prepare.biographies import ask, portraits
-from zoo.prepare.llm_client import QueryFailed
 from zoo.prepare.prompt_files import load_prompt
 from zoo.schema import Labels, Sample, Turn
 

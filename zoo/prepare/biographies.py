@@ -21,11 +21,11 @@ from typing import Any
 
 from jsonargparse import ArgumentParser
 
+from zoo.backbones.llm_client import ChatModel, QueryFailed
 from zoo.data import EmotionData
 from zoo.data.text import clean_text
 from zoo.prepare.answer_filter import rejection_reason
 from zoo.prepare.answer_store import AnswerStore, CachedClient, keep_settings, map_in_order
-from zoo.prepare.llm_client import ChatModel, QueryFailed
 from zoo.prepare.options import add_options, announce, build_models
 from zoo.prepare.prompt_files import fill_prompt, load_prompt
 from zoo.prompts import PromptTemplate
