@@ -84,3 +84,13 @@ def test_a_link_that_leads_nowhere_fails(text, told, tmp_path):
     page.write_text(page.read_text() + f"\n{text}\n")
     done = build(tmp_path, tmp_path / "site")
     assert done.returncode != 0 and told in done.stdout + done.stderr
+
+
+def test_the_messages_of_the_page_on_troubleshooting_are_those_of_the_code():
+    page = (REPOSITORY / "docs" / "troubleshooting.md").read_text()
+    code = "\n".join(file.read_text() for file in (REPOSITORY / "zoo").rglob("*.py"))
+    code = re.sub(r"\"\s*\n\s*f?\"", "", code)  # a sentence over several lines
+    messages = re.findall(r"^\| `([^`]+)`", page, re.MULTILINE)
+    assert len(messages) >= 18
+    missing = [part for message in messages for part in message.split("...") if part.strip(" '") not in code]
+    assert not missing
