@@ -17,6 +17,9 @@ from zoo.benchmark.command import _parse
 from zoo.benchmark.plan import Bench, published_columns
 from zoo.benchmark.report import write_report
 from zoo.benchmark.run import Job
+from zoo.configs import instantiated
+from zoo.memory.prediction import on_meta
+from zoo.training.module import EmotionModule
 
 ROOT = Path(__file__).parents[2]
 GRIDS = sorted(f for f in (ROOT / "configs" / "bench").glob("*.yaml") if "\nminiature:" in f.read_text())
@@ -203,6 +206,56 @@ def test_every_row_is_known_to_its_system(file, small, at_root, tmp_path, capsys
         assert config["model"]["class_path"].startswith("zoo.models.")
         if small and "llm" in config["model"]["init_args"]:
             assert config["model"]["init_args"]["llm"] == "tiny-llama-sitcom"
+
+
+# What a grid asks the hub for -> the same sizes without weights
+PAPER_SIZES = {
+    "meta-llama/Llama-2-7b-hf": "shape:llama-2-7b",
+    "meta-llama/Meta-Llama-3-8B": "shape:llama-3-8b",
+    "meta-llama/Meta-Llama-3-8B-Instruct": "shape:llama-3-8b",
+    "Qwen/Qwen2-7B": "shape:qwen2-7b",
+    "Qwen/Qwen2.5-7B-Instruct": "shape:qwen2.5-7b",
+    "Qwen/Qwen2.5-32B-Instruct": "shape:qwen2.5-32b",
+    "THUDM/glm-4-9b-hf": "shape:glm-4-9b",
+    "trpakov/vit-face-expression": "shape:vit-base-face",
+    "openai/clip-vit-large-patch14": "shape:clip-vit-large-patch14",
+    "Qwen/Qwen2.5-VL-7B-Instruct": "shape:qwen2.5-vl-vision",
+    "facebook/hubert-base-ls960": "shape:hubert-base",
+}
+BACKBONES = ("llm", "vision", "audio")
+ARCHITECTURE = (
+    *BACKBONES,
+    "lora",
+    "projector",
+    "match_hybrid",
+    "layers",
+    "quantize",
+)  # what decides a row's parameters
+
+
+@pytest.mark.parametrize("file", GRIDS, ids=lambda f: f.stem)
+def test_the_systems_of_a_grid_are_built_at_paper_size(file, at_root, tmp_path, capsys):
+    """On the meta device, without weights. Image-text models are left out, whose sizes come with their weights."""
+    _, todo = plan("--config", file, "--seeds", "[0]", "--out", tmp_path / "out")
+    billions = {}
+    for job in todo:
+        args = arguments(job, todo, tmp_path / "data.yaml")
+        if args is None:
+            continue
+        with pytest.raises(SystemExit):
+            zoo("fit", *args, "--print_config")
+        section = yaml.safe_load(capsys.readouterr().out)["model"]
+        options = section["init_args"] | {"start_from": None}
+        key = json.dumps([section["class_path"], *(options.get(name) for name in ARCHITECTURE)])
+        if key in billions or "vlm" in options or section["class_path"].endswith("Adapters"):
+            continue
+        options |= {name: PAPER_SIZES[options[name]] for name in BACKBONES if options.get(name)}
+        for name in ("judge", "face_capture"):
+            options.pop(name, None)
+        system = instantiated("model", EmotionModule, section | {"init_args": options}, None)
+        billions[key] = sum(p.numel() for p in on_meta(system).parameters()) / 1e9
+    assert billions or file.stem.endswith("_tests")  # which tests what another file trains
+    assert all(6 < size < 34 for size in billions.values()), billions
 
 
 @pytest.mark.parametrize(
