@@ -40,7 +40,7 @@ LEARNT = ("<|learnt:begin|>", "<|learnt:end|>")  # an earlier answer that is lea
 MARK = re.compile(r"(<\|clip:\d+:\d+\|>|<\|learnt:(?:begin|end)\|>)")  # of a clip: which input, how many tokens
 TURN = re.compile(r"<\|turn:(user|assistant|system)\|>")  # what follows was said by this one
 PLACE = re.compile(r"<(?:image|video)>")  # in a question: here goes the clip
-STILL = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+STILL = (".jpg", ".jpeg", ".png", ".webp", ".bmp", "")  # files of one picture, some without an ending
 LARGEST = 8192 * 8192  # pixels of a picture; beyond, it counts as unreadable
 IS_LEARNT = 2**32  # added to the ids of tokens of a prompt that are learnt, until they are a batch
 

@@ -127,6 +127,7 @@ class EmotionQwen(SupervisedFineTuning):
     """
 
     renamed_options = {"token_scale": "embedding_scale", "words": "show_text"}
+    answers_questions = True
     templates = Path(__file__).parent / "templates"
     template_variables = {"question": "", "earlier": "", "vision": "", "faces": "", "still": False}
     unreadable_events = ("samples without a readable clip",)
