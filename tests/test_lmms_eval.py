@@ -1,4 +1,4 @@
-"""A checkpoint as a model of lmms-eval, asked as lmms-eval 0.7.3 asks; the package itself: tests/benchmarks/lmms_eval.py."""
+"""A checkpoint as a model of lmms-eval, asked as lmms-eval 0.7.3 asks (itself: tests/benchmarks/lmms_eval.py)."""
 
 from __future__ import annotations
 
@@ -66,7 +66,9 @@ def test_answers_are_those_of_the_checkpoint_asked_by_itself(wrapper, tmp_path):
     model = wrapper.ZooCheckpoint(CHECKPOINT, batch_size="2", device="cpu", max_batch_size=None)
     pictures = [[wall("red")], [wall("blue")], [wall("green").convert("P")]]
     said = model.generate_until(asked(model, pictures, GREEDY))
-    module = attach(load(CHECKPOINT, model={"max_new_tokens": 4}).eval(), FakeCorpus(), state=SimpleNamespace(fn="test"))
+    module = attach(
+        load(CHECKPOINT, model={"max_new_tokens": 4}).eval(), FakeCorpus(), state=SimpleNamespace(fn="test")
+    )
     expected = []
     for number, (shown,) in enumerate(pictures):
         shown.convert("RGB").save(file := tmp_path / f"{number}.png")
@@ -96,7 +98,9 @@ def test_lengths_and_ends_are_the_tasks(wrapper):
 def test_options_of_the_model(wrapper):
     model = wrapper.ZooCheckpoint(CHECKPOINT, device="cpu", **{"model.frames": 1})
     assert model.system(2).frames == 1
-    with pytest.raises(ValueError, match="--model_args frames: expected checkpoint, and options of the model as model.NA"):
+    with pytest.raises(
+        ValueError, match="--model_args frames: expected checkpoint, and options of the model as model.NA"
+    ):
         wrapper.ZooCheckpoint(CHECKPOINT, frames=1)
 
 
@@ -126,6 +130,8 @@ def test_no_other_module_needs_lmms_eval():
     found = [
         path.relative_to(ROOT).as_posix()
         for path in sorted((ROOT / "zoo").rglob("*.py"))
-        if "import lmms_eval" in (text := path.read_text("utf-8")) or "from lmms_eval" in text or "zoo.lmms_eval" in text
+        if "import lmms_eval" in (text := path.read_text("utf-8"))
+        or "from lmms_eval" in text
+        or "zoo.lmms_eval" in text
     ]
     assert found == ["zoo/lmms_eval.py"]

@@ -25,7 +25,6 @@ from zoo.configs import read_run_config
 from zoo.data import EmotionData, Reading
 from zoo.runs import find_checkpoint, newest_config
 from zoo.schema import Labels, Sample, Split, Turn
-from zoo.training.module import EmotionModule
 
 
 def manifest() -> ModelManifest:
@@ -83,9 +82,9 @@ class ZooCheckpoint(lmms):  # type: ignore[misc]  # lmms-eval has no types
         trained = read_run_config(newest_config(config_folder(find_checkpoint(self.checkpoint)))).get("trainer") or {}
         self.precision = trained.get("precision")
         self.accelerator = "cpu" if "cpu" in (device, trained.get("accelerator")) else "auto"
-        self._system: EmotionModule | None = None
+        self._system: Any = None  # an EmotionModule
 
-    def system(self, max_new_tokens: int) -> EmotionModule:
+    def system(self, max_new_tokens: int) -> Any:
         """Return the system, loaded so that its answers may be so long; a later, longer answer loads it again."""
         if self._system is None or self._system.max_new_tokens < max_new_tokens:
             self._system = load(self.checkpoint, model=self.options | {"max_new_tokens": max_new_tokens})
@@ -122,7 +121,9 @@ class ZooCheckpoint(lmms):  # type: ignore[misc]  # lmms-eval has no types
         shown = [] if to_visual is None else to_visual(self.task_dict[task][split][document])
         shown = [one for one in (shown if isinstance(shown, list) else [shown]) if one is not None]
         if len(shown) > 1:
-            raise ValueError(f"{task} shows {len(shown)} pictures with question {document}; the zoo takes one a question")
+            raise ValueError(
+                f"{task} shows {len(shown)} pictures with question {document}; the zoo takes one a question"
+            )
         name = f"lmms_eval/test/{number}"
         turn = Turn(str(number), "", "", video=_file(shown[0], folder / str(number)) if shown else None)
         question = context.replace("<image>", "").strip()
@@ -187,7 +188,9 @@ def _file(shown: Any, path: Path) -> Path:
     if isinstance(shown, str | Path):
         return Path(shown)
     if not hasattr(shown, "convert"):
-        raise ValueError(f"a task shows a {type(shown).__name__}; expected a picture, or the path of a picture or video")
+        raise ValueError(
+            f"a task shows a {type(shown).__name__}; expected a picture, or the path of a picture or video"
+        )
     file = path.with_suffix(".png")
     shown.convert("RGB").save(file)
     return file

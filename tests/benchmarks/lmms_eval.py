@@ -3,8 +3,8 @@
     python tests/benchmarks/lmms_eval.py --python PYTHON [--ckpt_path emotion-qwen-sitcom] [--out runs/lmms_eval]
 
 PYTHON is that of an environment with lmms-eval and this package (`pip install lmms-eval`, `pip install .`). The task is
-written there: a YAML with a JSONL of two rows, as a task of your own would be. Ends with an error unless lmms-eval found
-the zoo by its entry point and both questions were answered.
+written there: a YAML with a JSONL of two rows, as a task of your own would be. Ends with an error unless lmms-eval
+found the zoo by its entry point and both questions were answered.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The released layouts of the general benchmarks, made up and small: pictures of one colour and questions about them."""
+"""The released layouts of the general benchmarks, made up and small: pictures of one colour, questions about them."""
 
 from __future__ import annotations
 
@@ -67,8 +67,21 @@ MMBENCH = ("index", "question", "hint", "A", "B", "C", "D", "answer", "category"
 
 def write_mmbench(root: Path, rows: Sequence[Mapping[str, str]] | None = None) -> Path:
     """Two questions, the first with its rotation, whose picture is that of the first."""
-    first = {"index": "3", "question": "Which colour?", "hint": 'It is "plain".', "A": "red", "B": "green", "C": "", "D": ""}
-    first |= {"answer": "A", "category": "colour", "l2-category": "seeing", "image": base64.b64encode(png("red")).decode()}
+    first = {
+        "index": "3",
+        "question": "Which colour?",
+        "hint": 'It is "plain".',
+        "A": "red",
+        "B": "green",
+        "C": "",
+        "D": "",
+    }
+    first |= {
+        "answer": "A",
+        "category": "colour",
+        "l2-category": "seeing",
+        "image": base64.b64encode(png("red")).decode(),
+    }
     rotated = first | {"index": "1000003", "A": "green", "B": "red", "answer": "B", "image": "3"}
     second = first | {"index": "4", "A": "blue", "C": "None", "D": "white", "hint": "", "l2-category": "knowing"}
     second |= {"image": base64.b64encode(png("blue")).decode()}
@@ -82,7 +95,13 @@ def write_mmbench(root: Path, rows: Sequence[Mapping[str, str]] | None = None) -
 
 def write_scienceqa(root: Path) -> Path:
     """Two questions of the test split with a picture, one without, and one of the training split."""
-    problem = {"question": "Which is larger?", "choices": ["a cat", "an ox"], "answer": 1, "hint": "", "subject": "nature"}
+    problem = {
+        "question": "Which is larger?",
+        "choices": ["a cat", "an ox"],
+        "answer": 1,
+        "hint": "",
+        "subject": "nature",
+    }
     problems = {
         "1": problem | {"image": "image.png"},
         "2": problem | {"image": "image.png", "hint": "Both stand.", "choices": ["ox", "cat", "flea"], "answer": 0},
@@ -113,7 +132,10 @@ def write_seedbench(root: Path) -> Path:
 
 
 def write_textvqa(root: Path) -> Path:
-    rows = [{"question_id": n, "image_id": f"p{n}", "question": "what does it say?", "answers": ["stop"] * 9 + ["go"]} for n in (1, 2)]
+    rows = [
+        {"question_id": n, "image_id": f"p{n}", "question": "what does it say?", "answers": ["stop"] * 9 + ["go"]}
+        for n in (1, 2)
+    ]
     write_json(root / "TextVQA_0.5.1_val.json", {"dataset_type": "val", "data": rows})
     for n in (1, 2):
         picture(root / "train_images" / f"p{n}.jpg", COLOURS[n])

@@ -28,7 +28,8 @@ EXPECTED = {  # samples, pictures, groups, what is asked first, gold of the firs
         3,
         2,
         {"seeing", "knowing"},
-        'It is "plain".\nWhich colour?\nA. red\nB. green\nAnswer with the option\'s letter from the given choices directly.',
+        'It is "plain".\nWhich colour?\nA. red\nB. green\n'
+        "Answer with the option's letter from the given choices directly.",
         ("A",),
         {},
     ),
@@ -137,7 +138,9 @@ def test_what_is_no_release_is_refused(tmp_path):
 def test_faults_of_rows_are_named(tmp_path):
     root = write_mme(tmp_path / "mme")
     (root / "color/0001.txt").write_text("Is it?\tYes\nIs it not?\tperhaps\n")
-    with pytest.raises(ValueError, match="0001.txt has 2 lines, line 2 is .*expected two lines, each a question, a tab"):
+    with pytest.raises(
+        ValueError, match="0001.txt has 2 lines, line 2 is .*expected two lines, each a question, a tab"
+    ):
         General("mme", root=root).samples("test")
     root = write_pope(tmp_path / "pope")
     (root / "coco_pope_random.json").write_text(
@@ -150,7 +153,9 @@ def test_faults_of_rows_are_named(tmp_path):
         General("pope", root=root).samples("test")
     row = dict.fromkeys(("hint", "A", "B", "C", "D", "category", "l2-category"), "x") | {"question": "?", "image": "5"}
     root = write_mmbench(tmp_path / "kept_back", [row | {"index": "5", "answer": ""}])
-    with pytest.raises(ValueError, match="the answer is ''; expected one of A, B, C, D. Test sets whose answers are kept"):
+    with pytest.raises(
+        ValueError, match="the answer is ''; expected one of A, B, C, D. Test sets whose answers are kept"
+    ):
         General("mmbench", root=root).samples("test")
     root = WRITERS["textvqa"](tmp_path / "textvqa")
     content = json.loads((root / "TextVQA_0.5.1_val.json").read_text())
@@ -206,7 +211,12 @@ def test_a_checkpoint_of_emotion_qwen_is_asked(tmp_path):
     make_corpus(tmp_path / "meld", (1, 1, 1), clips=True)
     options = flags(model="EmotionQwen", model__llm=tmp_path / "llm", model__vision=tmp_path / "vision")
     options += flags(model__template="plain", model__frames=2, model__min_pixels=64, model__video_max_pixels=1024)
-    options += (r"--model.train=[compressor\..*]", "--trainer.max_steps=1", "--data=MELD", f"--data.root={tmp_path / 'meld'}")
+    options += (
+        r"--model.train=[compressor\..*]",
+        "--trainer.max_steps=1",
+        "--data=MELD",
+        f"--data.root={tmp_path / 'meld'}",
+    )
     zoo("fit", *QUIET, f"--trainer.default_root_dir={tmp_path}", *options)
     run = newest(tmp_path)
     root = WRITERS["pope"](tmp_path / "pope")
@@ -221,6 +231,8 @@ def test_a_checkpoint_of_emotion_qwen_is_asked(tmp_path):
 def test_a_system_that_asks_for_emotions_is_refused(tmp_path):
     make_llm(tmp_path / "llm")
     root = WRITERS["pope"](tmp_path / "pope")
-    options = flags(model="CausalLM", model__llm=tmp_path / "llm", data="General", data__benchmark="pope", data__root=root)
+    options = flags(
+        model="CausalLM", model__llm=tmp_path / "llm", data="General", data__benchmark="pope", data__root=root
+    )
     message = refused("test", "--zero_shot=true", *QUIET, f"--trainer.default_root_dir={tmp_path}", *options)
     assert "General asks questions of its own, and CausalLM asks for an emotion; EmotionQwen and ImageText" in message

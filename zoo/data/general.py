@@ -27,6 +27,7 @@ LETTER = "Answer with the option's letter from the given choices directly."
 SHORT = "Answer the question using a single word or phrase."
 PICTURES = (".jpg", ".jpeg", ".png")
 ROTATION = 1_000_000  # what MMBench adds to the number of a question for each of its rotations
+LONGEST_NUMBER = 64  # characters; a longer cell of MMBench's column image is a picture
 ADVICE = "zoo fit --data.help General says what the folder of each benchmark must look like"
 
 
@@ -56,9 +57,9 @@ class Asked:
 class General(EmotionData):
     """The questions of one general benchmark about pictures, each with the benchmark's own score.
 
-    ``zoo test --ckpt_path RUN --data General --data.benchmark pope --data.root DIR``: the answers are written, greedily, and
-    metrics.json holds the benchmark's scores (`zoo.metrics.general`) with 95 % intervals over pictures. There is a test
-    split alone. ``root`` is the folder of the release; its rows are like these (made up):
+    ``zoo test --ckpt_path RUN --data General --data.benchmark pope --data.root DIR``: the answers are written,
+    greedily, and metrics.json holds the benchmark's scores (`zoo.metrics.general`) with 95 % intervals over pictures.
+    There is a test split alone. ``root`` is the folder of the release; its rows are like these (made up):
 
     - ``mme``: a folder per category, ``count/0007.txt`` of two lines beside ``count/0007.jpg``, or in
       ``questions_answers_YN`` beside ``images``::
@@ -71,22 +72,23 @@ class General(EmotionData):
         index  question          hint  A    B    C   D   answer  category    l2-category  image
         12     What is on top?         cat  dog  ox  hen B       object_loc  perception   /9j/4AAQ...
 
-    - ``pope``: ``coco_pope_random.json``, ``..._popular.json``, ``..._adversarial.json`` of JSON lines (also below ``coco``),
-      and the pictures in ``val2014``; each file of another source, e.g. ``gqa_pope_random.json``, is a subset, too::
+    - ``pope``: ``coco_pope_random.json``, ``..._popular.json``, ``..._adversarial.json`` of JSON lines (also below
+      ``coco``), and the pictures in ``val2014``; a file of another source, ``gqa_pope_random.json``, is a subset, too::
 
-        {"question_id": 1, "image": "COCO_val2014_000000000007.jpg", "text": "Is there a dog in the image?", "label": "yes"}
+        {"question_id": 1, "image": "COCO_val2014_000000000007.jpg", "text": "Is there a dog in the image?",
+         "label": "yes"}
 
-    - ``scienceqa``: ``problems.json``, ``pid_splits.json`` and ``images/test/7/image.png`` (or ``test/7/image.png``). Only
-      the questions of the test split with a picture::
+    - ``scienceqa``: ``problems.json``, ``pid_splits.json`` and ``images/test/7/image.png`` (or ``test/7/image.png``).
+      Only the questions of the test split with a picture::
 
         {"7": {"question": "Which is larger?", "choices": ["cat", "ox"], "answer": 1, "hint": "", "image": "image.png",
                "subject": "natural science"}}
 
-    - ``seedbench``: ``SEED-Bench.json`` and the pictures in ``SEED-Bench-image``. Only questions about single pictures::
+    - ``seedbench``: ``SEED-Bench.json`` and the pictures in ``SEED-Bench-image``. Only questions about one picture::
 
-        {"questions": [{"question_id": "7", "question_type_id": 1, "data_type": "image", "data_id": "12_34", "answer": "B",
-                        "question": "Where is it?", "choice_a": "A farm", "choice_b": "A road", "choice_c": "A bus",
-                        "choice_d": "A boat"}], "question_type": {"Scene Understanding": 1}}
+        {"questions": [{"question_id": "7", "question_type_id": 1, "data_type": "image", "data_id": "12_34",
+                        "answer": "B", "question": "Where is it?", "choice_a": "A farm", "choice_b": "A road",
+                        "choice_c": "A bus", "choice_d": "A boat"}], "question_type": {"Scene Understanding": 1}}
 
     - ``textvqa``: ``TextVQA_0.5.1_val.json`` and ``train_images/abc.jpg``::
 
@@ -98,8 +100,8 @@ class General(EmotionData):
         {"questions": [{"question_id": 70, "image_id": 7, "question": "What animal is it?"}]}
         {"annotations": [{"question_id": 70, "answer_type": "other", "answers": [{"answer": "dog"}, ...]}]}
 
-    The form of the answer is asked for in the words of LLaVA-1.5, which many papers use: a letter, or a word or phrase; MME's
-    questions say it themselves.
+    The form of the answer is asked for in the words of LLaVA-1.5, which many papers use: a letter, or a word or phrase;
+    MME's questions say it themselves.
 
     Licence: the owners' of each benchmark, mostly research only; pictures of COCO, OpenImages and others.
 
@@ -160,7 +162,9 @@ class General(EmotionData):
 
     # ---- yes or no
     def _read_mme(self, notes: Counter[str]) -> Iterator[Asked]:
-        categories = sorted(folder for folder in self.folder.iterdir() if folder.is_dir()) if self.folder.is_dir() else []
+        categories = (
+            sorted(folder for folder in self.folder.iterdir() if folder.is_dir()) if self.folder.is_dir() else []
+        )
         files = [
             (category.name, file)
             for category in categories
@@ -203,7 +207,9 @@ class General(EmotionData):
                 row = _fields(parse_json(line, where), where, question_id=(int, str), image=str, text=str, label=str)
                 gold = row["label"].strip().lower()
                 if gold not in ("yes", "no"):
-                    raise ValueError(f"{where}: the label is {row['label']!r}; expected yes or no. Use the released file")
+                    raise ValueError(
+                        f"{where}: the label is {row['label']!r}; expected yes or no. Use the released file"
+                    )
                 shows = Path(row["image"]).stem
                 picture = self._picture(row["image"], where, "val2014", "images")
                 text = f"{row['text'].strip()}\n{SHORT}"
@@ -220,15 +226,19 @@ class General(EmotionData):
             table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8")
         except ValueError as error:  # not UTF-8, or no table
             raise ValueError(f"{file} is no table of tabs ({error}); expected MMBench's. Download it again") from None
-        if missing := [name for name in ("index", "question", "A", "B", "answer", "image") if name not in table.columns]:
+        if missing := [
+            name for name in ("index", "question", "A", "B", "answer", "image") if name not in table.columns
+        ]:
             raise ValueError(f"{file} has no column {', '.join(missing)}; use a release with answers, e.g. the dev set")
         folder = self.pictures or file.parent / "pictures"
         rows = table.to_dict("records")
-        pictures = {row["index"]: row["image"] for row in rows if len(row["image"]) > len(str(ROTATION)) + 9}
+        pictures = {row["index"]: row["image"] for row in rows if len(row["image"]) > LONGEST_NUMBER}
         for number, row in enumerate(rows, 2):
             where = f"{file} row {number}"
             if not row["index"].isdecimal():
-                raise ValueError(f"{where}: the index is {row['index'][:40]!r}; expected a number. Use the released file")
+                raise ValueError(
+                    f"{where}: the index is {row['index'][:40]!r}; expected a number. Use the released file"
+                )
             options = _options([row.get(letter, "") for letter in LETTERS[:5]])
             question = int(row["index"]) % ROTATION
             encoded = pictures.get(row["index"]) or pictures.get(row["image"]) or pictures.get(str(question))
@@ -312,7 +322,9 @@ class General(EmotionData):
     def _json(self, file: Path, kind: type) -> Any:
         content = parse_json(read_text(file, self.read_as)[0], file)
         if not isinstance(content, kind):
-            raise ValueError(f"{file} holds a {type(content).__name__}; expected a {kind.__name__}. Use the released file")
+            raise ValueError(
+                f"{file} holds a {type(content).__name__}; expected a {kind.__name__}. Use the released file"
+            )
         return content
 
     def _picture(self, name: str, where: str, *folders: str) -> Path | None:
@@ -328,7 +340,7 @@ def _first_file(paths: Iterator[Path]) -> Path | None:
 
 
 def _fields(row: Any, where: object, **kinds: type | tuple[type, ...]) -> dict[str, Any]:
-    """Return a row of a JSON file that has these fields; ValueError naming the first that is missing or of another kind."""
+    """Return a row of a JSON file that has these fields; ValueError naming the first that it has not, or otherwise."""
     fields = row if isinstance(row, dict) else {}
     for name, kind in kinds.items():
         if not isinstance(fields.get(name), kind) or isinstance(fields[name], bool):

@@ -2,13 +2,13 @@
 
 | benchmark | an answer is read as | score |
 |---|---|---|
-| MME | yes or no within its first four characters | per category accuracy plus share of pictures with both answers right, in % |
-| POPE | no, if its first sentence says no or not, else yes | per subset accuracy, precision, recall, F1 of yes; their means |
+| MME | yes or no within its first four characters | per category accuracy, and pictures with both answers right, in % |
+| POPE | no, if its first sentence says no or not, else yes | per subset accuracy, precision, recall, F1 of yes |
 | MMBench, ScienceQA, SEED-Bench | the letter of an option | accuracy; MMBench: right in every rotation |
 | TextVQA, VQAv2 | itself, normalised | agreement with ten annotators |
 
-An answer that cannot be read is wrong and is counted as ``unparsed``; it is never taken for a no, nor for a yes. This is the
-one difference from POPE's own script, which takes whatever does not say no for a yes.
+An answer that cannot be read is wrong and is counted as ``unparsed``; it is never taken for a no, nor for a yes. This
+is the one difference from POPE's own script, which takes whatever does not say no for a yes.
 """
 
 from __future__ import annotations
@@ -101,25 +101,26 @@ def _plain(text: str) -> str:
 
 
 # ---- agreement with annotators
-_NUMBERS = {word: str(n) for n, word in enumerate("zero one two three four five six seven eight nine ten".split())}
-_NUMBERS["none"] = "0"
+_COUNTED = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
+_NUMBERS = {word: str(n) for n, word in enumerate(_COUNTED)} | {"none": "0"}
 _ARTICLES = frozenset(("a", "an", "the"))
 _PUNCTUATION = re.compile(r"[;/\[\]\"{}()=+\\_\-><@`,?!]")
-
-
-def _contractions() -> dict[str, str]:
-    """Return contractions that are written without their apostrophe and mean nothing else: ``dont`` -> ``don't``."""
-    negated = "is are was were do does did has have had would could should might must need ought ca wo ai sha".split()
-    made = [f"{verb}n't" for verb in negated]
-    made += [f"{word}'ve" for word in "i you we they could would should might must who what".split()]
-    made += [f"{word}'re" for word in "you they what who why there".split()]
-    made += [f"{word}'ll" for word in "you they it that what who there how".split()]
-    made += [f"{word}'d" for word in "you they it there who how where someone something".split()]
-    made += [f"{word}'s" for word in "he that what where when who how why there someone somebody".split()]
-    return {word.replace("'", ""): word for word in [*made, "i'm", "o'clock", "ma'am", "y'all"]}
-
-
-_CONTRACTIONS = _contractions()
+# What stands before each ending. No word that means something else without its apostrophe (well, were, its, shell).
+_CONTRACTED = {
+    "n't": "is are was were do does did has have had would could should might must need ought ca wo ai sha",
+    "'ve": "i you we they could would should might must who what",
+    "'re": "you they what who why there",
+    "'ll": "you they it that what who there how",
+    "'d": "you they it there who how where someone something",
+    "'s": "he that what where when who how why there someone somebody",
+    "'m": "i",
+    "'clock": "o",
+    "'am": "ma",
+    "'all": "y",
+}
+_CONTRACTIONS = {
+    (word + ending).replace("'", ""): word + ending for ending, words in _CONTRACTED.items() for word in words.split()
+}
 
 
 def normalise_answer(text: str) -> str:
@@ -192,10 +193,10 @@ def general_scores(
         seed: of the resampling.
 
     Returns:
-        benchmark, n (questions), pictures, unparsed (share of n); the benchmark's scores: of MME ``score`` (the sum over
-        categories, 200 each), ``perception`` and ``cognition``, in the authors' points, all others from 0 to 1; ci95 of
-        each of them; by_group, the scores of each category, dimension or subset. ``incomplete``: pairs or rotations that
-        were not asked whole (``--trainer.limit_test_batches``), which no score of pairs or rotations counts.
+        benchmark, n (questions), pictures, unparsed (share of n); the benchmark's scores: of MME ``score`` (the sum
+        over categories, 200 each), ``perception`` and ``cognition``, in the authors' points, all others from 0 to 1;
+        ci95 of each of them; by_group, the scores of each category, dimension or subset. ``incomplete``: pairs or
+        rotations that were not asked whole (``--trainer.limit_test_batches``), which no score of them counts.
 
     Raises:
         ValueError: no rows, or questions of several benchmarks.
@@ -256,7 +257,8 @@ def _count(
 
 def _share(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
     """Divide; 0 where there is nothing to divide by."""
-    return np.divide(part, whole, out=np.zeros_like(part, dtype=float), where=whole > 0)
+    shares: np.ndarray = np.divide(part, whole, out=np.zeros_like(part, dtype=float), where=whole > 0)
+    return shares
 
 
 def _mme_scores(sums: np.ndarray, groups: Sequence[str]) -> tuple[Scores, Scores]:
@@ -265,7 +267,11 @@ def _mme_scores(sums: np.ndarray, groups: Sequence[str]) -> tuple[Scores, Scores
     pairs = 100 * _share(sums[..., ALL_RIGHT], sums[..., TOGETHER])
     score = accuracy + pairs
     seeing = np.array([group in PERCEPTION for group in groups])
-    totals = {"score": score.sum(-1), "perception": score[..., seeing].sum(-1), "cognition": score[..., ~seeing].sum(-1)}
+    totals = {
+        "score": score.sum(-1),
+        "perception": score[..., seeing].sum(-1),
+        "cognition": score[..., ~seeing].sum(-1),
+    }
     totals |= {"accuracy": _share(sums[..., RIGHT].sum(-1), sums[..., N].sum(-1))}
     return totals, {"score": score, "accuracy": accuracy / 100, "accuracy_plus": pairs / 100}
 

@@ -165,7 +165,9 @@ class ImageText(EmotionModule):
         """Return whether a question says anything about its sample."""
         words = bool(self.show_text and sample.target.text)
         described = bool(set(self.descriptions) & set(sample.target.descriptions))
-        return words or described or sample.question is not None or bool(self.frames and sample.target.video is not None)
+        return (
+            words or described or sample.question is not None or bool(self.frames and sample.target.video is not None)
+        )
 
     def collator(self, training: bool) -> QuestionCollator:
         """Return what writes samples as questions, in training with their answers."""
@@ -201,12 +203,14 @@ class ImageText(EmotionModule):
     def check_split(self, samples: Sequence[Sample], split: str, stage: str) -> None:
         """Check that questions differ, that what they ask can be answered, and that every description occurs."""
         super().check_split(samples, split, stage)
-        free = next((s.id for s in samples if s.answer is not None and (stage in ("fit", "validate") or s.history)), None)
+        free = next(
+            (s.id for s in samples if s.answer is not None and (stage in ("fit", "validate") or s.history)), None
+        )
         if free is not None:
             raise ValueError(
-                f"{free} is a turn of a conversation or an answer to be learnt; ImageText learns label words, and writes "
-                "answers to single questions in a test. Emotion-Qwen takes such samples, with a whole Qwen2.5-VL too "
-                "(--model.projector merger)"
+                f"{free} is a turn of a conversation or an answer to be learnt; ImageText learns label words, and "
+                "writes answers to single questions in a test. Emotion-Qwen takes such samples, with a whole Qwen2.5-VL "
+                "too (--model.projector merger)"
             )
         if not any(self.has_input(s) for s in samples):
             raise ValueError(f"no {split} sample has anything that is shown, so every question is the same")
