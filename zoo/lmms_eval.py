@@ -118,14 +118,14 @@ class ZooCheckpoint(lmms):  # type: ignore[misc]  # lmms-eval has no types
     def _sample(self, number: int, request: Any, folder: Path) -> Sample:
         """Return a request as a sample; its picture is written into the folder."""
         context, _, to_visual, document, task, split = request.args
-        shown = [] if to_visual is None else to_visual(self.task_dict[task][split][document])
-        shown = [one for one in (shown if isinstance(shown, list) else [shown]) if one is not None]
-        if len(shown) > 1:
+        visuals = [] if to_visual is None else to_visual(self.task_dict[task][split][document])
+        visuals = [one for one in (visuals if isinstance(visuals, list) else [visuals]) if one is not None]
+        if len(visuals) > 1:
             raise ValueError(
-                f"{task} shows {len(shown)} pictures with question {document}; the zoo takes one a question"
+                f"{task} shows {len(visuals)} pictures with question {document}; the zoo takes one a question"
             )
         name = f"lmms_eval/test/{number}"
-        turn = Turn(str(number), "", "", video=_file(shown[0], folder / str(number)) if shown else None)
+        turn = Turn(str(number), "", "", video=_file(visuals[0], folder / str(number)) if visuals else None)
         question = context.replace("<image>", "").strip()
         return Sample(name, name, GivenQuestions.labels, turn, question=question, answer="")
 
@@ -183,16 +183,16 @@ def _cut(text: str, until: str | Sequence[str]) -> str:
     return text.strip()
 
 
-def _file(shown: Any, path: Path) -> Path:
+def _file(visual: Any, path: Path) -> Path:
     """Return the file of what is shown: that of a video or picture, or a picture in memory, written to ``path``."""
-    if isinstance(shown, str | Path):
-        return Path(shown)
-    if not hasattr(shown, "convert"):
+    if isinstance(visual, str | Path):
+        return Path(visual)
+    if not hasattr(visual, "convert"):
         raise ValueError(
-            f"a task shows a {type(shown).__name__}; expected a picture, or the path of a picture or video"
+            f"a task shows a {type(visual).__name__}; expected a picture, or the path of a picture or video"
         )
     file = path.with_suffix(".png")
-    shown.convert("RGB").save(file)
+    visual.convert("RGB").save(file)
     return file
 
 

@@ -57,6 +57,8 @@ def test_yes_and_no(answer, mme, pope):
         ("B or C", None),
         ("A, B", None),
         ("(A) (B)", None),
+        ("b\nIt has ears.", "B"),
+        ("I'm not sure.", None),
         ("E", None),  # there are four
         ("", None),
         ("no idea", None),

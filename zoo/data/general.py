@@ -222,16 +222,8 @@ class General(EmotionData):
             got = ", ".join(file.name for file in files) or "none"
             raise FileNotFoundError(f"expected one .tsv of MMBench in {self.folder}, got {got}. {ADVICE}")
         file = files[0]
-        try:
-            table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8")
-        except ValueError as error:  # not UTF-8, or no table
-            raise ValueError(f"{file} is no table of tabs ({error}); expected MMBench's. Download it again") from None
-        if missing := [
-            name for name in ("index", "question", "A", "B", "answer", "image") if name not in table.columns
-        ]:
-            raise ValueError(f"{file} has no column {', '.join(missing)}; use a release with answers, e.g. the dev set")
         folder = self.pictures or file.parent / "pictures"
-        rows = table.to_dict("records")
+        rows = _read_rows(file, ("index", "question", "A", "B", "answer", "image"))
         pictures = {row["index"]: row["image"] for row in rows if len(row["image"]) > LONGEST_NUMBER}
         for number, row in enumerate(rows, 2):
             where = f"{file} row {number}"
@@ -312,10 +304,10 @@ class General(EmotionData):
             row = _fields(entry, where, question_id=int, image_id=int, question=str)
             where = f"{annotations}, question {row['question_id']}"
             scored = _fields(answers.get(row["question_id"]), where, answers=list, answer_type=str)
-            given = [one.get("answer") if isinstance(one, dict) else None for one in scored["answers"]]
+            written = [one.get("answer") if isinstance(one, dict) else None for one in scored["answers"]]
             shows = f"COCO_val2014_{row['image_id']:012d}"
             picture = self._picture(f"{shows}.jpg", where, "val2014")
-            text, gold = f"{row['question'].strip()}\n{SHORT}", _annotations(given, where)
+            text, gold = f"{row['question'].strip()}\n{SHORT}", _annotations(written, where)
             yield Asked(str(row["question_id"]), picture, text, gold, scored["answer_type"], shows)
 
     # ---- files
@@ -348,6 +340,18 @@ def _fields(row: Any, where: object, **kinds: type | tuple[type, ...]) -> dict[s
             got = repr(fields.get(name, row))[:120]
             raise ValueError(f"{where}: expected {name} ({expected}), got {got}. Use the released file")
     return fields
+
+
+def _read_rows(file: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Return the rows of a table of tabs, whose cells may stand in quotes and hold line ends."""
+    try:
+        table = pd.read_csv(file, sep="\t", dtype=str, keep_default_na=False, encoding="utf-8")
+    except ValueError as error:  # not UTF-8, or no table
+        raise ValueError(f"{file} is no table of tabs ({error}); expected MMBench's. Download it again") from None
+    if missing := [name for name in columns if name not in table.columns]:
+        raise ValueError(f"{file} has no column {', '.join(missing)}; use a release with answers, e.g. the dev set")
+    rows: list[dict[str, str]] = table.to_dict("records")
+    return rows
 
 
 def _options(texts: Sequence[str]) -> tuple[str, ...]:

@@ -65,7 +65,7 @@ def read_pope(text: str) -> YesNo | None:
 
 
 # ---- reading the letter of an option
-_CLOSED = r"(?=\s*(?:[.):,;!\]\"']|$))"  # behind a letter that is no article: "a dog" names no option
+_CLOSED = r"(?=[^\S\n]*(?:[.):,;!\]\"]|'(?!\w)|\n|$))"  # behind a letter that is no article: "a dog" names no option
 _FIRST = re.compile(rf"\W*([A-J]){_CLOSED}", re.IGNORECASE)  # "B", "(B)", "B. the dog", "b)"
 _SAID = re.compile(rf"\b(?:answer|option|choice)(?:\s+is)?\s*:?\s*[(\[\"']*([A-J]){_CLOSED}", re.IGNORECASE)
 _ALONE = re.compile(r"(?<![\w'])([B-HJ])(?![\w'])|[(\[]([A-J])[)\]]")  # A and I alone are words of English
@@ -84,14 +84,14 @@ def read_option(text: str, options: Sequence[str]) -> str | None:
     ['B', 'B', 'B', 'B', 'B', None, None]
     """
     known = LETTERS[: len(options)]
-    found: set[str] = set()
+    letters: set[str] = set()
     if first := _FIRST.match(text):
         rest = text[first.end() :]
-        found = {first[1].upper(), *(re.findall(r"\b[A-J]\b", rest.upper()) if _MORE.fullmatch(rest) else ())}
-    found = found or {letter.upper() for letter in _SAID.findall(text)}
-    found = found or {bare or bracketed for bare, bracketed in _ALONE.findall(text)}
-    if found:
-        return found.pop() if len(found) == 1 and found <= set(known) else None
+        letters = {first[1].upper(), *(re.findall(r"\b[A-J]\b", rest.upper()) if _MORE.fullmatch(rest) else ())}
+    letters = letters or {letter.upper() for letter in _SAID.findall(text)}
+    letters = letters or {bare or bracketed for bare, bracketed in _ALONE.findall(text)}
+    if letters:
+        return letters.pop() if len(letters) == 1 and letters <= set(known) else None
     named = [letter for letter, option in zip(known, options, strict=True) if _plain(text) == _plain(option)]
     return named[0] if len(named) == 1 else None
 
@@ -147,8 +147,8 @@ def vqa_accuracy(text: str, answers: Sequence[str]) -> float:
     >>> vqa_accuracy("2", ["two"] * 3 + ["3"] * 7)
     0.9
     """
-    said = normalise_answer(text)
-    same = [normalise_answer(answer) == said for answer in answers]
+    normalised = normalise_answer(text)
+    same = [normalise_answer(answer) == normalised for answer in answers]
     n = sum(same)
     left_out = [min((n - one) / 3, 1.0) for one in same]
     return round(sum(left_out) / len(left_out), 12)
@@ -159,20 +159,20 @@ def vqa_accuracy(text: str, answers: Sequence[str]) -> float:
 class Verdict:
     """What an answer was read as, None where it could not be read, and how far it is right, from 0 to 1."""
 
-    said: str | None
+    read_as: str | None
     right: float
 
 
 def judge(question: ScoredQuestion, text: str) -> Verdict:
     """Return how an answer is read, and whether it is right."""
     if question.benchmark in ("textvqa", "vqav2"):
-        said: str | None = normalise_answer(text) or None
-        return Verdict(said, 0.0 if said is None else vqa_accuracy(text, question.gold))
+        read_as: str | None = normalise_answer(text) or None
+        return Verdict(read_as, 0.0 if read_as is None else vqa_accuracy(text, question.gold))
     if question.benchmark in ("mme", "pope"):
-        said = (read_mme if question.benchmark == "mme" else read_pope)(text)
+        read_as = (read_mme if question.benchmark == "mme" else read_pope)(text)
     else:
-        said = read_option(text, question.options)
-    return Verdict(said, float(said == question.gold[0]))
+        read_as = read_option(text, question.options)
+    return Verdict(read_as, float(read_as == question.gold[0]))
 
 
 # What is counted of each group of questions, for each picture by itself.
@@ -221,7 +221,7 @@ def general_scores(
         "pictures": len(counts),
         **({"incomplete": incomplete} if incomplete else {}),
         **{name: float(value) for name, value in totals.items()},
-        "unparsed": sum(verdict.said is None for verdict in verdicts.values()) / len(rows),
+        "unparsed": sum(verdict.read_as is None for verdict in verdicts.values()) / len(rows),
         "ci95": {name: percentile_interval(np.concatenate(values)) for name, values in drawn.items()},
         **({"by_group": _by_group(by_group, counts.sum(0), groups)} if len(groups) > 1 else {}),
     }
@@ -245,9 +245,9 @@ def _count(
     place: dict[str, tuple[int, int]] = {}
     for row in rows:
         question, verdict = asked[row["id"]], verdicts[row["id"]]
-        at = place[question.together] = picture[row["dialogue"]], group[question.group]
-        yes, is_yes = verdict.said == "yes", question.gold[0] == "yes"
-        counts[at] += (1, verdict.right, 0, 0, yes, is_yes, yes and is_yes)
+        cell = place[question.together] = picture[row["dialogue"]], group[question.group]
+        yes, is_yes = verdict.read_as == "yes", question.gold[0] == "yes"
+        counts[cell] += (1, verdict.right, 0, 0, yes, is_yes, yes and is_yes)
         together.setdefault(question.together, []).append(verdict.right)
     whole = {name: right for name, right in together.items() if len(right) == sizes[name]}
     for name, right in whole.items():

@@ -209,8 +209,8 @@ class ImageText(EmotionModule):
         if free is not None:
             raise ValueError(
                 f"{free} is a turn of a conversation or an answer to be learnt; ImageText learns label words, and "
-                "writes answers to single questions in a test. Emotion-Qwen takes such samples, with a whole Qwen2.5-VL "
-                "too (--model.projector merger)"
+                "writes answers to single questions in a test. Emotion-Qwen takes such samples, with a "
+                "whole Qwen2.5-VL, too (--model.projector merger)"
             )
         if not any(self.has_input(s) for s in samples):
             raise ValueError(f"no {split} sample has anything that is shown, so every question is the same")
