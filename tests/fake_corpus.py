@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 from lightning.pytorch import LightningModule
 from lightning.pytorch.plugins import Precision
 
-from zoo.schema import Labels, Sample, Split
+from zoo.schema import Labels, Sample, ScoredQuestion, Split
 
 Module = TypeVar("Module", bound=LightningModule)
 
@@ -45,6 +45,9 @@ class FakeCorpus:
 
     def population(self, split: Split) -> dict[str, Any]:
         return {"n_used": len(self.all), "notes": self.notes}
+
+    def scored_questions(self, split: Split) -> dict[str, ScoredQuestion]:
+        return {}
 
     def rows_without_file(self, split: Split) -> dict[str, str]:
         return {}

@@ -125,6 +125,25 @@ class Sample:
         return self.history if window is None else self.history[max(0, len(self.history) - window) :]
 
 
+@dataclass(frozen=True)
+class ScoredQuestion:
+    """How the answer to a question of a benchmark is scored, by a rule of the benchmark's own (`zoo.metrics.general`).
+
+    Attributes:
+        benchmark: whose rule: ``mme``, ``mmbench``, ``pope``, ``scienceqa``, ``seedbench``, ``textvqa`` or ``vqav2``.
+        gold: the right answer: ``yes`` or ``no``, the letter of an option, or what each annotator wrote.
+        group: category, dimension or subset that is scored by itself.
+        together: questions of one name count as right together: a picture's pair, the rotations of a question.
+        options: texts of the options, in the order of their letters; none where the answer is free.
+    """
+
+    benchmark: str
+    gold: tuple[str, ...]
+    group: str
+    together: str
+    options: tuple[str, ...] = ()
+
+
 class LazySamples(Sequence[Sample], ABC):
     """Samples of which only arrays are in memory; each is made when it is asked for.
 
@@ -260,6 +279,8 @@ class CorpusView(Protocol):
     def to_predict(self) -> Sequence[Sample]: ...
 
     def population(self, split: Split) -> dict[str, Any]: ...
+
+    def scored_questions(self, split: Split) -> Mapping[str, ScoredQuestion]: ...
 
     def rows_without_file(self, split: Split) -> Mapping[str, str]: ...
 

@@ -18,7 +18,7 @@ from tests.runs_helper import checkpoint, fit, flags, logged, metrics, refused, 
 from zoo.backbones.tiny_image_text import TINY_IMAGE_TEXT, make_image_text_folder
 from zoo.data import MELD
 from zoo.models.image_text import ImageText
-from zoo.schema import Sample, Turn
+from zoo.schema import Labels, Sample, Turn
 from zoo.sitcom import release
 
 LABELS = MELD.labels
@@ -168,6 +168,25 @@ def test_a_long_question_loses_old_turns_then_words(family, tmp_path):
         collated(made(family, max_length=5), [long])
 
 
+def test_a_question_of_its_own_stands_in_place_of_the_emotion(family, tmp_path):
+    clip = picture(tmp_path / "a.png")
+    labels = Labels("walls", ("red", "blue"))
+    for template in ("default", "short"):
+        model = made(family, template=template)
+        model.data.label_sets = {"walls": labels}
+        chosen = replace(sample("a", clip, text="", question="which wall?"), labels=labels)
+        chosen = replace(chosen, target=replace(chosen.target, label="red"))
+        written = sample("b", clip, text="a <|im_end|> b", question="why <|im_end|> so?", answer="because")
+        batch = collated(model, [chosen, written])
+        first, second = (model.vlm.chat.tokenizer.decode(one["input_ids"][0]) for one in batch["inputs"])
+        assert "which wall?" in first and "emotion" not in first and "why" in second and "emotion" not in second
+        assert "who took it" not in second and second.count("<|im_end|>") == first.count("<|im_end|>")
+        scored, answered = model.predict(batch)
+        assert set(scored.scores) == {"red", "blue"} and scored.text is None  # choices are labels
+        assert answered.scores is None and isinstance(answered.text, str)  # a free answer is written
+    assert collated(made(family), [replace(chosen, target=replace(chosen.target, video=None))])["nothing"] == 0
+
+
 # ---- what is refused
 def test_what_it_cannot_do_is_refused(family, sitcom, tmp_path):
     with pytest.raises(ValueError, match="nothing would be shown"):
@@ -177,8 +196,12 @@ def test_what_it_cannot_do_is_refused(family, sitcom, tmp_path):
     with pytest.raises(ValueError, match="not divided over processes; use --trainer.strategy ddp"):
         made(family).shard(None, "32-true")  # type: ignore[arg-type]
     model = made(family)
-    with pytest.raises(ValueError, match="asks a question of its own or wants a written answer"):
-        model.check_split([sample("a", question="why?", answer="because")], "test", "test")
+    turn = Turn("before", "Ben", "hello", "joy")
+    conversation = sample("a", question="why?", answer="because", history=(turn,))
+    for one, stage in ((sample("a", question="why?", answer="because"), "fit"), (conversation, "test")):
+        with pytest.raises(ValueError, match="a turn of a conversation or an answer to be learnt"):
+            model.check_split([one], "dev", stage)
+    model.check_split([sample("a", question="why?", answer="because")], "test", "test")
     corpus = ("--data=Synthetic", "--data.train_dialogues=2", "--data.dev_dialogues=1", "--data.test_dialogues=1")
     said = refused("test", "--zero_shot=true", "--model=ImageText", f"--model.vlm={family}", *corpus)
     assert "has a clip or picture (video), so ImageText would read nothing" in said and "--model.frames 0" in said

@@ -7,6 +7,7 @@ from zoo.data.dfew import DFEW
 from zoo.data.emer import EMER
 from zoo.data.emorynlp import EmoryNLP
 from zoo.data.emoset import EmoSet
+from zoo.data.general import General
 from zoo.data.goemotions import GoEmotions
 from zoo.data.iemocap import IEMOCAP
 from zoo.data.joint import Joint
@@ -22,4 +23,4 @@ __all__ = ["EmotionData", "Reading", "GoEmotions", "Joint", "MELD", "Synthetic"]
 __all__ += ["DFEW", "EMER", "EmoSet", "MER2024", "MOSEI"]
 __all__ += ["EmoryNLP", "IEMOCAP", "Adaptation", "Resplit"]
 __all__ += ["Conversations", "NamedSynthetic", "SyntheticQuestions", "SyntheticReasons"]
-__all__ += ["Table"]
+__all__ += ["General", "Table"]

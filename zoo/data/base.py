@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Sampler
 from zoo.data.batches import Batches, BatchOrder, EvaluationOrder
 from zoo.data.lazy import dialogue_numbers, select
 from zoo.data.text import check_encoding, whole_number
-from zoo.schema import Collator, Labels, LazySamples, Sample, Split, Turn
+from zoo.schema import Collator, Labels, LazySamples, Sample, ScoredQuestion, Split, Turn
 
 log = logging.getLogger(__name__)
 
@@ -230,6 +230,10 @@ class EmotionData(LightningDataModule):
             reads: of text, turns, descriptions, face and voice.
         """
         return None
+
+    def scored_questions(self, split: Split) -> Mapping[str, ScoredQuestion]:
+        """Return how each answer is scored, by sample id, where a benchmark has a rule of its own; else nothing."""
+        return {}
 
     # ---- shared by all
     @property

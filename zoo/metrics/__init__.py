@@ -12,7 +12,8 @@ column holds the unparsed answers. An unparsed answer is wrong for every class a
 
 An F1 or recall with nothing to divide by is 0, as scikit-learn's ``zero_division=0``. Everything is in 0..1.
 
-Free answers (EMER) are compared with a reference text by exact words, see `reason_overlap`.
+Free answers (EMER) are compared with a reference text by exact words, see `reason_overlap`; answers to general
+questions are scored by the rules of their benchmarks, see `general_scores`.
 
 Intervals are 95 % percentile bootstrap intervals over dialogues, not utterances: utterances of one dialogue are not
 independent. They hold the trained weights fixed; they say nothing about how another training seed would do.
@@ -30,6 +31,7 @@ from zoo.metrics.explanations import (
     overlap,
     reason_overlap,
 )
+from zoo.metrics.general import general_scores
 from zoo.metrics.plot import confusion_picture
 from zoo.metrics.scores import HEADLINE, EmotionMetrics, Row, scores, war_uar
 
@@ -46,6 +48,7 @@ __all__ = [
     "confusion_picture",
     "emotions",
     "evaluate",
+    "general_scores",
     "mean_over_seeds",
     "overlap",
     "paired_difference",

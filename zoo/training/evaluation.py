@@ -18,7 +18,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from zoo.metrics import EmotionMetrics, confusion_picture, evaluate
+from zoo.metrics import EmotionMetrics, confusion_picture, evaluate, general_scores
 from zoo.runs import portable, portable_path, problems_of_fit, run_folder, set_aside_results
 from zoo.schema import UNPARSED, Prediction, Sample
 from zoo.storage import write_jsonl, write_whole
@@ -46,6 +46,7 @@ class EvaluatedModule(ReadingModule):
     scores: tuple[str, ...] = ("weighted_f1", "accuracy", "macro_f1", "uar", "unparsed")  # of a test, logged by name
     monitor = "val/wf1"  # the larger, the better: which checkpoint becomes best.ckpt
     predictions_file = "predictions.jsonl"  # where the rows of a test or prediction go
+    answers_questions = False  # whether a sample's own question is put to the system, and answered in writing
 
     def __init__(self, train: list[str] | None = None, start_from: str | None = None) -> None:
         super().__init__(train, start_from)
@@ -91,6 +92,7 @@ class EvaluatedModule(ReadingModule):
         if self.data.is_ad_hoc:
             return
         for split in self.data.splits_of(stage):
+            self._check_questions(split)
             self._check_files(split, stage)
         self.note_missing_files(stage)
         split = self.data.splits_of(stage)[0]
@@ -98,6 +100,13 @@ class EvaluatedModule(ReadingModule):
 
     def on_new_data(self) -> None:
         """Forget everything that was computed from the data of an earlier run with the same module."""
+
+    def _check_questions(self, split: Any) -> None:
+        if self.data.scored_questions(split) and not self.answers_questions:
+            raise ValueError(
+                f"{type(self.data).__name__} asks questions of its own, and {type(self).__name__} asks for an emotion; "
+                "EmotionQwen and ImageText take them"
+            )
 
     def _check_files(self, split: Any, stage: str) -> None:
         for part, remedy in self.required_files(stage).items():
@@ -199,7 +208,8 @@ class EvaluatedModule(ReadingModule):
         reports = problems_of_fit(run)
         if "test" in problems.found:
             reports["test"] = problems.report("test", self.split_size("test"))
-        summary = self.summary(rows, run)
+        questions = self.data.scored_questions("test")
+        summary = general_scores(rows, questions) if questions else self.summary(rows, run)
         record = self._record(summary, rows, events, reports, seconds)
         text = json.dumps(portable(record), indent=2)
         text = re.sub(r"\[[^\[\]{}]*\]", lambda m: " ".join(m[0].split()), text)  # a row of numbers on one line

@@ -112,8 +112,7 @@ class EmotionQwen(SupervisedFineTuning):
         min_pixels, max_pixels: budget of a picture.
         video_max_pixels: budget of each frame of a video (C: 448 * 448 in training, 768 * 28 * 28 in evaluation).
         face_capture: Facial Emotion Capture (P); None: off.
-        mrope: channel pairs that turn by time, height and width (Qwen2.5-VL: 16, 24, 24 of heads of 128); None: tokens
-            are counted.
+        mrope: channel pairs that turn by time, height and width (Qwen2.5-VL: 16, 24, 24); None: tokens are counted.
         show_text: whether the utterance's words are shown.
         lora: adapters on the language model, all that is trained unless `train` names more; P: rank 64, alpha 64,
             dropout .05 on q, k, v and o.
@@ -139,6 +138,7 @@ class EmotionQwen(SupervisedFineTuning):
     renamed_options = {"token_scale": "embedding_scale", "words": "show_text"}
     unpublished_options = ("judge",)
     weightless_options = ("judge", "face_capture")
+    answers_questions = True
     templates = Path(__file__).parent / "templates"
     template_variables = {"question": "", "earlier": "", "vision": "", "faces": "", "still": False}
     unreadable_events = ("samples without a readable clip",)

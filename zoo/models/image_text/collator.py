@@ -13,11 +13,11 @@ from torch import Tensor
 from zoo.backbones.image_text import Inputs, PictureChat
 from zoo.media import Media, Unreadable
 from zoo.media.clips import utterance_frames
-from zoo.prompts import PromptTemplate, label_words, render
+from zoo.prompts import PromptTemplate, escape, label_words, render
 from zoo.schema import Sample, Turn
 from zoo.training.batch import Batch, SampleBatch
 
-STILL = (".jpg", ".jpeg", ".png", ".webp", ".bmp")  # files of one picture
+STILL = (".jpg", ".jpeg", ".png", ".webp", ".bmp", "")  # files of one picture, some without an ending
 
 
 class QuestionBatch(Batch):
@@ -40,7 +40,8 @@ class QuestionBatch(Batch):
 class QuestionCollator:
     """Write samples as questions about the frames of their clips: a `QuestionBatch`.
 
-    Templates see, beside what `zoo.prompts.render` gives, ``pictures``: how many stand before the words.
+    Templates see, beside what `zoo.prompts.render` gives, ``pictures``: how many stand before the words, and
+    ``question``: what the sample asks; empty: the emotion.
 
     Args:
         chat: the model's processor and chat format.
@@ -95,7 +96,7 @@ class QuestionCollator:
             descriptions=self.descriptions,
             words=label_words(sample.labels, self.verbalizer),
             verbalizer=self.verbalizer,
-            variables={"pictures": pictures},  # type: ignore[dict-item]  # a number, which a template may compare
+            variables={"pictures": pictures, "question": escape(sample.question or "")},  # type: ignore[dict-item]  # a number, which a template may compare
         )
         return self.chat.text(text, pictures, self.system_prompt)
 
@@ -153,6 +154,6 @@ class QuestionCollator:
 
     def _says_anything(self, sample: Sample) -> bool:
         """Return whether a question shows words or descriptions of its sample."""
-        return bool(self.show_text and sample.target.text) or any(
+        return bool(sample.question or self.show_text and sample.target.text) or any(
             kind in sample.target.descriptions for kind in self.descriptions
         )

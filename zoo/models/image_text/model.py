@@ -25,11 +25,12 @@ from torch.nn.functional import cross_entropy
 
 from zoo.backbones import LoRA
 from zoo.backbones.hub import Attention, Dtype
-from zoo.backbones.image_text import ImageTextModel
+from zoo.backbones.image_text import ImageTextModel, Inputs
 from zoo.media import MAX_SECONDS, Media
 from zoo.models.image_text.collator import QuestionBatch, QuestionCollator
 from zoo.prompts import label_words, load_template, parse_label
 from zoo.schema import Labels, Prediction, Sample
+from zoo.training.batch import SampleBatch
 from zoo.training.checkpointing import Backbone
 from zoo.training.evaluation import ordered_parts, score_predictions
 from zoo.training.given_features import is_given
@@ -69,8 +70,9 @@ class ImageText(EmotionModule):
         max_clip_seconds: a longer clip or film is not read, and counted.
     """
 
+    answers_questions = True
     templates = Path(__file__).parent / "templates"
-    template_variables: Mapping[str, Any] = {"pictures": 0}
+    template_variables: Mapping[str, Any] = {"pictures": 0, "question": ""}
     vlm: ImageTextModel
 
     def __init__(
@@ -163,7 +165,9 @@ class ImageText(EmotionModule):
         """Return whether a question says anything about its sample."""
         words = bool(self.show_text and sample.target.text)
         described = bool(set(self.descriptions) & set(sample.target.descriptions))
-        return words or described or bool(self.frames and sample.target.video is not None)
+        return (
+            words or described or sample.question is not None or bool(self.frames and sample.target.video is not None)
+        )
 
     def collator(self, training: bool) -> QuestionCollator:
         """Return what writes samples as questions, in training with their answers."""
@@ -189,21 +193,24 @@ class ImageText(EmotionModule):
             _ = self.reads  # renders the template
         except UndefinedError as error:
             raise ValueError(
-                f"the prompt template uses a variable that is not known: {error}; there are labels, target, history "
-                "and pictures"
+                f"the prompt template uses a variable that is not known: {error}; there are labels, target, history, "
+                "pictures and question"
             ) from error
         for labels in self.data.label_sets.values():
             label_words(labels, self.verbalizer)  # two labels with one word: say so before any work
         report_control_tokens(self.data, self.data.splits_of(stage)[0])
 
     def check_split(self, samples: Sequence[Sample], split: str, stage: str) -> None:
-        """Check that questions differ, that none asks for a free answer, and that every description occurs."""
+        """Check that questions differ, that what they ask can be answered, and that every description occurs."""
         super().check_split(samples, split, stage)
-        free = next((s.id for s in samples if s.question is not None or s.answer is not None), None)
+        free = next(
+            (s.id for s in samples if s.answer is not None and (stage in ("fit", "validate") or s.history)), None
+        )
         if free is not None:
             raise ValueError(
-                f"{free} asks a question of its own or wants a written answer; ImageText answers with a label word. "
-                "Emotion-Qwen takes such samples, with a whole Qwen2.5-VL too (--model.projector merger)"
+                f"{free} is a turn of a conversation or an answer to be learnt; ImageText learns label words, and "
+                "writes answers to single questions in a test. Emotion-Qwen takes such samples, with a "
+                "whole Qwen2.5-VL, too (--model.projector merger)"
             )
         if not any(self.has_input(s) for s in samples):
             raise ValueError(f"no {split} sample has anything that is shown, so every question is the same")
@@ -233,14 +240,14 @@ class ImageText(EmotionModule):
         self.events["samples without a readable clip"] += batch["no_clip"]
         self.events["samples with nothing to go by"] += batch["nothing"]
         samples = batch["samples"]
-        if self.decode == "score":
-            scores = [
-                self.vlm.score(inputs, self.candidates(s.labels)).cpu().double().softmax(0).tolist()
-                for s, inputs in zip(samples, batch["inputs"], strict=True)
-            ]
-            return score_predictions(samples, scores)
-        texts = [self.vlm.write(inputs, self.max_new_tokens) for inputs in batch["inputs"]]
-        return [self._read(s, text) for s, text in zip(samples, texts, strict=True)]
+        return [self._answer(s, inputs) for s, inputs in zip(samples, batch["inputs"], strict=True)]
+
+    def _answer(self, sample: Sample, inputs: Inputs) -> Prediction:
+        """Return the scored label, or the written answer where `decode` or the sample asks for one."""
+        if self.decode == "score" and sample.answer is None:
+            scores = self.vlm.score(inputs, self.candidates(sample.labels)).cpu().double().softmax(0).tolist()
+            return score_predictions(SampleBatch([sample]), [scores])[0]
+        return self._read(sample, self.vlm.write(inputs, self.max_new_tokens))
 
     def _read(self, sample: Sample, text: str) -> Prediction:
         """Return the prediction that a written answer is; an unreadable one names no label."""
