@@ -44,6 +44,7 @@ from zoo.data import EmotionData
 from zoo.errors import is_refusal
 from zoo.imports import take_imports, trust_words
 from zoo.memory.start import MemoryCheck
+from zoo.metrics.printed import score_table
 from zoo.runs import (
     EVENTS,
     ResumingCSVLogger,
@@ -364,30 +365,6 @@ class ZooCLI(LightningCLI):
     def after_predict(self) -> None:
         splits = " and ".join(self.datamodule.predict_splits)
         self._announce(f"{self.model.predictions_file} of {splits} in")
-
-
-def score_table(record: Mapping[str, Any]) -> str:
-    """The scores of a ``metrics.json`` as lines of text: with intervals, and by class."""
-    lines = []
-    for corpus, scores in record.get("corpora", {record["corpus"]: record}).items():
-        official = record["population"]["n_official"]
-        of_official = f" ({official} in the official split)" if official and official != scores["n"] else ""
-        lines.append(f"{corpus}: {scores['n']} utterances of {scores.get('dialogues')} dialogues{of_official}")
-        for name in ("weighted_f1", "accuracy", "macro_f1", "uar", "war"):
-            if name in scores:
-                interval = scores.get("ci95", {}).get(name)
-                between = f"  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
-                lines.append(f"  {name.replace('_', ' '):<14} {scores[name]:.4f}{between}")
-        if scores.get("unparsed"):
-            lines.append(f"  {'unreadable':<14} {scores['unparsed']:.4f}  (answers without a label, counted as wrong)")
-        for label, f1 in scores.get("per_class", {}).items():
-            lines.append(
-                f"    {label:<12} F1 {f1:.4f}  recall {scores['per_class_recall'][label]:.4f}  "
-                f"n {scores['support'][label]}"
-            )
-    for event, count in {**record["population"]["notes"], **record["events"]}.items():
-        lines.append(f"  {event}: {count}")
-    return "\n".join(lines)
 
 
 class _SignalConnector(SignalConnector):

@@ -1,0 +1,37 @@
+"""The scores of a test as text for the terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+
+def score_table(record: Mapping[str, Any]) -> str:
+    """The scores of a ``metrics.json`` as lines of text: with intervals, and by class."""
+    lines = []
+    for corpus, scores in record.get("corpora", {record["corpus"]: record}).items():
+        official = record["population"]["n_official"]
+        of_official = f" ({official} in the official split)" if official and official != scores["n"] else ""
+        units, unread = f"utterances of {scores.get('dialogues')} dialogues", "answers without a label"
+        if "benchmark" in scores:
+            units, unread = f"questions about {scores['pictures']} pictures", "answers that cannot be read"
+        lines.append(f"{corpus}: {scores['n']} {units}{of_official}")
+        intervals = scores.get("ci95", {})
+        for name in dict.fromkeys(("weighted_f1", "accuracy", "macro_f1", "uar", "war", *intervals)):
+            if name in scores:
+                interval = intervals.get(name)
+                between = f"  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
+                lines.append(f"  {name.replace('_', ' '):<14} {scores[name]:.4f}{between}")
+        if scores.get("unparsed"):
+            lines.append(f"  {'unreadable':<14} {scores['unparsed']:.4f}  ({unread}, counted as wrong)")
+        for label, f1 in scores.get("per_class", {}).items():
+            lines.append(
+                f"    {label:<12} F1 {f1:.4f}  recall {scores['per_class_recall'][label]:.4f}  "
+                f"n {scores['support'][label]}"
+            )
+        for group, values in scores.get("by_group", {}).items():
+            texts = (f"{name} {value:.4f}" for name, value in values.items() if name != "n")
+            lines.append(f"    {group:<12} {'  '.join(texts)}  n {values['n']}")
+    for event, count in {**record["population"]["notes"], **record["events"]}.items():
+        lines.append(f"  {event}: {count}")
+    return "\n".join(lines)
