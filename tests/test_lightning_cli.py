@@ -16,7 +16,7 @@ import yaml
 from tests.builders import make_home
 from tests.runs_helper import QUIET, checkpoint, fit, flags, in_child, logged, metrics, newest, refused, rows, zoo
 from zoo.data import MELD
-from zoo.runs import score_table
+from zoo.metrics.printed import score_table
 from zoo.storage import locked
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")

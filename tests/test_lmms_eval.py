@@ -97,7 +97,7 @@ def test_lengths_and_ends_are_the_tasks(wrapper):
 
 def test_options_of_the_model(wrapper):
     model = wrapper.ZooCheckpoint(CHECKPOINT, device="cpu", **{"model.frames": 1})
-    assert model.system(2).frames == 1
+    assert model.system(2).sampling.frames == 1
     with pytest.raises(
         ValueError, match="--model_args frames: expected checkpoint, and options of the model as model.NA"
     ):

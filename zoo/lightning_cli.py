@@ -44,6 +44,7 @@ from zoo.data import EmotionData
 from zoo.errors import is_refusal
 from zoo.imports import take_imports, trust_words
 from zoo.memory.start import MemoryCheck
+from zoo.metrics.printed import score_table
 from zoo.runs import (
     EVENTS,
     ResumingCSVLogger,
@@ -54,7 +55,6 @@ from zoo.runs import (
     newest_config,
     run_loggers,
     run_of,
-    score_table,
 )
 from zoo.storage import locked, read_json, sha256_of
 from zoo.training.module import EmotionModule

@@ -313,34 +313,3 @@ def run_loggers(run: Path, users: Sequence[Logger], table: CSVLogger | None) -> 
             logger._save_dir = logger._wandb_init["dir"] = str(run)
         loggers.append(logger)
     return loggers
-
-
-def score_table(record: Mapping[str, Any]) -> str:
-    """Return the scores of a ``metrics.json`` as lines of text, with intervals and by class.
-
-    Of several corpora each has its protocol.
-    """
-    lines = []
-    several = "corpora" in record
-    for corpus, scores in record.get("corpora", {record["corpus"]: record}).items():
-        official = None if several else record["population"]["n_official"]  # of all corpora together
-        of_official = f" ({official} in the official split)" if official and official != scores["n"] else ""
-        stated = scores.get("eval_protocol", "") if several else ""  # runs of an earlier release state one for all
-        protocol = f", {stated.replace('_', ' ')}" if stated else ""
-        of_dialogues = f" of {scores['dialogues']} dialogues" if "dialogues" in scores else ""
-        lines.append(f"{corpus}: {scores['n']} utterances{of_dialogues}{protocol}{of_official}")
-        for name in ("weighted_f1", "accuracy", "macro_f1", "uar", "war"):
-            if name in scores:
-                interval = scores.get("ci95", {}).get(name)
-                between = f"  [{interval[0]:.4f}, {interval[1]:.4f}]" if interval else ""
-                lines.append(f"  {name.replace('_', ' '):<14} {scores[name]:.4f}{between}")
-        if scores.get("unparsed"):
-            lines.append(f"  {'unreadable':<14} {scores['unparsed']:.4f}  (answers without a label, counted as wrong)")
-        for label, f1 in scores.get("per_class", {}).items():
-            lines.append(
-                f"    {label:<12} F1 {f1:.4f}  recall {scores['per_class_recall'][label]:.4f}  "
-                f"n {scores['support'][label]}"
-            )
-    for event, count in {**record["population"]["notes"], **record["events"]}.items():
-        lines.append(f"  {event}: {count}")
-    return "\n".join(lines)

@@ -205,7 +205,7 @@ def test_what_is_written_is_scored(vlm, tmp_path, monkeypatch):
     assert (said["accuracy"], said["f1"], said["yes_ratio"], said["unparsed"]) == (0.0, 0.0, 0.0, 1.0)
 
 
-def test_a_checkpoint_of_emotion_qwen_is_asked(tmp_path):
+def test_a_checkpoint_of_emotion_qwen_is_asked(tmp_path, capsys):
     make_llm(tmp_path / "llm")
     make_patch_vision(tmp_path / "vision")
     make_corpus(tmp_path / "meld", (1, 1, 1), clips=True)
@@ -221,7 +221,9 @@ def test_a_checkpoint_of_emotion_qwen_is_asked(tmp_path):
     run = newest(tmp_path)
     root = WRITERS["pope"](tmp_path / "pope")
     zoo("test", f"--ckpt_path={run}", "--data=General", "--data.benchmark=pope", f"--data.root={root}", *QUIET)
-    said = metrics(run)
+    said, printed = metrics(run), capsys.readouterr().out
+    assert "pope: 8 questions about 2 pictures" in printed and "yes ratio" in printed
+    assert "random       accuracy" in printed
     assert said["benchmark"] == "pope" and said["n"] == 8 and set(said["by_group"]) == {"random", "adversarial"}
     assert all(row["text"] is not None and "gate_emotion" in row["details"] for row in rows(run))
     message = refused("fit", *QUIET, *flags(data="General", data__benchmark="pope", data__root=root), *options[:6])

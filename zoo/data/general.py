@@ -28,7 +28,7 @@ SHORT = "Answer the question using a single word or phrase."
 PICTURES = (".jpg", ".jpeg", ".png")
 ROTATION = 1_000_000  # what MMBench adds to the number of a question for each of its rotations
 LONGEST_NUMBER = 64  # characters; a longer cell of MMBench's column image is a picture
-ADVICE = "zoo fit --data.help General says what the folder of each benchmark must look like"
+ADVICE = "python -m pydoc zoo.data.General shows what the folder of each benchmark must look like"
 
 
 @dataclass(frozen=True)
