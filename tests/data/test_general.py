@@ -226,6 +226,10 @@ def test_a_checkpoint_of_emotion_qwen_is_asked(tmp_path, capsys):
     assert "random       accuracy" in printed
     assert said["benchmark"] == "pope" and said["n"] == 8 and set(said["by_group"]) == {"random", "adversarial"}
     assert all(row["text"] is not None and "gate_emotion" in row["details"] for row in rows(run))
+    root = WRITERS["seedbench"](tmp_path / "seedbench")
+    zoo("test", f"--ckpt_path={run}", "--data=General", "--data.benchmark=seedbench", f"--data.root={root}", *QUIET)
+    assert metrics(run)["n"] == 2 and metrics(run)["events"].get("samples without a readable clip", 0) == 0
+    root = WRITERS["pope"](tmp_path / "pope")
     message = refused("fit", *QUIET, *flags(data="General", data__benchmark="pope", data__root=root), *options[:6])
     assert "tested on; it has no train split" in message
 

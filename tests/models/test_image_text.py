@@ -129,6 +129,8 @@ def test_a_question_shows_frames_in_front_and_counts_what_is_missing(family, tmp
     token = model.vlm.chat.processor.image_token_id
     shown = [int((inputs["input_ids"] == token).sum()) for inputs in batch["inputs"]]
     assert shown[0] > 0 and shown[1:] == [0, 0, 0]  # a picture is one, whatever `frames` says
+    bare = (tmp_path / "a.png").rename(tmp_path / "12_34")  # as SEED-Bench's are called
+    assert [len(model.collator(False).pictures(Turn("x", "", "", video=bare)))] == [1]
     assert (batch["no_clip"], batch["nothing"]) == (3, 1)
     text = model.vlm.chat.tokenizer.decode(batch["inputs"][0]["input_ids"][0])
     assert "hello there" in text and "who took it" in text and text.index("hello there") < text.index("who took it")

@@ -233,7 +233,7 @@ class General(EmotionData):
                 )
             options = _options([row.get(letter, "") for letter in LETTERS[:5]])
             question = int(row["index"]) % ROTATION
-            encoded = pictures.get(row["index"]) or pictures.get(row["image"]) or pictures.get(str(question))
+            encoded = pictures.get(row["index"]) or pictures.get(row["image"])
             picture = None if encoded is None else _write_picture(encoded, folder, where)
             text = _with_options(row["question"], options, row.get("hint", ""))
             yield Asked(
