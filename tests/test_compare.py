@@ -85,3 +85,25 @@ def test_what_is_no_pair_of_tested_runs_is_refused(runs, tmp_path):
     assert "test it first: zoo test --ckpt_path" in refused("compare", runs[0], tmp_path / "empty")
     (runs[1] / "predictions.jsonl").write_text("{}\n")
     assert "is damaged (line 1: id is None" in refused("compare", *runs)
+
+
+def test_what_looks_like_markup_is_printed_as_it_is(tmp_path, capsys):
+    pair = [after_a_test(tmp_path / f"{name}[red]:bomb:", 30, 0.1) for name in ("a", "b")]
+    (pair[1] / "config.yaml").write_text(CONFIG.format(lr="'x[/b][a-z]+'"))
+    zoo("compare", *pair)
+    printed = "".join(capsys.readouterr().out.split())
+    assert "b[red]:bomb:" in printed and "x[/b][a-z]+" in printed
+
+
+@pytest.mark.parametrize(
+    ("record", "told"), [("[1]", "it holds a list"), ('{"support": {"calm": 1}}', "split is None, expected str")]
+)
+def test_a_record_of_something_else_is_refused(runs, record, told):
+    (runs[1] / "metrics.json").write_text(record)
+    assert told in refused("compare", *runs)
+
+
+def test_a_run_without_training_is_compared_by_the_config_of_its_test(runs, capsys):
+    (runs[1] / "config.yaml").rename(runs[1] / "config.test.yaml")
+    zoo("compare", *runs)
+    assert re.search(r"model\.lr +0\.1 +0\.2", capsys.readouterr().out)

@@ -20,7 +20,7 @@ def completed(*words: str, folder: str = ".") -> list[str]:
     asked = f"COMP_WORDS=({' '.join(words)}); COMP_CWORD={len(words) - 1}; _zoo"
     ask = "\n".join([script("bash", ALL), asked, "printf '%s\\n' \"${COMPREPLY[@]}\""])
     done = subprocess.run(["bash", "-c", ask], capture_output=True, text=True, check=True, cwd=folder)
-    return done.stdout.split()
+    return done.stdout.splitlines()
 
 
 @pytest.mark.skipif(shutil.which("bash") is None, reason="no bash")
@@ -33,6 +33,11 @@ def test_bash_completes_verbs_names_options_and_files(tmp_path):
     assert completed("zoo", "fit", "--trainer.p") == ["--trainer.precision"]
     (tmp_path / "mine.yaml").write_text("")
     assert completed("zoo", "fit", "--config", "mi", folder=str(tmp_path)) == ["mine.yaml"]
+    (tmp_path / "my own.yaml").write_text("")
+    assert completed("zoo", "fit", "--config", "my", folder=str(tmp_path)) == ["my own.yaml"]
+    assert completed("zoo", "test", "--ckpt_path", "my", folder=str(tmp_path)) == ["my own.yaml"]
+    assert completed("zoo", "fit", "--model", "=", "FAR") == ["FARCER"]
+    assert "MELD" in completed("zoo", "fit", "--data", "=")
 
 
 def test_words_after_a_verb_are_those_that_it_knows():

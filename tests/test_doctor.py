@@ -6,6 +6,7 @@ import importlib.metadata
 import shutil
 from collections import namedtuple
 
+import huggingface_hub
 import pytest
 
 from tests.data.miniature import write_goemotions
@@ -74,3 +75,20 @@ def test_corpora_are_recognised(capsys, tmp_path):
     assert "--data MELD" in found[1] or "--data Synthetic" in found[1]
     assert "suits no reader as it is" in found[2]
     assert doctor._corpus(tmp_path / "none").state == "fault"
+
+
+def test_a_folder_with_the_name_of_an_extra_is_none(monkeypatch, tmp_path):
+    (tmp_path / "logs_of_a_logger").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr(doctor, "EXTRAS", {"wandb": ("logs_of_a_logger", "logs")})
+    assert next(doctor._extras()).state == "note"
+
+
+@pytest.mark.parametrize("name", ["get_token", "scan_cache_dir"])
+def test_a_hub_folder_that_cannot_be_read_is_a_fault(monkeypatch, name):
+    def refuse() -> None:
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr(huggingface_hub, name, refuse)
+    found = doctor._hub()
+    assert found.state == "fault" and "Permission denied; set HF_HOME to a folder of yours" in found.text

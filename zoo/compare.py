@@ -15,15 +15,15 @@ from rich.console import Console
 from rich.table import Table
 
 from zoo.benchmark.collect import check_comparable
-from zoo.benchmark.records import ROW, read_rows
+from zoo.benchmark.records import ROW, TEST, read_record, read_rows
 from zoo.benchmark.report.numbers import percent, pvalue, signed
 from zoo.benchmark.statistics import LEVEL, against
 from zoo.configs import read_run_config
 from zoo.metrics import HEADLINE, evaluate
 from zoo.runs import newest_config
 from zoo.schema import Labels
-from zoo.storage import read_json
 
+STATED = {name: TEST[name] for name in ("split", "corpus", "eval_protocol", "model")}  # in a metrics.json
 SAME = ("trainer.default_root_dir", "trainer.logger", "ckpt_path")  # where a run wrote, not what it did
 
 
@@ -40,7 +40,9 @@ def main(args: list[str]) -> None:
     metrics = (*HEADLINE, "unparsed")
     parser.add_argument("--metric", default=metrics[1], choices=metrics, help=f"of the comparison ({metrics[1]})")
     options = parser.parse_args(args)
-    console = Console(soft_wrap=False, width=None if Console().is_terminal else 160)
+    width = None if Console().is_terminal else 160
+    # names of runs and regular expressions among the options may look like markup
+    console = Console(soft_wrap=False, markup=False, emoji=False, width=width)
     for part in compare(options.runs, options.metric):
         console.print(part)
 
@@ -69,7 +71,8 @@ def compare(runs: Sequence[Path], metric: str = "weighted_f1") -> Iterator[Table
     comparisons = against(answers, names[0], labels, metric)
 
     where = f"{first['corpus']} {first['split']}, {first['eval_protocol']}"
-    yield f"{where}: n = {first['n']} utterances of {first['dialogues']} dialogues"
+    scored = evaluations[names[0]]
+    yield f"{where}: n = {scored['n']} utterances of {scored['dialogues']} dialogues"
     yield _ranking(names, records, evaluations, comparisons, metric)
     yield f"better, worse: both p, corrected for the number of runs, are below {LEVEL}"
     yield _per_label(names, evaluations)
@@ -82,7 +85,7 @@ def _tested(run: Path) -> dict[str, Any]:
         raise FileNotFoundError(
             f"{run} holds no metrics.json and predictions.jsonl; test it first: zoo test --ckpt_path {run}"
         )
-    record: dict[str, Any] = read_json(run / "metrics.json")
+    record = read_record(run / "metrics.json", STATED)
     if not isinstance(record.get("support"), Mapping):
         raise ValueError(f"{run / 'metrics.json'} holds no scores of one set of labels; test each of its corpora alone")
     return record
@@ -132,7 +135,7 @@ def _per_label(names: Sequence[str], evaluations: Mapping[str, Mapping[str, Any]
 
 def _differing_options(runs: Mapping[str, Path]) -> Iterator[Table | str]:
     """Yield a table of the options in which the runs' configs differ, or a sentence where there is none."""
-    configs = {name: newest_config(run) for name, run in runs.items()}
+    configs = {name: _config(run) for name, run in runs.items()}
     without = [name for name, file in configs.items() if not file.is_file()]
     if without:
         yield f"options are not compared: {', '.join(without)} holds no config.yaml"
@@ -148,6 +151,12 @@ def _differing_options(runs: Mapping[str, Path]) -> Iterator[Table | str]:
         if not key.startswith(SAME) and any(value != values[0] for value in values):
             table.add_row(key, *map(str, values))
     yield table if table.row_count else "their configs are the same"
+
+
+def _config(run: Path) -> Path:
+    """Return the config that a run was trained with; of one that was tested without training, that of the test."""
+    trained = newest_config(run)
+    return trained if trained.is_file() else run / "config.test.yaml"
 
 
 def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:

@@ -21,8 +21,14 @@ OPTIONS = (
 )
 SCRIPT = """\
 # completion of zoo and lightning; made by zoo completion {name}
-{before}_zoo() {{
+{before}_zoo_files() {{
+    local IFS=$'\\n'  # a name may hold spaces
+    COMPREPLY+=($(compgen -f -- "$1"))
+}}
+_zoo() {{
     local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}"
+    [ "$word" = "=" ] && word=""  # bash parts --model=NAME into three words
+    [ "$before" = "=" ] && before="${{COMP_WORDS[COMP_CWORD-2]}}"
     COMPREPLY=()
     if [ "$COMP_CWORD" -eq 1 ]; then
         COMPREPLY=($(compgen -W "{verbs}" -- "$word"))
@@ -31,11 +37,11 @@ SCRIPT = """\
     case "$before" in
         --model) COMPREPLY=($(compgen -W "{models}" -- "$word")); return ;;
         --data) COMPREPLY=($(compgen -W "{corpora}" -- "$word")); return ;;
-        --ckpt_path) COMPREPLY=($(compgen -W "best last {published}" -- "$word") $(compgen -f -- "$word")); return ;;
+        --ckpt_path) COMPREPLY=($(compgen -W "best last {published}" -- "$word")); _zoo_files "$word"; return ;;
 {second}    esac
     case "$word" in
         -*) COMPREPLY=($(compgen -W "{options}" -- "$word")) ;;
-        *) COMPREPLY=($(compgen -f -- "$word")) ;;
+        *) _zoo_files "$word" ;;
     esac
 }}
 complete -o filenames -F _zoo zoo lightning

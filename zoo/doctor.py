@@ -112,7 +112,8 @@ def _packages() -> Iterator[Finding]:
 def _extras() -> Iterator[Finding]:
     requirements = [one for one in _requirements() or () if one.marker is not None]
     for extra, (module, purpose) in EXTRAS.items():
-        if importlib.util.find_spec(module) is not None:
+        spec = importlib.util.find_spec(module)
+        if spec is not None and spec.origin is not None:  # a mere folder of that name, such as a logger's, has none
             yield Finding("ok", "extra", f"{extra}: {purpose}")
             continue
         # by their own names: a registry's package of the zoo's name may be somebody else's
@@ -208,12 +209,15 @@ def _hub() -> Finding:
     from huggingface_hub.constants import HF_HUB_CACHE, HF_HUB_OFFLINE
 
     try:
+        has_token = huggingface_hub.get_token() is not None
         cache = huggingface_hub.scan_cache_dir()
         models = sorted(repo.repo_id for repo in cache.repos if repo.repo_type == "model")
     except huggingface_hub.errors.CacheNotFound:
         models = []
+    except (OSError, ValueError) as error:
+        return Finding("fault", "hub", f"{HF_HUB_CACHE} cannot be read: {error}; set HF_HOME to a folder of yours")
     there = ", ".join(models) if models else "no model"
-    token = "a token is set" if huggingface_hub.get_token() else "no token is set (for gated models: hf auth login)"
+    token = "a token is set" if has_token else "no token is set (for gated models: hf auth login)"
     offline = "HF_HUB_OFFLINE is set, so nothing is fetched" if HF_HUB_OFFLINE else token
     return Finding("ok", "hub", f"{there} in {HF_HUB_CACHE}; {offline}")
 

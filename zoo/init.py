@@ -7,6 +7,7 @@ commands in their order.
 from __future__ import annotations
 
 import argparse
+import shlex
 import shutil
 from pathlib import Path
 
@@ -59,4 +60,4 @@ def write_project(folder: Path) -> None:
     readme = README.format(name=folder.resolve().name, version=__version__)
     (folder / "README.md").write_text(readme, encoding="utf-8")
     print(f"{folder} holds train.yaml, calls.csv and README.md; begin with")
-    print(f"\n  cd {folder}\n  zoo fit --config train.yaml")
+    print(f"\n  cd {shlex.quote(str(folder))}\n  zoo fit --config train.yaml")

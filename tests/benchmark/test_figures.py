@@ -85,6 +85,9 @@ def test_the_report_draws_them(results, tmp_path):
         ({"x": [1]}, "one has 2 rows; expected 1, as many as x has values"),
         ({"kind": "labels"}, "one has 2 rows; expected 1, as many as a bar has"),
         ({"kind": "bars", "series": ["a"]}, "one has 2 rows; expected 1, as many as series has names"),
+        ({"x": [0, float("nan")]}, "x is [0, nan]; expected finite numbers"),
+        ({"rows": {str(k): ["tfidf", "vit"] for k in range(7)}}, "7 colours are needed; at most 6 can be told apart"),
+        ({"kind": "bars", "series": list("abcdefg")}, "7 colours are needed"),
         ({"rows": {"one": ["tfidf", "nobody"]}}, "one names nobody, which is no row with scores; there are tfidf, vit"),
     ],
 )

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 import httpx
 import huggingface_hub
 import pytest
-from huggingface_hub.errors import HfHubHTTPError
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
 
 from tests.runs_helper import REPOSITORY, refused, zoo
 
@@ -77,3 +77,15 @@ def test_nothing_that_executes_travels(hub, tmp_path):
 def test_a_hub_that_refuses_is_named(hub):
     hub.refuses = True
     assert "the hub refused me/faces: 401 Unauthorized" in refused("checkpoints", "push", FOLDER, *GOAL)
+
+
+@pytest.mark.parametrize(
+    "error", [OfflineModeIsEnabled("offline mode is enabled"), HTTPError("connection refused")], ids=["offline", "down"]
+)
+def test_a_hub_that_is_not_reached(hub, monkeypatch, error):
+    def fail(*_: object, **__: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Hub, "create_repo", fail)
+    said = refused("checkpoints", "push", FOLDER, *GOAL)
+    assert f"me/faces was not reached: {error}. Give the command again" in said

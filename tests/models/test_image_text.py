@@ -210,3 +210,11 @@ def test_what_it_cannot_do_is_refused(family, sitcom, tmp_path):
     assert "reward_funcs" in refused(
         "fit", "--model=ImageText", f"--model.vlm={family}", *corpus, "--model.reward_funcs=[x]"
     )
+
+
+def test_a_picture_that_no_processor_takes_is_listed_and_ends_nothing(family, tmp_path):
+    model = made(family)
+    batch = collated(model, [sample("strip", picture(tmp_path / "strip.png", 1, 250)), sample("words")])
+    assert batch["no_clip"] == 2 and len(model.predict(batch)) == 2
+    (problem,) = model.media.new_problems()
+    assert problem["problem"] == "unreadable" and "over 200 times longer than wide" in problem["reason"]

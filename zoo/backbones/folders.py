@@ -107,7 +107,7 @@ def _concerns_the_hub(path: str, error: Exception) -> bool:
     """Tell whether an error is about a model of the hub, rather than about a folder."""
     library = type(error).__module__.partition(".")[0]
     return not Path(path).exists() and (
-        isinstance(error, OSError) or library in ("huggingface_hub", "httpx", "requests")
+        isinstance(error, OSError) or library in ("huggingface_hub", "httpx", "httpx2", "requests")
     )
 
 

@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -53,6 +54,11 @@ class Figure:
         expected = {"lines": len(self.x), "bars": len(self.series), "labels": 1}[self.kind]
         if not self.rows or not expected:
             return f"kind {self.kind} needs {NEEDED[self.kind]}"
+        if not all(map(math.isfinite, self.x)):
+            return f"x is {self.x}; expected finite numbers"
+        names_shown = self.series if self.kind == "bars" else list(self.rows)
+        if len(names_shown) > SERIES:
+            return f"{len(names_shown)} colours are needed; at most {SERIES} can be told apart, so make two figures"
         for name, names in self.rows.items():
             if len(names) != expected:
                 return f"{name} has {len(names)} rows; expected {expected}, as many as {WHAT_COUNTS[self.kind]}"
@@ -61,6 +67,7 @@ class Figure:
         return None
 
 
+SERIES = 6  # colours of a figure that can be told apart
 NEEDED = {"lines": "rows and x", "bars": "rows and series", "labels": "rows"}  # of a figure
 WHAT_COUNTS = {"lines": "x has values", "bars": "series has names", "labels": "a bar has"}
 

@@ -23,6 +23,7 @@ def push(folder: Path, to: str, licence: str, public: bool = False, dry_run: boo
         FileNotFoundError: no exported folder.
         ValueError: a name of another form, or files that no export writes, e.g. pickles, folders or links.
         PermissionError: the hub refused the token, or there is none.
+        ConnectionError: the hub was not reached.
     """
     files = _files(folder)
     if not re.fullmatch(r"[\w.-]+/[\w.-]+", to):
@@ -54,6 +55,7 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _upload(folder: Path, names: list[str], to: str, licence: str, public: bool) -> None:
+    from httpx2 import HTTPError
     from huggingface_hub import HfApi, ModelCard, ModelCardData
     from huggingface_hub.errors import HfHubHTTPError, LocalTokenNotFoundError
 
@@ -68,5 +70,12 @@ def _upload(folder: Path, names: list[str], to: str, licence: str, public: bool)
         reason = " ".join(str(error).split())[:300]
         raise PermissionError(
             f"the hub refused {to}: {reason}. Log in with a token that may write: hf auth login"
+        ) from error
+    except (OSError, HTTPError) as error:
+        if isinstance(error, OSError) and error.errno is not None:  # of a file here
+            raise
+        reason = " ".join(str(error).split())[:300]
+        raise ConnectionError(
+            f"{to} was not reached: {reason}. Give the command again where there is a network"
         ) from error
     print(f"https://huggingface.co/{to}, commit {done.oid}")

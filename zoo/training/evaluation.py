@@ -261,9 +261,13 @@ class EvaluatedModule(ReadingModule):
     def summary(self, rows: Sequence[Mapping[str, Any]], run: Path) -> dict[str, Any]:
         """Return what metrics.json says about the rows of predictions.jsonl; pictures go into the run folder."""
         label_sets = self.data.label_sets
-        evaluations = {}
+        evaluations: dict[str, dict[str, Any]] = {}
         for corpus, labels in label_sets.items():
-            evaluations[corpus] = evaluate(rows_of_corpus(rows, corpus), labels)
+            answered = rows_of_corpus(rows, corpus)
+            if not answered and len(label_sets) > 1:  # a part without this split, or not met before a limit
+                evaluations[corpus] = {"n": 0}
+                continue
+            evaluations[corpus] = evaluate(answered, labels)
             picture = "confusion.png" if len(label_sets) == 1 else f"confusion_{corpus}.png"
             confusion_picture(evaluations[corpus], labels, run / picture, f"{type(self).__name__} on {corpus} test")
         return self.join_evaluations(evaluations, len(rows))

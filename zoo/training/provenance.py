@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from importlib.metadata import version
@@ -18,11 +19,21 @@ LIBRARIES = ("torch", "lightning", "transformers", "peft")
 
 @rank_zero_only
 def provenance() -> dict[str, Any]:
-    """Return ``git``, the commit (with ``+`` if the tree was changed; None outside a clone), and ``versions``."""
+    """Return ``git``, the commit, and ``versions``.
+
+    The commit has ``+`` behind it if the tree was changed; it is None outside a clone, or without git.
+    """
     folder = Path(__file__).parent
+    # inside of a hook git's own variables name another repository
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("GIT_")}
 
     def git(*args: str) -> str:
-        done = subprocess.run(["git", "-C", str(folder), *args], capture_output=True, text=True, check=False)
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *args], capture_output=True, text=True, check=False, env=environment
+            )
+        except OSError:  # this machine has no git
+            return ""
         return done.stdout.strip() if done.returncode == 0 else ""
 
     commit = None

@@ -9,6 +9,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from zoo.benchmark.plan import SERIES
 from zoo.benchmark.report.content import Row
 from zoo.benchmark.report.drawing import Axis, score_axis
 
@@ -16,7 +17,6 @@ WIDTH, HEIGHT = 720, 340  # pixels
 LEFT, RIGHT, TOP, BOTTOM = 44, WIDTH - 14, 14, HEIGHT - 46  # of the plot
 PLOT = {"left": LEFT, "right": RIGHT, "top": TOP, "bottom": BOTTOM}
 GAP = 0.28  # share of a group's width that stays empty
-SERIES = 6  # colours and marks that can be told apart
 
 
 def lay_out(figure: Mapping[str, Any], rows: Mapping[str, Row], metric: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from torch import Tensor
 from zoo.backbones.image_text import Inputs, PictureChat
 from zoo.media import Media, Unreadable
 from zoo.media.clips import utterance_frames
+from zoo.media.frames import LONGEST
 from zoo.prompts import PromptTemplate, escape, label_words, render
 from zoo.schema import Sample, Turn
 from zoo.training.batch import Batch, SampleBatch
@@ -84,6 +85,10 @@ class QuestionCollator:
         try:
             frames = utterance_frames(self.media, turn, n, side=self.side)
         except Unreadable:  # `media` has listed it
+            return []
+        height, width = frames.shape[2:]
+        if max(height, width) > LONGEST * min(height, width):  # processors refuse it, which would end the run
+            self.media.report(turn.video, f"over {LONGEST} times longer than wide; crop it")
             return []
         return list(torch.from_numpy(np.ascontiguousarray(frames)))
 
