@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, NoReturn
 
 from zoo import interrupts
 from zoo.errors import is_refusal, raised_by
-from zoo.renaming import underscore_flags
 from zoo.shipped import name_shipped_configs
 
 if TYPE_CHECKING:
@@ -281,6 +280,8 @@ def _imports() -> Iterator[None]:
 
 
 def _run(verb: str, args: list[str]) -> None:
+    from zoo.renaming import underscore_flags  # and with it jsonargparse, which `zoo --help` does not need
+
     args = name_shipped_configs(underscore_flags(args))
     if verb == "bench":
         from zoo.benchmark.server import start_server

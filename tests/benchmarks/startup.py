@@ -60,11 +60,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--against", type=Path, help="another checkout, e.g. a git worktree of an older commit")
+    parser.add_argument("--only", nargs="+", choices=list(COMMANDS), help="these commands alone")
     options = parser.parse_args()
     checkouts = {"here": HERE} | ({"against": options.against.resolve()} if options.against else {})
     print(f"{'command':<28}" + "".join(f"{name + ': end':>16}{'first line':>12}{'CPU':>8}" for name in checkouts))
     with tempfile.TemporaryDirectory() as folder:
-        for name, words in COMMANDS.items():
+        for name in options.only or COMMANDS:
+            words = COMMANDS[name]
             times: dict[str, list[tuple[float, float, float]]] = {checkout: [] for checkout in checkouts}
             for repeat in range(options.repeats + 1):
                 for checkout, path in checkouts.items():
