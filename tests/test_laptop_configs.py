@@ -83,7 +83,8 @@ def replaced(home: Path, name: str) -> list[str]:
 def test_every_system_that_asks_a_language_model_has_one():
     asks = {p.parent.name for p in CONFIGS.rglob("*.yaml") if "llm: " in p.read_text()}
     papers = asks & {p.parent.name for p in (REPOSITORY / "zoo" / "models").glob("*/model.py")}
-    assert papers - {"grpo"} == {name.partition("/")[0] for name in LAPTOP}
+    # the last two read what only a corpus with biographies or clips has; their sitcom.yaml runs on a laptop
+    assert papers - {"grpo", "bioserc", "speech_cue"} == {name.partition("/")[0] for name in LAPTOP}
 
 
 @pytest.mark.parametrize("name", [n for n in LAPTOP if n != "causal_lm/laptop.yaml"])

@@ -239,7 +239,7 @@ def test_nothing_of_this_machine_is_written(home, runs, data, tmp_path):
     assert "is a backbone" in refused(
         "export",
         "--ckpt_path",
-        listing.REPOSITORY / "checkpoints" / "tiny-llama",
+        listing.SHIPPED / "checkpoints" / "tiny-llama",
         "--system",
         f"--out={tmp_path / 'x'}",
     )

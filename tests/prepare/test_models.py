@@ -1075,4 +1075,4 @@ def test_help_lists_the_verbs(capsys):
             zoo(*args)
         assert caught.value.code == 0
     said = capsys.readouterr().out
-    assert re.search(r"\{[^}]*\bcaptions,faces,ver\}", said) and said.count("--yes_send_media") >= 2
+    assert re.search(r"\{[^}]*\bcaptions,features,faces,ver\}", said) and said.count("--yes_send_media") >= 2
