@@ -237,11 +237,7 @@ def test_nothing_of_this_machine_is_written(home, runs, data, tmp_path):
         "export", f"--ckpt_path={run}", "--system", "--merge", f"--out={tmp_path / 'x'}"
     )
     assert "is a backbone" in refused(
-        "export",
-        "--ckpt_path",
-        listing.SHIPPED / "checkpoints" / "tiny-llama",
-        "--system",
-        f"--out={tmp_path / 'x'}",
+        "export", "--ckpt_path", listing.SHIPPED / "checkpoints" / "tiny-llama", "--system", f"--out={tmp_path / 'x'}"
     )
     zoo("export", f"--ckpt_path={runs('words')}", "--system", f"--out={tmp_path / 'set'}", "--set", "window=0")
     assert yaml.safe_load((tmp_path / "set" / "config.yaml").read_text())["model"]["init_args"]["window"] == 0
