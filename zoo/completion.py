@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-SECOND: dict[str, Sequence[str]] = {  # words after a verb
-    "checkpoints": ("list", "show", "pull", "convert", "verify", "publish", "push"),
+SECOND: dict[str, Sequence[str]] = {  # words after a verb, beside those of checkpoints
     "data": ("show",),
     "rollouts": ("serve",),
     "completion": ("bash", "zsh"),
@@ -69,13 +68,14 @@ def main(args: list[str], verbs: Mapping[str, str]) -> None:
 def script(shell: str, verbs: Mapping[str, str]) -> str:
     """Return the script; see `main`."""
     from zoo.arguments import SECTIONS, know_short_names, named
+    from zoo.checkpoints.commands import VERBS
     from zoo.checkpoints.listing import index
 
     know_short_names()
 
     second = "".join(
         f'        {verb}) COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$word")); return ;;\n'
-        for verb, words in SECOND.items()
+        for verb, words in {**SECOND, "checkpoints": VERBS}.items()
     )
     shipped = " ".join(name for name, entry in index().items() if entry["source"] == "shipped")
     return SCRIPT.format(

@@ -87,5 +87,5 @@ def test_a_hub_that_is_not_reached(hub, monkeypatch, error):
         raise error
 
     monkeypatch.setattr(Hub, "create_repo", fail)
-    said = refused("checkpoints", "push", FOLDER, *GOAL)
-    assert f"me/faces was not reached: {error}. Give the command again" in said
+    message = refused("checkpoints", "push", FOLDER, *GOAL)
+    assert f"me/faces was not reached: {error}. Give the command again" in message

@@ -91,13 +91,13 @@ def test_released_files_become_questions(benchmark, tmp_path):
 @pytest.mark.parametrize("benchmark", sorted(set(WRITERS) - {"mmbench"}))
 def test_a_missing_picture_leaves_its_questions_out(benchmark, tmp_path):
     data = made(tmp_path, benchmark)
-    kept = len(data.samples("test"))
-    shown = data.samples("test")[0]
-    shown.target.video.unlink()
+    before = len(data.samples("test"))
+    question = data.samples("test")[0]
+    question.target.video.unlink()
     again = General(benchmark, root=tmp_path)
-    lost = sum(s.dialogue == shown.dialogue for s in data.samples("test"))
-    assert len(again.samples("test")) == kept - lost and shown.id not in again.scored_questions("test")
-    assert len(again.rows_without_file("test")) == lost
+    without_picture = sum(s.dialogue == question.dialogue for s in data.samples("test"))
+    assert len(again.samples("test")) == before - without_picture and question.id not in again.scored_questions("test")
+    assert len(again.rows_without_file("test")) == without_picture
     assert all("is not there" in reason for reason in again.reading("test").excluded.values())
 
 
@@ -183,13 +183,13 @@ def asked(vlm: Path, tmp_path: Path, benchmark: str, *more: str) -> Path:
 @pytest.mark.parametrize("benchmark", ["mme", "mmbench", "seedbench"])
 def test_an_image_text_model_is_asked(vlm, benchmark, tmp_path):
     run = asked(vlm, tmp_path, benchmark)
-    said, answers = metrics(run), rows(run)
+    scores, answers = metrics(run), rows(run)
     n, pictures, groups, *_ = EXPECTED[benchmark]
-    assert (said["n"], said["pictures"], said["benchmark"]) == (n, pictures, benchmark) and len(answers) == n
-    assert set(said["by_group"]) == groups and said["eval_protocol"] == "benchmark_rule"
+    assert (scores["n"], scores["pictures"], scores["benchmark"]) == (n, pictures, benchmark) and len(answers) == n
+    assert set(scores["by_group"]) == groups and scores["eval_protocol"] == "benchmark_rule"
     assert all(isinstance(row["text"], str) and row["label"] is None for row in answers)
-    assert len(said["ci95"]["accuracy"]) == 2 and 0 <= said["unparsed"] <= 1
-    assert "no_clip" not in said["events"] and "samples without a readable clip" not in said["events"]
+    assert len(scores["ci95"]["accuracy"]) == 2 and 0 <= scores["unparsed"] <= 1
+    assert "no_clip" not in scores["events"] and "samples without a readable clip" not in scores["events"]
 
 
 def test_what_is_written_is_scored(vlm, tmp_path, monkeypatch):
@@ -197,12 +197,12 @@ def test_what_is_written_is_scored(vlm, tmp_path, monkeypatch):
     from zoo.backbones.image_text import ImageTextModel
 
     monkeypatch.setattr(ImageTextModel, "write", lambda self, inputs, n: "Yes, there is.")
-    said = metrics(asked(vlm, tmp_path, "pope"))
-    assert (said["accuracy"], said["recall"], said["yes_ratio"], said["unparsed"]) == (0.5, 1.0, 1.0, 0.0)
-    assert said["by_group"]["random"]["precision"] == 0.5
+    scores = metrics(asked(vlm, tmp_path, "pope"))
+    assert (scores["accuracy"], scores["recall"], scores["yes_ratio"], scores["unparsed"]) == (0.5, 1.0, 1.0, 0.0)
+    assert scores["by_group"]["random"]["precision"] == 0.5
     monkeypatch.setattr(ImageTextModel, "write", lambda self, inputs, n: "I see " + COLOURS[0])
-    said = metrics(asked(vlm, tmp_path / "unread", "pope"))
-    assert (said["accuracy"], said["f1"], said["yes_ratio"], said["unparsed"]) == (0.0, 0.0, 0.0, 1.0)
+    scores = metrics(asked(vlm, tmp_path / "unread", "pope"))
+    assert (scores["accuracy"], scores["f1"], scores["yes_ratio"], scores["unparsed"]) == (0.0, 0.0, 0.0, 1.0)
 
 
 def test_a_checkpoint_of_emotion_qwen_is_asked(tmp_path, capsys):
@@ -221,10 +221,10 @@ def test_a_checkpoint_of_emotion_qwen_is_asked(tmp_path, capsys):
     run = newest(tmp_path)
     root = WRITERS["pope"](tmp_path / "pope")
     zoo("test", f"--ckpt_path={run}", "--data=General", "--data.benchmark=pope", f"--data.root={root}", *QUIET)
-    said, printed = metrics(run), capsys.readouterr().out
+    scores, printed = metrics(run), capsys.readouterr().out
     assert "pope: 8 questions about 2 pictures" in printed and "yes ratio" in printed
     assert "random       accuracy" in printed
-    assert said["benchmark"] == "pope" and said["n"] == 8 and set(said["by_group"]) == {"random", "adversarial"}
+    assert scores["benchmark"] == "pope" and scores["n"] == 8 and set(scores["by_group"]) == {"random", "adversarial"}
     assert all(row["text"] is not None and "gate_emotion" in row["details"] for row in rows(run))
     root = WRITERS["seedbench"](tmp_path / "seedbench")
     zoo("test", f"--ckpt_path={run}", "--data=General", "--data.benchmark=seedbench", f"--data.root={root}", *QUIET)

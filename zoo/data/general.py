@@ -372,7 +372,7 @@ def _letter(answer: str, options: Sequence[str], where: str) -> str:
 
 def _with_options(question: str, options: Sequence[str], hint: str = "") -> str:
     """Return a question with what is known beforehand in front of it, its options, and how to answer."""
-    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS, options, strict=False)]
+    lines = [f"{letter}. {option}" for letter, option in zip(LETTERS[: len(options)], options, strict=True)]
     return "\n".join([*([hint.strip()] if hint.strip() else []), question.strip(), *lines, LETTER])
 
 

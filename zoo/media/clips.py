@@ -22,6 +22,7 @@ from zoo.media.frames import PixelBudget, Position, Size
 from zoo.schema import Turn
 
 RATE = 16_000  # Hz
+STILL = (".jpg", ".jpeg", ".png", ".webp", ".bmp", "")  # files of one picture, some without an ending
 
 
 def utterance_key(turn: Turn, path: Path) -> tuple[Hashable, ...]:

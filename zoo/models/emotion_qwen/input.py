@@ -21,9 +21,10 @@ from torch import Tensor
 from zoo.backbones.mrope import Segment, mrope_positions
 from zoo.backbones.patch_vision import to_patches
 from zoo.media import Media, Unreadable
+from zoo.media.clips import STILL
 from zoo.media.frames import PixelBudget
 from zoo.models.emotion_qwen.faces import FaceCapture
-from zoo.models.emotion_qwen.sampling import STILL, FrameSampling
+from zoo.models.emotion_qwen.sampling import FrameSampling
 from zoo.prompts import escape
 from zoo.schema import Problem, Sample, Turn
 from zoo.training.batch import IGNORE_INDEX

@@ -12,12 +12,11 @@ import av
 import numpy as np
 
 from zoo.media import Media, Unreadable
-from zoo.media.clips import utterance_frames
+from zoo.media.clips import STILL, utterance_frames
 from zoo.media.container import first_stream, open_container, open_file
 from zoo.media.frames import LONGEST, PixelBudget
 from zoo.schema import Turn
 
-STILL = (".jpg", ".jpeg", ".png", ".webp", ".bmp", "")  # files of one picture, some without an ending
 AUTHORS_FRAMES = 768  # the authors' code: at most so many of a video,
 AUTHORS_LEAST, AUTHORS_MOST = 128 * 28 * 28, 768 * 28 * 28  # each of so many pixels,
 AUTHORS_TOTAL = int(0.9 * 128_000 * 28 * 28)  # and all of them so many, two by two

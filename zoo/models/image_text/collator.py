@@ -12,13 +12,11 @@ from torch import Tensor
 
 from zoo.backbones.image_text import Inputs, PictureChat
 from zoo.media import Media, Unreadable
-from zoo.media.clips import utterance_frames
+from zoo.media.clips import STILL, utterance_frames
 from zoo.media.frames import LONGEST
 from zoo.prompts import PromptTemplate, escape, label_words, render
 from zoo.schema import Sample, Turn
 from zoo.training.batch import Batch, SampleBatch
-
-STILL = (".jpg", ".jpeg", ".png", ".webp", ".bmp", "")  # files of one picture, some without an ending
 
 
 class QuestionBatch(Batch):
