@@ -199,6 +199,16 @@ def trace(run: Path, event: str = "step") -> list[dict[str, Any]]:
 def in_child(call: Callable[[], object], kill: tuple[str, int, int] | None = None, by: int = signal.SIGKILL) -> int:
     """Runs ``call`` in a forked child, whose `Trace` ends it at ``kill``; the exit code, or minus the signal that ended
     it."""
+    return exit_code(start_child(call, kill, by))
+
+
+def exit_code(child: int) -> int:
+    """Waits for a child; its exit code, or minus the signal that ended it."""
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def start_child(call: Callable[[], object], kill: tuple[str, int, int] | None = None, by: int = signal.SIGKILL) -> int:
+    """Starts what `in_child` waits for; its process id. From one thread: libraries refuse two forks at once."""
     global KILL, BY
     sys.stdout.flush()
     sys.stderr.flush()
@@ -220,7 +230,7 @@ def in_child(call: Callable[[], object], kill: tuple[str, int, int] | None = Non
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(code)
-    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+    return child
 
 
 @contextlib.contextmanager

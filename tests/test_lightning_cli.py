@@ -6,7 +6,6 @@ import logging
 import os
 import re
 import signal
-import threading
 import time
 from pathlib import Path
 
@@ -14,7 +13,21 @@ import pytest
 import yaml
 
 from tests.builders import make_home
-from tests.runs_helper import QUIET, checkpoint, fit, flags, in_child, logged, metrics, newest, refused, rows, zoo
+from tests.runs_helper import (
+    QUIET,
+    checkpoint,
+    exit_code,
+    fit,
+    flags,
+    in_child,
+    logged,
+    metrics,
+    newest,
+    refused,
+    rows,
+    start_child,
+    zoo,
+)
 from zoo.data import MELD
 from zoo.metrics.printed import score_table
 from zoo.storage import locked
@@ -88,13 +101,8 @@ def test_runs_that_start_at_the_same_moment_get_folders_of_their_own(options, tm
         time.sleep(max(0, begin - time.time()))
         zoo("fit", *QUIET, *options(), f"--seed_everything={seed}")
 
-    codes: list[int] = []
-    starters = [threading.Thread(target=lambda s=s: codes.append(in_child(lambda: start(s)))) for s in range(3)]
-    for starter in starters:
-        starter.start()
-    for starter in starters:
-        starter.join()
-    assert codes == [0, 0, 0]
+    children = [start_child(lambda seed=seed: start(seed)) for seed in range(3)]
+    assert [exit_code(child) for child in children] == [0, 0, 0]
     folders = sorted(Path("lightning_logs").iterdir())
     assert [f.name for f in folders] == ["version_0", "version_1", "version_2"]
     assert {yaml.safe_load((f / "config.yaml").read_text())["seed_everything"] for f in folders} == {0, 1, 2}
