@@ -120,6 +120,7 @@ class Fitted(EmotionModule):
         return self._tensor(labels.corpus, name).detach().cpu().numpy()
 
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         if self.will_load_checkpoint:  # it comes with the checkpoint
             return
         samples = [s for s in self.data.samples("train") if s.target.label is not None]
@@ -366,6 +367,7 @@ class SentenceClassifier(EmotionModule):
 
     # ---- training and answers
     def on_fit_start(self) -> None:
+        super().on_fit_start()
         self.encoder.train()  # it comes in eval mode, and Lightning leaves modes as they are
 
     def logits(self, batch: dict[str, Any]) -> list[Tensor]:
