@@ -21,7 +21,6 @@ class FakeCorpus:
     is_ad_hoc = False
     eval_batch_size = 1
     max_unreadable = 0.05
-    whole_dialogues = False
 
     def __init__(self, samples: Sequence[Sample] = (), seed: int = 0) -> None:
         self.all, self.run_seed = list(samples), seed

@@ -259,7 +259,6 @@ class CorpusView(Protocol):
     is_ad_hoc: bool
     max_unreadable: float
     eval_batch_size: int
-    whole_dialogues: bool
 
     @property
     def protocol(self) -> str: ...

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.builders import make_corpus, make_home, make_llm
-from tests.runs_helper import QUIET, fit, flags, logged, zoo
+from tests.builders import make_corpus, make_llm
+from tests.runs_helper import fit, flags, logged, zoo
 from zoo.backbones import LLM
 from zoo.models.dialoguellm import DialogueLLM
 from zoo.training.language_model import LanguageModelModule
@@ -31,12 +31,6 @@ def home(tmp_path_factory) -> Path:
     make_llm(home / "llm")
     make_corpus(home / "meld", (6, 2, 2))
     return home
-
-
-@pytest.fixture(scope="module")
-def seen(tmp_path_factory) -> Path:
-    """A corpus with clips, and encoders."""
-    return make_home(tmp_path_factory.mktemp("seen"), (2, 1, 1), clips=True)
 
 
 @pytest.fixture
@@ -68,7 +62,7 @@ def train_and_test(home: Path, root: Path, name: str, **more: object) -> tuple[l
 def test_losses_and_scores_are_those_of_separate_rows(name, home, tokens, tmp_path, monkeypatch):
     losses, scores = train_and_test(home, tmp_path / "shared", name)
     assert len(tokens) >= 4  # training and test; a batch that shares too little is left as it is
-    monkeypatch.setattr(LanguageModelModule, "separate_prompts_reason", lambda self, training: "tested")
+    monkeypatch.setattr(LanguageModelModule, "shares_beginnings", False)
     passes = len(tokens)
     expected_losses, expected_scores = train_and_test(home, tmp_path / "rows", name)
     assert len(tokens) == passes
@@ -94,71 +88,6 @@ def test_a_system_that_embeds_more_than_words_does_not_share(home):
     plain.llm = LLM(str(home / "llm"))
     other = Shown(llm=str(home / "llm"))
     other.llm = plain.llm
-    assert plain.separate_prompts_reason(True) is None
-    assert other.separate_prompts_reason(False) == "Shown puts more than words into its prompts"
+    assert plain.shares_beginnings and not other.shares_beginnings
     plain.llm.prefix_sharing_unsupported_reason = "of another family"
-    assert plain.separate_prompts_reason(False) == "of another family"
-
-
-ALONE = {
-    "farcer": (
-        "training",
-        [
-            "--model=FARCER",
-            "--model.vision=vision",
-            "--model.shots=0",
-            "--model.train_shots=0",
-            "--model.template=plain",
-        ],
-        "FARCER puts more than words",
-    ),
-    "merit": (
-        "test",
-        ["--model=Merit", "--model.vision=vision", "--model.audio=null", "--model.template=plain"],
-        "what encoders read",
-    ),
-    "emotion_qwen": (
-        "training",
-        [
-            "--model=EmotionQwen",
-            "--model.vision=shape:tiny-patch-vision",
-            "--model.min_pixels=256",
-            "--model.template=plain",
-            r"--model.train=['compressor\..*']",
-        ],
-        "EmotionQwen puts more than words",
-    ),
-    "dropout": ("training", ["--model=DialogueLLM", "--model.dropout=0.1"], "dropout and noise are drawn"),
-    "noise": ("training", ["--model=BiosERC", "--model.embedding_noise=5"], "dropout and noise are drawn"),
-    "grpo": (
-        "training",
-        [
-            "--model=GRPO",
-            "--model.reward_funcs+=tests.runs_helper.checksum",
-            "--model.max_new_tokens=2",
-            "--model.template=instruction",
-        ],
-        "GRPO computes a prompt once for all of its answers, in training",
-    ),
-    "shared": ("training", ["--model=DialogueLLM", "--model.dropout=0"], None),
-    "shared in a test": ("test", ["--model=DialogueLLM", "--model.dropout=0.1"], None),
-}
-
-
-@pytest.mark.parametrize("case", ALONE)
-def test_who_asks_for_whole_dialogues_is_told_why_each_prompt_is_computed_alone(case, seen, tmp_path, caplog):
-    stage, given, reason = ALONE[case]
-    given = [option.replace("=vision", f"={seen / 'vision'}") for option in given]
-    given += flags(
-        model__llm=seen / "llm",
-        data="MELD", data__root=seen / "meld", data__descriptions=f"[{seen / 'meld'}]",
-        data__batch_size=2, data__whole_dialogues="true",
-    )  # fmt: skip
-    with caplog.at_level("WARNING"):
-        if stage == "test":
-            zoo("test", "--zero_shot=true", *QUIET, *given, f"--trainer.default_root_dir={tmp_path}")
-        else:
-            fit(tmp_path, *given, "--trainer.max_steps=1", "--trainer.limit_val_batches=0")
-    told = [r.getMessage() for r in caplog.records if r.getMessage().startswith("whole_dialogues saves no time here")]
-    assert len(told) == (reason is not None), told
-    assert reason is None or reason in told[0]
+    assert not plain.shares_beginnings

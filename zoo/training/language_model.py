@@ -183,16 +183,12 @@ class LanguageModelModule(EmotionModule):
         """Whether prompts are chats."""
         return has_chat_format(self.llm.tokenizer) if self.chat is None else self.chat
 
-    def separate_prompts_reason(self, training: bool) -> str | None:
-        """Return why each prompt of a batch is computed by itself; None: what they begin with in common, once."""
+    @property
+    def shares_beginnings(self) -> bool:
+        """Whether what the prompts of a batch begin with in common is computed once: where all of it is words."""
         kind = type(self)
-        if self.encoders is not None:
-            return "its prompts hold what encoders read, which is not found to be common by comparing token ids"
-        if kind.embed is not LanguageModelModule.embed or kind.encode is not LanguageModelModule.encode:
-            return f"{kind.__name__} puts more than words into its prompts"
-        return self.llm.prefix_sharing_unsupported_reason or (
-            f"{kind.__name__} computes a prompt once for all of its answers, in training" if training else None
-        )
+        words_alone = kind.embed is LanguageModelModule.embed and kind.encode is LanguageModelModule.encode
+        return words_alone and self.encoders is None and self.llm.prefix_sharing_unsupported_reason is None
 
     @property
     def reads(self) -> tuple[str, ...] | None:
@@ -238,7 +234,7 @@ class LanguageModelModule(EmotionModule):
             max_length=self.max_length,
             chat=self.uses_chat,
             system_prompt=self.system_prompt,
-            share_beginnings=self.separate_prompts_reason(training) is None,
+            share_beginnings=self.shares_beginnings and not training,  # scores use it; a way of training may, too
         )
         if self.encoders is None:
             return plain
@@ -381,17 +377,6 @@ class LanguageModelModule(EmotionModule):
         """Watch the answers of this test anew."""
         super().on_test_start()
         self._unreadable_answers = []
-        self._explain_separate_prompts(training=False)
-
-    def on_fit_start(self) -> None:
-        """Say why dialogues are not computed as trees, if they were asked for."""
-        super().on_fit_start()
-        self._explain_separate_prompts(training=True)
-
-    def _explain_separate_prompts(self, training: bool) -> None:
-        reason = self.separate_prompts_reason(training)
-        if self.data.whole_dialogues and reason is not None:
-            log.warning("whole_dialogues saves no time here, as every prompt is computed by itself: %s", reason)
 
     def update_validation_metrics(self, samples: SampleBatch, predictions: Sequence[Prediction]) -> None:
         """Add the predictions to the metrics, and warn if none can be read."""

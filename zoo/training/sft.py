@@ -81,20 +81,17 @@ class SupervisedFineTuning(LanguageModelModule):
             )
 
     # ---- input
-    def separate_prompts_reason(self, training: bool) -> str | None:
-        """Return why each prompt is computed by itself: what it is for any system; in training, dropout, too."""
-        in_attention = getattr(self.llm.causal_lm.config, "attention_dropout", 0.0)
-        drops_out = self.dropout.p > 0 or in_attention > 0 or (self.lora is not None and self.lora.dropout > 0)
-        if training and (drops_out or self.embedding_noise > 0):
-            return "dropout and noise are drawn for every row, so what rows begin with is not the same"
-        return super().separate_prompts_reason(False)
-
     def collator(self, training: bool) -> PromptCollator:
         """Return what writes samples as prompts, in training with their answers."""
+        # one mask of dropout for what rows share would not be one for each of them
+        in_attention = getattr(self.llm.causal_lm.config, "attention_dropout", 0.0)
+        drops_out = self.dropout.p > 0 or in_attention > 0 or (self.lora is not None and self.lora.dropout > 0)
+        drops_out = drops_out or self.embedding_noise > 0
         return replace(
             super().collator(training),
             training=training,
             longest_answer=self.longest_answer(),
+            share_beginnings=self.shares_beginnings and not (training and drops_out),
             shots=self.shots,
             pool=self.data.samples("train") if self.shots else (),
             word_dropout=self.word_dropout,
