@@ -36,7 +36,7 @@ _zoo_offers() {{  # $1 place of the word, $2 what it begins with, $3 the word be
         *) files=1 ;;
     esac
 }}
-{shell}"""
+{function}"""
 SHELLS = {
     "bash": """\
 _zoo() {
@@ -106,5 +106,5 @@ def script(shell: str, verbs: Mapping[str, str]) -> str:
         published=shipped,
         second=second,
         options=" ".join(OPTIONS),
-        shell=SHELLS[shell],
+        function=SHELLS[shell],
     )
