@@ -12,6 +12,7 @@ from zoo import runs
 from zoo.runs import (
     ResumingCSVLogger,
     find_checkpoint,
+    given_checkpoint,
     make_run_folder,
     newest_run,
     portable,
@@ -104,6 +105,21 @@ def test_an_empty_folder_says_so(tmp_path):
 
 
 # ---- newest_run, make_run_folder, run_of
+def test_best_and_last_are_of_the_newest_run_and_other_names_stay(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"--ckpt_path best: no run with a last.ckpt under lightning_logs"):
+        given_checkpoint("best")
+    for name in (
+        "version_0/checkpoints/last.ckpt",
+        "version_1/checkpoints/best.ckpt",
+        "version_1/checkpoints/last.ckpt",
+    ):
+        write(tmp_path / "lightning_logs" / name)
+    assert given_checkpoint("best") == "lightning_logs/version_1/checkpoints/best.ckpt"
+    assert given_checkpoint("last") == "lightning_logs/version_1/checkpoints/last.ckpt"
+    assert given_checkpoint("dialoguellm-sitcom") == "dialoguellm-sitcom"
+
+
 def test_newest_run_counts_and_needs_something_to_resume_from(tmp_path):
     assert newest_run(tmp_path) is None and newest_run(tmp_path / "nowhere") is None
     logs = tmp_path / "lightning_logs"

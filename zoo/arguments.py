@@ -27,7 +27,7 @@ from zoo.configs import option_refusal, place_of, read_run_config, refuse_unread
 from zoo.data import EmotionData
 from zoo.imports import take_imports, trust_words
 from zoo.renaming import RenamingParser
-from zoo.runs import find_checkpoint, newest_config, newest_run, published, run_of
+from zoo.runs import find_checkpoint, newest_config, published, run_in_use, run_of
 from zoo.training.module import EmotionModule
 
 SECTIONS: dict[str, type] = {"model": EmotionModule, "data": EmotionData}
@@ -283,13 +283,7 @@ def _run_in_use(args: list[str], path: str) -> Path:
     beside = Path(config).parent if config else None
     if beside is not None and (beside / "checkpoints").is_dir():
         return beside
-    root = Path(flag_value(args, "--trainer.default_root_dir") or ".")
-    run = newest_run(root)
-    if run is None:
-        raise FileNotFoundError(
-            f"--ckpt_path {path}: no run with a last.ckpt under {root / 'lightning_logs'}; name the run folder"
-        )
-    return run
+    return run_in_use(path, Path(flag_value(args, "--trainer.default_root_dir") or "."))
 
 
 def flag_value(args: list[str], flag: str) -> str | None:

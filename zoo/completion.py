@@ -20,32 +20,52 @@ OPTIONS = (
 )
 SCRIPT = """\
 # completion of zoo and lightning; made by zoo completion {name}
-{before}_zoo_files() {{
-    local IFS=$'\\n'  # a name may hold spaces
-    COMPREPLY+=($(compgen -f -- "$1"))
-}}
-_zoo() {{
-    local word="${{COMP_WORDS[COMP_CWORD]}}" before="${{COMP_WORDS[COMP_CWORD-1]}}"
-    [ "$word" = "=" ] && word=""  # bash parts --model=NAME into three words
-    [ "$before" = "=" ] && before="${{COMP_WORDS[COMP_CWORD-2]}}"
-    COMPREPLY=()
-    if [ "$COMP_CWORD" -eq 1 ]; then
-        COMPREPLY=($(compgen -W "{verbs}" -- "$word"))
+_zoo_offers() {{  # $1 place of the word, $2 what it begins with, $3 the word before: sets offers, and files if they fit
+    offers="" files=""
+    if [ "$1" -eq 1 ]; then
+        offers="{verbs}"
         return
     fi
-    case "$before" in
-        --model) COMPREPLY=($(compgen -W "{models}" -- "$word")); return ;;
-        --data) COMPREPLY=($(compgen -W "{corpora}" -- "$word")); return ;;
-        --ckpt_path) COMPREPLY=($(compgen -W "best last {published}" -- "$word")); _zoo_files "$word"; return ;;
+    case "$3" in
+        --model) offers="{models}"; return ;;
+        --data) offers="{corpora}"; return ;;
+        --ckpt_path) offers="best last {published}"; files=1; return ;;
 {second}    esac
-    case "$word" in
-        -*) COMPREPLY=($(compgen -W "{options}" -- "$word")) ;;
-        *) _zoo_files "$word" ;;
+    case "$2" in
+        -*) offers="{options}" ;;
+        *) files=1 ;;
     esac
 }}
+{function}"""
+SHELLS = {
+    "bash": """\
+_zoo() {
+    local word="${COMP_WORDS[COMP_CWORD]}" before="${COMP_WORDS[COMP_CWORD-1]}" offers files
+    [ "$word" = "=" ] && word=""  # bash parts --model=NAME into three words
+    [ "$before" = "=" ] && before="${COMP_WORDS[COMP_CWORD-2]}"
+    _zoo_offers "$COMP_CWORD" "$word" "$before"
+    COMPREPLY=($(compgen -W "$offers" -- "$word"))
+    [ -n "$files" ] || return 0
+    local IFS=$'\\n'  # a name may hold spaces
+    COMPREPLY+=($(compgen -f -- "$word"))
+}
 complete -o filenames -F _zoo zoo lightning
-"""
-ZSH = "autoload -U +X compinit && compinit\nautoload -U +X bashcompinit && bashcompinit\n"
+""",
+    # compinit only where the start-up file has not called it: a second call forgets the completions of other commands
+    "zsh": """\
+(( $+functions[compdef] )) || { autoload -Uz compinit && compinit }
+_zoo() {
+    local before="$words[CURRENT-1]" offers files
+    local -i failed=1
+    compset -P '--*=' && before="${IPREFIX%=}"
+    _zoo_offers $((CURRENT - 1)) "$PREFIX" "$before"
+    [[ -n "$offers" ]] && compadd -- ${=offers} && failed=0
+    [[ -n "$files" ]] && _files && failed=0
+    return failed
+}
+compdef _zoo zoo lightning
+""",
+}
 
 
 def main(args: list[str], verbs: Mapping[str, str]) -> None:
@@ -57,7 +77,7 @@ def main(args: list[str], verbs: Mapping[str, str]) -> None:
     Raises:
         ValueError: another shell.
     """
-    if args not in (["bash"], ["zsh"]):
+    if len(args) != 1 or args[0] not in SHELLS:
         raise ValueError(
             f"zoo completion {' '.join(args)}: expected zoo completion bash or zoo completion zsh; then "
             "source <(zoo completion bash)"
@@ -74,17 +94,17 @@ def script(shell: str, verbs: Mapping[str, str]) -> str:
     know_short_names()
 
     second = "".join(
-        f'        {verb}) COMPREPLY=($(compgen -W "{" ".join(words)}" -- "$word")); return ;;\n'
+        f'        {verb}) offers="{" ".join(words)}"; return ;;\n'
         for verb, words in {**SECOND, "checkpoints": VERBS}.items()
     )
     shipped = " ".join(name for name, entry in index().items() if entry["source"] == "shipped")
     return SCRIPT.format(
         name=shell,
-        before=ZSH if shell == "zsh" else "",
         verbs=" ".join(verbs),
         models=" ".join(sorted(named(SECTIONS["model"]))),
         corpora=" ".join(sorted(named(SECTIONS["data"]))),
         published=shipped,
         second=second,
         options=" ".join(OPTIONS),
+        function=SHELLS[shell],
     )

@@ -87,6 +87,31 @@ def newest_run(root: Path) -> Path | None:
     return None
 
 
+def run_in_use(which: str, root: Path) -> Path:
+    """Return the run folder that ``--ckpt_path best`` or ``last`` means: the newest run.
+
+    Raises:
+        FileNotFoundError: there is none.
+    """
+    run = newest_run(root)
+    if run is None:
+        raise FileNotFoundError(
+            f"--ckpt_path {which}: no run with a last.ckpt under {root / 'lightning_logs'}; name the run folder"
+        )
+    return run
+
+
+def given_checkpoint(path: str) -> str:
+    """Return ``--ckpt_path`` of a command that reads no config: for ``best`` and ``last`` the file of the newest run.
+
+    Anything else stays as it is.
+
+    Raises:
+        FileNotFoundError: there is no run.
+    """
+    return str(find_checkpoint(run_in_use(path, Path(".")), path)) if path in ("best", "last") else path
+
+
 def make_run_folder(root: Path) -> Path:
     """Make ``root/lightning_logs/version_N`` with the first N after the largest in use.
 

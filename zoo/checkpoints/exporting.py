@@ -9,6 +9,7 @@ from zoo.checkpoints.backbone_export import PARTS, export_backbone
 from zoo.checkpoints.listing import UNKNOWN
 from zoo.checkpoints.system_export import export_system, parse_pair
 from zoo.imports import take_imports
+from zoo.runs import given_checkpoint
 
 DTYPES = ("float32", "float16", "bfloat16")
 
@@ -22,6 +23,7 @@ def export(args: list[str]) -> None:
     options = _parser().parse_args(take_imports(args))
     if options.out.exists() and any(options.out.iterdir()):
         raise FileExistsError(f"{options.out} is not empty; choose another folder")
+    checkpoint = given_checkpoint(options.ckpt_path)
     if options.system:
         if options.part or options.merge or options.adapter:
             raise ValueError("--system writes all of the run; leave out --part, --merge and --adapter")
@@ -29,21 +31,19 @@ def export(args: list[str]) -> None:
             "licence": options.licence or UNKNOWN,
             "commercial": {"true": True, "false": False}.get(options.commercial, "unknown"),
         }
-        export_system(
-            options.ckpt_path, options.out, options.dtype, dict(parse_pair(one) for one in options.set), terms
-        )
+        export_system(checkpoint, options.out, options.dtype, dict(parse_pair(one) for one in options.set), terms)
         return
     if options.licence or options.commercial:
         raise ValueError("--licence and --commercial are written into the entry of a --system; leave them out")
     if options.set:
         raise ValueError("--set changes the config that --system writes; without --system none is written")
-    export_backbone(options.ckpt_path, options.out, options.part, options.dtype, options.merge, options.adapter)
+    export_backbone(checkpoint, options.out, options.part, options.dtype, options.merge, options.adapter)
 
 
 def _parser() -> argparse.ArgumentParser:
     """Return the parser of ``zoo export``."""
     parser = argparse.ArgumentParser("zoo export", description=export.__doc__)
-    parser.add_argument("--ckpt_path", required=True, help="run folder or .ckpt")
+    parser.add_argument("--ckpt_path", required=True, help="run folder, .ckpt, or best: of the newest run")
     parser.add_argument("--out", required=True, type=Path)
     parser.add_argument("--part", choices=PARTS, help="which backbone; the first of these that the run has")
     parser.add_argument("--dtype", choices=DTYPES, help="dtype of the written weights; the run's if not given")

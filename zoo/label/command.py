@@ -23,6 +23,7 @@ from zoo.label.transcription import Transcriber
 from zoo.label.used_inputs import UsedInputs
 from zoo.label.utterances import read_utterances, with_words
 from zoo.media import MAX_SECONDS, Media
+from zoo.runs import given_checkpoint
 from zoo.schema import Labels, Prediction, Sample
 from zoo.storage import locked, parse_yaml
 
@@ -59,10 +60,11 @@ def main(args: list[str]) -> None:
     else:
         if options.parts:
             raise ValueError("--parts goes without --ckpt_path: which parts of a clip a system reads is its own option")
-        system = System(options.ckpt_path, changes)
+        checkpoint = given_checkpoint(options.ckpt_path)
+        system = System(checkpoint, changes)
         request = replace(request, columns=system.table_columns)
         samples = _samples(request, system.labels(options.labels), media, transcriber)
-        about |= {"system": system.name, "checkpoint": options.ckpt_path, "options": changes}
+        about |= {"system": system.name, "checkpoint": checkpoint, "options": changes}
         about |= {"selector": options.selector}
 
         def answer(answers: AnswerFile) -> None:
@@ -96,7 +98,11 @@ def _parser() -> argparse.ArgumentParser:
         help="a video, sound or picture, a folder of them, or a table (CSV, TSV, JSONL) with columns like "
         f"{TABLE}; may be left out if --text, --descriptions or --subtitles is given",
     )
-    add("--ckpt_path", metavar="NAME", help="run folder, checkpoint, or published name; without it: part by part")
+    add(
+        "--ckpt_path",
+        metavar="NAME",
+        help="run folder, checkpoint, published name, or best: of the newest run; else part by part",
+    )
     add("--parts", nargs="+", choices=PARTS, metavar="PART", help=f"without --ckpt_path: some of {', '.join(PARTS)}")
     add("--text", help="what is said")
     add("--speaker", default="", help="who says it")

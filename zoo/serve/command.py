@@ -11,6 +11,7 @@ import webbrowser
 from zoo.endpoints import is_local
 from zoo.imports import take_imports, trust_words
 from zoo.media import MAX_SECONDS
+from zoo.runs import given_checkpoint
 from zoo.serve.answers import Answers
 from zoo.serve.app import Limits, Site, run
 from zoo.serve.examples import Examples
@@ -40,7 +41,7 @@ def main(args: list[str]) -> None:
             "--port is 0 to 65535, --max_megabytes and --max_clip_seconds are over 0; got "
             f"{options.port}, {options.max_megabytes:g} and {options.max_clip_seconds:g}"
         )
-    answers = Answers(options.ckpt_path, options.max_clip_seconds)
+    answers = Answers([given_checkpoint(path) for path in options.ckpt_path], options.max_clip_seconds)
     site = Site(answers, Examples(), Limits(options.max_megabytes), options.host)
 
     def ready(address: str) -> None:
