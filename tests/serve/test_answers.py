@@ -14,6 +14,14 @@ LINES = (("Nina", "I miss her so much."), ("Omar", "<script>alert(1)</script>"),
 SMALL = ("dialoguellm-sitcom", "merit-sitcom")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def where_nothing_was_pulled(tmp_path_factory):
+    """Whoever runs the tests may have pulled models into the repository."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(tmp_path_factory.mktemp("nothing"))
+        yield
+
+
 @pytest.fixture(scope="module")
 def answers():
     return Answers()

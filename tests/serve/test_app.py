@@ -231,7 +231,8 @@ def test_the_page_loads_nothing_from_elsewhere(served):
 def test_two_users_at_once_wait_for_each_other(served):
     served.answers.wait.clear()
     replies = []
-    users = [threading.Thread(target=lambda: replies.append(label(served)[0])) for _ in range(2)]
+    clips = [("clip", "a.mp4", b"film A"), ("clip", "a.mp4", b"film B")]
+    users = [threading.Thread(target=lambda clip=clip: replies.append(label(served, clip)[0])) for clip in clips]
     for user in users:
         user.start()
     assert soon(lambda: served.site.waiting == 2)
@@ -240,6 +241,8 @@ def test_two_users_at_once_wait_for_each_other(served):
     for user in users:
         user.join(20)
     assert replies == [200, 200] and served.answers.most_at_once == 1
+    assert sorted(content for _, content, _ in served.answers.asked) == [b"film A", b"film B"]
+    assert len(set(served.answers.folders)) == 2 and not any(folder.exists() for folder in served.answers.folders)
 
 
 def test_a_cancelled_upload_leaves_nothing(served, caplog):

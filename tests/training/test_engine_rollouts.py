@@ -196,6 +196,9 @@ def test_greedy_answers_of_a_test_are_those_of_our_own(home, server, tmp_path):
     asked = len(server.completions())
     zoo("test", f"--ckpt_path={run}", "--model.sampler.kind=vllm", f"--model.sampler.url={server.url}")
     assert rows(run) == own and len(server.completions()) >= asked + len(own)
+    asked, engine = len(server.completions()), ("--model.sampler.kind=vllm", f"--model.sampler.url={server.url}")
+    zoo("predict", f"--ckpt_path={run}", *engine)
+    assert rows(run) == own and len(server.completions()) >= asked + len(own)
     said = refused("test", f"--ckpt_path={run}", "--model.sampler.kind=vllm", "--model.decode=score")
     assert "use --model.decode greedy" in said
 

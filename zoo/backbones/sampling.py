@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 class Sampling:
     """Filters of the distribution that tokens are drawn from, in this order, each renormalised, and stop strings.
 
+    Of a distribution p they keep the tokens v with p(v) >= the k-th largest p (`top_k`), then those with
+    sum of p(w) over p(w) > p(v) below `top_p`, then those with p(v) >= `min_p` max p.
+
     They change what is drawn only: the log-probabilities and entropies of an answer stay those of the whole
     distribution. Nothing in the filters waits for the device; stop strings are looked for where finished answers are.
 

@@ -220,7 +220,9 @@ def _for_the_page(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     words = {"--segments": "the cut into utterances", "--subtitles": "subtitles", "--text": "what is said"}
-    without_hints = re.sub(r"(, or say which encoding it is in)? \(--[^)]*\)(: --encoding [\w-]+)?", "", value)
+    without_hints = re.sub(
+        r"(, or (?:say which encoding it is in|raise the limit))? \(--[^)]*\)(: --encoding [\w-]+)?", "", value
+    )
     return re.sub("|".join(words), lambda match: words[match[0]], without_hints)
 
 

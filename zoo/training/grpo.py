@@ -59,11 +59,12 @@ class GRPOModule(RewardedModule):
         num_iterations: how often a sampled window is learnt from.
         num_mini_batches: optimiser steps that a window is divided into each time: it takes
             ``trainer.accumulate_grad_batches`` / `num_mini_batches` batches to a step, whose loss is that of their
-            answers alone. Advantages are those of the window. The first step of all is on policy; the others compare
+            answers alone: step m of M maximises the mean over the m-th part of the window, not over all of it.
+            Advantages are those of the window. The first step of all is on policy; the others compare
             with the sampler (Schulman et al. 2017). TRL's ``steps_per_generation`` over its gradient accumulation.
-        max_resample_times: dynamic sampling (DAPO, Yu et al. 2025): how often, at most, prompts whose answers all
-            earned the same, so that they teach nothing, are answered again. Rewards are then computed anew for the
-            whole window. What still has no variance stays, as without this option; 0: off.
+        max_resample_times: dynamic sampling (DAPO, Yu et al. 2025, eq. 11: 0 < right answers < n): how often, at most,
+            prompts whose answers all earned the same, so that they teach nothing, are answered again. Rewards are then
+            computed anew for the whole window. What still has no variance stays, as without this option; 0: off.
         mask_truncated_completions: answers cut off at `max_new_tokens` do not enter the loss.
         log_completions_steps: optimiser steps between two entries of ``answers.jsonl`` in the run folder: the sampled
             answers of two prompts with their rewards. 0: none.

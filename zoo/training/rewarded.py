@@ -54,7 +54,7 @@ class RewardedModule(LanguageModelModule):
         top_p: answers are drawn from the fewest most probable tokens that together have at least this probability. The
             log-probabilities that are trained stay those of the whole distribution at `temperature`, as in TRL, also
             with the next two (`zoo.backbones.Sampling`).
-        top_k: from the k most probable tokens; 0: from all.
+        top_k: from the k most probable tokens; 0: from all. Equations and sources: `zoo.backbones.Sampling`.
         min_p: from tokens of at least this share of the probability of the most probable one.
         stop_strings: an answer ends with the first of them that it writes, and counts as finished.
         reward_funcs: functions or classes, each an `Answer` -> float, or None where it does not apply; an answer to
