@@ -23,6 +23,7 @@ from zoo.renaming import Renamed
 from zoo.runs import run_folder
 from zoo.schema import Labels, Prediction, Sample
 from zoo.training.batch import Batch, PromptBatch, SampleBatch
+from zoo.training.calibration import Preference
 from zoo.training.checkpointing import Backbone
 from zoo.training.collator import PromptCollator
 from zoo.training.evaluation import ordered_parts, score_predictions
@@ -85,6 +86,8 @@ class LanguageModelModule(EmotionModule):
     decode: str = "greedy"  # how answers are read: ``score`` or ``greedy``; a system may know others
     temperature: float = 1.0  # of sampled answers, in systems that sample
     later_window: int = 0  # later turns shown
+    # corpus -> what is taken out of the scores of its labels, in systems that calibrate them
+    preferences: Mapping[str, Preference] = {}
 
     llm: LLM
 
@@ -186,9 +189,14 @@ class LanguageModelModule(EmotionModule):
     @property
     def shares_beginnings(self) -> bool:
         """Whether what the prompts of a batch begin with in common is computed once: where all of it is words."""
+        return self.shows_words_alone and self.llm.prefix_sharing_unsupported_reason is None
+
+    @property
+    def shows_words_alone(self) -> bool:
+        """Whether the language model reads nothing but the tokens of its prompts."""
         kind = type(self)
-        words_alone = kind.embed is LanguageModelModule.embed and kind.encode is LanguageModelModule.encode
-        return words_alone and self.encoders is None and self.llm.prefix_sharing_unsupported_reason is None
+        plain = kind.embed is LanguageModelModule.embed and kind.encode is LanguageModelModule.encode
+        return plain and self.encoders is None
 
     @property
     def reads(self) -> tuple[str, ...] | None:
@@ -339,8 +347,12 @@ class LanguageModelModule(EmotionModule):
     def answer(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
         """Return the answers to encoded prompts: by scores of the label words, or in writing; see `decode`."""
         if self.decode == "score":
-            return score_labels(self.llm, prefix, samples, self.candidates)
+            return self.scored_answers(prefix, samples)
         return self.read_answers(samples, self.writer.greedy_text(prefix, self.max_new_tokens))
+
+    def scored_answers(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
+        """Return the answers to encoded prompts by the scores of the label words."""
+        return score_labels(self.llm, prefix, samples, self.candidates, self.preferences)
 
     def read_answers(self, samples: SampleBatch, texts: Sequence[str]) -> list[Prediction]:
         """Return the predictions that written answers are."""
@@ -422,7 +434,11 @@ def adapter_folder(shared: str | None, run: Path) -> Path:
 
 @torch.no_grad()
 def score_labels(
-    llm: LLM, prefix: Prefix, samples: SampleBatch, candidates: Callable[[Labels], Sequence[Sequence[int]]]
+    llm: LLM,
+    prefix: Prefix,
+    samples: SampleBatch,
+    candidates: Callable[[Labels], Sequence[Sequence[int]]],
+    preferences: Mapping[str, Preference] | None = None,
 ) -> list[Prediction]:
     """Answer each sample with the most probable label of its own corpus.
 
@@ -431,6 +447,7 @@ def score_labels(
 
     Args:
         candidates: labels of a corpus -> tokens of each label word.
+        preferences: corpus -> what is taken out of the scores of its labels; see `zoo.training.calibration`.
 
     Raises:
         FloatingPointError: scores are not finite.
@@ -441,8 +458,11 @@ def score_labels(
     scores = {corpus: llm.score(prefix, candidates(labels)) for corpus, labels in label_sets.items()}  # (B, L) each
     if not all(torch.isfinite(s).all() for s in scores.values()):
         raise FloatingPointError(f"the scores of {samples.ids()} are not finite: the training diverged")
-    rows = (scores[s.labels.corpus][i] for i, s in enumerate(samples))
-    return score_predictions(samples, [torch.softmax(row.cpu().double(), 0).tolist() for row in rows])
+    table = {corpus: rows.cpu().double() for corpus, rows in scores.items()}
+    for corpus in set(table) & set(preferences or {}):
+        table[corpus] -= torch.tensor((preferences or {})[corpus].logprobs, dtype=torch.float64)
+    rows = (table[s.labels.corpus][i] for i, s in enumerate(samples))
+    return score_predictions(samples, [torch.softmax(row, 0).tolist() for row in rows])
 
 
 __all__ = ["LanguageModelModule", "PromptBatch", "score_labels"]
