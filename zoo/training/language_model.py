@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from jinja2 import UndefinedError
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from zoo.backbones import LLM, LoRA, Prefix
@@ -186,10 +187,35 @@ class LanguageModelModule(EmotionModule):
         """Whether prompts are chats."""
         return has_chat_format(self.llm.tokenizer) if self.chat is None else self.chat
 
+    def why_separate(self, training: bool) -> str | None:
+        """Return why every prompt of a batch is computed by itself, or None where their common beginnings are not.
+
+        Args:
+            training: in training, or where answers are scored.
+        """
+        kind = type(self)
+        if self.encoders is not None:
+            return f"{kind.__name__} shows clips between the words"
+        if not self.shows_words_alone:
+            return f"{kind.__name__} puts more than tokens into its prompts, or encodes them in its own way"
+        return self.llm.prefix_sharing_unsupported_reason
+
+    def report_separate_prompts(self, training: bool) -> None:
+        """Say in one line why what the prompts of a batch begin with is computed again for each, where it is."""
+        reason = self.why_separate(training)
+        if reason is not None:
+            doing = "training" if training else "scoring"
+            rank_zero_info(f"{doing} computes every prompt of a batch whole, also what it shares with others: {reason}")
+
+    def on_fit_start(self) -> None:
+        """Say how prompts are computed."""
+        super().on_fit_start()
+        self.report_separate_prompts(training=True)
+
     @property
     def shares_beginnings(self) -> bool:
-        """Whether what the prompts of a batch begin with in common is computed once: where all of it is words."""
-        return self.shows_words_alone and self.llm.prefix_sharing_unsupported_reason is None
+        """Whether what the prompts of a batch begin with in common is computed once where answers are scored."""
+        return self.why_separate(training=False) is None
 
     @property
     def shows_words_alone(self) -> bool:
@@ -386,9 +412,11 @@ class LanguageModelModule(EmotionModule):
         self._unreadable_answers = []
 
     def on_test_start(self) -> None:
-        """Watch the answers of this test anew."""
+        """Watch the answers of this test anew, and say how prompts are computed."""
         super().on_test_start()
         self._unreadable_answers = []
+        if self.decode == "score":
+            self.report_separate_prompts(training=False)
 
     def update_validation_metrics(self, samples: SampleBatch, predictions: Sequence[Prediction]) -> None:
         """Add the predictions to the metrics, and warn if none can be read."""

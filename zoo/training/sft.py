@@ -105,17 +105,29 @@ class SupervisedFineTuning(LanguageModelModule):
             )
 
     # ---- input
+    def why_separate(self, training: bool) -> str | None:
+        """Return why every prompt is computed by itself: in training also what is drawn anew for every row.
+
+        One mask of dropout for what rows share would not be one for each of them.
+        """
+        in_attention = getattr(self.llm.causal_lm.config, "attention_dropout", 0.0)
+        drawn = {
+            "--model.dropout": self.dropout.p,
+            "the dropout of --model.lora": 0.0 if self.lora is None else self.lora.dropout,
+            "--model.embedding_noise": self.embedding_noise,
+            f"the attention_dropout of {self.llm.path}": in_attention,
+        }
+        given = [f"{name} ({value:g})" for name, value in drawn.items() if value > 0]
+        own = f"{' and '.join(given)} is drawn anew for every row" if training and given else None
+        return super().why_separate(training) or own
+
     def collator(self, training: bool) -> PromptCollator:
         """Return what writes samples as prompts, in training with their answers."""
-        # one mask of dropout for what rows share would not be one for each of them
-        in_attention = getattr(self.llm.causal_lm.config, "attention_dropout", 0.0)
-        drops_out = self.dropout.p > 0 or in_attention > 0 or (self.lora is not None and self.lora.dropout > 0)
-        drops_out = drops_out or self.embedding_noise > 0
         return replace(
             super().collator(training),
             training=training,
             longest_answer=self.longest_answer(),
-            share_beginnings=self.shares_beginnings and not (training and drops_out),
+            share_beginnings=self.shares_beginnings and self.why_separate(training) is None,
             shots=self.shots,
             pool=self.data.samples("train") if self.shots else (),
             word_dropout=self.word_dropout,

@@ -412,6 +412,7 @@ class FARCER(LanguageModelModule):
     # ---- training (Eq. 7)
     def on_fit_start(self) -> None:
         """Weigh label tokens, and measure the encoder's features if they are standardised."""
+        self.report_separate_prompts(training=True)
         self.weigh_tokens(self.data.samples("train"))
         if self.faces != "none" and self.standardise and not self.measured:  # an earlier stage, or this run, has it
             self.measure_features()
