@@ -67,12 +67,12 @@ def stored_preferences(calibration: Any, kind: CalibrationKind, path: object) ->
     """
     try:
         labels = calibration["labels"] if calibration is not None and calibration["kind"] == kind else {}
-        found = {str(c): Preference(tuple(map(float, p["logprobs"])), int(p["inputs"])) for c, p in labels.items()}
+        preferences = {str(c): Preference(tuple(map(float, p["logprobs"])), int(p["inputs"])) for c, p in labels.items()}
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} stores a calibration that cannot be read: {calibration!r:.200}") from error
-    if not all(math.isfinite(x) for p in found.values() for x in p.logprobs):
+    if not all(math.isfinite(x) for p in preferences.values() for x in p.logprobs):
         raise ValueError(f"{path} stores a calibration that is not finite: {calibration!r:.200}")
-    return found
+    return preferences
 
 
 def to_store(preferences: Mapping[str, Preference], kind: CalibrationKind) -> dict[str, Any]:

@@ -117,9 +117,9 @@ class SupervisedFineTuning(LanguageModelModule):
             "--model.embedding_noise": self.embedding_noise,
             f"the attention_dropout of {self.llm.path}": in_attention,
         }
-        given = [f"{name} ({value:g})" for name, value in drawn.items() if value > 0]
-        own = f"{' and '.join(given)} is drawn anew for every row" if training and given else None
-        return super().why_separate(training) or own
+        options = [f"{name} ({value:g})" for name, value in drawn.items() if value > 0]
+        redrawn = f"{' and '.join(options)} is drawn anew for every row" if training and options else None
+        return super().why_separate(training) or redrawn
 
     def collator(self, training: bool) -> PromptCollator:
         """Return what writes samples as prompts, in training with their answers."""
