@@ -67,7 +67,9 @@ def stored_preferences(calibration: Any, kind: CalibrationKind, path: object) ->
     """
     try:
         labels = calibration["labels"] if calibration is not None and calibration["kind"] == kind else {}
-        preferences = {str(c): Preference(tuple(map(float, p["logprobs"])), int(p["inputs"])) for c, p in labels.items()}
+        preferences = {
+            str(c): Preference(tuple(map(float, p["logprobs"])), int(p["inputs"])) for c, p in labels.items()
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} stores a calibration that cannot be read: {calibration!r:.200}") from error
     if not all(math.isfinite(x) for p in preferences.values() for x in p.logprobs):

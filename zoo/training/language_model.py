@@ -37,6 +37,7 @@ from zoo.training.prompting import (
     has_chat_format,
     parts_shown,
     report_control_tokens,
+    report_plain_text,
     require_descriptions,
     usable_prompt_length,
 )
@@ -157,6 +158,7 @@ class LanguageModelModule(EmotionModule):
     def build(self) -> None:
         """Make the language model, and the encoders if there are any."""
         self.llm = self.make_llm(mapped=self.device_mesh is not None)
+        report_plain_text(self.llm, self.chat)
         self.max_length = usable_prompt_length(self.llm, self.max_length, self.longest_answer())
         if self.encoders is not None:
             self.encoders.build(self.llm)
@@ -391,6 +393,7 @@ class LanguageModelModule(EmotionModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that were trained with the other form of prompt, unless `chat` says which is wanted."""
+        super().on_load_checkpoint(checkpoint)
         # before `chat` was recorded, a prompt was a chat only where the config said so, and then `chat` is not None
         trained = checkpoint.get("zoo", {}).get("chat", False)
         if self.chat is None and trained != self.uses_chat:
@@ -399,7 +402,6 @@ class LanguageModelModule(EmotionModule):
                 f"the prompts of this checkpoint were {form}, but with the tokenizer in {self.llm.path} they would be "
                 f"{other}; give --model.chat {json.dumps(trained)} to keep them as they were trained"
             )
-        super().on_load_checkpoint(checkpoint)
 
     # ---- answers that say nothing
     def is_readable(self, prediction: Prediction) -> bool:
