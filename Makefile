@@ -1,5 +1,5 @@
 # make demo         install, test the published systems and two baselines on a fresh sitcom, train one, write report.html
-# make real         install, fetch a real language model (93 MB), label some sentences with it, train it for ten minutes, test it
+# make real         install, fetch a real language model (93 MB), label some sentences with it, train it (about 4 minutes), test it: 5 to 10 minutes with the install
 # make test         install with the dev extra, run make lint, the test suite and the notebooks
 # make install      into .venv, with the dev extra
 # make lint         ruff, the import rules and the types

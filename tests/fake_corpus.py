@@ -37,6 +37,9 @@ class FakeCorpus:
     def samples(self, split: Split) -> list[Sample]:
         return self.all
 
+    def splits(self) -> tuple[Split, ...]:
+        return ("train", "dev", "test")
+
     def splits_of(self, stage: str) -> tuple[Split, ...]:
         return ("train", "dev") if stage == "fit" else ("test",)
 

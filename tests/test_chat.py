@@ -170,3 +170,21 @@ def test_answers_that_cannot_be_read_are_reported_with_two_of_them(verb, models,
     caplog.clear()
     zoo(verb, "--zero_shot=true", *options, "--trainer.accelerator=cpu")  # tiny-llama-sitcom names emotions
     assert not [r for r in caplog.records if "could be read" in r.getMessage()]
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "warned"),
+    [
+        ("Some-7B-Instruct", {}, True),
+        ("llama-2-7b-chat-hf", {}, True),
+        ("Some-7B-Instruct", {"chat": False}, False),  # the user's word
+        ("bandit-7b", {}, False),  # `it` is no word of it
+    ],
+)
+def test_a_chat_model_without_a_chat_format_is_not_silently_asked_in_plain_text(
+    name, options, warned, corpus, models, tmp_path, caplog
+):
+    shutil.copytree(models / "plain", tmp_path / name)
+    built("dialoguellm/sitcom", corpus, llm=str(tmp_path / name), **options)
+    lines = [r.getMessage() for r in caplog.records if "trained on chats" in r.getMessage()]
+    assert len(lines) == warned and all(line.startswith(name) for line in lines)

@@ -73,3 +73,17 @@ def test_files_of_a_folder(tmp_path):
     with pytest.raises(FileExistsError, match="already holds a model"):
         hub.new_model_folder(tmp_path)
     assert hub.new_model_folder(tmp_path / "new") == tmp_path / "new"
+
+
+@pytest.mark.parametrize(
+    ("path", "given"),
+    [
+        ("runs/gguf-cache/0123-bfloat16/smollm2-135m", "smollm2-135m"),
+        ("/somewhere/runs/gguf-cache/0123-float32/smollm2-135m", "smollm2-135m"),
+        ("runs/weights/smollm2-135m", "smollm2-135m"),
+        ("checkpoints/tiny-llama", "checkpoints/tiny-llama"),
+        ("/models/Llama-2-7b-hf", "/models/Llama-2-7b-hf"),
+    ],
+)
+def test_a_fetched_model_is_called_by_its_published_name(path, given):
+    assert hub.given_name(path) == given

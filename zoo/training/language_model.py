@@ -12,6 +12,7 @@ from typing import Any, ClassVar
 
 import torch
 from jinja2 import UndefinedError
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from zoo.backbones import LLM, LoRA, Prefix
@@ -23,6 +24,7 @@ from zoo.renaming import Renamed
 from zoo.runs import run_folder
 from zoo.schema import Labels, Prediction, Sample
 from zoo.training.batch import Batch, PromptBatch, SampleBatch
+from zoo.training.calibration import Preference
 from zoo.training.checkpointing import Backbone
 from zoo.training.collator import PromptCollator
 from zoo.training.evaluation import ordered_parts, score_predictions
@@ -35,6 +37,7 @@ from zoo.training.prompting import (
     has_chat_format,
     parts_shown,
     report_control_tokens,
+    report_plain_text,
     require_descriptions,
     usable_prompt_length,
 )
@@ -85,6 +88,8 @@ class LanguageModelModule(EmotionModule):
     decode: str = "greedy"  # how answers are read: ``score`` or ``greedy``; a system may know others
     temperature: float = 1.0  # of sampled answers, in systems that sample
     later_window: int = 0  # later turns shown
+    # corpus -> what is taken out of the scores of its labels, in systems that calibrate them
+    preferences: Mapping[str, Preference] = {}
 
     llm: LLM
 
@@ -153,6 +158,7 @@ class LanguageModelModule(EmotionModule):
     def build(self) -> None:
         """Make the language model, and the encoders if there are any."""
         self.llm = self.make_llm(mapped=self.device_mesh is not None)
+        report_plain_text(self.llm, self.chat)
         self.max_length = usable_prompt_length(self.llm, self.max_length, self.longest_answer())
         if self.encoders is not None:
             self.encoders.build(self.llm)
@@ -183,12 +189,42 @@ class LanguageModelModule(EmotionModule):
         """Whether prompts are chats."""
         return has_chat_format(self.llm.tokenizer) if self.chat is None else self.chat
 
+    def why_separate(self, training: bool) -> str | None:
+        """Return why every prompt of a batch is computed by itself, or None where their common beginnings are not.
+
+        Args:
+            training: in training, or where answers are scored.
+        """
+        kind = type(self)
+        if self.encoders is not None:
+            return f"{kind.__name__} shows clips between the words"
+        if not self.shows_words_alone:
+            return f"{kind.__name__} puts more than tokens into its prompts, or encodes them in its own way"
+        return self.llm.prefix_sharing_unsupported_reason
+
+    def report_separate_prompts(self, training: bool) -> None:
+        """Say in one line why what the prompts of a batch begin with is computed again for each, where it is."""
+        reason = self.why_separate(training)
+        if reason is not None:
+            doing = "training" if training else "scoring"
+            rank_zero_info(f"{doing} computes every prompt of a batch whole, also what it shares with others: {reason}")
+
+    def on_fit_start(self) -> None:
+        """Say how prompts are computed."""
+        super().on_fit_start()
+        self.report_separate_prompts(training=True)
+
     @property
     def shares_beginnings(self) -> bool:
-        """Whether what the prompts of a batch begin with in common is computed once: where all of it is words."""
+        """Whether what the prompts of a batch begin with in common is computed once where answers are scored."""
+        return self.why_separate(training=False) is None
+
+    @property
+    def shows_words_alone(self) -> bool:
+        """Whether the language model reads nothing but the tokens of its prompts."""
         kind = type(self)
-        words_alone = kind.embed is LanguageModelModule.embed and kind.encode is LanguageModelModule.encode
-        return words_alone and self.encoders is None and self.llm.prefix_sharing_unsupported_reason is None
+        plain = kind.embed is LanguageModelModule.embed and kind.encode is LanguageModelModule.encode
+        return plain and self.encoders is None
 
     @property
     def reads(self) -> tuple[str, ...] | None:
@@ -339,8 +375,12 @@ class LanguageModelModule(EmotionModule):
     def answer(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
         """Return the answers to encoded prompts: by scores of the label words, or in writing; see `decode`."""
         if self.decode == "score":
-            return score_labels(self.llm, prefix, samples, self.candidates)
+            return self.scored_answers(prefix, samples)
         return self.read_answers(samples, self.writer.greedy_text(prefix, self.max_new_tokens))
+
+    def scored_answers(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
+        """Return the answers to encoded prompts by the scores of the label words."""
+        return score_labels(self.llm, prefix, samples, self.candidates, self.preferences)
 
     def read_answers(self, samples: SampleBatch, texts: Sequence[str]) -> list[Prediction]:
         """Return the predictions that written answers are."""
@@ -353,6 +393,7 @@ class LanguageModelModule(EmotionModule):
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Refuse weights that were trained with the other form of prompt, unless `chat` says which is wanted."""
+        super().on_load_checkpoint(checkpoint)
         # before `chat` was recorded, a prompt was a chat only where the config said so, and then `chat` is not None
         trained = checkpoint.get("zoo", {}).get("chat", False)
         if self.chat is None and trained != self.uses_chat:
@@ -361,7 +402,6 @@ class LanguageModelModule(EmotionModule):
                 f"the prompts of this checkpoint were {form}, but with the tokenizer in {self.llm.path} they would be "
                 f"{other}; give --model.chat {json.dumps(trained)} to keep them as they were trained"
             )
-        super().on_load_checkpoint(checkpoint)
 
     # ---- answers that say nothing
     def is_readable(self, prediction: Prediction) -> bool:
@@ -374,9 +414,11 @@ class LanguageModelModule(EmotionModule):
         self._unreadable_answers = []
 
     def on_test_start(self) -> None:
-        """Watch the answers of this test anew."""
+        """Watch the answers of this test anew, and say how prompts are computed."""
         super().on_test_start()
         self._unreadable_answers = []
+        if self.decode == "score":
+            self.report_separate_prompts(training=False)
 
     def update_validation_metrics(self, samples: SampleBatch, predictions: Sequence[Prediction]) -> None:
         """Add the predictions to the metrics, and warn if none can be read."""
@@ -422,7 +464,11 @@ def adapter_folder(shared: str | None, run: Path) -> Path:
 
 @torch.no_grad()
 def score_labels(
-    llm: LLM, prefix: Prefix, samples: SampleBatch, candidates: Callable[[Labels], Sequence[Sequence[int]]]
+    llm: LLM,
+    prefix: Prefix,
+    samples: SampleBatch,
+    candidates: Callable[[Labels], Sequence[Sequence[int]]],
+    preferences: Mapping[str, Preference] | None = None,
 ) -> list[Prediction]:
     """Answer each sample with the most probable label of its own corpus.
 
@@ -431,6 +477,7 @@ def score_labels(
 
     Args:
         candidates: labels of a corpus -> tokens of each label word.
+        preferences: corpus -> what is taken out of the scores of its labels; see `zoo.training.calibration`.
 
     Raises:
         FloatingPointError: scores are not finite.
@@ -441,8 +488,11 @@ def score_labels(
     scores = {corpus: llm.score(prefix, candidates(labels)) for corpus, labels in label_sets.items()}  # (B, L) each
     if not all(torch.isfinite(s).all() for s in scores.values()):
         raise FloatingPointError(f"the scores of {samples.ids()} are not finite: the training diverged")
-    rows = (scores[s.labels.corpus][i] for i, s in enumerate(samples))
-    return score_predictions(samples, [torch.softmax(row.cpu().double(), 0).tolist() for row in rows])
+    table = {corpus: rows.cpu().double() for corpus, rows in scores.items()}
+    for corpus in set(table) & set(preferences or {}):
+        table[corpus] -= torch.tensor((preferences or {})[corpus].logprobs, dtype=torch.float64)
+    rows = (table[s.labels.corpus][i] for i, s in enumerate(samples))
+    return score_predictions(samples, [torch.softmax(row, 0).tolist() for row in rows])
 
 
 __all__ = ["LanguageModelModule", "PromptBatch", "score_labels"]

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -15,6 +17,7 @@ from zoo.schema import CorpusView, Labels, LazySamples, Sample, Split, Turn
 
 log = logging.getLogger(__name__)
 
+CHAT_TUNED = re.compile(r"(?i)(?<![a-z])(instruct|chat|it)(?![a-z])")  # in a model's name
 LABEL_TOKENS = 16  # positions that are left free for a label word and its end
 
 
@@ -143,6 +146,25 @@ def usable_prompt_length(llm: LLM, max_length: int, answer: int) -> int:
 def has_chat_format(tokenizer: Any) -> bool:
     """Return whether a tokenizer (or None) has a chat format (``chat_template``)."""
     return bool(getattr(tokenizer, "chat_template", None))
+
+
+def report_plain_text(llm: LLM, chat: bool | None) -> None:
+    """Warn of a model whose name says that it was trained on chats, but which is asked in plain text unasked.
+
+    Args:
+        chat: as the user set it; None: not at all.
+    """
+    if chat is not None or llm.tokenizer is None or has_chat_format(llm.tokenizer):
+        return
+    settings = getattr(llm.tokenizer, "init_kwargs", {})
+    places = (str(llm.path), getattr(llm.tokenizer, "name_or_path", ""), settings.get("name_or_path", ""))
+    names = [Path(str(place)).name for place in places]
+    if tuned := next((name for name in names if CHAT_TUNED.search(name)), None):
+        log.warning(
+            "%s is by its name trained on chats, but its tokenizer has no chat format (chat_template), so it is asked "
+            "in plain text; add chat_template to its tokenizer_config.json, or say --model.chat false",
+            tuned,
+        )
 
 
 def chat_text(tokenizer: Any, messages: Sequence[Mapping[str, str]], system_prompt: str | None) -> str:

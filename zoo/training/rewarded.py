@@ -96,6 +96,11 @@ class RewardedModule(LanguageModelModule):
         """Return for how many tokens of an answer a prompt must leave room."""
         return self.max_new_tokens
 
+    def why_separate(self, training: bool) -> str | None:
+        """Return why every prompt is computed by itself: in training it is shared by its own answers alone."""
+        alone = "its answers share the prompt that they stand behind, and prompts share nothing" if training else None
+        return super().why_separate(training) or alone
+
     def setup(self, stage: str) -> None:
         """Check that rewards and evaluation read the same words, beside what every prompted system checks."""
         super().setup(stage)

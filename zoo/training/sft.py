@@ -3,16 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Literal
 
+import numpy as np
 import torch
+from lightning.fabric.utilities import move_data_to_device
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from zoo.schema import Prediction, Sample
+from zoo.schema import Prediction, Sample, Split, Stage
 from zoo.training.batch import IGNORE_INDEX, PromptBatch
+from zoo.training.calibration import (
+    CalibrationKind,
+    batch_preference,
+    by_corpus,
+    content_free_preference,
+    stored_preferences,
+    to_store,
+    without_content,
+    without_label,
+)
 from zoo.training.collator import PromptCollator
 from zoo.training.language_model import LanguageModelModule
 from zoo.training.optimization import class_weights
@@ -32,6 +44,11 @@ class SupervisedFineTuning(LanguageModelModule):
             width D get uniform noise of up to alpha / sqrt(T D); 0 = none.
         decode: ``score`` compares the log-probabilities of the label words, ``greedy`` and ``beam`` generate and parse.
         beams, repetition_penalty: for ``beam``.
+        calibration: what of ``score`` is due to the prompt alone, b(y), is taken out of it: the answer is
+            argmax log p(y | x) - b(y). ``content_free``: b from the same prompt about a text that says nothing (Zhao et
+            al. 2021); ``batch``: the mean score of each label over the unlabelled texts of the validation split (Zhou
+            et al. 2023), which is another pass over it before each validation and test; see
+            `zoo.training.calibration`.
     """
 
     example_options = ("shots",)
@@ -48,6 +65,7 @@ class SupervisedFineTuning(LanguageModelModule):
         decode: Literal["score", "greedy", "beam"] = "score",
         beams: int = 4,
         repetition_penalty: float = 1.0,
+        calibration: CalibrationKind = "none",
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -65,6 +83,12 @@ class SupervisedFineTuning(LanguageModelModule):
             raise ValueError(f"need finite class_weight >= 0 and prompt_loss; got {class_weight} and {prompt_loss}")
         if not (math.isfinite(embedding_noise) and embedding_noise >= 0):
             raise ValueError(f"need a finite embedding_noise >= 0; got {embedding_noise}")
+        if calibration != "none" and decode != "score":
+            raise ValueError(
+                f"calibration {calibration} corrects the scores of label words, but decode: {decode} scores none; set "
+                "--model.decode score, or --model.calibration none"
+            )
+        self.calibration: CalibrationKind = calibration
         self.embedding_noise = embedding_noise
         self.shots, self.prompt_loss, self.class_weight = shots, prompt_loss, class_weight
         self.word_dropout, self.dropout = word_dropout, nn.Dropout(dropout)
@@ -81,17 +105,29 @@ class SupervisedFineTuning(LanguageModelModule):
             )
 
     # ---- input
+    def why_separate(self, training: bool) -> str | None:
+        """Return why every prompt is computed by itself: in training also what is drawn anew for every row.
+
+        One mask of dropout for what rows share would not be one for each of them.
+        """
+        in_attention = getattr(self.llm.causal_lm.config, "attention_dropout", 0.0)
+        drawn = {
+            "--model.dropout": self.dropout.p,
+            "the dropout of --model.lora": 0.0 if self.lora is None else self.lora.dropout,
+            "--model.embedding_noise": self.embedding_noise,
+            f"the attention_dropout of {self.llm.path}": in_attention,
+        }
+        options = [f"{name} ({value:g})" for name, value in drawn.items() if value > 0]
+        redrawn = f"{' and '.join(options)} is drawn anew for every row" if training and options else None
+        return super().why_separate(training) or redrawn
+
     def collator(self, training: bool) -> PromptCollator:
         """Return what writes samples as prompts, in training with their answers."""
-        # one mask of dropout for what rows share would not be one for each of them
-        in_attention = getattr(self.llm.causal_lm.config, "attention_dropout", 0.0)
-        drops_out = self.dropout.p > 0 or in_attention > 0 or (self.lora is not None and self.lora.dropout > 0)
-        drops_out = drops_out or self.embedding_noise > 0
         return replace(
             super().collator(training),
             training=training,
             longest_answer=self.longest_answer(),
-            share_beginnings=self.shares_beginnings and not (training and drops_out),
+            share_beginnings=self.shares_beginnings and self.why_separate(training) is None,
             shots=self.shots,
             pool=self.data.samples("train") if self.shots else (),
             word_dropout=self.word_dropout,
@@ -101,6 +137,7 @@ class SupervisedFineTuning(LanguageModelModule):
     def setup(self, stage: str) -> None:
         """Count the classes of the training split, beside what every prompted system checks."""
         super().setup(stage)
+        self.check_calibration()
         if stage == "fit" and self.class_weight:
             self.set_class_weights(self.data.samples("train"))
 
@@ -159,6 +196,105 @@ class SupervisedFineTuning(LanguageModelModule):
         lengths = mask.sum(1).clamp(min=1)[:, None, None]  # (B, 1, 1)
         bound = self.embedding_noise / (lengths * embedded.shape[-1]).sqrt()
         return embedded + (2 * torch.rand_like(embedded) - 1) * bound.to(embedded.dtype)
+
+    # ---- calibration
+    def check_calibration(self) -> None:
+        """Raise ValueError if answers are to be calibrated that are no scores, or not those of words alone."""
+        if self.calibration != "none" and (self.decode != "score" or not self.shows_words_alone):
+            what = f"decode: {self.decode}" if self.decode != "score" else f"{type(self).__name__}, which shows more"
+            raise ValueError(
+                f"calibration {self.calibration} corrects the scores of label words behind prompts of words alone, and "
+                f"this is {what}; set --model.calibration none"
+            )
+
+    def splits_read(self, stage: str) -> tuple[Split, ...]:
+        """Return the splits that a stage makes prompts of."""
+        splits = tuple(self.data.splits_of(stage))
+        return splits if self.calibration != "batch" or "dev" in splits else (*splits, "dev")
+
+    def on_validation_start(self) -> None:
+        """Calibrate by the weights of now."""
+        super().on_validation_start()
+        if not self.trainer.sanity_checking:
+            self.calibrate("validate" if self.trainer.state.fn == "validate" else "fit")
+
+    def on_test_start(self) -> None:
+        """Calibrate before the first answer."""
+        super().on_test_start()
+        self.calibrate("test")
+
+    def on_predict_start(self) -> None:
+        """Calibrate before the first answer."""
+        super().on_predict_start()
+        self.calibrate("predict")
+
+    def calibrate(self, stage: Stage) -> None:
+        """Estimate what the prompt says about the labels by itself; nothing without `calibration`.
+
+        Raises:
+            ValueError: ``batch``, and there are no validation texts, nor is anything stored with the weights.
+        """
+        if self.calibration == "none":
+            return
+        if self.calibration == "content_free":
+            samples = (
+                self.data.to_predict() if stage == "predict" else self.data.samples(self.data.splits_of(stage)[-1])
+            )
+            one_of_each = {s.labels.corpus: s for s in reversed(samples)}
+            self.preferences = {
+                corpus: content_free_preference(self.label_scores(without_content(sample)))
+                for corpus, sample in one_of_each.items()
+            }
+            return
+        if self.data.is_ad_hoc or "dev" not in self.data.splits():
+            known = {corpus: len(preference.logprobs) for corpus, preference in self.preferences.items()}
+            if any(known.get(corpus) != len(labels) for corpus, labels in self.data.label_sets.items()):
+                raise ValueError(
+                    "calibration batch needs the texts of a validation split, which this data does not have, nor are "
+                    "scores of one stored with the weights; use --model.calibration content_free, or none"
+                )
+            return
+        texts = by_corpus([without_label(s) for s in self.data.samples("dev")])
+        self.preferences = {c: batch_preference(self.label_scores(group)) for c, group in texts.items()}
+
+    @torch.no_grad()
+    def label_scores(self, samples: Sequence[Sample]) -> Tensor:
+        """Return the log-probability of each label word about each of some samples of one corpus, (M, L) float64.
+
+        In the order of `samples`, and without any calibration.
+        """
+        collator, labels = self.collator(training=False), samples[0].labels
+        order = sorted(range(len(samples)), key=lambda i: collator.length(samples[i]))  # alike lengths: little padding
+        scores = torch.empty(len(samples), len(labels), dtype=torch.float64)
+        with self.trainer.precision_plugin.forward_context():
+            for start in range(0, len(order), self.data.eval_batch_size):
+                rows = order[start : start + self.data.eval_batch_size]
+                batch = collator([samples[i] for i in rows], np.random.default_rng(0))  # evaluation draws nothing
+                prefix = self.encode(move_data_to_device(batch, self.device))
+                scores[rows] = self.llm.score(prefix, self.candidates(labels)).double().cpu()
+        return scores
+
+    def contract(self) -> dict[str, Any]:
+        """Return the contract, with what calibrates the answers of these weights."""
+        stored = to_store(self.preferences, self.calibration)
+        return super().contract() | ({"calibration": stored} if self.preferences else {})
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Take what calibrates the answers of these weights, for data without a validation split."""
+        super().on_load_checkpoint(checkpoint)
+        self.preferences = stored_preferences(checkpoint["zoo"].get("calibration"), self.calibration, "the checkpoint")
+
+    def _record(self, *args: Any) -> dict[str, Any]:
+        """Return what metrics.json says, with what was taken out of the scores."""
+        if self.calibration == "none":
+            return super()._record(*args)
+        split = "dev" if self.calibration == "batch" else None
+        taken_out: Mapping[str, Any] = {
+            corpus: dict(zip(self.data.label_sets[corpus].names, p.logprobs, strict=True)) | {"inputs": p.inputs}
+            for corpus, p in self.preferences.items()
+        }
+        about = {"kind": self.calibration, "inputs_from": split, "label_logprobs": taken_out}
+        return super()._record(*args) | {"calibration": about}
 
     # ---- answers
     def predict(self, batch: Any) -> list[Prediction]:

@@ -74,7 +74,6 @@ from zoo.training.evaluation import ordered_parts
 from zoo.training.feature_cache import FeatureCache
 from zoo.training.given_features import is_given
 from zoo.training.judge import ExplanationJudge
-from zoo.training.language_model import score_labels
 from zoo.training.sft import SupervisedFineTuning
 
 ATTENTION = r"model\.layers\.\d+\.self_attn\.(q|k|v|o)_proj"
@@ -445,7 +444,7 @@ class EmotionQwen(SupervisedFineTuning):
         return answer_in_groups(prefix, samples, method)
 
     def _score_labels(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
-        return score_labels(self.llm, prefix, samples, self.candidates)
+        return self.scored_answers(prefix, samples)
 
     def _write_answers(self, prefix: Prefix, samples: SampleBatch) -> list[Prediction]:
         return self.read_answers(samples, self.writer.greedy_text(prefix, self.max_new_tokens))

@@ -56,7 +56,6 @@ from zoo.rl import Answer, Objective
 from zoo.schema import Prediction
 from zoo.training.batch import SampleBatch
 from zoo.training.grpo import GRPOModule, RewardBatch
-from zoo.training.language_model import score_labels
 from zoo.training.module import EmotionModule
 from zoo.training.multimodal import ProjectedEncoders
 from zoo.training.sft import SupervisedFineTuning
@@ -413,7 +412,7 @@ class MeritTTRL(MeritRLVR):
         """Add the statistics of a batch; its labels are not looked at."""
         if self.keeps_step(batch):
             return
-        predictions = score_labels(self.llm, self.encode(batch), batch["samples"], self.candidates)
+        predictions = self.scored_answers(self.encode(batch), batch["samples"])
         sums = statistics_sums(torch.tensor([list((p.scores or {}).values()) for p in predictions]))
         self.statistics_sums = sums if self.statistics_sums is None else self.statistics_sums + sums
 

@@ -62,7 +62,7 @@ class SelectedClassifier(SupervisedFineTuning):
         super().setup(stage)
         if isinstance(self.keep, str):
             return
-        for split in self.data.splits_of(stage):
+        for split in self.splits_read(stage):
             samples = self.data.samples(split)
             missing = [s.id for s in samples if s.id not in self.keep]
             if missing:
