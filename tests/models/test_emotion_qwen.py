@@ -464,7 +464,7 @@ class Loose(CausalLM):
 
 def test_what_cannot_be_divided_is_refused(home, chain, monkeypatch):
     """Lightning gives a module its mesh; what it has loaded into the shards is checked all the same."""
-    monkeypatch.setattr("zoo.training.checkpointing.divide_language_model", lambda *args: None)
+    monkeypatch.setattr("zoo.training.dividing.divide_language_model", lambda *args: None)
 
     def of(tensors: int) -> dict[str, SimpleNamespace]:
         return {"tensor_parallel": SimpleNamespace(size=lambda: tensors), "data_parallel": None}
