@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch.multiprocessing.spawn import ProcessContext
 
 from tests import runs_helper
-from tests.builders import make_home, untied
+from tests.builders import make_corpus, make_home, untied
 from tests.models.test_baselines import make_encoder
 from tests.runs_helper import QUIET, checkpoint, logged, metrics, newest
 from tests.test_processes import DIVIDED, SCRIPT, start, zoo
@@ -137,7 +137,13 @@ REFUSED = {
     "tfidf": ("--model=TfidfLogistic",),
     "sentence": ("--model=SentenceClassifier", "--model.encoder=sentence", "--model.max_length=60"),
     "fusion": ("--model=FeatureFusion", "--model.text=features:text_features", "--model.audio=features:audio_features"),
-    "image_text": ("--model=ImageText", "--model.vlm=vlm", "--model.template=short", *LORA),
+    "image_text": (
+        "--model=ImageText",
+        "--model.vlm=vlm",
+        "--model.template=short",
+        r"--model.lora.targets=model\.language_model\.layers\.\d+\.self_attn\.(q|v)_proj",
+        *LORA,
+    ),
 }
 NEVER_FIT = {"EmotionQwenAdapters"}  # has no weights of its own
 
@@ -346,12 +352,38 @@ def test_four_processes_answer_as_one_though_two_have_no_sample_left(home, tmp_p
     assert [row["id"] for row in answers(newest(tmp_path / "few"))] == ["meld/train/dia0_utt0", "meld/train/dia0_utt1"]
 
 
+def test_four_processes_train_as_one(home, tmp_path):
+    """A step on four samples, one for each; three more steps in a run that goes on."""
+    corpus = make_corpus(tmp_path / "meld", (1, 1, 1))
+    table = corpus / "train_sent_emo.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:5]))
+    given = [x for x in options(home, "causal_lm") if not x.startswith(("--data.root", "--data.descriptions"))]
+    given += [f"--data.root={corpus}", "--model.decode=score"]
+    four = ("--trainer.devices=4", *DIVIDED, "--trainer.strategy.data_parallel_size=4")
+    whole = ("--trainer.accumulate_grad_batches=4", "--trainer.max_epochs=6")
+    one = runs_helper.fit(tmp_path / "one", *given, *whole)
+    root = f"--trainer.default_root_dir={tmp_path / 'four'}"
+    zoo("fit", *given, *four, "--trainer.max_epochs=3", root, processes=4)
+    run = newest(tmp_path / "four")
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_epochs=6", processes=4)
+    agree(one, run)
+    assert checkpoint(run)["global_step"] == 6
+
+
 class Failure(Callback):
-    """One of two processes fails in its second epoch, which is its second step: by an error, or by SIGKILL."""
+    """One of two processes fails in its second epoch, which is its second step: by an error, by SIGKILL, or by an error in
+    the validation behind it."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.fail(trainer, pl_module, batch, batch_idx, ("error", "killed"))
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.fail(trainer, pl_module, batch, batch_idx, ("validation",))
+
+    def fail(self, trainer, pl_module, batch, batch_idx, ways):
         rank, how = os.environ["FAIL"].split()
-        if trainer.current_epoch == 1 and batch_idx == 0 and trainer.global_rank == int(rank):
+        here = trainer.current_epoch == 1 and batch_idx == 0 and trainer.global_rank == int(rank)
+        if here and how in ways:
             Path("failed").touch()
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -377,11 +409,18 @@ def test_an_error_in_one_process_ends_all_with_its_message(rank, strategy, home,
     assert f"process {rank} failed" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("how", ["error", "killed"])
-def test_a_run_whose_second_process_fails_ends_in_seconds(how, home, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("how", "system"),
+    [
+        ("killed", "causal_lm"),
+        ("validation", "causal_lm"),
+        *(("error", system) for system in ("causal_lm", "farcer", "merit", "merit_rlvr", "emotion_qwen")),
+    ],
+)
+def test_a_run_whose_second_process_fails_ends_in_seconds(how, system, home, tmp_path, monkeypatch):
     """Somebody else started the processes, as torchrun does: none is left."""
     monkeypatch.setenv("FAIL", f"1 {how}")
-    given = [*options(home, "causal_lm"), FAILURE, "--save_last_every=1", *TWO, "--trainer.max_epochs=3"]
+    given = [*options(home, system), FAILURE, "--save_last_every=1", *TWO, "--trainer.max_epochs=3"]
     started = start("fit", *given, f"--trainer.default_root_dir={tmp_path}")
     end_of(started, 1, -signal.SIGKILL if how == "killed" else 1)
     assert time.time() - Path("failed").stat().st_mtime < 30
