@@ -277,8 +277,8 @@ def test_a_share_that_is_none_is_refused(home, share):
 # ---- two processes
 @pytest.mark.parametrize("system", ["farcer", "stage1", "merit"])
 def test_broken_rows_of_one_of_two_processes_leave_the_other_at_work(system, home, tmp_path):
-    """Clips that are missing or broken in every split, a row that is too long, and one sample alone to validate, whose clip
-    is broken: two processes that hold all weights each (DDP) and two that divide them (FSDP2) learn and list the same."""
+    """Clips that are missing or broken in every split, a row that is too long, and one sample alone to validate, whose
+    clip is broken: two processes that hold all weights each (DDP) and two that divide them learn and list the same."""
     found = []
     for name, strategy in (("ddp", ()), ("fsdp2", DIVIDED)):
         given = [*data(home / "few"), *TWO, *strategy, f"--trainer.default_root_dir={tmp_path / name}"]

@@ -371,8 +371,8 @@ def test_four_processes_train_as_one(home, tmp_path):
 
 
 class Failure(Callback):
-    """One of two processes fails in its second epoch, which is its second step: by an error, by SIGKILL, or by an error in
-    the validation behind it."""
+    """One of two processes fails in its second epoch, which is its second step: by an error, by SIGKILL, or by an error
+    in the validation behind it."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
         self.fail(trainer, pl_module, batch, batch_idx, ("error", "killed"))

@@ -1,4 +1,4 @@
-"""What of a system is divided over processes (FSDP2), and what is refused: `zoo.backbones.divided` has the mechanism."""
+"""What of a system is divided over processes (FSDP2), and what is refused; by the means of `zoo.backbones.divided`."""
 
 from __future__ import annotations
 
