@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import csv
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from PIL import Image
 from tests.builders import make_corpus, make_home, make_patch_vision
 from tests.media_files import clip, grey, write_clip
 from tests.runs_helper import TRACE, checkpoint, fit, flags, metrics, newest, refused, rows, trace, zoo
-from tests.test_processes import TWO
+from tests.test_processes import DIVIDED, TWO
 from tests.test_processes import zoo as zoo_in_two
 from zoo.data.meld import CLIPS
 
@@ -102,6 +103,9 @@ def home(tmp_path_factory) -> Path:
     spoil(corpus, "dev", dia0_utt0=None, dia0_utt1=b"no clip" * 9)
     spoil(corpus, "test", **broken)
     lengthen(corpus / "train_sent_emo.csv")
+    shutil.copytree(corpus, home / "few")
+    table = (corpus / "dev_sent_emo.csv").read_text().splitlines(keepends=True)
+    (home / "few" / "dev_sent_emo.csv").write_text(table[0] + table[2])
     # an even number: of an odd one two processes would both get the last
     spoil(make_corpus(home / "one", (2, 1, 1), clips=True), "train", dia0_utt3=b"no clip" * 9)
     return home
@@ -272,14 +276,29 @@ def test_a_share_that_is_none_is_refused(home, share):
 
 # ---- two processes
 @pytest.mark.parametrize("system", ["farcer", "stage1", "merit"])
-def test_a_broken_row_of_one_of_two_processes_leaves_the_other_at_work(system, home, tmp_path):
-    epochs = data(home / "one", trainer__max_epochs=2)
-    zoo_in_two("fit", *of(system, home), *epochs, *TWO, f"--trainer.default_root_dir={tmp_path}")
-    run = newest(tmp_path)
-    assert checkpoint(run)["global_step"] == 14
-    assert all(torch.isfinite(v).all() for v in checkpoint(run)["state_dict"].values())
-    (report,) = metrics(run)["problems"].values()
-    assert [Path(name).name for name in report["listed"]["unreadable"]] == ["dia0_utt3.mp4"] and report["lost"] == 1
+def test_broken_rows_of_one_of_two_processes_leave_the_other_at_work(system, home, tmp_path):
+    """Clips that are missing or broken in every split, a row that is too long, and one sample alone to validate, whose
+    clip is broken: two processes that hold all weights each (DDP) and two that divide them learn and list the same."""
+    found = []
+    for name, strategy in (("ddp", ()), ("fsdp2", DIVIDED)):
+        given = [*data(home / "few"), *TWO, *strategy, f"--trainer.default_root_dir={tmp_path / name}"]
+        zoo_in_two("fit", *of(system, home), *given)
+        run = newest(tmp_path / name)
+        assert checkpoint(run)["global_step"] == 7
+        zoo_in_two("test", f"--ckpt_path={run}/checkpoints/last.ckpt")
+        found.append((checkpoint(run)["state_dict"], rows(run), metrics(run)))
+    (whole, answers, said), (divided, divided_answers, divided_said) = found
+    assert whole.keys() == divided.keys()
+    for name, value in whole.items():
+        assert torch.isfinite(value).all() and torch.allclose(value, divided[name], atol=1e-5), name
+    assert [(r["id"], r["predicted"]) for r in answers] == [(r["id"], r["predicted"]) for r in divided_answers]
+    assert said["n"] == 7 and said["problems"] == divided_said["problems"]
+    listed = {split: problems["listed"] for split, problems in said["problems"].items()}
+    assert {Path(name).name for name in listed["dev"]["unreadable"]} == {"dia0_utt1.mp4"}
+    for split in ("train", "test"):
+        assert listed[split]["missing"].keys() == {f"meld/{split}/dia0_utt0"}
+        unreadable = {Path(name).name for name in listed[split]["unreadable"]}
+        assert unreadable >= {f"dia0_utt{i}.mp4" for i in (1, 2, 4)}
 
 
 def test_two_processes_stop_together_beyond_the_share(home, tmp_path, capfd):

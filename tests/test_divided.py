@@ -3,6 +3,7 @@ its batches, and none waits for the other forever."""
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import shutil
@@ -11,26 +12,40 @@ import subprocess
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from lightning.pytorch import Callback
 from safetensors.torch import load_file, save_file
+from torch.multiprocessing.spawn import ProcessContext
 
 from tests import runs_helper
-from tests.builders import make_home, untied
+from tests.builders import make_corpus, make_home, untied
+from tests.models.test_baselines import make_encoder
 from tests.runs_helper import QUIET, checkpoint, logged, metrics, newest
 from tests.test_processes import DIVIDED, SCRIPT, start, zoo
-from zoo.data.meld import CLIPS
+from zoo import models as zoo_models
+from zoo.data.meld import CLIPS, MELD
+from zoo.training.module import EmotionModule
 
 pytestmark = pytest.mark.usefixtures("one_threaded", "elsewhere")
 
 TWO = ("--trainer.devices=2", *DIVIDED)
 LORA = ("--model.lora.r=4", "--model.lora.alpha=16")
 CALM = ("--model.schedule=constant", "--model.warmup=0", "--model.lr=1e-3", "--trainer.gradient_clip_val=1.0")
+QWEN = (
+    "--model=EmotionQwen",
+    "--model.vision=shape:tiny-patch-vision",
+    "--model.template=plain",
+    "--model.frames=1",
+    "--model.min_pixels=256",
+)
 SYSTEMS = {
     "causal_lm": ("--model=CausalLM", "--model.decode=greedy", "--model.max_new_tokens=6"),
     "causal_lm_untied": ("--model=CausalLM", "--model.llm=untied", "--model.gradient_checkpointing=true"),
     "causal_lm_beam": ("--model=CausalLM", "--model.decode=beam", "--model.max_new_tokens=4", *LORA),
+    "bioserc": ("--model=BiosERC", "--model.template=short", "--model.window=1", "--model.embedding_noise=0", *LORA),
+    "speech_cue": ("--model=SpeechCueLLM", "--model.template=short", "--model.window=0", *LORA),
     "dialoguellm": ("--model=DialogueLLM", "--model.template=short", "--model.window=1", *LORA),
     "instructerc": ("--model=InstructERC", "--model.template=short", "--model.window=2"),
     "selector_start": ("--model=SelectorStart", "--model.comparisons=comparisons.jsonl", *LORA),
@@ -53,12 +68,14 @@ SYSTEMS = {
         "--model.frames=2",
         *LORA,
     ),
+    "emotion_qwen_stage1": (
+        *QWEN,
+        r"--model.train=['vision\..*','compressor\.general\..*']",
+        "--model.force_gate=general",
+    ),
+    "emotion_qwen_lora": (*QWEN, *LORA),
     "emotion_qwen": (
-        "--model=EmotionQwen",
-        "--model.vision=shape:tiny-patch-vision",
-        "--model.template=plain",
-        "--model.frames=1",
-        "--model.min_pixels=256",
+        *QWEN,
         r"--model.train=['vision\..*','compressor\..*','llm\..*']",
         "--model.decode=greedy",
         "--model.max_new_tokens=6",
@@ -114,6 +131,21 @@ SYSTEMS = {
     "voice": ("--model=VoiceClassifier", "--model.audio=audio", "--model.gain=0"),
     "merit_ttrl": ("--model=MeritTTRL", "--model.template=plain", "--model.guard=null", *LORA),
 }
+LIKE_OTHERS = ("bioserc", "speech_cue", "emotion_qwen_stage1")  # which go on after a kill as these three would
+REFUSED = {
+    "majority": ("--model=Majority",),
+    "tfidf": ("--model=TfidfLogistic",),
+    "sentence": ("--model=SentenceClassifier", "--model.encoder=sentence", "--model.max_length=60"),
+    "fusion": ("--model=FeatureFusion", "--model.text=features:text_features", "--model.audio=features:audio_features"),
+    "image_text": (
+        "--model=ImageText",
+        "--model.vlm=vlm",
+        "--model.template=short",
+        r"--model.lora.targets=model\.language_model\.layers\.\d+\.self_attn\.(q|v)_proj",
+        *LORA,
+    ),
+}
+NEVER_FIT = {"EmotionQwenAdapters"}  # has no weights of its own
 
 DRAW = (
     "selector_start",
@@ -143,22 +175,32 @@ def home(tmp_path_factory) -> Path:
             for i in range(7):
                 row = {"id": f"meld/{split}/dia0_utt{i}", "label": "joy", "details": probabilities}
                 file.write(json.dumps(row) + "\n")
+    make_encoder(home / "sentence")
+    data = MELD(root=home / "meld")
+    for split in ("train", "dev", "test"):
+        for modality in ("text", "audio"):
+            folder = home / f"{modality}_features" / split
+            folder.mkdir(parents=True)
+            for sample in data.samples(split):
+                np.save(folder / f"{sample.target.id}.npy", np.ones(8, np.float32))
     return home
 
 
 def options(home: Path, system: str) -> list[str]:
     """Of `zoo fit`, but for the processes."""
     given = []
-    for option in (*SYSTEMS[system], *CALM):
+    for option in (*(SYSTEMS | REFUSED)[system], *CALM):
         name, _, value = option.partition("=")
-        given.append(f"{name}={home / value}" if (home / value).exists() and value else option)
+        kind, _, file = value.rpartition(":")
+        there = file and (home / file).exists()
+        given.append(f"{name}={kind}{':' * bool(kind)}{home / file}" if there else option)
     corpus = "data"
     data = ["--data=MELD"]
     if system == "merit_ttrl":
         corpus, data = "data.corpus", ["--data=Adaptation", "--data.corpus=MELD"]
     folder = home / ("seen" if system in ("face", "voice") else "meld")
     data += [f"--{corpus}.root={folder}", f"--{corpus}.descriptions=[{folder}]"]
-    if system not in ("face", "voice", "causal_lm_untied"):
+    if system not in ("face", "voice", "causal_lm_untied", *REFUSED):
         given.append(f"--model.llm={home / 'llm'}")
     data.append("--data.max_unreadable=1")  # one of the two clips is missing
     return [*given, *data, "--data.batch_size=1", "--data.eval_batch_size=1", *QUIET]
@@ -178,18 +220,49 @@ def agree(one: Path, other: Path) -> None:
         assert torch.allclose(b["state_dict"][name], value, atol=1e-5), name
 
 
+def end_of(started: ProcessContext, *codes: int) -> None:
+    """Wait for processes to end by themselves, within a minute and with these exit codes."""
+    end = time.monotonic() + 60
+    for process in started.processes:
+        process.join(max(0, end - time.monotonic()))
+    found = [process.exitcode for process in started.processes]
+    for process in started.processes:
+        process.kill()
+    assert found == list(codes)
+
+
 def killed_and_resumed(root: Path, monkeypatch: pytest.MonkeyPatch, *given: str) -> Path:
     """A run of two processes one of which was killed in its second step, gone on with from its last checkpoint."""
     monkeypatch.setenv("FAIL", "1 killed")
     started = start("fit", *given, *TWO, FAILURE, "--save_last_every=1", f"--trainer.default_root_dir={root}")
-    for process in started.processes:
-        process.join(60)
-    assert started.processes[1].exitcode == -signal.SIGKILL
+    end_of(started, 1, -signal.SIGKILL)
     run = newest(root)
     assert checkpoint(run)["epoch"] == 0
     monkeypatch.setenv("FAIL", "-1 not")
     zoo("fit", f"--ckpt_path={run}")
     return run
+
+
+def test_every_system_is_divided_or_refused():
+    """A new one needs a row in SYSTEMS or in REFUSED."""
+    shipped = set()
+    for folder in Path(zoo_models.__path__[0]).iterdir():
+        if (folder / "__init__.py").is_file():
+            package = importlib.import_module(f"zoo.models.{folder.name}")
+            kinds = {name: getattr(package, name) for name in package.__all__}
+            shipped |= {n for n, kind in kinds.items() if isinstance(kind, type) and issubclass(kind, EmotionModule)}
+    tried = {option.removeprefix("--model=") for row in (SYSTEMS | REFUSED).values() for option in row}
+    assert len(shipped) > 15 and shipped - NEVER_FIT <= tried, shipped - tried
+
+
+@pytest.mark.parametrize("system", REFUSED)
+def test_what_has_nothing_to_divide_is_refused_in_one_sentence(system, home, tmp_path, capfd):
+    given = [option for option in options(home, system) if not (system in ("majority", "tfidf") and option in CALM)]
+    started = start("fit", *given, *TWO, "--trainer.max_epochs=1", f"--trainer.default_root_dir={tmp_path}")
+    end_of(started, 1, 1)
+    said = capfd.readouterr().err
+    assert "use --trainer.strategy ddp" in said and "not divided over processes" in said
+    assert "Traceback" not in said and "fault of the zoo" not in said
 
 
 @pytest.mark.parametrize("system", SYSTEMS)
@@ -205,8 +278,9 @@ def test_two_processes_train_and_answer_as_one(system, home, tmp_path, monkeypat
     zoo("fit", *given, *TWO, f"--trainer.default_root_dir={tmp_path / 'two'}")
     two = newest(tmp_path / "two")
     agree(one, two)
-    resumed = killed_and_resumed(tmp_path / "cut", monkeypatch, *given)
-    agree(two, resumed)
+    if system not in LIKE_OTHERS:
+        resumed = killed_and_resumed(tmp_path / "cut", monkeypatch, *given)
+        agree(two, resumed)
     before = checkpoint(one)["state_dict"]
     assert before
     runs_helper.zoo("test", f"--ckpt_path={one}", "--trainer.devices=1")
@@ -278,12 +352,38 @@ def test_four_processes_answer_as_one_though_two_have_no_sample_left(home, tmp_p
     assert [row["id"] for row in answers(newest(tmp_path / "few"))] == ["meld/train/dia0_utt0", "meld/train/dia0_utt1"]
 
 
+def test_four_processes_train_as_one(home, tmp_path):
+    """A step on four samples, one for each; three more steps in a run that goes on."""
+    corpus = make_corpus(tmp_path / "meld", (1, 1, 1))
+    table = corpus / "train_sent_emo.csv"
+    table.write_text("".join(table.read_text().splitlines(keepends=True)[:5]))
+    given = [x for x in options(home, "causal_lm") if not x.startswith(("--data.root", "--data.descriptions"))]
+    given += [f"--data.root={corpus}", "--model.decode=score"]
+    four = ("--trainer.devices=4", *DIVIDED, "--trainer.strategy.data_parallel_size=4")
+    whole = ("--trainer.accumulate_grad_batches=4", "--trainer.max_epochs=6")
+    one = runs_helper.fit(tmp_path / "one", *given, *whole)
+    root = f"--trainer.default_root_dir={tmp_path / 'four'}"
+    zoo("fit", *given, *four, "--trainer.max_epochs=3", root, processes=4)
+    run = newest(tmp_path / "four")
+    zoo("fit", f"--ckpt_path={run}", "--trainer.max_epochs=6", processes=4)
+    agree(one, run)
+    assert checkpoint(run)["global_step"] == 6
+
+
 class Failure(Callback):
-    """One of two processes fails in its second epoch, which is its second step: by an error, or by SIGKILL."""
+    """One of two processes fails in its second epoch, which is its second step: by an error, by SIGKILL, or by an error
+    in the validation behind it."""
 
     def on_train_batch_start(self, trainer, pl_module, batch, batch_idx):
+        self.fail(trainer, pl_module, batch, batch_idx, ("error", "killed"))
+
+    def on_validation_batch_start(self, trainer, pl_module, batch, batch_idx, dataloader_idx=0):
+        self.fail(trainer, pl_module, batch, batch_idx, ("validation",))
+
+    def fail(self, trainer, pl_module, batch, batch_idx, ways):
         rank, how = os.environ["FAIL"].split()
-        if trainer.current_epoch == 1 and batch_idx == 0 and trainer.global_rank == int(rank):
+        here = trainer.current_epoch == 1 and batch_idx == 0 and trainer.global_rank == int(rank)
+        if here and how in ways:
             Path("failed").touch()
             if how == "killed":
                 os.kill(os.getpid(), signal.SIGKILL)
@@ -309,14 +409,19 @@ def test_an_error_in_one_process_ends_all_with_its_message(rank, strategy, home,
     assert f"process {rank} failed" in done.stderr and "Traceback" not in done.stderr, done.stderr
 
 
-@pytest.mark.parametrize("how", ["error", "killed"])
-def test_a_run_whose_second_process_fails_ends_in_seconds(how, home, tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("how", "system"),
+    [
+        ("killed", "causal_lm"),
+        ("validation", "causal_lm"),
+        *(("error", system) for system in ("causal_lm", "farcer", "merit", "merit_rlvr", "emotion_qwen")),
+    ],
+)
+def test_a_run_whose_second_process_fails_ends_in_seconds(how, system, home, tmp_path, monkeypatch):
     """Somebody else started the processes, as torchrun does: none is left."""
     monkeypatch.setenv("FAIL", f"1 {how}")
-    given = [*options(home, "causal_lm"), FAILURE, "--save_last_every=1", *TWO, "--trainer.max_epochs=3"]
+    given = [*options(home, system), FAILURE, "--save_last_every=1", *TWO, "--trainer.max_epochs=3"]
     started = start("fit", *given, f"--trainer.default_root_dir={tmp_path}")
-    for process in started.processes:
-        process.join(60)
+    end_of(started, 1, -signal.SIGKILL if how == "killed" else 1)
     assert time.time() - Path("failed").stat().st_mtime < 30
-    assert [p.exitcode for p in started.processes] == [1, -signal.SIGKILL if how == "killed" else 1]
     assert checkpoint(newest(tmp_path))["global_step"] == 1

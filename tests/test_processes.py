@@ -133,6 +133,30 @@ DIVIDED = (
 )
 
 
+def test_two_machines_of_torchrun_train_as_the_processes_of_one(tmp_path):
+    """Two torchruns on this machine, each with one of the processes that divide the weights."""
+    given = [*DIVIDED, "--trainer.max_steps=3", "--trainer.gradient_clip_val=1.0"]
+    fit, root = fit_command(tmp_path, *given), f"--trainer.default_root_dir={tmp_path}"
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    nodes = ["--nnodes", "2", "--nproc_per_node", "1", "--master_addr", "127.0.0.1", "--master_port", f"{port}"]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    started = []
+    for rank in (0, 1):
+        torchrun = [SCRIPT.with_name("torchrun"), *nodes, "--node_rank", f"{rank}", "--no-python"]
+        command = [*torchrun, *fit, "--trainer.num_nodes=2", "--trainer.devices=1"]
+        started.append(subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT))
+    for process in started:
+        printed = process.communicate(timeout=120)[0].decode()
+        assert process.returncode == 0, printed
+    zoo(*[word for word in fit[1:] if word != root], f"{root}/one")
+    one, two = (checkpoint(newest(folder)) for folder in (tmp_path / "one", tmp_path))
+    assert one["global_step"] == two["global_step"] == 3
+    for name, value in one["state_dict"].items():
+        assert torch.equal(two["state_dict"][name], value), name
+
+
 def qwen(home: Path, train: str) -> list[str]:
     """Options of an Emotion-Qwen on two processes, with its models and its corpus, which are made if they are not."""
     if not (home / "meld").exists():

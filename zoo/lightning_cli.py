@@ -57,6 +57,7 @@ from zoo.runs import (
     run_of,
 )
 from zoo.storage import locked, read_json, sha256_of
+from zoo.training.gathering import gather_into_files
 from zoo.training.module import EmotionModule
 from zoo.training.starts import refuse_other_start
 from zoo.training.together import EndTogether
@@ -238,6 +239,7 @@ class ZooCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs | switches | {"logger": False})
         if type(trainer.strategy.checkpoint_io) is TorchCheckpointIO:
             trainer.strategy.checkpoint_io = CheckpointFiles(weights_alone=self.subcommand != "fit")
+        gather_into_files(trainer)
         trainer._signal_connector = _SignalConnector(trainer)
         if not trial:
             home = run_of(Path(checkpoint)) if checkpoint else None

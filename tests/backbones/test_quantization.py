@@ -157,10 +157,11 @@ def test_a_run_on_whole_weights_is_not_evaluated_on_rounded_ones(home, tmp_path)
     assert "with quantize None, but here it is nf4; give --model.quantize null" in message
 
 
-def test_the_adapter_is_exported_and_whole_weights_are_not(home, tmp_path):
-    run = fit(tmp_path / "run", *options(home, model__quantize="nf4"))
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_the_adapter_is_exported_and_whole_weights_are_not(kind, home, tmp_path):
+    run = fit(tmp_path / "run", *options(home, model__quantize=kind))
     message = refused("export", f"--ckpt_path={run}", f"--out={tmp_path / 'merged'}", "--merge")
-    assert "was quantised (nf4), and rounded weights are not exported" in message
+    assert f"was quantised ({kind}), and rounded weights are not exported" in message
     assert not (tmp_path / "merged").exists()
     zoo("export", f"--ckpt_path={run}", f"--out={tmp_path / 'adapter'}")
     stored = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
@@ -202,9 +203,10 @@ def test_rows_without_whole_blocks_are_not_rounded_to_four_bits(tmp_path):
     LLM(str(tmp_path / "llm"), quantize="int8")
 
 
-def test_adapters_are_not_merged_for_sampling(home):
+@pytest.mark.parametrize("kind", ["nf4", "int8"])
+def test_adapters_are_not_merged_for_sampling(kind, home):
     with pytest.raises(ValueError, match="merge_adapters adds adapters to weights, which quantised ones cannot take"):
-        LLM(str(home / "llm"), quantize="nf4", merge_adapters=True)
+        LLM(str(home / "llm"), quantize=kind, merge_adapters=True)
 
 
 def test_other_weights_are_not_loaded_over_quantised_ones(home):

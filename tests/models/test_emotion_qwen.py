@@ -387,6 +387,9 @@ def test_the_chain_of_stages_restores_bit_for_bit(chain, home):
     assert stored[2] and all(re.fullmatch(r"vision\..*|compressor\.(emotion|gate)\..*", k) for k in stored[2])
     assert stored[3] and all(k.startswith("llm.") for k in stored[3])
     assert all(".lora_" in k for name in ("meld", "other") for k in stored[name])
+    for name in ("meld", "other"):  # best.ckpt holds the adapters alone, nothing of the three stages before
+        adapters = sum(v.numel() * v.element_size() for v in stored[name].values())
+        assert (chain[name] / "checkpoints" / "best.ckpt").stat().st_size < 1.1 * adapters + 60_000
     state = {k: load(str(run)).state_dict() for k, run in chain.items()}
     for earlier, later in ((1, 2), (2, 3), (3, "meld"), (3, "other")):
         trained = {2: r"vision\..*|compressor\.(emotion|gate)\..*", 3: r"llm\..*"}.get(later, r".*\.lora_.*")
@@ -464,7 +467,7 @@ class Loose(CausalLM):
 
 def test_what_cannot_be_divided_is_refused(home, chain, monkeypatch):
     """Lightning gives a module its mesh; what it has loaded into the shards is checked all the same."""
-    monkeypatch.setattr("zoo.training.checkpointing.divide_language_model", lambda *args: None)
+    monkeypatch.setattr("zoo.training.dividing.divide_language_model", lambda *args: None)
 
     def of(tensors: int) -> dict[str, SimpleNamespace]:
         return {"tensor_parallel": SimpleNamespace(size=lambda: tensors), "data_parallel": None}

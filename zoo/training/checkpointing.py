@@ -12,21 +12,19 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from lightning.pytorch import LightningModule
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor, nn
-from torch.distributed.device_mesh import DeviceMesh
+from torch import Tensor
 from torch.distributed.tensor import DTensor, distribute_tensor
 
 from zoo import weights
 from zoo.backbones import LLM, peft_folder
 from zoo.backbones.adapters import DEFAULT, REFERENCE
-from zoo.backbones.divided import blocks_of, blocks_of_language_model, divide, divide_language_model
 from zoo.backbones.frozen import FrozenEncoder
 from zoo.backbones.hub import given_name
 from zoo.backbones.image_text import ImageTextModel
 from zoo.backbones.sentence import SentenceEncoder
 from zoo.runs import find_checkpoint, portable_path
+from zoo.training.dividing import DividedModule
 from zoo.training.given_features import GivenFeatures
 from zoo.training.starts import Start, files_of, fingerprint, place_of, read_chain, read_starts, state_of
 
@@ -54,7 +52,7 @@ def public_path(kind: type) -> str:
     return f"{module}.{kind.__qualname__}"
 
 
-class CheckpointedModule(LightningModule):
+class CheckpointedModule(DividedModule):
     """A module with pretrained backbones whose checkpoints hold only what training changed.
 
     Args:
@@ -102,56 +100,6 @@ class CheckpointedModule(LightningModule):
         """
         return {}
 
-    def shard(self, mesh: DeviceMesh, precision: str) -> None:
-        """Divide the weights over processes (FSDP2): those of the language model, and of every part with trained ones.
-
-        Other frozen parts stay whole: what they make of a clip is kept, so processes ask for it at different times.
-
-        Raises:
-            ValueError: weights that are trained belong to no part.
-        """
-        if precision == "16-mixed":
-            raise ValueError("divided weights are trained in bf16-mixed or 32-true, not in 16-mixed; use ddp for it")
-        for part, blocks in self.divisible_parts():
-            if isinstance(part, LLM):
-                divide_language_model(part, mesh, precision)
-            else:
-                divide(part, blocks, mesh, precision)
-        left = [name for name, p in self.named_parameters() if p.requires_grad and not isinstance(p, DTensor)]
-        if left:
-            raise ValueError(
-                f"{type(self).__name__} does not divide its weights over processes: {', '.join(left[:3])} belong to no "
-                "part; use --trainer.strategy ddp"
-            )
-
-    def divisible_parts(self) -> list[tuple[nn.Module, Sequence[nn.Module]]]:
-        """Return the parts whose weights `shard` divides, with the blocks of each that are gathered one by one.
-
-        Raises:
-            ValueError: the language model is quantised.
-        """
-        parts: list[tuple[nn.Module, Sequence[nn.Module]]] = []
-        for name, part in self.named_children():
-            if isinstance(part, LLM):
-                if part.quantize:
-                    raise ValueError(f"weights in {part.quantize} are not divided over processes; use ddp")
-                parts.append((part, blocks_of_language_model(part)))
-            elif any(p.requires_grad for p in part.parameters()):
-                parts.append((part, self.blocks(name)))
-        return parts
-
-    def blocks(self, name: str) -> Sequence[nn.Module]:
-        """Return the modules of a part that are divided and gathered one by one, in the order in which they compute."""
-        part = getattr(self, name)
-        return part.blocks() if isinstance(part, FrozenEncoder) else blocks_of(part)
-
-    def finish_passes(self) -> None:
-        """Where weights are divided: take part in the passes of other processes until all have come here."""
-        turns = [backbone.turns for backbone in self.backbones().values() if isinstance(backbone, LLM)]
-        for each in turns:
-            if each is not None:
-                each.finish()
-
     # ---- building
     def configure_model(self) -> None:
         """Build the model once, load ``start_from``, add adapters, and choose what is trained."""
@@ -176,7 +124,8 @@ class CheckpointedModule(LightningModule):
         self.on_model_complete()
         self._choose_trained()
         if self.device_mesh is not None:  # Lightning's ModelParallelStrategy
-            self._divide(self.device_mesh)
+            self.strict_loading = False  # `on_load_checkpoint` is stricter: a checkpoint leaves out what never changed
+            self.divide_over(self.device_mesh)
 
     def build_architecture(self) -> None:
         """Make all parts, adapters included, and choose what is trained; read no weights of an earlier stage.
@@ -232,16 +181,6 @@ class CheckpointedModule(LightningModule):
             if trained and not parameter.is_floating_point():
                 raise ValueError(f"train names {name}, which is quantised; train adapters, or leave quantize out")
             parameter.requires_grad_(trained)
-
-    def _divide(self, mesh: DeviceMesh) -> None:
-        if mesh["tensor_parallel"].size() > 1:
-            raise ValueError(
-                "weights are divided by FSDP2 alone, not by tensor parallelism: set "
-                "--trainer.strategy.data_parallel_size to the number of processes, and tensor_parallel_size to 1"
-            )
-        self.strict_loading = False  # `on_load_checkpoint` is stricter: a checkpoint leaves out what never changed
-        precision = "32-true" if self._trainer is None else str(self.trainer.precision)
-        self.shard(mesh["data_parallel"], precision)
 
     def _tensor_names(self) -> dict[Tensor, list[str]]:
         """Return the names of every parameter and buffer; tied ones have several."""

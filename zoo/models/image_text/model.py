@@ -19,8 +19,7 @@ from typing import Any, Literal
 
 import torch
 from jinja2 import UndefinedError
-from torch import Tensor
-from torch.distributed.device_mesh import DeviceMesh
+from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from zoo.backbones import LoRA
@@ -139,7 +138,7 @@ class ImageText(EmotionModule):
         """Return the model: checkpoints leave out what of it never changes."""
         return {"vlm": self.vlm}
 
-    def shard(self, mesh: DeviceMesh, precision: str) -> None:
+    def divisible_parts(self) -> list[tuple[nn.Module, Sequence[nn.Module]]]:
         """Refuse to divide the weights: processes would make different numbers of passes through them."""
         raise ValueError(
             "the weights of an image-text model are not divided over processes; use --trainer.strategy ddp"
