@@ -436,14 +436,10 @@ class CheckpointedModule(LightningModule):
             if isinstance(backbone, GivenFeatures) and trained_on and "features" in trained_on:
                 backbone.require_same(trained_on["features"], path)
             if trained_on and trained_on["fingerprint"] != present["fingerprint"]:
-                base, other, revision = (
-                    given_name(trained_on["path"]),
-                    given_name(present["path"]),
-                    trained_on["revision"],
-                )
+                base, revision = given_name(trained_on["path"]), trained_on["revision"]
                 raise ValueError(
-                    f"{path} was trained on the base model {base!r} (revision {revision}), but {other!r} holds other "
-                    f"weights or another config; give --model.{name} {base}"
+                    f"{path} was trained on the base model {base!r} (revision {revision}), but "
+                    f"{given_name(present['path'])!r} holds other weights or another config; give --model.{name} {base}"
                 )
 
     def _check_adapters(self, contract: Mapping[str, Any], path: object) -> None:
