@@ -48,7 +48,7 @@ def dev_scores(shots: int, options: argparse.Namespace) -> dict[str, Tensor]:
         scores["dev"] = system.label_scores([without_label(s) for s in texts])
         options.out.mkdir(parents=True, exist_ok=True)
         torch.save(scores, file)
-    return torch.load(file)
+    return torch.load(file, weights_only=True)
 
 
 def main() -> None:

@@ -366,28 +366,27 @@ class CheckpointedModule(DividedModule):
         for name, present in self.identities.items():
             trained_on = contract["bases"].get(name)
             if trained_on and trained_on.get("quantize") != present.get("quantize"):
+                wanted, got = trained_on.get("quantize"), present.get("quantize")
                 raise ValueError(
-                    f"{path} was trained on the base model {trained_on['path']!r} with quantize "
-                    f"{trained_on.get('quantize')}, but here it is {present.get('quantize')}; give --model.quantize "
-                    f"{trained_on.get('quantize') or 'null'}"
+                    f"{path} was trained on the base model {given_name(trained_on['path'])!r} with quantize {wanted}, "
+                    f"but here it is {got}; give --model.quantize {wanted or 'null'}"
                 )
             backbone = self.backbones()[name]
             if isinstance(backbone, GivenFeatures) and trained_on and "features" in trained_on:
                 backbone.require_same(trained_on["features"], path)
             if trained_on and trained_on["fingerprint"] != present["fingerprint"]:
-                base, other = given_name(trained_on["path"]), given_name(present["path"])
+                base, revision = given_name(trained_on["path"]), trained_on["revision"]
                 raise ValueError(
-                    f"{path} was trained on the base model {base!r} (revision {trained_on['revision']}), but {other!r} "
-                    f"holds other weights or another config; give --model.{name} {base}"
+                    f"{path} was trained on the base model {base!r} (revision {revision}), but "
+                    f"{given_name(present['path'])!r} holds other weights or another config; give --model.{name} {base}"
                 )
 
     def _check_adapters(self, contract: Mapping[str, Any], path: object) -> None:
         """Check the adapters' settings: their scale stands in no tensor, so a wrong one would pass unnoticed."""
         for name, trained in contract.get("adapters", {}).items():
             present = self._adapters().get(name, {})
-            wrong = {
-                k: (v, present[k]) for k, v in trained.items() if k in present and k != "dropout" and present[k] != v
-            }
+            known = {k: v for k, v in trained.items() if k in present and k != "dropout"}
+            wrong = {k: (v, present[k]) for k, v in known.items() if present[k] != v}
             if wrong:
                 difference = "; ".join(f"{k} {a!r}, not {b!r}" for k, (a, b) in wrong.items())
                 raise ValueError(
