@@ -15,7 +15,7 @@ from transformers import PreTrainedTokenizerFast
 from tests.conftest import tiny_texts
 from zoo.backbones.tiny import make_tokenizer
 
-WIDTH, HEADS, GROUPS, INNER, LAYERS, LONGEST = 64, 4, 2, 256, 2, 64
+WIDTH, HEADS, GROUPS, INNER, LAYERS, LONGEST = 64, 4, 2, 256, 3, 64
 HEAD = {"llama": 16, "qwen2": 16, "qwen3": 32}  # channels of a head; those of Qwen3 are no share of the width
 TEMPLATE = "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\\n' }}{% endfor %}"
 Packed = tuple[np.ndarray, np.ndarray]  # bytes (rows, bytes of a row), and the numbers (rows, columns) float32
@@ -62,6 +62,53 @@ def q8_0(rng: np.random.Generator, rows: int, columns: int) -> Packed:
     return packed.reshape(rows, -1), (d.astype(np.float32) * q.astype(np.float32)).reshape(rows, columns)
 
 
+def q5_0(rng: np.random.Generator, rows: int, columns: int) -> Packed:
+    """d * (q - 16), 32 to a block: d as float16, the 32 highest bits, then the low halves as in q4_0."""
+    n = rows * columns // 32
+    d, q = _scales(rng, n, 0.015), rng.integers(0, 32, (n, 32), dtype=np.uint8)
+    high, low = np.packbits(q >> 4, 1, bitorder="little"), q & 15
+    packed = np.concatenate([d.view(np.uint8), high, low[:, :16] | low[:, 16:] << 4], 1)
+    return packed.reshape(rows, -1), (d.astype(np.float32) * (q.astype(np.float32) - 16)).reshape(rows, columns)
+
+
+def _six_bits(scales: np.ndarray, minima: np.ndarray) -> np.ndarray:
+    """(N, 8) scales and minima of six bits each in (N, 12) bytes.
+
+    The first four of each have bytes of their own, whose two high bits are those of the last four; the four low bits
+    of these are the halves of the last four bytes.
+    """
+    first = [x[:, :4] | (x[:, 4:] >> 4) << 6 for x in (scales, minima)]
+    return np.concatenate([*first, (scales[:, 4:] & 15) | (minima[:, 4:] & 15) << 4], 1).astype(np.uint8)
+
+
+def _k_blocks(rng: np.random.Generator, rows: int, columns: int, bits: int) -> Packed:
+    """d * scale * q - m * minimum, 256 to a block, a scale and a minimum for every 32.
+
+    Of each pair of 32, a byte holds a number of the first in its low half and one of the second in its high half; the
+    fifth bits, if there are any, stand before: byte l holds those of the eight numbers l, one bit each.
+    """
+    n = rows * columns // 256
+    d, m = _scales(rng, n, 0.0005), _scales(rng, n, 0.003)
+    scale, minimum = (rng.integers(0, 64, (n, 8), dtype=np.uint8) for _ in range(2))
+    q = rng.integers(0, 2**bits, (n, 8, 32), dtype=np.uint8)
+    low = [(q[:, i] & 15) | (q[:, i + 1] & 15) << 4 for i in range(0, 8, 2)]
+    high = [sum((q[:, i] >> 4) << i for i in range(8))] if bits == 5 else []
+    packed = np.concatenate([d.view(np.uint8), m.view(np.uint8), _six_bits(scale, minimum), *high, *low], 1)
+    sizes, offsets = d.astype(np.float32) * scale, m.astype(np.float32) * minimum
+    values = sizes[..., None] * q.astype(np.float32) - offsets[..., None]
+    return packed.astype(np.uint8).reshape(rows, -1), values.reshape(rows, columns)
+
+
+def q4_k(rng: np.random.Generator, rows: int, columns: int) -> Packed:
+    """Four bits; see `_k_blocks`."""
+    return _k_blocks(rng, rows, columns, 4)
+
+
+def q5_k(rng: np.random.Generator, rows: int, columns: int) -> Packed:
+    """Five bits; see `_k_blocks`."""
+    return _k_blocks(rng, rows, columns, 5)
+
+
 def q6_k(rng: np.random.Generator, rows: int, columns: int) -> Packed:
     """d * scale * (q - 32), 256 to a block: four low bits, two high bits, a signed scale for every 16, d as float16.
 
@@ -85,7 +132,10 @@ def f16(rng: np.random.Generator, rows: int, columns: int) -> Packed:
     return values, values.astype(np.float32)
 
 
-KINDS = {"Q4_0": q4_0, "Q4_1": q4_1, "Q8_0": q8_0, "Q6_K": q6_k, "F16": f16}
+KINDS = {
+    "Q4_0": q4_0, "Q4_1": q4_1, "Q5_0": q5_0, "Q8_0": q8_0, "Q4_K": q4_k, "Q5_K": q5_k, "Q6_K": q6_k, "F16": f16,
+}  # fmt: skip
+K_KINDS = ("Q4_K", "Q5_K", "Q6_K")  # of the layers, in order
 
 
 # ---- files
@@ -127,10 +177,10 @@ def tensors_of(family: str, rows: int, untied: bool = False) -> tuple[dict[str, 
                 add(f"{block}.attn_{p}.bias", f"{place}.bias", "F32", (heads * head,))
             if family == "qwen3" and p != "v":
                 add(f"{block}.attn_{p}_norm.weight", f"{layer}.self_attn.{p}_norm.weight", "F32", (head,))
-        add(f"{block}.attn_output.weight", f"{layer}.self_attn.o_proj.weight", "Q4_0", (WIDTH, HEADS * head))
+        add(f"{block}.attn_output.weight", f"{layer}.self_attn.o_proj.weight", "Q5_0", (WIDTH, HEADS * head))
         add(f"{block}.ffn_gate.weight", f"{layer}.mlp.gate_proj.weight", "Q4_1", (INNER, WIDTH))
         add(f"{block}.ffn_up.weight", f"{layer}.mlp.up_proj.weight", "F16", (INNER, WIDTH))
-        add(f"{block}.ffn_down.weight", f"{layer}.mlp.down_proj.weight", "Q6_K", (WIDTH, INNER))
+        add(f"{block}.ffn_down.weight", f"{layer}.mlp.down_proj.weight", K_KINDS[i], (WIDTH, INNER))
     return stored, numbers
 
 

@@ -45,7 +45,7 @@ def as_folder(folder: Path, family: str, numbers: dict[str, np.ndarray], **chang
         vocab_size=len(tokenizer),
         hidden_size=64,
         intermediate_size=256,
-        num_hidden_layers=2,
+        num_hidden_layers=gguf_files.LAYERS,
         num_attention_heads=4,
         num_key_value_heads=2,
         head_dim=32 if family == "qwen3" else 16,
