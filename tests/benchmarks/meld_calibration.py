@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from lightning import Trainer, seed_everything
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.benchmarks.meld_laptop import three
@@ -32,7 +33,7 @@ FORMS = ("none", "content_free", "batch")
 
 def dev_scores(shots: int, options: argparse.Namespace) -> dict[str, Tensor]:
     """Scores of the label words about the texts without content (3, 7) and about the validation texts (1109, 7)."""
-    file: Path = options.out / f"scores-{shots}.pt"
+    file: Path = options.out / f"scores-{shots}.safetensors"
     if not file.is_file():
         seed_everything(0)
         system = build_module(CONFIG, {"shots": shots, "dtype": options.dtype})
@@ -47,8 +48,8 @@ def dev_scores(shots: int, options: argparse.Namespace) -> dict[str, Tensor]:
         scores = {"content_free": system.label_scores(without_content(texts[0]))}
         scores["dev"] = system.label_scores([without_label(s) for s in texts])
         options.out.mkdir(parents=True, exist_ok=True)
-        torch.save(scores, file)
-    return torch.load(file, weights_only=True)
+        save_file(scores, file)
+    return load_file(file)
 
 
 def main() -> None:
