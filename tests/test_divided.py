@@ -225,10 +225,10 @@ def end_of(started: ProcessContext, *codes: int) -> None:
     end = time.monotonic() + 60
     for process in started.processes:
         process.join(max(0, end - time.monotonic()))
-    found = [process.exitcode for process in started.processes]
+    exit_codes = [process.exitcode for process in started.processes]
     for process in started.processes:
         process.kill()
-    assert found == list(codes)
+    assert exit_codes == list(codes)
 
 
 def killed_and_resumed(root: Path, monkeypatch: pytest.MonkeyPatch, *given: str) -> Path:

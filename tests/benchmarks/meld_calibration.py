@@ -74,11 +74,11 @@ def main() -> None:
         }
         for form in FORMS:
             answers = (scores["dev"] - taken_out[form]).argmax(1).tolist()
-            said = [
+            predictions = [
                 {"id": s.id, "dialogue": s.dialogue, "label": s.target.label, "predicted": names[answer]}
                 for s, answer in zip(texts, answers, strict=True)
             ]
-            score = evaluate(said, data.labels, draws=1)
+            score = evaluate(predictions, data.labels, draws=1)
             counts = np.bincount(answers, minlength=len(names))
             often = f"{names[int(counts.argmax())]}, {100 * counts.max() / len(texts):.0f} %"
             measured = (three(score[k]) for k in ("weighted_f1", "macro_f1", "accuracy"))

@@ -177,8 +177,8 @@ def test_offline_says_what_to_copy(entry, monkeypatch):
 def test_offline_no_check_is_advised_where_nothing_is_recorded_to_compare_with(entry, monkeypatch):
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     hub(entry, files=dict.fromkeys(HUB))
-    said = refused("checkpoints", "pull", "eyes", "--to", "here")
-    assert "and use it as --model.vision here; no sha256 is recorded" in said and "verify" not in said
+    message = refused("checkpoints", "pull", "eyes", "--to", "here")
+    assert "and use it as --model.vision here; no sha256 is recorded" in message and "verify" not in message
 
 
 def test_a_hub_that_does_not_answer_is_asked_once(entry, monkeypatch, caplog, capfd):
@@ -187,8 +187,8 @@ def test_a_hub_that_does_not_answer_is_asked_once(entry, monkeypatch, caplog, ca
         monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", f"http://127.0.0.1:{closed.getsockname()[1]}")
         hub(entry)
         started = time.monotonic()
-        said = refused("checkpoints", "pull", "eyes", "--to", "here")
-    assert "some/eyes could not be fetched: the hub does not answer" in said
+        message = refused("checkpoints", "pull", "eyes", "--to", "here")
+    assert "some/eyes could not be fetched: the hub does not answer" in message
     assert time.monotonic() - started < 5 and "Retrying" not in caplog.text + capfd.readouterr().err
 
 

@@ -142,8 +142,8 @@ def test_what_was_taken_out_lies_with_the_weights_and_serves_data_without_a_vali
 
 def test_it_is_refused_where_no_label_words_are_scored(home, tmp_path):
     greedy = options(home, "CausalLM", model__calibration="batch", model__decode="greedy")
-    said = refused("test", "--zero_shot=true", *greedy)
-    assert "calibration batch corrects the scores of label words, but decode: greedy scores none" in said
+    message = refused("test", "--zero_shot=true", *greedy)
+    assert "calibration batch corrects the scores of label words, but decode: greedy scores none" in message
     corpus = MELD(root=home / "meld")
     corpus.setup("test")
     shows_more = DialogueLLM(llm=str(home / "llm"), template="short", calibration="batch")

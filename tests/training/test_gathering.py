@@ -31,10 +31,10 @@ def test_large_tensors_lie_in_a_file_without_a_name(dtype, tmp_path):
     gathering = Gathering(tmp_path / "new")
     values = [torch.randn(BIG // 4).to(dtype), torch.randn(SMALL, 3).to(dtype).T, torch.tensor(3.0), 7]
     with Memory(0.005) as memory:
-        kept = [gathering.whole(value) for value in values]
+        gathered = [gathering.whole(value) for value in values]
     assert memory.own < BIG / 4 and not list((tmp_path / "new").iterdir())
-    assert kept[3] == 7 and all(torch.equal(a, b) for a, b in zip(kept[:3], values[:3], strict=True))
-    torch.save(kept, tmp_path / "file")
+    assert gathered[3] == 7 and all(torch.equal(a, b) for a, b in zip(gathered[:3], values[:3], strict=True))
+    torch.save(gathered, tmp_path / "file")
     del gathering
     assert torch.equal(torch.load(tmp_path / "file", weights_only=True)[1], values[1])
 
@@ -45,8 +45,8 @@ def test_where_no_file_can_be_mapped_they_stay_in_memory(tmp_path, monkeypatch):
 
     monkeypatch.setattr("zoo.training.gathering.mmap.mmap", refuse)
     value = torch.randn(SMALL)
-    kept = Gathering(tmp_path).whole(value)
-    assert torch.equal(kept, value) and kept.data_ptr() != value.data_ptr()
+    gathered = Gathering(tmp_path).whole(value)
+    assert torch.equal(gathered, value) and gathered.data_ptr() != value.data_ptr()
 
 
 def test_weights_and_moments_are_those_of_a_run_that_divides_nothing(tmp_path):
@@ -58,10 +58,10 @@ def test_weights_and_moments_are_those_of_a_run_that_divides_nothing(tmp_path):
     state = Gathering(tmp_path).weights(module)
     assert state.keys() == {"a.weight", "b.weight"} and state["a.weight"] is state["b.weight"]
     assert torch.equal(state["a.weight"], module.a.weight)
-    found, expected = Gathering(tmp_path).optimizer(optimizer, module), optimizer.state_dict()
-    assert found["param_groups"] == expected["param_groups"] and found["state"].keys() == {0}
+    gathered, expected = Gathering(tmp_path).optimizer(optimizer, module), optimizer.state_dict()
+    assert gathered["param_groups"] == expected["param_groups"] and gathered["state"].keys() == {0}
     for name, value in expected["state"][0].items():
-        assert torch.equal(found["state"][0][name], value), name
+        assert torch.equal(gathered["state"][0][name], value), name
     helps = Gathering(None)
     assert helps.weights(module) == {} and helps.optimizer(optimizer, module) == {}
 
