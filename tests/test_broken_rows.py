@@ -279,21 +279,21 @@ def test_a_share_that_is_none_is_refused(home, share):
 def test_broken_rows_of_one_of_two_processes_leave_the_other_at_work(system, home, tmp_path):
     """Clips that are missing or broken in every split, a row that is too long, and one sample alone to validate, whose
     clip is broken: two processes that hold all weights each (DDP) and two that divide them learn and list the same."""
-    found = []
+    results = []
     for name, strategy in (("ddp", ()), ("fsdp2", DIVIDED)):
         given = [*data(home / "few"), *TWO, *strategy, f"--trainer.default_root_dir={tmp_path / name}"]
         zoo_in_two("fit", *of(system, home), *given)
         run = newest(tmp_path / name)
         assert checkpoint(run)["global_step"] == 7
         zoo_in_two("test", f"--ckpt_path={run}/checkpoints/last.ckpt")
-        found.append((checkpoint(run)["state_dict"], rows(run), metrics(run)))
-    (whole, answers, said), (divided, divided_answers, divided_said) = found
+        results.append((checkpoint(run)["state_dict"], rows(run), metrics(run)))
+    (whole, answers, whole_metrics), (divided, divided_answers, divided_metrics) = results
     assert whole.keys() == divided.keys()
     for name, value in whole.items():
         assert torch.isfinite(value).all() and torch.allclose(value, divided[name], atol=1e-5), name
     assert [(r["id"], r["predicted"]) for r in answers] == [(r["id"], r["predicted"]) for r in divided_answers]
-    assert said["n"] == 7 and said["problems"] == divided_said["problems"]
-    listed = {split: problems["listed"] for split, problems in said["problems"].items()}
+    assert whole_metrics["n"] == 7 and whole_metrics["problems"] == divided_metrics["problems"]
+    listed = {split: problems["listed"] for split, problems in whole_metrics["problems"].items()}
     assert {Path(name).name for name in listed["dev"]["unreadable"]} == {"dia0_utt1.mp4"}
     for split in ("train", "test"):
         assert listed[split]["missing"].keys() == {f"meld/{split}/dia0_utt0"}

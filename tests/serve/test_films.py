@@ -41,13 +41,13 @@ def parts_of(answers: Answers, clip: Path) -> dict:
 
 
 def test_who_is_to_be_seen_and_heard(answers, clips):  # noqa: F811  (a fixture)
-    seen = {name: parts_of(answers, clips[name]) for name in ("face", "no face", "five faces", "silence")}
-    assert seen["face"]["parts"]["face"]["faces"] == 1 and seen["face"]["used"] == ["text", "face", "voice"]
-    assert seen["no face"]["unused"]["face"] == "no face found"
+    rows = {name: parts_of(answers, clips[name]) for name in ("face", "no face", "five faces", "silence")}
+    assert rows["face"]["parts"]["face"]["faces"] == 1 and rows["face"]["used"] == ["text", "face", "voice"]
+    assert rows["no face"]["unused"]["face"] == "no face found"
     assert (
-        seen["five faces"]["parts"]["face"]["faces"] == 5 and seen["five faces"]["description"]["scene"]["faces"] == 5
+        rows["five faces"]["parts"]["face"]["faces"] == 5 and rows["five faces"]["description"]["scene"]["faces"] == 5
     )
-    assert seen["silence"]["unused"]["voice"] == "silence"
+    assert rows["silence"]["unused"]["voice"] == "silence"
 
 
 def test_a_film_of_ten_minutes(answers, film):
